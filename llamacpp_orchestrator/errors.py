@@ -1,0 +1,73 @@
+"""What can go wrong, in the words that the user reads.
+
+OrchestrateError
+├── JobError          the job file or the command line is wrong (exit 2)
+├── LockError         the lock is absent, damaged or does not fit the job (exit 3)
+├── NetworkError      a server could not be reached, refused, or sent something else
+├── IntegrityError    bytes are not the bytes that were promised
+├── CommandFailed     a child process ended badly
+└── Stopped           a signal asked us to end (exit 128 + its number)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class OrchestrateError(Exception):
+    """An expected failure: what happened, what to do about it, and the exit code it means."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "", log: Path | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.log = log
+
+    def lines(self) -> list[str]:
+        """The failure as the lines that are shown, without a prefix for the first."""
+        shown = [self.message]
+        shown += [f"hint: {self.hint}"] if self.hint else []
+        return shown + ([f"log: {self.log}"] if self.log else [])
+
+
+class JobError(OrchestrateError):
+    """The job file or the command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class LockError(OrchestrateError):
+    """The lock is absent, damaged or does not fit."""
+
+    exit_code = 3
+
+
+class NetworkError(OrchestrateError):
+    """A server could not be reached, or answered with a refusal; `status` is its HTTP status, 0 without one."""
+
+    def __init__(self, message: str, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
+class IntegrityError(OrchestrateError):
+    """Bytes differ from what was promised; both sides are in the message."""
+
+
+class CommandFailed(OrchestrateError):
+    """A child process ended with a code other than 0; `tail` holds its last lines."""
+
+    def __init__(self, message: str, *, code: int, tail: str = "", hint: str = "", log: Path | None = None) -> None:
+        super().__init__(message, hint, log)
+        self.code = code
+        self.tail = tail
+
+
+class Stopped(OrchestrateError):
+    """A signal asked us to end; everything made halfway has been cleaned up."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("stopped; run the same command again to go on")
+        self.exit_code = 128 + signal_number

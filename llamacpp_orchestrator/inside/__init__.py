@@ -1,0 +1,1 @@
+"""Scripts that the interpreter of the converter environment runs; nothing here imports the package."""
