@@ -1,0 +1,123 @@
+"""One warm interpreter: imports once what upstream's scripts import, then forks one child per conversion.
+
+Reads one JSON request a line from standard input: {"id", "argv": [script, ...], "cwd", "env", "log", "root"}; answers
+{"id", "code"} a line on standard output when that child has ended. A child runs the script as `__main__` exactly as a
+fresh process would: argv, sys.path[0], cwd, environment and its own log. The end of standard input ends everything.
+"""
+
+import ast
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import sys
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+def preload(root):
+    """Import what the scripts below `root` import from elsewhere; what is missing is left to the script itself to say."""
+    scripts = [*Path(root).glob("convert_*_to_gguf.py"), *Path(root, "conversion").glob("*.py")]
+    local = {"gguf", "conversion"} | {path.stem for path in scripts}
+    for script in scripts:
+        for node in ast.parse(script.read_bytes()).body:
+            if isinstance(node, ast.Import):
+                wanted = [(alias.name, ()) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                wanted = [(node.module, [alias.name for alias in node.names])]
+            else:
+                continue
+            for module, names in wanted:
+                if module.split(".")[0] not in local and module != "__future__":
+                    touch(module, names)
+
+
+def touch(module, names):
+    """Import a module and read names from it, which makes lazy packages load what stands behind them."""
+    try:
+        loaded = importlib.import_module(module)
+        for name in names:
+            getattr(loaded, name, None)
+    except Exception:
+        pass
+
+
+def child(request):
+    """Become the script: never returns."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv = request["argv"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    code = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def serve():
+    """Fork for each request until standard input ends, then end every child that is left."""
+    running = {}
+    buffer = b""
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    while True:
+        ready, _, _ = select.select([0, wake], [], [])
+        if wake in ready:
+            os.read(wake, 4096)
+            reap(running)
+        if 0 in ready:
+            chunk = os.read(0, 65536)
+            if not chunk:
+                break
+            *lines, buffer = (buffer + chunk).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                pid = os.fork()
+                if not pid:
+                    signal.set_wakeup_fd(-1)
+                    child(request)
+                running[pid] = request["id"]
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+
+
+def reap(running):
+    """Answer for each child that has ended; the code is negative for a signal."""
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        answer = {"id": running.pop(pid), "code": os.waitstatus_to_exitcode(status)}
+        os.write(1, json.dumps(answer).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    preload(sys.argv[1])
+    serve()

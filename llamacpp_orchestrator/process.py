@@ -1,0 +1,183 @@
+"""The one door to child processes: a Command is a value, and every child dies with us."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import OrchestrateError
+
+TAIL_LINES = 20
+GRACE_SECONDS = 3.0
+
+# What a child needs to find programs, libraries, certificates and a temporary folder. Everything else, tokens and
+# cloud credentials before all, stays with us.
+ALLOWED = frozenset(
+    "PATH HOME USER LOGNAME LANG LC_ALL LC_CTYPE TZ TMPDIR TEMP TMP SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT USERPROFILE APPDATA "
+    "LOCALAPPDATA PROGRAMDATA PROGRAMFILES NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE LD_LIBRARY_PATH SSL_CERT_FILE SSL_CERT_DIR "
+    "REQUESTS_CA_BUNDLE CURL_CA_BUNDLE CUDA_VISIBLE_DEVICES OMP_NUM_THREADS XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME".split()
+)
+
+_children: set[subprocess.Popen[bytes]] = set()
+_children_lock = threading.Lock()
+_stopping = threading.Event()
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A program call as data; `env` is the whole environment it gets, `None` for `cwd` means ours."""
+
+    argv: tuple[str, ...]
+    cwd: str | None = None
+    env: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return subprocess.list2cmdline(self.argv) if os.name == "nt" else shlex.join(self.argv)
+
+
+def clean_env(**extra: str) -> tuple[tuple[str, str], ...]:
+    """The allowed part of our environment, with additions; names compare without case, as Windows does."""
+    kept = {name: value for name, value in os.environ.items() if name.upper() in ALLOWED}
+    return tuple(sorted({**kept, **extra}.items()))
+
+
+def capture(command: Command, timeout: float = 60.0) -> str:
+    """The standard output of a short command; CommandFailed on any other end."""
+    with _child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        try:
+            out, err = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise CommandFailed(f"`{command.argv[0]}` gave no answer in {timeout:.0f} s", code=-1) from error
+    if child.returncode:
+        tail = last_lines(err.decode(errors="replace") or out.decode(errors="replace"))
+        raise CommandFailed(f"`{command}` {ended(child.returncode)}\n{tail}".strip(), code=child.returncode, tail=tail)
+    return out.decode(errors="replace")
+
+
+def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = None) -> None:
+    """Run long work: both streams go to `log` and line by line to `on_line`; CommandFailed carries the last lines."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as sink, _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        sink.write(f"$ {command}\n".encode())
+        assert child.stdout is not None
+        for raw in child.stdout:
+            sink.write(raw)
+            sink.flush()
+            if on_line:
+                on_line(raw.decode(errors="replace").rstrip())
+        code = child.wait()
+    if code:
+        raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail_of(log), log=log)
+
+
+def start(command: Command, *, stderr: Path) -> subprocess.Popen[bytes]:
+    """A child to talk with over its pipes; `stop` ends it, as does our own end."""
+    with stderr.open("ab") as sink:
+        return _start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink)
+
+
+def stop(child: subprocess.Popen[bytes]) -> None:
+    """End a child and all of its own: politely first, then for certain."""
+    _signal_group(child, signal.SIGTERM)
+    try:
+        child.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    _signal_group(child, getattr(signal, "SIGKILL", signal.SIGTERM))
+    child.wait()
+    with _children_lock:
+        _children.discard(child)
+
+
+def stop_all() -> None:
+    """End every child, and let no new one start; for the moment when a signal asks us to go."""
+    _stopping.set()
+    with _children_lock:
+        children = list(_children)
+    for child in children:
+        _signal_group(child, signal.SIGTERM)
+    for child in children:
+        stop(child)
+
+
+def ended(code: int) -> str:
+    """How a process ended, in words; a negative code is the signal that killed it."""
+    if code == -9:
+        return "was killed (often the system running out of memory)"
+    if code < 0:
+        return f"was ended by signal {-code}"
+    return f"ended with exit code {code}"
+
+
+def tail_of(log: Path) -> str:
+    """The last lines of a log, where each redrawn progress bar counts once."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 65536))
+        return last_lines(file.read().decode(errors="replace"))
+
+
+def last_lines(text: str) -> str:
+    """The last few lines of a text; of a line redrawn with carriage returns only what is seen at the end."""
+    lines = [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.strip("\n").split("\n")]
+    return "\n".join(lines[-TAIL_LINES:])
+
+
+@contextmanager
+def _child(command: Command, *, stdout: int, stderr: int) -> Iterator[subprocess.Popen[bytes]]:
+    child = _start(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            stop(child)
+        for pipe in (child.stdout, child.stderr):
+            if pipe:
+                pipe.close()
+        with _children_lock:
+            _children.discard(child)
+
+
+def _start(command: Command, *, stdin: int, stdout: int, stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
+    # A group of its own lets us end a child together with whatever it starts, and keeps the terminal's ^C from it:
+    # the driver decides what ends, and in which order.
+    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+    if _stopping.is_set():
+        raise OrchestrateError("stopping")
+    try:
+        with _children_lock:
+            child = subprocess.Popen(
+                command.argv,
+                cwd=command.cwd,
+                env=dict(command.env) if command.env else None,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=sys.platform != "win32",
+                creationflags=flags,
+            )
+            _children.add(child)
+    except OSError as error:
+        raise CommandFailed(f"`{command.argv[0]}` could not be started: {error.strerror or error}", code=127) from error
+    return child
+
+
+def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+    try:
+        if sys.platform == "win32":
+            if child.poll() is None:
+                child.terminate()
+        else:
+            os.killpg(child.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass

@@ -1,0 +1,156 @@
+"""A folder per key, made once and marked complete last: whatever is interrupted is made anew on the next run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from llamacpp_orchestrator.errors import OrchestrateError
+
+TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
+KINDS = ("source", "binaries", "environments", "views", "downloads", "logs", "locks", "memo")
+MARK = "complete.json"
+
+
+class Store:
+    """The cache folder: `ensure` makes an entry or finds it, safely between processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, kind: str) -> Path:
+        """The folder of one kind of entry, made with the cache's own tag when it is not there."""
+        if not (self.root / "CACHEDIR.TAG").exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / "CACHEDIR.TAG").write_text(TAG, encoding="utf-8")
+        made = self.root / kind
+        made.mkdir(exist_ok=True)
+        return made
+
+    def entry(self, kind: str, key: str) -> Path:
+        """Where an entry lies or would lie; touches nothing."""
+        return self.root / kind / key
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether an entry was made to its end."""
+        return (self.entry(kind, key) / MARK).is_file()
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Hold one name against every other process and thread of this machine."""
+        path = self.folder("locks") / f"{name.replace('/', '-')}.lock"
+        with FileLock(path, thread_local=False, is_singleton=False):
+            yield
+
+    def ensure(
+        self, kind: str, key: str, make: Callable[[Path], None], healthy: Callable[[Path], str] = lambda path: ""
+    ) -> Path:
+        """The complete folder of `key`, made by `make(folder)` if need be.
+
+        `healthy` answers "" or the reason why a complete entry must be made anew. An environment cannot be moved, so
+        entries are made in place, and the mark, renamed in last, is what makes them count.
+        """
+        path = self.entry(kind, key)
+        if self.has(kind, key) and not healthy(path):
+            return path
+        with self.lock(f"{kind}-{key}"):
+            if self.has(kind, key) and not healthy(path):
+                return path
+            self.folder(kind)
+            remove(path)
+            path.mkdir(parents=True)
+            try:
+                make(path)
+            except BaseException:
+                remove(path)
+                raise
+            write_atomically(path / MARK, json.dumps({"kind": kind, "key": key}) + "\n")
+        return path
+
+    def sha256(self, path: Path) -> str:
+        """The digest of a file, remembered as long as its size, time and inode stay."""
+        found = path.stat()
+        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+        memo = self.folder("memo") / name
+        state = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+        try:
+            known, digest = memo.read_text(encoding="utf-8").rsplit(" ", 1)
+            if known == state:
+                return digest
+        except (OSError, ValueError):
+            pass
+        digest = file_sha256(path)
+        write_atomically(memo, f"{state} {digest}")
+        return digest
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new, never half."""
+    staged = path.with_name(f".{path.name[:100]}.{os.getpid()}.{os.urandom(4).hex()}.new")
+    try:
+        with staged.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise OrchestrateError(f"cannot write {path}: {error.strerror}", "check the folder's rights and free space") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder that is ours, read-only parts included; absent is fine."""
+
+    def retry(function: Callable[[str], object], name: str, _: object) -> None:
+        os.chmod(name, stat.S_IRWXU)
+        function(name)
+
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        shutil.rmtree(path, onerror=retry)
+
+
+def entries(root: Path) -> list[tuple[str, str, int, bool]]:
+    """(kind, key, bytes, complete) of everything in a cache folder."""
+    found = []
+    for kind in ("source", "binaries", "environments", "views"):
+        for path in sorted((root / kind).glob("*")):
+            found.append((kind, path.name, _size(path), (path / MARK).is_file()))
+    return found
+
+
+def prune(root: Path, kinds: tuple[str, ...]) -> int:
+    """Remove the entries of some kinds and say how many bytes that freed; refuses a folder that is not a cache of ours."""
+    if root.exists() and not (root / "CACHEDIR.TAG").is_file():
+        raise OrchestrateError(f"{root} has no CACHEDIR.TAG, so it is not a cache of ours", "nothing was removed; check ORCHESTRATE_CACHE_DIR")
+    freed = 0
+    for kind in kinds:
+        for path in (root / kind).glob("*"):
+            freed += _size(path)
+            remove(path)
+    return freed
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
