@@ -1,0 +1,310 @@
+"""The Python environment that a tag's scripts need: from its own requirements to one hashed set, and a venv of exactly that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote
+from urllib.parse import urlsplit
+
+import msgspec
+from packaging.markers import default_environment
+from packaging.requirements import InvalidRequirement
+from packaging.requirements import Requirement
+from packaging.tags import Tag
+from packaging.tags import compatible_tags
+from packaging.tags import cpython_tags
+from packaging.tags import platform_tags
+from packaging.utils import InvalidWheelFilename
+from packaging.utils import canonicalize_name
+from packaging.utils import parse_wheel_filename
+
+from llamacpp_orchestrator import process
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.settings import Index
+from llamacpp_orchestrator.settings import Settings
+
+MINORS = ("3.12", "3.11", "3.10", "3.13", "3.14")
+SCRIPTS = ("convert_hf_to_gguf", "convert_lora_to_gguf")
+# Only these two have wheels for a few interpreters each: where both fit, everything else of upstream's set fits too.
+DECISIVE = ("torch", "numpy")
+PROBED = ("numpy", "sentencepiece", "torch", "transformers", "safetensors")
+MACHINES = ("x86_64", "AMD64", "aarch64", "arm64", "ARM64")
+
+
+class Pin(msgspec.Struct, frozen=True, kw_only=True):
+    """A resolved environment: the interpreter's minor version and every package with its hashes, for all platforms."""
+
+    python: str
+    requirements: str
+
+    def digest(self) -> str:
+        """The content key of this set, in hex."""
+        return hashlib.sha256(f"{self.python}\n{self.requirements}".encode()).hexdigest()
+
+
+def upstream_requirements(tree: Path) -> tuple[str, ...]:
+    """The requirement lines of both scripts at this tag, `-r` followed, index options left out.
+
+    Raises OrchestrateError for a file that the tag lacks, and JobError for a line that pip itself would not take.
+    """
+    lines: dict[str, None] = {}
+    for script in SCRIPTS:
+        _read(tree / "requirements" / f"requirements-{script}.txt", tree, lines, ())
+    return tuple(lines)
+
+
+def _read(path: Path, tree: Path, lines: dict[str, None], above: tuple[Path, ...]) -> None:
+    if not path.is_file():
+        raise OrchestrateError(f"this llama.cpp has no {path.relative_to(tree).as_posix()}", "choose a tag from b3878 on")
+    if path in above:
+        return
+    for raw in path.read_text(encoding="utf-8").splitlines():
+        line = re.sub(r"(^|\s)#.*$", "", raw).strip()
+        if match := re.match(r"(?:-r|--requirement)[\s=]*(.+)", line):
+            nested = Path(os.path.normpath(path.parent / match[1]))
+            if tree not in nested.parents:
+                raise OrchestrateError(f"{path.name} includes {match[1]}, which is outside of the tree")
+            _read(nested, tree, lines, (*above, path))
+        elif line and not line.startswith("-") and _concerns_us(parse(line)):
+            lines[line] = None
+
+
+def parse(line: str) -> Requirement:
+    """One PEP 508 line; JobError names the line that is none."""
+    try:
+        return Requirement(line)
+    except InvalidRequirement as error:
+        raise JobError(f"`{line}` is not a requirement: {str(error).splitlines()[0]}", "write it as in `torch==2.13.0`") from error
+
+
+def _concerns_us(requirement: Requirement) -> bool:
+    # Upstream has lines for machines that we do not serve (s390x nightlies); a universal resolution would fail on them.
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({**default_environment(), "platform_machine": machine}) for machine in MACHINES)
+
+
+def merged(lines: Iterable[str], overrides: Iterable[str]) -> dict[str, Requirement]:
+    """The requirement that counts for each name, overrides last."""
+    return {canonicalize_name(found.name): found for found in map(parse, (*lines, *overrides))}
+
+
+def supported(requirement: Requirement, files: Iterable[str]) -> set[str]:
+    """The interpreters ("3.12") for which one of these files is a fitting wheel of a version that is wanted."""
+    wheels = []
+    for name in files:
+        try:
+            _, version, _, tags = parse_wheel_filename(name)
+        except InvalidWheelFilename:
+            continue
+        if requirement.specifier.contains(version, prereleases=bool(requirement.specifier.prereleases)):
+            wheels.append(tags)
+    return {minor for minor in MINORS if any(not tags.isdisjoint(_tags(minor)) for tags in wheels)}
+
+
+def _tags(minor: str) -> frozenset[Tag]:
+    major, small = map(int, minor.split("."))
+    platforms = list(platform_tags())
+    ours = [*cpython_tags((major, small), platforms=platforms), *compatible_tags((major, small), f"cp{major}{small}", platforms)]
+    return frozenset(ours)
+
+
+def order(allowed: Iterable[set[str]], nearby: Iterable[set[str]], running: str, installed: Iterable[str]) -> list[str]:
+    """Interpreters that every pin allows, the best first.
+
+    A wheel in a folder of the user's own decides first (it was put there on purpose), then what is installed, then
+    the interpreter we run on.
+    """
+    fitting = set(MINORS).intersection(*allowed) if allowed else set(MINORS)
+    near = set(MINORS).intersection(*nearby)
+    have = set(installed)
+    return sorted(fitting, key=lambda minor: (minor not in near, minor not in have, minor != running, MINORS.index(minor)))
+
+
+def find_links_files(locations: Iterable[str]) -> list[str]:
+    """The file names in the find-links folders; pages are left to uv."""
+    names: list[str] = []
+    for location in locations:
+        parts = urlsplit(location)
+        folder = Path(unquote(parts.path)) if parts.scheme == "file" else Path(location)
+        if folder.is_dir():
+            names += [file.name for file in folder.iterdir()]
+    return names
+
+
+def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], settings: Settings, torch_index: str | None) -> str:
+    """The interpreter's minor version that upstream's pins allow here; OrchestrateError names those it would take."""
+    wanted = merged(lines, overrides)
+    allowed: list[set[str]] = []
+    nearby: list[set[str]] = []
+    local = find_links_files(settings.index.find_links)
+    for name in DECISIVE:
+        if name not in wanted:
+            continue
+        near = supported(wanted[name], local)
+        nearby += [near] if near else []
+        listed = [file for url in (*_pages(settings.index), *([torch_index] if torch_index else [])) for file in _listed(url, name)]
+        if listed or near:
+            allowed.append(near | supported(wanted[name], listed))
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    ranked = order(allowed, nearby, running, _installed(settings))
+    if not ranked:
+        pins = ", ".join(str(wanted[name]) for name in DECISIVE if name in wanted)
+        raise OrchestrateError(
+            f"no interpreter has wheels for upstream's pins on this machine ({pins})",
+            "put a version that this platform has under `environment.overrides`, for example `overrides: [torch==2.13.0]`",
+        )
+    return ranked[0]
+
+
+def _pages(index: Index) -> tuple[str, ...]:
+    return tuple(url for url in (index.index_url, *index.extra_index_urls) if url.startswith("http"))
+
+
+def _listed(url: str, name: str) -> list[str]:
+    # What cannot be read here is left to uv, which asks the same index again and explains.
+    import requests
+    from pypi_simple import PyPISimple
+
+    try:
+        with PyPISimple(url) as client:
+            return [package.filename for package in client.get_project_page(name, timeout=15).packages]
+    except (requests.RequestException, LookupError, ValueError):
+        return []
+
+
+def torch_index(torch: str, settings: Settings) -> str | None:
+    """PyTorch's own index for one build of it (cpu, cu128, ...); None for `upstream`, which means the configured indexes."""
+    return None if torch == "upstream" else f"{settings.torch_index}/{torch}"
+
+
+def reachable(url: str) -> bool:
+    """Whether an index answers within a few seconds."""
+    import requests
+
+    try:
+        return requests.get(f"{url}/torch/", timeout=(5, 10), stream=True).status_code < 400
+    except requests.RequestException:
+        return False
+
+
+def resolve(
+    tree: Path, python: str, torch: str, overrides: tuple[str, ...], settings: Settings, work: Path, tell: Callable[[str], None]
+) -> Pin:
+    """Resolve upstream's requirements for every platform at once; a conflict is shown in uv's own words."""
+    lines = upstream_requirements(tree)
+    merged((), overrides)
+    extra = torch_index(torch, settings)
+    if extra and not reachable(extra):
+        tell("PyTorch's index cannot be reached; torch comes from the configured package indexes")
+        extra = None
+    minor = choose_python(lines, overrides, settings, extra) if python == "auto" else python
+    tell(f"resolving for Python {minor}")
+    wanted, replaced = work / "requirements.in", work / "overrides.txt"
+    wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replaced.write_text("\n".join(overrides) + "\n", encoding="utf-8")
+    argv = (_uv(), "pip", "compile", "--quiet", "--no-config", "--universal", "--generate-hashes", "--no-header", "--no-annotate")
+    asked = ("--no-build", "--python-version", minor, "--override", str(replaced), str(wanted))
+    try:
+        text = process.capture(Command((*argv, *asked), cwd=str(work), env=_uv_env(settings, extra)), timeout=600)
+    except CommandFailed as error:
+        raise _conflict(error, minor) from error
+    return Pin(python=minor, requirements=text.replace("\r\n", "\n"))
+
+
+def _conflict(error: CommandFailed, minor: str) -> OrchestrateError:
+    said = error.tail or error.message
+    hint = "put the line that must give way under `environment.overrides`, for example `overrides: [torch==2.13.0]`"
+    if re.search(r"(?i)dns|connect|timed out|fetch|network", said) and "No solution found" not in said:
+        hint = "check the network, or set an index that can be reached (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
+    return OrchestrateError(f"upstream's requirements cannot be resolved for Python {minor}; uv says:\n{said}", hint)
+
+
+def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell: Callable[[str], None]) -> None:
+    """Make the venv in `dest` and install exactly the pinned files, wheels only, hashes required."""
+    extra = torch_index(torch, settings)
+    env = _uv_env(settings, extra if extra and reachable(extra) else None)
+    base = sys.executable if pin.python == f"{sys.version_info.major}.{sys.version_info.minor}" else pin.python
+    listed = dest / "requirements.txt"
+    listed.write_text(pin.requirements, encoding="utf-8", newline="\n")
+    venv = dest / "venv"
+    try:
+        tell(f"making a venv for Python {pin.python}")
+        process.stream(Command((_uv(), "venv", "--no-config", "--no-project", "--python", base, str(venv)), env=env), log)
+        python = str(python_in(venv))
+        argv = (_uv(), "pip", "sync", "--no-config", "--require-hashes", "--no-build", "--python", python, str(listed))
+        process.stream(Command(argv, env=env), log, tell)
+    except CommandFailed as error:
+        hint = "check the network and the free space; for a Python that uv cannot fetch, install it or set `environment.python`"
+        raise CommandFailed(f"the environment could not be built; uv says:\n{error.tail}", code=error.code, hint=hint, log=log) from error
+
+
+def python_in(venv: Path) -> Path:
+    """The interpreter of a virtual or conda environment, in whichever of the three layouts."""
+    layouts = (venv / "bin" / "python", venv / "Scripts" / "python.exe", venv / "python.exe")
+    return next((path for path in layouts if path.exists()), layouts[os.name == "nt"])
+
+
+def unhealthy(dest: Path) -> str:
+    """Why a built environment cannot be used any more, "" when it can; its base interpreter may have gone."""
+    return "" if python_in(dest / "venv").exists() else "its interpreter is gone"
+
+
+def own(path: Path, job: Path) -> Path:
+    """The interpreter of an environment that the user names, once its imports were probed; nothing is changed in it."""
+    python = python_in(path)
+    if not python.exists():
+        raise JobError(f"{job.name}: environment.path: no Python in {path}", "name the folder of a venv or conda environment")
+    script = "import importlib.util as u,sys;print(*[m for m in sys.argv[1:] if u.find_spec(m) is None])"
+    missing = process.capture(Command((str(python), "-c", script, *PROBED), env=process.clean_env(PYTHONNOUSERSITE="1"))).split()
+    if missing:
+        raise JobError(
+            f"{job.name}: environment.path: {path} lacks {', '.join(missing)}",
+            "install upstream's requirements there, or remove `path` and let orchestrate build one",
+        )
+    return python
+
+
+def _installed(settings: Settings) -> list[str]:
+    try:
+        env = _uv_env(settings, None)
+        text = process.capture(Command((_uv(), "python", "list", "--quiet", "--only-installed", "--output-format", "json"), env=env))
+        return [".".join(found["version"].split(".")[:2]) for found in json.loads(text) if found["implementation"] == "cpython"]
+    except (CommandFailed, ValueError):
+        return []
+
+
+def _uv() -> str:
+    from uv import find_uv_bin
+
+    return find_uv_bin()
+
+
+def _uv_env(settings: Settings, torch: str | None) -> tuple[tuple[str, str], ...]:
+    return process.clean_env(**index_variables(settings.index, torch, os.environ))
+
+
+def index_variables(index: Index, torch: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """What uv is told in its environment, never in arguments: an index URL may carry a password."""
+    kept = {name: value for name, value in environ.items() if name.startswith("UV_") or name.lower().endswith("_proxy")}
+    for name in ("UV_INDEX", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_PYTHON", "UV_CONSTRAINT"):
+        kept.pop(name, None)
+    extra = (*([torch] if torch else []), *index.extra_index_urls)
+    set_here = {
+        "UV_DEFAULT_INDEX": index.index_url,
+        "UV_INDEX": " ".join(extra),
+        "UV_FIND_LINKS": ",".join(index.find_links),
+        "SSL_CERT_FILE": index.cert or "",
+    }
+    # pip takes the best version from all of its indexes; uv by default stops at the first index that knows the name.
+    return {**kept, "UV_INDEX_STRATEGY": "unsafe-best-match", **{name: value for name, value in set_here.items() if value}}

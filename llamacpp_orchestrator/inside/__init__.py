@@ -1,1 +1,0 @@
-"""Scripts that the interpreter of the converter environment runs; nothing here imports the package."""
