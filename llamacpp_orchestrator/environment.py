@@ -213,7 +213,7 @@ def resolve(
     wanted, replaced = work / "requirements.in", work / "overrides.txt"
     wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
     replaced.write_text("\n".join(overrides) + "\n", encoding="utf-8")
-    argv = (_uv(), "pip", "compile", "--quiet", "--no-config", "--universal", "--generate-hashes", "--no-header", "--no-annotate")
+    argv = (uv(), "pip", "compile", "--quiet", "--no-config", "--universal", "--generate-hashes", "--no-header", "--no-annotate")
     asked = ("--no-build", "--python-version", minor, "--override", str(replaced), str(wanted))
     try:
         text = process.capture(Command((*argv, *asked), cwd=str(work), env=_uv_env(settings, extra)), timeout=600)
@@ -240,9 +240,9 @@ def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell:
     venv = dest / "venv"
     try:
         tell(f"making a venv for Python {pin.python}")
-        process.stream(Command((_uv(), "venv", "--no-config", "--no-project", "--python", base, str(venv)), env=env), log)
+        process.stream(Command((uv(), "venv", "--no-config", "--no-project", "--python", base, str(venv)), env=env), log)
         python = str(python_in(venv))
-        argv = (_uv(), "pip", "sync", "--no-config", "--require-hashes", "--no-build", "--python", python, str(listed))
+        argv = (uv(), "pip", "sync", "--no-config", "--require-hashes", "--no-build", "--python", python, str(listed))
         process.stream(Command(argv, env=env), log, tell)
     except CommandFailed as error:
         hint = "check the network and the free space; for a Python that uv cannot fetch, install it or set `environment.python`"
@@ -278,13 +278,14 @@ def own(path: Path, job: Path) -> Path:
 def _installed(settings: Settings) -> list[str]:
     try:
         env = _uv_env(settings, None)
-        text = process.capture(Command((_uv(), "python", "list", "--quiet", "--only-installed", "--output-format", "json"), env=env))
+        text = process.capture(Command((uv(), "python", "list", "--quiet", "--only-installed", "--output-format", "json"), env=env))
         return [".".join(found["version"].split(".")[:2]) for found in json.loads(text) if found["implementation"] == "cpython"]
     except (CommandFailed, ValueError):
         return []
 
 
-def _uv() -> str:
+def uv() -> str:
+    """The uv program that was installed with us."""
     from uv import find_uv_bin
 
     return find_uv_bin()

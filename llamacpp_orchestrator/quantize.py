@@ -14,9 +14,13 @@ from llamacpp_orchestrator.process import Command
 def command(tool: Path, source: Path, outfile: Path, quantized: str, split: bool) -> Command:
     """The call that makes one type of one file; always with all three arguments, or the tool picks a name by itself."""
     kept = ("--keep-split",) if split else ()
+    return Command((str(tool), *kept, str(source), str(outfile), quantized), cwd=str(outfile.parent), env=tool_env(tool))
+
+
+def tool_env(tool: Path) -> tuple[tuple[str, str], ...]:
+    """The environment of a released program; some eras find their libraries only when told where."""
     library_path = os.pathsep.join(filter(None, (str(tool.parent), os.environ.get("LD_LIBRARY_PATH", ""))))
-    env = process.clean_env(LD_LIBRARY_PATH=library_path)
-    return Command((str(tool), *kept, str(source), str(outfile), quantized), cwd=str(outfile.parent), env=env)
+    return process.clean_env(LD_LIBRARY_PATH=library_path)
 
 
 def run(asked: Command, log: Path, tell: Callable[[str], None]) -> None:

@@ -14,7 +14,8 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 
-Action = Callable[[Callable[[str], None]], str]
+Tell = Callable[[str], None]
+Action = Callable[[Tell], str]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

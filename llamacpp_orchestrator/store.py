@@ -17,7 +17,8 @@ from filelock import FileLock
 from llamacpp_orchestrator.errors import OrchestrateError
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
-KINDS = ("source", "binaries", "environments", "views", "downloads", "logs", "locks", "memo")
+ENTRIES = ("source", "binaries", "environments", "views")
+PRUNED = (*ENTRIES, "downloads", "logs", "memo")
 MARK = "complete.json"
 
 
@@ -132,7 +133,7 @@ def remove(path: Path) -> None:
 def entries(root: Path) -> list[tuple[str, str, int, bool]]:
     """(kind, key, bytes, complete) of everything in a cache folder."""
     found = []
-    for kind in ("source", "binaries", "environments", "views"):
+    for kind in ENTRIES:
         for path in sorted((root / kind).glob("*")):
             found.append((kind, path.name, _size(path), (path / MARK).is_file()))
     return found

@@ -1,0 +1,409 @@
+"""The door: arguments become keywords, and the one `except` turns an error into its words and its exit code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from typing import Any
+
+import click
+
+from llamacpp_orchestrator import __version__
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
+
+if TYPE_CHECKING:
+    from llamacpp_orchestrator.driver import Options
+    from llamacpp_orchestrator.driver import Result
+    from llamacpp_orchestrator.pins import Work
+    from llamacpp_orchestrator.report import Voice
+
+JOB = click.argument("job", type=click.Path(path_type=Path))
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def shared(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every command which works on a job has."""
+    options = (
+        click.option("--locked", is_flag=True, help="The lock must exist and fit the job; nothing is resolved anew."),
+        click.option("--force", is_flag=True, help="Make everything anew, and overwrite files that are not ours."),
+        click.option("--jobs", type=click.IntRange(1), metavar="N", help="At most N conversions at a time."),
+        click.option("--keep-going", is_flag=True, help="After a failure, go on with what does not depend on it."),
+        *SPEAKING,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+SPEAKING = (
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("--quiet", "-q", is_flag=True, help="Say only what fails."),
+    click.option("--verbose", "-v", is_flag=True, help="Also say how each step proceeds."),
+    click.option("--no-progress", is_flag=True, help="Plain lines, no redrawing."),
+)
+
+
+def speaking(command: Callable[..., None]) -> Callable[..., None]:
+    """The options about output alone."""
+    for option in reversed(SPEAKING):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="orchestrate")
+def orchestrate() -> None:
+    """Turn Hugging Face models and LoRA adapters into GGUF files with a pinned llama.cpp.
+
+    Start with `orchestrate init`, then `orchestrate run job.yaml`.
+    """
+
+
+@orchestrate.command()
+@click.argument("jobs_files", metavar="JOB...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@shared
+def run(jobs_files: tuple[Path, ...], **flags: Any) -> None:
+    """Do the whole job: set up, fetch, convert, quantize, verify."""
+    _run([_load(file) for file in jobs_files], flags, write_lock=True)
+
+
+@orchestrate.command()
+@click.argument("model")
+@click.option("--lora", "loras", multiple=True, metavar="X", help="An adapter: hub id or folder. May be given several times.")
+@click.option("--outtype", "outtypes", multiple=True, metavar="T", help="bf16 (default), f16, f32, q8_0, ... or none. Several times for several.")
+@click.option("--quantize", multiple=True, metavar="Q", help="A type of llama-quantize, for example Q4_K_M. May be given several times.")
+@click.option("--tag", default="", metavar="bN", help="The llama.cpp release tag.")
+@click.option("--output", default="dist", show_default=True, metavar="DIR", help="Where the files go.")
+@click.option("--write-job", type=click.Path(path_type=Path), metavar="FILE", help="Keep it as a job file, which is then what runs.")
+@shared
+def convert(model: str, loras: tuple[str, ...], outtypes: tuple[str, ...], quantize: tuple[str, ...], tag: str, output: str, write_job: Path | None, **flags: Any) -> None:
+    """Convert MODEL (hub id or folder) without a job file."""
+    from llamacpp_orchestrator import spec
+    from llamacpp_orchestrator.store import write_atomically
+
+    file = (write_job or Path("orchestrate.yaml")).absolute()
+    text = spec.job_text(model=model, loras=loras, outtypes=outtypes, quantize=quantize, tag=tag, output=output, folder=file.parent)
+    job = spec.parse(text.encode(), file)
+    spec.check_folders(job, file)
+    if write_job:
+        if file.exists() and not flags["force"]:
+            raise JobError(f"{write_job} exists already", "choose another name, or use --force")
+        write_atomically(file, text)
+    _run([_work(job, file)], flags, write_lock=bool(write_job))
+
+
+@orchestrate.command()
+@JOB
+@click.option("--upgrade", "upgrade", is_flag=True, help="Move all pins to what the job means now.")
+@shared
+def lock(job: Path, upgrade: bool, **flags: Any) -> None:
+    """Resolve JOB and write its lock file, nothing else."""
+    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import lock as locks
+    from llamacpp_orchestrator import report
+
+    work, manner = _load(job), _voice(flags)
+    if upgrade:
+        locks.path_for(work.file).unlink(missing_ok=True)
+    with _stoppable(), report.reporting(manner) as show:
+        found, _, errors = driver.settle(work, _options(flags), show)
+    _raise_first(errors, manner)
+    if found:
+        report.result(str(locks.path_for(work.file)))
+
+
+@orchestrate.command()
+@JOB
+@shared
+def plan(job: Path, **flags: Any) -> None:
+    """Show every step of JOB, its exact command, and what it needs; make nothing."""
+    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import plan as planning
+    from llamacpp_orchestrator import report
+
+    work, manner = _load(job), _voice(flags)
+    with _stoppable(), report.reporting(manner) as show:
+        found, errors = driver.preview(work, _options(flags), show)
+    _raise_first(errors, manner)
+    if flags["as_json"]:
+        report.result_json(found)
+    else:
+        report.result("\n".join(planning.lines(found)))
+
+
+@orchestrate.command()
+@JOB
+@shared
+def setup(job: Path, **flags: Any) -> None:
+    """Get the converter tree, the release binaries and the environment ready."""
+    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import report
+
+    work, manner = _load(job), _voice(flags)
+    with _stoppable(), report.reporting(manner) as show:
+        result = driver.setup(work, _options(flags), show)
+    _finish(result, flags, manner)
+
+
+@orchestrate.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@speaking
+def verify(paths: tuple[Path, ...], **flags: Any) -> None:
+    """Check outputs (files, or folders of them) against their receipts."""
+    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import report
+
+    checked = driver.verify(paths)
+    if flags["as_json"]:
+        report.result_json(checked)
+    else:
+        for found in checked:
+            report.result(f"{'ok' if not found.complaints else 'failed':<8}{found.path}" + "".join(f"\n        {line}" for line in found.complaints))
+    if any(found.complaints for found in checked):
+        raise OrchestrateError("not everything is as its receipt says", "make it again: orchestrate run JOB --force")
+
+
+@orchestrate.command()
+@click.argument("job", required=False, type=click.Path(path_type=Path))
+@speaking
+def doctor(job: Path | None, **flags: Any) -> None:
+    """Look at this machine: system, GPU, tools, disk, and the servers a job needs."""
+    from llamacpp_orchestrator import doctor as examining
+    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import settings
+
+    found = examining.examine(_load(job) if job else None, settings.load(os.environ))
+    if flags["as_json"]:
+        report.result_json(found)
+    else:
+        report.result("\n".join(f"{'ok' if line.ok else 'problem':<9}{line.name:<14}{line.said}" for line in found))
+
+
+@orchestrate.command(name="exec", context_settings={**CONTEXT, "ignore_unknown_options": True})
+@JOB
+@click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(job: Path, argv: tuple[str, ...]) -> None:
+    """Run a program or script of the pinned tag: orchestrate exec JOB -- llama-cli --version."""
+    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import report
+
+    manner = _voice({})
+    with _stoppable(), report.reporting(manner) as show:
+        command, errors = driver.exec_command(_load(job), argv, show)
+    _raise_first(errors, manner)
+    from llamacpp_orchestrator import process
+
+    raise SystemExit(process.attached(command))
+
+
+@orchestrate.command()
+@click.argument("file", default="job.yaml", type=click.Path(path_type=Path))
+def init(file: Path) -> None:
+    """Write a commented job file to start from."""
+    from llamacpp_orchestrator import spec
+    from llamacpp_orchestrator.store import write_atomically
+
+    if file.exists():
+        raise JobError(f"{file} exists already", f"choose another name: orchestrate init {file.with_stem(file.stem + '-2')}")
+    if not file.absolute().parent.is_dir():
+        raise JobError(f"{file.parent} is not a folder", "make it first")
+    write_atomically(file, spec.STARTER)
+    click.echo(f"wrote {file}; next: orchestrate run {file}", err=True)
+
+
+@orchestrate.command()
+def schema() -> None:
+    """Print the JSON Schema of a job file, for editors."""
+    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import spec
+
+    report.result_json(spec.schema())
+
+
+@orchestrate.group()
+def cache() -> None:
+    """Look at the cache, or make room in it."""
+
+
+@cache.command(name="dir")
+def cache_dir() -> None:
+    """Print where the cache is."""
+    click.echo(_store_root())
+
+
+@cache.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def cache_list(as_json: bool) -> None:
+    """List what is in the cache, with sizes."""
+    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import store
+
+    found = store.entries(_store_root())
+    if as_json:
+        report.result_json([{"kind": kind, "key": key, "bytes": count, "complete": whole} for kind, key, count, whole in found])
+        return
+    for kind, key, count, whole in found:
+        report.result(f"{kind:<14}{report.size(count):>10}  {key}{'' if whole else '  (incomplete)'}")
+
+
+@cache.command(name="prune")
+@click.option("--kind", "kinds", multiple=True, help="Only entries of this kind: source, binaries, environments, views, downloads, logs.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:
+    """Remove cached entries; the next run makes what it needs again. Models are in the Hugging Face cache and stay."""
+    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import store
+
+    root = _store_root()
+    chosen = kinds or store.PRUNED
+    if unknown := [kind for kind in chosen if kind not in store.PRUNED]:
+        raise JobError(f"no such kind: {unknown[0]}", f"it is one of {', '.join(store.PRUNED)}")
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"remove {', '.join(chosen)} from {root}?", abort=True, err=True)
+    report.result(f"{report.size(store.prune(root, chosen))} freed")
+
+
+def _store_root() -> Path:
+    from llamacpp_orchestrator import settings
+
+    return settings.load(os.environ).cache
+
+
+def _load(file: Path) -> Work:
+    from llamacpp_orchestrator import spec
+
+    return _work(spec.load(file), file.absolute())
+
+
+def _work(job: Any, file: Path) -> Work:
+    from llamacpp_orchestrator import settings
+    from llamacpp_orchestrator.pins import Work
+    from llamacpp_orchestrator.store import Store
+
+    found = settings.load(os.environ)
+    return Work(job=job, file=file, settings=found, store=Store(found.cache))
+
+
+def _options(flags: dict[str, Any], write_lock: bool = True) -> Options:
+    from llamacpp_orchestrator.driver import Options
+
+    return Options(locked=flags["locked"], force=flags["force"], keep_going=flags["keep_going"], jobs=flags["jobs"] or 0, write_lock=write_lock)
+
+
+def _voice(flags: dict[str, Any]) -> Voice:
+    from llamacpp_orchestrator import report
+
+    quiet, verbose = flags.get("quiet", False), flags.get("verbose", False)
+    return report.voice(sys.stderr, os.environ, quiet=quiet, verbose=verbose, progress=not flags.get("no_progress", False))
+
+
+def _run(works: list[Work], flags: dict[str, Any], write_lock: bool) -> None:
+    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import report
+
+    manner = _voice(flags)
+    try:
+        with _stoppable(), report.reporting(manner) as show:
+            result = driver.run_all(works, _options(flags, write_lock), show)
+    except OrchestrateError as error:
+        if flags["as_json"]:
+            report.result_json({"status": "failed", "error": error.lines(), "seconds": 0.0, "steps": [], "outputs": []})
+        raise
+    _finish(result, flags, manner)
+
+
+def _finish(result: Result, flags: dict[str, Any], manner: Voice) -> None:
+    from llamacpp_orchestrator import report
+
+    if flags["as_json"]:
+        report.result_json(result.document())
+    else:
+        for made in result.outputs:
+            report.result(f"{made.status:<8}{report.size(made.size):>9}  {made.sha256[:12]}  {made.path}")
+    _raise_first(result.errors, manner)
+
+
+def _raise_first(errors: Sequence[OrchestrateError], manner: Voice) -> None:
+    from llamacpp_orchestrator import report
+
+    if errors:
+        *others, last = reversed(errors)
+        for error in others:
+            report.complain(error, manner)
+        raise last
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let the signals that end a program end it in good order: children first, then what is half written."""
+    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+    def stop(number: int, frame: object) -> None:
+        for name in names:
+            signal.signal(name, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = [(name, signal.signal(name, stop)) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in before:
+            signal.signal(name, handler)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and answer its exit code; every failure is told here and nowhere else."""
+    from llamacpp_orchestrator.report import Voice
+    from llamacpp_orchestrator.report import complain
+    from llamacpp_orchestrator.report import voice
+
+    try:
+        code = orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except OrchestrateError as error:
+        complain(error, voice(sys.stderr, os.environ, quiet=False, verbose=False, progress=False))
+        return error.exit_code
+    except BrokenPipeError:
+        return 1
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        complain(_bug(error), Voice())
+        return 4
+
+
+def _bug(error: Exception) -> OrchestrateError:
+    where = f"orchestrate {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    text = f"this is a bug in orchestrate, not in your job: {type(error).__name__}: {error}\n{where}\n{traceback.format_exc().rstrip()}"
+    return OrchestrateError(text, "please report the lines above, with the job file")
+
+
+def entry() -> None:
+    """The console script. A thread that hangs in a library must not keep a stopped program alive."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if threading.active_count() > 1:
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,232 @@
+"""From a job to its lock: asks the network only about what is not pinned yet, and downloads no weights."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator import adapters
+from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import source
+from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.lock import EnvironmentPin
+from llamacpp_orchestrator.lock import FilesPin
+from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.lock import SourcePin
+from llamacpp_orchestrator.lock import Wanted
+from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.spec import Job
+from llamacpp_orchestrator.steps import Action
+from llamacpp_orchestrator.steps import Step
+from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.store import write_atomically
+
+TREE_MARK = "tree.sha256"
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """One job on this machine: what was asked, relative to which file, with which settings and which cache."""
+
+    job: Job
+    file: Path
+    settings: Settings
+    store: Store
+
+    def folder(self, text: str) -> Path:
+        """A folder as the job names it."""
+        return spec.folder(text, self.file.parent)
+
+
+class Found(msgspec.Struct, kw_only=True):
+    """What the steps of a resolution have found so far; complete when all of them have ended well."""
+
+    source: SourcePin | None
+    environment: EnvironmentPin | None
+    assets: tuple[releases.Asset, ...] | None
+    models: dict[Wanted, FilesPin]
+
+    def lock(self, job: Job) -> Lock:
+        """The finished lock."""
+        assert self.source is not None
+        models = tuple(self.models[wanted] for wanted in locks.all_wanted(job))
+        return Lock(llama_cpp=self.source, environment=self.environment, assets=self.assets or (), models=models)
+
+
+def steps(work: Work, found: Found, binaries: bool = False) -> list[Step]:
+    """What must be asked to complete `found`; each step writes its own field."""
+    job = work.job
+    made: list[Step] = []
+    stale_environment = found.environment is None and job.environment.path is None
+    if found.source is None or stale_environment:
+        made.append(Step(name="source", action=_source(work, found)))
+    if stale_environment:
+        made.append(Step(name="environment", action=_environment(work, found), needs=("source",)))
+    if found.assets is None and (binaries or locks.uses_binaries(job)) and job.binaries.backend != "none":
+        made.append(Step(name="binaries", action=_assets(work, found)))
+    names = step_names(job)
+    for wanted in locks.all_wanted(job):
+        if wanted not in found.models:
+            made.append(Step(name=f"fetch {names[wanted]}", action=_files(work, found, wanted)))
+    return made
+
+
+def step_names(job: Job) -> dict[Wanted, str]:
+    """A name for each set of files: the job's own, with the source behind it where two would be called the same."""
+    names: dict[Wanted, str] = {}
+    for model in job.models:
+        for wanted, name in ((locks.base_wanted(model), model.name), *((locks.lora_wanted(lora), lora.name) for lora in model.loras)):
+            taken = {other for known, other in names.items() if known != wanted}
+            names.setdefault(wanted, f"{name} ({wanted.source})" if name in taken else name)
+    return names
+
+
+def _source(work: Work, found: Found) -> Action:
+    def action(tell: Tell) -> str:
+        if found.source is None:
+            asked = work.job.llama_cpp
+            resolved = source.route(work.settings).resolve(asked.repo, asked.tag, work.settings)
+            commit = resolved if work.settings.llama_cpp_from == "git" else ""
+            pin = SourcePin(tag=asked.tag, repo=asked.repo, tree="", commit=commit, package="" if commit else resolved)
+            before = work.store.has("source", pin.key())
+            path = get_tree(work, pin, tell)
+            found.source = msgspec.structs.replace(pin, tree=(path / TREE_MARK).read_text(encoding="utf-8"))
+        else:
+            before = work.store.has("source", found.source.key())
+            get_tree(work, found.source, tell)
+        return "current" if before else "done"
+
+    return action
+
+
+def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
+    """The converter tree of a pin, by the route that is set; IntegrityError when its content is not the locked one."""
+    route = source.route(work.settings)
+
+    def make(dest: Path) -> None:
+        fits = bool(pin.commit) == (work.settings.llama_cpp_from == "git")
+        resolved = (pin.commit or pin.package) if fits else route.resolve(pin.repo, pin.tag, work.settings)
+        route.checkout(pin.repo, pin.tag, resolved, dest, work.settings, lambda done, total: tell(progress(done, total)))
+        write_atomically(dest / TREE_MARK, source.tree_digest(dest))
+
+    def unhealthy(path: Path) -> str:
+        known = path / TREE_MARK
+        same = known.is_file() and known.read_text(encoding="utf-8") == source.tree_digest(path)
+        return "" if same else "the cached converter tree was changed"
+
+    path = work.store.ensure("source", pin.key(), make, unhealthy)
+    have = (path / TREE_MARK).read_text(encoding="utf-8")
+    if pin.tree and have != pin.tree:
+        raise IntegrityError(
+            f"the converter tree of {pin.tag} is not the locked one: locked {pin.tree}, found {have}",
+            "the tag was moved or the source altered it; `orchestrate lock JOB --upgrade llama_cpp` accepts the new one",
+        )
+    return path
+
+
+def _environment(work: Work, found: Found) -> Action:
+    def action(tell: Tell) -> str:
+        assert found.source is not None
+        asked = work.job.environment
+        tree = work.store.entry("source", found.source.key())
+        with tempfile.TemporaryDirectory() as scratch:
+            pin = environment.resolve(tree, asked.python, asked.torch, asked.overrides, work.settings, Path(scratch), tell)
+        found.environment = EnvironmentPin(
+            torch=asked.torch, overrides=asked.overrides, wanted=asked.python, python=pin.python, requirements=pin.requirements
+        )
+        return "done"
+
+    return action
+
+
+def _assets(work: Work, found: Found) -> Action:
+    def action(tell: Tell) -> str:
+        asked = work.job.llama_cpp
+        found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings)
+        return "done"
+
+    return action
+
+
+def _files(work: Work, found: Found, wanted: Wanted) -> Action:
+    def action(tell: Tell) -> str:
+        found.models[wanted] = look(work, wanted)
+        return "done"
+
+    return action
+
+
+def look(work: Work, wanted: Wanted) -> FilesPin:
+    """The files that a source holds now; those in a folder are examined too, before anything is downloaded."""
+    how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
+    if not spec.is_folder(wanted.source):
+        snapshot = hub.list_hub(wanted.source, wanted.revision, work.settings, **how)
+        return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files)
+    folder = work.folder(wanted.source)
+    snapshot = hub.list_folder(folder, sha256=work.store.sha256, **how)
+    examine(folder, wanted, snapshot.files)
+    return FilesPin(wanted=wanted, files=snapshot.files)
+
+
+def examine(folder: Path, wanted: Wanted, files: tuple[hub.HubFile, ...]) -> None:
+    """Refuse files that upstream would convert wrongly, run, or choke on; raises OrchestrateError with the way out."""
+    for file in files:
+        if file.path.endswith(".safetensors"):
+            hub.check_safetensors(folder / file.path)
+    if wanted.kind == "model" and not wanted.remote_code:
+        for name in ("config.json", "tokenizer_config.json"):
+            if any(file.path == name for file in files):
+                hub.check_remote_code(read_json(folder / name), wanted.source)
+
+
+def check_pairs(work: Work, folders: dict[Wanted, Path]) -> None:
+    """Refuse adapters that do not belong to their base, as far as the files at hand tell."""
+    for model in work.job.models:
+        base = folders.get(locks.base_wanted(model))
+        for lora in model.loras:
+            mine = folders.get(locks.lora_wanted(lora))
+            if base and mine:
+                adapters.check(mine, base, lora.name, model.name)
+
+
+def local_folders(work: Work) -> dict[Wanted, Path]:
+    """Where the files lie that come from folders."""
+    return {wanted: work.folder(wanted.source) for wanted in locks.all_wanted(work.job) if spec.is_folder(wanted.source)}
+
+
+def drift(work: Work, lock: Lock) -> None:
+    """Raise IntegrityError when a local folder no longer holds the locked content; unchanged files are not read again."""
+    for wanted, folder in local_folders(work).items():
+        now = {file.path: file.sha256 for file in look(work, wanted).files}
+        pinned = {file.path: file.sha256 for file in lock.files(wanted).files}
+        for name in sorted(now.keys() | pinned.keys()):
+            if now.get(name) != pinned.get(name):
+                raise IntegrityError(
+                    f"{folder / name} has changed since it was locked: locked {pinned.get(name, 'no such file')}, found {now.get(name, 'no such file')}",
+                    f"if the change is meant: orchestrate lock {work.file.name} --upgrade",
+                )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object out of a model's folder; OrchestrateError for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OrchestrateError(f"{path} is not JSON: {error}", "download or copy it again") from error
+    if not isinstance(value, dict):
+        raise OrchestrateError(f"{path} is not a JSON object", "download or copy it again")
+    return value
+
+
+def progress(done: int, total: int) -> str:
+    """How far a download is, in bytes."""
+    return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"

@@ -1,0 +1,167 @@
+"""What a job would do on this machine, before it does it: the space it needs, its steps, its commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.lock import FilesPin
+from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.pins import Work
+from llamacpp_orchestrator.report import size
+
+# Bits per weight, from ggml's block layouts; K-quants and IQ types mix, so theirs are upstream's published averages, rounded up.
+BITS = {
+    "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "tq1_0": 2.0, "tq2_0": 2.5, "auto": 16.0,
+    "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6, "q5_0": 5.6, "q5_1": 6.1, "q4_k_m": 5.0, "q4_k_s": 4.7, "q4_0": 4.7, "q4_1": 5.2,
+    "q3_k_l": 4.4, "q3_k_m": 4.1, "q3_k_s": 3.7, "q2_k": 3.5, "iq4_xs": 4.5, "iq4_nl": 4.7, "iq3_m": 3.8, "iq2_m": 3.0, "iq1_s": 2.1,
+}  # fmt: skip
+ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
+GPU_ENVIRONMENT_BYTES = 7_000_000_000
+MARGIN = 50_000_000
+
+
+class Need(msgspec.Struct, frozen=True):
+    """Bytes that will be written below a folder, and for what; an estimate when `exact` is false."""
+
+    folder: str
+    bytes: int
+    what: str
+    exact: bool = True
+
+
+class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step as it would be done: its command if it has one, the bytes it downloads, or that it is up to date."""
+
+    name: str
+    status: str
+    detail: str = ""
+    command: str = ""
+    download: int = 0
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """All steps of a job, and what they need."""
+
+    steps: tuple[PlannedStep, ...]
+    needs: tuple[Need, ...]
+    free: dict[str, int]
+
+
+def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
+    """What the outputs that are to be made will write, and where."""
+    stale = list(stale)
+    found: list[Need] = []
+    for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
+        if missing := missing_bytes(work, pin):
+            found.append(Need(str(hub.cache_folder()), missing, f"download of {pin.wanted.source}"))
+    pinned = lock.environment
+    if stale and pinned and not work.store.has("environments", pinned.pin().digest()):
+        size = ENVIRONMENT_BYTES.get(pinned.torch, GPU_ENVIRONMENT_BYTES)
+        found.append(Need(str(work.store.root), size, "the Python environment", exact=False))
+    for build in stale:
+        found.append(Need(str(build.output.path.parent), estimate(lock, build), build.name, exact=False))
+    return tuple(found)
+
+
+def missing_bytes(work: Work, pin: FilesPin) -> int:
+    """The bytes of a pin's files that are not on this machine yet."""
+    if spec.is_folder(pin.wanted.source):
+        return 0
+    return hub.missing_bytes(hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files))
+
+
+def estimate(lock: Lock, build: Build) -> int:
+    """About how large an output will be; weights are taken to have two bytes each, as nearly all published ones have."""
+    output = build.output
+    wanted = locks.lora_wanted(output.lora) if output.lora else locks.base_wanted(output.model)
+    weights = sum(file.size for file in lock.files(wanted).files if file.path.endswith(".safetensors"))
+    return int(weights / 2 * BITS.get(output.type.lower(), 16.0) / 8)
+
+
+def check_space(found: Iterable[Need]) -> None:
+    """Raise OrchestrateError when a disk cannot hold what will be written to it, saying how much is missing where."""
+    disks: dict[int, list[Need]] = {}
+    for need in found:
+        disks.setdefault(os.stat(_existing(need.folder)).st_dev, []).append(need)
+    lines = []
+    for group in disks.values():
+        wanted, free = sum(need.bytes for need in group) + MARGIN, shutil.disk_usage(_existing(group[0].folder)).free
+        if wanted > free:
+            parts = ", ".join(f"{size(need.bytes)} for {need.what}" for need in sorted(group, key=lambda need: -need.bytes)[:4])
+            lines.append(f"{_existing(group[0].folder)}: need {size(wanted)}, have {size(free)}, {size(wanted - free)} missing ({parts})")
+    if lines:
+        raise OrchestrateError(
+            "the disk cannot hold this job: " + "; ".join(lines),
+            "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder",
+        )
+
+
+def _existing(folder: str) -> Path:
+    path = Path(folder).absolute()
+    return next((parent for parent in (path, *path.parents) if parent.exists()), path)
+
+
+def make(work: Work, lock: Lock, force: bool = False) -> Plan:
+    """Every step of the job with its exact command; touches nothing."""
+    made = building.builds(work, lock, force)
+    stale = [build for build in made if not build.current]
+    steps: list[PlannedStep] = []
+    if stale:
+        steps += _setup(work, lock, any(build.of for build in stale))
+        for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
+            missing = missing_bytes(work, pin)
+            where = "" if spec.is_folder(pin.wanted.source) else f" at {pin.commit}"
+            detail = f"{pin.wanted.source}{where}, {len(pin.files)} files, {size(sum(file.size for file in pin.files))}"
+            steps.append(PlannedStep(name=f"fetch {pin.wanted.source}", status="run" if missing else "cached", detail=detail, download=missing))
+    for build in made:
+        verb = "quantize" if build.of else "convert"
+        status = "current" if build.current else "run"
+        steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, command=str(final(build))))
+    found = needs(work, lock, stale)
+    folders = dict.fromkeys(need.folder for need in found)
+    return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(_existing(folder)).free for folder in folders})
+
+
+def final(build: Build) -> building.Command:
+    """The command of a build as a user would type it, with the final path in place of the temporary one."""
+    draft = str(build.stage / build.output.path.name)
+    argv = tuple(str(build.output.path) if word == draft else word for word in build.command.argv)
+    return msgspec.structs.replace(build.command, argv=argv)
+
+
+def _setup(work: Work, lock: Lock, binaries: bool) -> list[PlannedStep]:
+    store, pin = work.store, lock.environment
+    have = store.has("source", lock.llama_cpp.key())
+    where = f"{lock.llama_cpp.tag} ({lock.llama_cpp.commit or lock.llama_cpp.package})"
+    made = [PlannedStep(name="source", status="cached" if have else "run", detail=where)]
+    if pin:
+        have = store.has("environments", pin.pin().digest())
+        detail = f"Python {pin.python}, {pin.requirements.count('==')} packages, torch {pin.torch}"
+        made.append(PlannedStep(name="environment", status="cached" if have else "run", detail=detail))
+    else:
+        made.append(PlannedStep(name="environment", status="own", detail=f"{work.job.environment.path} (unpinned)"))
+    return made + ([PlannedStep(name="binaries", status="run", detail=f"of release {lock.llama_cpp.tag}")] if binaries else [])
+
+
+def lines(plan: Plan) -> list[str]:
+    """A plan as text."""
+    shown = []
+    for step in plan.steps:
+        download = f", download {size(step.download)}" if step.download else ""
+        shown.append(f"{step.status:<8}{step.name}" + (f": {step.detail}{download}" if step.detail else ""))
+        if step.command:
+            shown.append(f"        $ {step.command}")
+    for need in plan.needs:
+        shown.append(f"disk    {size(need.bytes)}{'' if need.exact else ' (estimate)'} for {need.what}, in {need.folder}")
+    return shown + [f"free    {size(free)} at {folder}" for folder, free in plan.free.items()]

@@ -1,0 +1,139 @@
+"""The only voice: events become live progress or plain lines on stderr, results become text or JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import TextIO
+
+import msgspec
+
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.steps import Event
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.progress import TaskID
+
+ENDED = ("done", "current", "failed", "blocked")
+COLOURS = {"done": "32", "current": "2", "failed": "31", "blocked": "33"}
+Reporter = Callable[[Event], None]
+
+
+class Voice(msgspec.Struct, frozen=True, kw_only=True):
+    """How to speak: quiet says only failures, verbose also each turn of the progress, live redraws a terminal."""
+
+    quiet: bool = False
+    verbose: bool = False
+    live: bool = False
+    colour: bool = False
+
+
+def voice(stream: TextIO, environ: Iterable[str], *, quiet: bool, verbose: bool, progress: bool) -> Voice:
+    """The manner that fits a stream: colours and redrawing only on a terminal that wants them."""
+    terminal = stream.isatty()
+    return Voice(
+        quiet=quiet,
+        verbose=verbose,
+        live=terminal and progress and not quiet and os.environ.get("TERM") != "dumb",
+        colour=terminal and "NO_COLOR" not in environ,
+    )
+
+
+@contextmanager
+def reporting(manner: Voice) -> Iterator[Reporter]:
+    """A function that shows events as they come, until the block ends."""
+    if manner.live:
+        with _progress() as bars:
+            yield _live(manner, bars)
+    else:
+        yield lambda event: _plain(manner, event)
+
+
+def say(text: str, manner: Voice) -> None:
+    """One line that is neither a result nor a step."""
+    if not manner.quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """One line of what was asked for, on stdout."""
+    print(text, flush=True)
+
+
+def result_json(value: Any) -> None:
+    """The one JSON document of a command."""
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+
+def complain(error: OrchestrateError, manner: Voice) -> None:
+    """An error as the user reads it: what happened, what to do, where the log is."""
+    first, *rest = error.lines()
+    print("\n".join([f"{_paint('error:', '31', manner)} {first}", *rest]), file=sys.stderr, flush=True)
+
+
+def line_of(event: Event) -> str:
+    """An ended step as one plain line: what, how it ended, how long it took."""
+    seconds = f" ({event.seconds:.1f} s)" if event.status in ("done", "failed") else ""
+    text = f" {event.text.splitlines()[0]}" if event.text and event.status in ("failed", "blocked") else ""
+    return f"{event.status:<8}{event.step}{seconds}{text}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _plain(manner: Voice, event: Event) -> None:
+    if event.status in ENDED:
+        if not manner.quiet or event.status == "failed":
+            print(_painted(event, manner), file=sys.stderr, flush=True)
+    elif manner.verbose and event.text:
+        print(f"        {event.step}: {event.text}", file=sys.stderr, flush=True)
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.progress import SpinnerColumn
+    from rich.progress import TextColumn
+    from rich.progress import TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.fields[now]}"), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _live(manner: Voice, bars: Progress) -> Reporter:
+    tasks: dict[str, TaskID] = {}
+
+    def show(event: Event) -> None:
+        if event.status == "started":
+            tasks[event.step] = bars.add_task(event.step, total=None, now="")
+        elif event.status == "progress":
+            bars.update(tasks[event.step], now=event.text)
+        else:
+            if event.step in tasks:
+                bars.remove_task(tasks.pop(event.step))
+            bars.console.out(_painted(event, manner), highlight=False)
+
+    return show
+
+
+def _painted(event: Event, manner: Voice) -> str:
+    line = line_of(event)
+    return _paint(line[:8], COLOURS[event.status], manner) + line[8:]
+
+
+def _paint(text: str, colour: str, manner: Voice) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if manner.colour else text
