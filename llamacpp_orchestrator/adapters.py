@@ -13,7 +13,9 @@ from llamacpp_orchestrator.errors import OrchestrateError
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\..*?(\w+)\.lora_([AB])(?:\.\w+)?\.weight$")
 # (module, matrix, axis) whose length is the base's hidden size: what reads the residual stream, and what writes to it.
-HIDDEN = {(name, "A", 1) for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")} | {(name, "B", 0) for name in ("o_proj", "down_proj")}
+HIDDEN = {(name, "A", 1) for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")} | {
+    (name, "B", 0) for name in ("o_proj", "down_proj")
+}
 
 
 def check(adapter: Path, base: Path, name: str, base_name: str) -> None:

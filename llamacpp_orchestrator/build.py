@@ -77,7 +77,9 @@ def builds(work: Work, lock: Lock, force: bool = False) -> list[Build]:
     """All outputs of a job in its order, quantized ones after what they are made from."""
     made: dict[Path, Build] = {}
     for output in spec.outputs(work.job, work.file.parent):
-        made[output.path] = _quantized(work, lock, output, made, force) if output.kind == "quantized" else _converted(work, lock, output, force)
+        made[output.path] = (
+            _quantized(work, lock, output, made, force) if output.kind == "quantized" else _converted(work, lock, output, force)
+        )
     return list(made.values())
 
 
@@ -87,14 +89,18 @@ def _converted(work: Work, lock: Lock, output: Output, force: bool) -> Build:
     base_view = view(work, base, model.name)
     draft = _stage_path(output)
     if lora is None:
-        command = convert.model_command(str(python(work, lock)), tree(work, lock), base_view, draft, output.type, model.name, model.args)
+        command = convert.model_command(
+            str(python(work, lock)), tree(work, lock), base_view, draft, output.type, model.name, model.args
+        )
         inputs = _inputs(model.name, base, weights=True)
         needs: tuple[tuple[Wanted, str], ...] = ((base.wanted, model.name),)
         known = {str(base_view): "{model}"}
     else:
         mine = lock.files(locks.lora_wanted(lora))
         lora_view = view(work, mine, lora.name)
-        command = convert.adapter_command(str(python(work, lock)), tree(work, lock), base_view, lora_view, draft, output.type, lora.args)
+        command = convert.adapter_command(
+            str(python(work, lock)), tree(work, lock), base_view, lora_view, draft, output.type, lora.args
+        )
         inputs = _inputs(model.name, base, weights=False) + _inputs(lora.name, mine, weights=True)
         needs = ((base.wanted, model.name), (mine.wanted, lora.name))
         known = {str(base_view): "{model}", str(lora_view): "{adapter}"}
@@ -103,9 +109,15 @@ def _converted(work: Work, lock: Lock, output: Output, force: bool) -> Build:
 
 
 def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], force: bool) -> Build:
-    of = next(build for build in made.values() if build.output.model == output.model and build.output.kind == "model" and build.output.type in UNQUANTIZED)
+    of = next(
+        build
+        for build in made.values()
+        if build.output.model == output.model and build.output.kind == "model" and build.output.type in UNQUANTIZED
+    )
     shards = _shards(of.output)
-    command = quantize.command(Path(TOOL), shards[0] if shards else of.output.path, _stage_path(output), output.type, len(shards) > 1)
+    command = quantize.command(
+        Path(TOOL), shards[0] if shards else of.output.path, _stage_path(output), output.type, len(shards) > 1
+    )
     known = {str(of.output.path.parent): "{source}", str(_stage_path(output).parent): "{output}"}
     inputs = (Input(name=of.name, digest=of.recipe),)
     # A file that will be made anew may come out differently, so what is made from it is not current either.
@@ -197,7 +209,11 @@ def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Act
         assert build.of is not None
         shards = _shards(build.of)
         draft = build.stage / build.output.path.name
-        quantize.run(quantize.command(tool(), shards[0], draft, build.output.type, len(shards) > 1), bench.log(f"quantize {build.name}"), tell)
+        quantize.run(
+            quantize.command(tool(), shards[0], draft, build.output.type, len(shards) > 1),
+            bench.log(f"quantize {build.name}"),
+            tell,
+        )
         return "done"
 
     return action
@@ -246,7 +262,9 @@ def verify_action(bench: Bench, build: Build) -> Action:
             return "current"
         files = sorted(build.stage.glob("*.gguf"))
         if not files:
-            raise OrchestrateError(f"upstream said that it was done, but wrote no {build.output.path.name}", "the log holds its output")
+            raise OrchestrateError(
+                f"upstream said that it was done, but wrote no {build.output.path.name}", "the log holds its output"
+            )
         verify.check_set(tuple(files))
         known = artifact.read(path)
         for file in files:

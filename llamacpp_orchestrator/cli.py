@@ -76,32 +76,53 @@ def orchestrate() -> None:
 @shared
 def run(jobs_files: tuple[Path, ...], **flags: Any) -> None:
     """Do the whole job: set up, fetch, convert, quantize, verify."""
-    _run([_load(file) for file in jobs_files], flags, write_lock=True)
+    _run([_load(file) for file in jobs_files], flags, kept=True)
 
 
 @orchestrate.command()
 @click.argument("model")
 @click.option("--lora", "loras", multiple=True, metavar="X", help="An adapter: hub id or folder. May be given several times.")
-@click.option("--outtype", "outtypes", multiple=True, metavar="T", help="bf16 (default), f16, f32, q8_0, ... or none. Several times for several.")
-@click.option("--quantize", multiple=True, metavar="Q", help="A type of llama-quantize, for example Q4_K_M. May be given several times.")
+@click.option(
+    "--outtype",
+    "outtypes",
+    multiple=True,
+    metavar="T",
+    help="bf16 (default), f16, f32, q8_0, ... or none. Several times for several.",
+)
+@click.option(
+    "--quantize", multiple=True, metavar="Q", help="A type of llama-quantize, for example Q4_K_M. May be given several times."
+)
 @click.option("--tag", default="", metavar="bN", help="The llama.cpp release tag.")
 @click.option("--output", default="dist", show_default=True, metavar="DIR", help="Where the files go.")
-@click.option("--write-job", type=click.Path(path_type=Path), metavar="FILE", help="Keep it as a job file, which is then what runs.")
+@click.option(
+    "--write-job", type=click.Path(path_type=Path), metavar="FILE", help="Keep it as a job file, which is then what runs."
+)
 @shared
-def convert(model: str, loras: tuple[str, ...], outtypes: tuple[str, ...], quantize: tuple[str, ...], tag: str, output: str, write_job: Path | None, **flags: Any) -> None:
+def convert(
+    model: str,
+    loras: tuple[str, ...],
+    outtypes: tuple[str, ...],
+    quantize: tuple[str, ...],
+    tag: str,
+    output: str,
+    write_job: Path | None,
+    **flags: Any,
+) -> None:
     """Convert MODEL (hub id or folder) without a job file."""
     from llamacpp_orchestrator import spec
     from llamacpp_orchestrator.store import write_atomically
 
     file = (write_job or Path("orchestrate.yaml")).absolute()
-    text = spec.job_text(model=model, loras=loras, outtypes=outtypes, quantize=quantize, tag=tag, output=output, folder=file.parent)
+    text = spec.job_text(
+        model=model, loras=loras, outtypes=outtypes, quantize=quantize, tag=tag, output=output, folder=file.parent
+    )
     job = spec.parse(text.encode(), file)
     spec.check_folders(job, file)
     if write_job:
         if file.exists() and not flags["force"]:
             raise JobError(f"{write_job} exists already", "choose another name, or use --force")
         write_atomically(file, text)
-    _run([_work(job, file)], flags, write_lock=bool(write_job))
+    _run([_work(job, file)], flags, kept=bool(write_job))
 
 
 @orchestrate.command()
@@ -170,7 +191,10 @@ def verify(paths: tuple[Path, ...], **flags: Any) -> None:
         report.result_json(checked)
     else:
         for found in checked:
-            report.result(f"{'ok' if not found.complaints else 'failed':<8}{found.path}" + "".join(f"\n        {line}" for line in found.complaints))
+            report.result(
+                f"{'ok' if not found.complaints else 'failed':<8}{found.path}"
+                + "".join(f"\n        {line}" for line in found.complaints)
+            )
     if any(found.complaints for found in checked):
         raise OrchestrateError("not everything is as its receipt says", "make it again: orchestrate run JOB --force")
 
@@ -259,7 +283,9 @@ def cache_list(as_json: bool) -> None:
 
 
 @cache.command(name="prune")
-@click.option("--kind", "kinds", multiple=True, help="Only entries of this kind: source, binaries, environments, views, downloads, logs.")
+@click.option(
+    "--kind", "kinds", multiple=True, help="Only entries of this kind: source, binaries, environments, views, downloads, logs."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:
     """Remove cached entries; the next run makes what it needs again. Models are in the Hugging Face cache and stay."""
@@ -296,10 +322,11 @@ def _work(job: Any, file: Path) -> Work:
     return Work(job=job, file=file, settings=found, store=Store(found.cache))
 
 
-def _options(flags: dict[str, Any], write_lock: bool = True) -> Options:
+def _options(flags: dict[str, Any], kept: bool = True) -> Options:
     from llamacpp_orchestrator.driver import Options
 
-    return Options(locked=flags["locked"], force=flags["force"], keep_going=flags["keep_going"], jobs=flags["jobs"] or 0, write_lock=write_lock)
+    chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
+    return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept, write_lock=kept)
 
 
 def _voice(flags: dict[str, Any]) -> Voice:
@@ -309,14 +336,14 @@ def _voice(flags: dict[str, Any]) -> Voice:
     return report.voice(sys.stderr, os.environ, quiet=quiet, verbose=verbose, progress=not flags.get("no_progress", False))
 
 
-def _run(works: list[Work], flags: dict[str, Any], write_lock: bool) -> None:
+def _run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
     from llamacpp_orchestrator import driver
     from llamacpp_orchestrator import report
 
     manner = _voice(flags)
     try:
         with _stoppable(), report.reporting(manner) as show:
-            result = driver.run_all(works, _options(flags, write_lock), show)
+            result = driver.run_all(works, _options(flags, kept), show)
     except OrchestrateError as error:
         if flags["as_json"]:
             report.result_json({"status": "failed", "error": error.lines(), "seconds": 0.0, "steps": [], "outputs": []})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -16,13 +17,11 @@ from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import download
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import host
-from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import quantize
-from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import stages
 from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.build import Bench
@@ -36,16 +35,10 @@ from llamacpp_orchestrator.pins import Found
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import Reporter
-from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Event
 from llamacpp_orchestrator.steps import Step
-from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.steps import run as run_steps
-
-# What every tag's scripts have taken since b3878: with these, nothing about the types needs the tree to be here first.
-ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
-
-this_host = functools.lru_cache(maxsize=1)(host.detect)
+from llamacpp_orchestrator.store import Store
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +48,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     keep_going: bool = False
     jobs: int = 0
+    read_lock: bool = True
     write_lock: bool = True
 
 
@@ -123,16 +117,21 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
     return result(began, events, errors, made, work)
 
 
-def settle(work: Work, options: Options, report: Reporter, binaries: bool = False) -> tuple[Lock | None, list[Event], list[OrchestrateError]]:
+def settle(
+    work: Work, options: Options, report: Reporter, binaries: bool = False
+) -> tuple[Lock | None, list[Event], list[OrchestrateError]]:
     """The lock that says what the job asks, written beside it; None with the errors when a part could not be resolved.
 
     Raises LockError for `--locked` when the lock does not fit.
     """
     path = locks.path_for(work.file)
-    old = locks.read(path) if options.write_lock else None
+    old = locks.read(path) if options.read_lock else None
     stale = locks.stale_reasons(work.job, old)
     if options.locked and stale:
-        raise LockError(f"{path.name} does not fit {work.file.name}: {'; '.join(stale)}", f"run `orchestrate lock {work.file.name}` and commit the result")
+        raise LockError(
+            f"{path.name} does not fit {work.file.name}: {'; '.join(stale)}",
+            f"run `orchestrate lock {work.file.name}` and commit the result",
+        )
     found = Found(**locks.fitting(work.job, old))
     events = _carry_out(pins.steps(work, found, binaries), msgspec.structs.replace(options, keep_going=True), _quietly(report))
     errors = [_error(event) for event in events if event.status == "failed"]
@@ -160,7 +159,11 @@ def _carry_out(steps: list[Step], options: Options, report: Reporter) -> list[Ev
 def _quietly(report: Reporter) -> Reporter:
     # Resolving is only the first half of these steps; their line comes when they are done.
     def show(event: Event) -> None:
-        report(msgspec.structs.replace(event, status="ended") if event.status in ("done", "current") and event.step != "source" else event)
+        report(
+            msgspec.structs.replace(event, status="ended")
+            if event.status in ("done", "current") and event.step != "source"
+            else event
+        )
 
     return show
 
@@ -175,9 +178,18 @@ def _make(
     current = [Event(f"{_verb(build)} {build.name}", "current") for build in made if build.current]
     if not stale:
         return current, []
-    warm = convert.Warm(str(building.python(work, lock)), building.tree(work, lock), _converter_env(work), _logs(work) / "converter.log")
+    warm = convert.Warm(
+        str(building.python(work, lock)), building.tree(work, lock), _converter_env(work), _logs(work) / "converter.log"
+    )
     forks = convert.can_fork(host.system())
-    bench = Bench(work=work, lock=lock, logs=_logs(work), converter=warm.convert if forks else convert.run_alone, held={}, force=options.force)
+    bench = Bench(
+        work=work,
+        lock=lock,
+        logs=_logs(work),
+        converter=warm.convert if forks else convert.run_alone,
+        held={},
+        force=options.force,
+    )
     for build in made:
         building.heal(bench, build)
     for build in stale:
@@ -193,22 +205,28 @@ def _make(
 
 def _steps(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step]:
     work, lock = bench.work, bench.lock
-    made = [] if "source" in ended else [Step(name="source", action=_source(work, lock))]
-    made += [Step(name="environment", action=environment_action(work, lock, bench.log("environment")), log=bench.log("environment"))]
+    made = [] if "source" in ended else [Step(name="source", action=stages.source_action(work, lock))]
+    made += [
+        Step(
+            name="environment",
+            action=stages.environment_action(work, lock, bench.log("environment")),
+            log=bench.log("environment"),
+        )
+    ]
     quantizing = [build for build in stale if build.of]
     if quantizing:
-        made.append(Step(name="binaries", action=binaries_action(work, lock)))
+        made.append(Step(name="binaries", action=stages.binaries_action(work, lock)))
     here = {step.name for step in made} | {build.name for build in stale}
     names = pins.step_names(work.job)
     after = () if "source" in ended or _ordinary(stale) else ("source",)
     for (wanted, name), step in _fetched(stale, names).items():
-        made.append(Step(name=step, action=fetch_action(work, lock, wanted, name), needs=after))
+        made.append(Step(name=step, action=stages.fetch_action(work, lock, wanted, name), needs=after))
     for build in stale:
         log = bench.log(f"{_verb(build)} {build.name}")
         if build.of:
             of = next((f"verify {other.name}" for other in stale if other.output == build.of), None)
             needs: Iterable[str] = ("binaries", *([of] if of else []))
-            action = building.quantize_action(bench, build, functools.partial(tool, work, lock, "llama-quantize"))
+            action = building.quantize_action(bench, build, functools.partial(stages.tool, work, lock, "llama-quantize"))
         else:
             fetched = _fetched([build], names).values()
             needs = ("environment", *(["source"] if "source" in here else []), *fetched)
@@ -226,120 +244,7 @@ def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted,
 
 
 def _ordinary(stale: list[Build]) -> bool:
-    return all(build.output.type in ALWAYS[build.output.kind] for build in stale if not build.of)
-
-
-def check_outtypes(work: Work, tree: Path) -> None:
-    """Raise JobError for a type that this tag's scripts do not have, with those that they do."""
-    for model in work.job.models:
-        asked = [("model", model.name, each) for each in model.outtype if each != "none"]
-        asked += [("adapter", lora.name, each) for lora in model.loras for each in lora.outtype]
-        for kind, name, outtype in asked:
-            known = convert.outtypes(tree, kind)
-            if known and outtype not in known:
-                also = "; types such as Q4_K_M belong under `quantize`" if "_" in outtype and kind == "model" else ""
-                raise JobError(
-                    f"{work.file.name}: {name}: {work.job.llama_cpp.tag} has no outtype `{outtype}` for {kind}s",
-                    f"it has {', '.join(known)}{also}",
-                )
-
-
-def _source(work: Work, lock: Lock) -> Action:
-    def action(tell: Tell) -> str:
-        before = work.store.has("source", lock.llama_cpp.key())
-        check_outtypes(work, pins.get_tree(work, lock.llama_cpp, tell))
-        return "current" if before else "done"
-
-    return action
-
-
-def environment_action(work: Work, lock: Lock, log: Path) -> Action:
-    """Build the locked environment, or probe the user's own."""
-
-    def action(tell: Tell) -> str:
-        if lock.environment is None:
-            environment.own(work.folder(str(work.job.environment.path)), work.file)
-            return "current"
-        pin = lock.environment.pin()
-        before = work.store.has("environments", pin.digest())
-        work.store.ensure(
-            "environments",
-            pin.digest(),
-            lambda dest: environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell),
-            environment.unhealthy,
-        )
-        return "current" if before else "done"
-
-    return action
-
-
-def binaries_action(work: Work, lock: Lock) -> Action:
-    """Fetch and unpack the release archive that fits this machine, and see that its programs start."""
-
-    def action(tell: Tell) -> str:
-        choice = choose(work, lock)
-        key = binaries_key(choice)
-        before = work.store.has("binaries", key)
-        downloads = work.store.folder("downloads")
-        tell(choice.reason)
-        path = work.store.ensure(
-            "binaries", key, lambda dest: releases.install(choice, dest, downloads, lambda done, total: tell(pins.progress(done, total)))
-        )
-        releases.probe(path, this_host())
-        return "current" if before else "done"
-
-    return action
-
-
-def choose(work: Work, lock: Lock) -> releases.Choice:
-    """The archive of the locked release for this machine; OrchestrateError when none fits, with what would."""
-    asked = work.job.binaries
-    if asked.backend == "none":
-        raise JobError(f"{work.file.name}: `quantize` needs the release binaries, and binaries.backend is none", "set `backend: cpu`")
-    return releases.choose(work.job.llama_cpp.tag, lock.assets, this_host(), asked.backend, asked.cuda)
-
-
-def binaries_key(choice: releases.Choice) -> str:
-    """The store key of an installed choice: a digest over its archives."""
-    parts = [choice.archive.sha256 or choice.archive.name, (choice.runtime.sha256 or choice.runtime.name) if choice.runtime else ""]
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
-
-
-def tool(work: Work, lock: Lock, name: str) -> Path:
-    """An installed program of the release, by name."""
-    return releases.find_tool(work.store.entry("binaries", binaries_key(choose(work, lock))), name, this_host().system)
-
-
-def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
-    """Bring the files of a model or adapter here, examine them, and make the view that a converter is shown."""
-
-    def action(tell: Tell) -> str:
-        pin = lock.files(wanted)
-        view = building.view(work, pin, name)
-        sizes = {file.path: file.size for file in pin.files}
-
-        def unhealthy(entry: Path) -> str:
-            whole = all((entry / name / path).is_file() and (entry / name / path).stat().st_size == size for path, size in sizes.items())
-            return "" if whole else "files behind the view have gone"
-
-        before = view.exists() and not unhealthy(view.parent)
-        work.store.ensure("views", view.parent.name, lambda entry: _fill(work, pin, entry / name, tell), unhealthy)
-        return "current" if before else "done"
-
-    return action
-
-
-def _fill(work: Work, pin: locks.FilesPin, view: Path, tell: Tell) -> None:
-    wanted = pin.wanted
-    if wanted in pins.local_folders(work):
-        origin = work.folder(wanted.source)
-    else:
-        light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
-        for files in (light, pin.files):
-            snapshot = hub.Snapshot(source=wanted.source, commit=pin.commit, files=files)
-            origin = hub.fetch(snapshot, work.settings, lambda done, total: tell(pins.progress(done, total)))
-            pins.examine(origin, wanted, files)
-    hub.make_view(pin.files, origin, view)
+    return all(build.output.type in stages.ALWAYS[build.output.kind] for build in stale if not build.of)
 
 
 def result(began: float, events: list[Event], errors: list[OrchestrateError], made: list[Build], work: Work) -> Result:
@@ -358,7 +263,9 @@ def result(began: float, events: list[Event], errors: list[OrchestrateError], ma
         status="failed" if errors else "ok",
         seconds=round(time.monotonic() - began, 3),
         steps=tuple(
-            StepResult(name=event.step, status=event.status, seconds=round(event.seconds, 3), log=str(event.log) if event.log else None)
+            StepResult(
+                name=event.step, status=event.status, seconds=round(event.seconds, 3), log=str(event.log) if event.log else None
+            )
             for event in merged.values()
         ),
         outputs=tuple(outputs),
@@ -371,7 +278,15 @@ def _outputs(build: Build, status: str) -> list[Made]:
     receipt = artifact.read(output.path)
     source = output.lora.source if output.lora else output.model.source
     return [
-        Made(path=str(output.path.parent / file.name), kind=output.kind, type=output.type, size=file.size, sha256=file.sha256, status=status, source=source)
+        Made(
+            path=str(output.path.parent / file.name),
+            kind=output.kind,
+            type=output.type,
+            size=file.size,
+            sha256=file.sha256,
+            status=status,
+            source=source,
+        )
         for file in (receipt.files if receipt else ())
     ]
 
@@ -412,19 +327,24 @@ def setup(work: Work, options: Options, report: Reporter) -> Result:
     lock, events, errors = settle(work, options, report, binaries=True)
     if lock:
         log = _logs(work) / "environment.log"
-        made = [Step(name="environment", action=environment_action(work, lock, log), log=log)]
+        made = [Step(name="environment", action=stages.environment_action(work, lock, log), log=log)]
         if not any(event.step == "source" for event in events):
-            made.append(Step(name="source", action=_source(work, lock)))
+            made.append(Step(name="source", action=stages.source_action(work, lock)))
         if work.job.binaries.backend != "none":
-            made.append(Step(name="binaries", action=binaries_action(work, lock)))
+            made.append(Step(name="binaries", action=stages.binaries_action(work, lock)))
         done = _carry_out(made, options, report)
         events, errors = events + done, [_error(event) for event in done if event.status == "failed"]
     return result(began, events, errors, [], work)
 
 
 def preview(work: Work, options: Options, report: Reporter) -> tuple[plan.Plan | None, list[OrchestrateError]]:
-    """What a run would do; resolves what is not locked, and writes nothing beside the job."""
-    lock, _, errors = settle(work, msgspec.structs.replace(options, keep_lock=True), report)
+    """What a run would do; what is not locked is resolved in a cache of its own, so that nothing is left behind."""
+    old = locks.read(locks.path_for(work.file))
+    if old and not locks.stale_reasons(work.job, old):
+        return plan.make(work, old, options.force), []
+    with tempfile.TemporaryDirectory() as scratch:
+        aside = msgspec.structs.replace(work, store=Store(Path(scratch)))
+        lock, _, errors = settle(aside, msgspec.structs.replace(options, write_lock=False), report)
     return (plan.make(work, lock, options.force) if lock else None), errors
 
 
@@ -437,15 +357,22 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> tuple[C
     if lock is None:
         return None, errors
     log = _logs(work) / "environment.log"
-    made = Step(name="environment", action=environment_action(work, lock, log), log=log) if script else Step(name="binaries", action=binaries_action(work, lock))
+    made = (
+        Step(name="environment", action=stages.environment_action(work, lock, log), log=log)
+        if script
+        else Step(name="binaries", action=stages.binaries_action(work, lock))
+    )
     failed = [_error(event) for event in _carry_out([made], options, report) if event.status == "failed"]
     if failed:
         return None, failed
     if not script:
-        return Command((str(tool(work, lock, name)), *rest), env=quantize.tool_env(tool(work, lock, name))), []
+        program = stages.tool(work, lock, name)
+        return Command((str(program), *rest), env=quantize.tool_env(program)), []
     tree = pins.get_tree(work, lock.llama_cpp, lambda text: None)
     if not (tree / name).is_file():
-        raise JobError(f"{lock.llama_cpp.tag} has no script {name}", "it has " + ", ".join(sorted(path.name for path in tree.glob("*.py"))))
+        raise JobError(
+            f"{lock.llama_cpp.tag} has no script {name}", "it has " + ", ".join(sorted(path.name for path in tree.glob("*.py")))
+        )
     return Command((str(building.python(work, lock)), str(tree / name), *rest), env=_converter_env(work)), []
 
 
@@ -460,8 +387,14 @@ def verify(paths: Sequence[Path]) -> list[Checked]:
     """Re-check outputs, or all outputs in folders, against their receipts; JobError when a path holds none of ours."""
     found: list[Path] = []
     for path in paths:
-        inside = sorted(receipt.with_name(receipt.name.removesuffix(artifact.SUFFIX)) for receipt in path.rglob(f"*{artifact.SUFFIX}")) if path.is_dir() else [path]
+        inside = (
+            sorted(receipt.with_name(receipt.name.removesuffix(artifact.SUFFIX)) for receipt in path.rglob(f"*{artifact.SUFFIX}"))
+            if path.is_dir()
+            else [path]
+        )
         if not inside:
-            raise JobError(f"{path} holds no output with a receipt", "name a GGUF file that orchestrate has made, or the folder of it")
+            raise JobError(
+                f"{path} holds no output with a receipt", "name a GGUF file that orchestrate has made, or the folder of it"
+            )
         found += inside
     return [Checked(path=str(path), complaints=tuple(artifact.recheck(path))) for path in found]

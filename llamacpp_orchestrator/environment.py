@@ -85,7 +85,9 @@ def parse(line: str) -> Requirement:
     try:
         return Requirement(line)
     except InvalidRequirement as error:
-        raise JobError(f"`{line}` is not a requirement: {str(error).splitlines()[0]}", "write it as in `torch==2.13.0`") from error
+        raise JobError(
+            f"`{line}` is not a requirement: {str(error).splitlines()[0]}", "write it as in `torch==2.13.0`"
+        ) from error
 
 
 def _concerns_us(requirement: Requirement) -> bool:
@@ -153,7 +155,9 @@ def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], settings: 
             continue
         near = supported(wanted[name], local)
         nearby += [near] if near else []
-        listed = [file for url in (*_pages(settings.index), *([torch_index] if torch_index else [])) for file in _listed(url, name)]
+        listed = [
+            file for url in (*_pages(settings.index), *([torch_index] if torch_index else [])) for file in _listed(url, name)
+        ]
         if listed or near:
             allowed.append(near | supported(wanted[name], listed))
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -246,7 +250,9 @@ def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell:
         process.stream(Command(argv, env=env), log, tell)
     except CommandFailed as error:
         hint = "check the network and the free space; for a Python that uv cannot fetch, install it or set `environment.python`"
-        raise CommandFailed(f"the environment could not be built; uv says:\n{error.tail}", code=error.code, hint=hint, log=log) from error
+        raise CommandFailed(
+            f"the environment could not be built; uv says:\n{error.tail}", code=error.code, hint=hint, log=log
+        ) from error
 
 
 def python_in(venv: Path) -> Path:
@@ -278,7 +284,9 @@ def own(path: Path, job: Path) -> Path:
 def _installed(settings: Settings) -> list[str]:
     try:
         env = _uv_env(settings, None)
-        text = process.capture(Command((uv(), "python", "list", "--quiet", "--only-installed", "--output-format", "json"), env=env))
+        text = process.capture(
+            Command((uv(), "python", "list", "--quiet", "--only-installed", "--output-format", "json"), env=env)
+        )
         return [".".join(found["version"].split(".")[:2]) for found in json.loads(text) if found["implementation"] == "cpython"]
     except (CommandFailed, ValueError):
         return []
@@ -298,7 +306,15 @@ def _uv_env(settings: Settings, torch: str | None) -> tuple[tuple[str, str], ...
 def index_variables(index: Index, torch: str | None, environ: Mapping[str, str]) -> dict[str, str]:
     """What uv is told in its environment, never in arguments: an index URL may carry a password."""
     kept = {name: value for name, value in environ.items() if name.startswith("UV_") or name.lower().endswith("_proxy")}
-    for name in ("UV_INDEX", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_PYTHON", "UV_CONSTRAINT"):
+    for name in (
+        "UV_INDEX",
+        "UV_INDEX_URL",
+        "UV_DEFAULT_INDEX",
+        "UV_EXTRA_INDEX_URL",
+        "UV_FIND_LINKS",
+        "UV_PYTHON",
+        "UV_CONSTRAINT",
+    ):
         kept.pop(name, None)
     extra = (*([torch] if torch else []), *index.extra_index_urls)
     set_here = {

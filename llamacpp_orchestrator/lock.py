@@ -152,7 +152,9 @@ def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
     found = fitting(job, lock)
     reasons = []
     if found["source"] is None:
-        reasons.append(f"llama_cpp: locked {lock.llama_cpp.tag} of {lock.llama_cpp.repo}, asked {job.llama_cpp.tag} of {job.llama_cpp.repo}")
+        reasons.append(
+            f"llama_cpp: locked {lock.llama_cpp.tag} of {lock.llama_cpp.repo}, asked {job.llama_cpp.tag} of {job.llama_cpp.repo}"
+        )
     elif found["environment"] is None and job.environment.path is None:
         reasons.append("environment: python, torch or overrides have changed")
     if uses_binaries(job) and job.binaries.backend != "none" and found["assets"] is None:
@@ -175,7 +177,9 @@ def read(path: Path) -> Lock | None:
     try:
         lock = msgspec.convert(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), Lock)
     except (yaml.YAMLError, msgspec.ValidationError, RecursionError, ValueError) as error:
-        raise LockError(f"{path.name} is damaged: {error}", "restore it, or remove it and run `orchestrate lock` again") from error
+        raise LockError(
+            f"{path.name} is damaged: {error}", "restore it, or remove it and run `orchestrate lock` again"
+        ) from error
     if lock.version != 1:
         raise LockError(f"{path.name} has format {lock.version}; this version reads 1", "update llamacpp-orchestrator")
     return lock

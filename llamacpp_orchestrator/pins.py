@@ -24,6 +24,8 @@ from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import SourcePin
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.source import git
+from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
@@ -32,6 +34,7 @@ from llamacpp_orchestrator.store import Store
 from llamacpp_orchestrator.store import write_atomically
 
 TREE_MARK = "tree.sha256"
+ROUTES = {"git": git, "pypi": pypi}
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +87,10 @@ def step_names(job: Job) -> dict[Wanted, str]:
     """A name for each set of files: the job's own, with the source behind it where two would be called the same."""
     names: dict[Wanted, str] = {}
     for model in job.models:
-        for wanted, name in ((locks.base_wanted(model), model.name), *((locks.lora_wanted(lora), lora.name) for lora in model.loras)):
+        for wanted, name in (
+            (locks.base_wanted(model), model.name),
+            *((locks.lora_wanted(lora), lora.name) for lora in model.loras),
+        ):
             taken = {other for known, other in names.items() if known != wanted}
             names.setdefault(wanted, f"{name} ({wanted.source})" if name in taken else name)
     return names
@@ -94,7 +100,7 @@ def _source(work: Work, found: Found) -> Action:
     def action(tell: Tell) -> str:
         if found.source is None:
             asked = work.job.llama_cpp
-            resolved = source.route(work.settings).resolve(asked.repo, asked.tag, work.settings)
+            resolved = ROUTES[work.settings.llama_cpp_from].resolve(asked.repo, asked.tag, work.settings)
             commit = resolved if work.settings.llama_cpp_from == "git" else ""
             pin = SourcePin(tag=asked.tag, repo=asked.repo, tree="", commit=commit, package="" if commit else resolved)
             before = work.store.has("source", pin.key())
@@ -110,7 +116,7 @@ def _source(work: Work, found: Found) -> Action:
 
 def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
     """The converter tree of a pin, by the route that is set; IntegrityError when its content is not the locked one."""
-    route = source.route(work.settings)
+    route = ROUTES[work.settings.llama_cpp_from]
 
     def make(dest: Path) -> None:
         fits = bool(pin.commit) == (work.settings.llama_cpp_from == "git")

@@ -99,7 +99,9 @@ def check_space(found: Iterable[Need]) -> None:
         wanted, free = sum(need.bytes for need in group) + MARGIN, shutil.disk_usage(_existing(group[0].folder)).free
         if wanted > free:
             parts = ", ".join(f"{size(need.bytes)} for {need.what}" for need in sorted(group, key=lambda need: -need.bytes)[:4])
-            lines.append(f"{_existing(group[0].folder)}: need {size(wanted)}, have {size(free)}, {size(wanted - free)} missing ({parts})")
+            lines.append(
+                f"{_existing(group[0].folder)}: need {size(wanted)}, have {size(free)}, {size(wanted - free)} missing ({parts})"
+            )
     if lines:
         raise OrchestrateError(
             "the disk cannot hold this job: " + "; ".join(lines),
@@ -123,7 +125,11 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
             missing = missing_bytes(work, pin)
             where = "" if spec.is_folder(pin.wanted.source) else f" at {pin.commit}"
             detail = f"{pin.wanted.source}{where}, {len(pin.files)} files, {size(sum(file.size for file in pin.files))}"
-            steps.append(PlannedStep(name=f"fetch {pin.wanted.source}", status="run" if missing else "cached", detail=detail, download=missing))
+            steps.append(
+                PlannedStep(
+                    name=f"fetch {pin.wanted.source}", status="run" if missing else "cached", detail=detail, download=missing
+                )
+            )
     for build in made:
         verb = "quantize" if build.of else "convert"
         status = "current" if build.current else "run"

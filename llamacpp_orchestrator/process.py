@@ -90,7 +90,9 @@ def start(command: Command, *, stderr: Path) -> subprocess.Popen[bytes]:
 def attached(command: Command) -> int:
     """Run a program on our own terminal and answer its exit code; it gets the signals itself."""
     try:
-        return subprocess.run(command.argv, cwd=command.cwd, env=dict(command.env) if command.env else None, check=False).returncode
+        return subprocess.run(
+            command.argv, cwd=command.cwd, env=dict(command.env) if command.env else None, check=False
+        ).returncode
     except OSError as error:
         raise CommandFailed(f"`{command.argv[0]}` could not be started: {error.strerror or error}", code=127) from error
 

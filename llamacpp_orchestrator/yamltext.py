@@ -1,0 +1,179 @@
+"""YAML read as text: every scalar as it is written, with the line it stands on, so that no guess of YAML's ever bites."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import yaml
+
+from llamacpp_orchestrator.errors import JobError
+
+MAX_BYTES = 64 * 1024
+MAX_DEPTH = 12
+MAX_COMPLAINTS = 10
+KINDS = {dict: "keys with values", list: "a list", str: "text", type(None): "nothing"}
+
+
+class Reading(msgspec.Struct, kw_only=True):
+    """A file as plain data (dict, list, str, None), the line of each value by its key path, and the complaints so far."""
+
+    file: str
+    data: Any = None
+    lines: dict[str, int] = {}
+    complaints: list[tuple[int, str]] = []
+
+    def say(self, where: str, text: str) -> None:
+        """Note one complaint about the value at a key path; where it is absent, the line of what should hold it."""
+        known = where
+        while known and known not in self.lines:
+            known = re.sub(r"(\.|^)[^.\[]+$|\[\d+\]$", "", known)
+        line = self.lines.get(known, 1)
+        self.complaints.append((line, f"{self.file}:{line}: {where + ': ' if where else ''}{text}"))
+
+    def done(self) -> None:
+        """Raise all complaints as one JobError, in the file's order; no complaint is fine."""
+        ordered = [text for _, text in sorted(self.complaints, key=lambda complaint: complaint[0])]
+        if len(ordered) > MAX_COMPLAINTS:
+            ordered = [*ordered[:MAX_COMPLAINTS], f"and {len(ordered) - MAX_COMPLAINTS} more"]
+        if ordered:
+            raise JobError("\n".join(ordered))
+
+
+def read(text: bytes, file: str) -> Reading:
+    """A YAML document as plain data; JobError with line and column for what is no such document."""
+    reading = Reading(file=file)
+    events = yaml.parse(_decoded(text, file), Loader=yaml.SafeLoader)
+    try:
+        next(events)
+        if isinstance(next(events), yaml.StreamEndEvent):
+            raise JobError(f"{file}: the file is empty", "`orchestrate init` writes one to start from")
+        reading.data = _value(reading, events, next(events), "", 0)
+        next(events)
+        if not isinstance(extra := next(events), yaml.StreamEndEvent):
+            raise _refused(file, extra, "a second document; one file holds one job")
+    except yaml.reader.ReaderError as error:
+        raise JobError(f"{file}: character {error.position}: a control character, which YAML does not allow") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{mark.line + 1}:{mark.column + 1}" if mark else "1"
+        hint = "indent with spaces, not tabs" if "\\t" in str(error.problem) else ""
+        raise JobError(f"{file}:{place}: not YAML: {error.problem}", hint) from error
+    return reading
+
+
+def _decoded(text: bytes, file: str) -> str:
+    if len(text) > MAX_BYTES:
+        raise JobError(f"{file}: {len(text)} bytes; at most {MAX_BYTES} are read", "is this the right file?")
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        raise JobError(f"{file}:{line}: the file is not UTF-8", "save it as UTF-8 in your editor") from error
+
+
+def _refused(file: str, event: yaml.Event, what: str) -> JobError:
+    mark = event.start_mark
+    return JobError(f"{file}:{mark.line + 1}:{mark.column + 1}: {what}")
+
+
+def _value(reading: Reading, events: Iterator[Any], event: Any, where: str, depth: int) -> Any:
+    if isinstance(event, yaml.AliasEvent) or event.anchor:
+        raise _refused(reading.file, event, "anchors and aliases (& and *) are not taken; write the value out, or quote it")
+    if event.tag is not None:
+        raise _refused(reading.file, event, f"the tag {event.tag[:60]} is not taken; a value that begins with ! needs quotes")
+    if depth > MAX_DEPTH:
+        raise _refused(reading.file, event, f"nested more than {MAX_DEPTH} deep")
+    reading.lines.setdefault(where, event.start_mark.line + 1)
+    if isinstance(event, yaml.ScalarEvent):
+        return None if event.implicit[0] and event.value in ("", "~", "null", "Null", "NULL") else event.value
+    if isinstance(event, yaml.SequenceStartEvent):
+        items: list[Any] = []
+        while not isinstance(item := next(events), yaml.SequenceEndEvent):
+            items.append(_value(reading, events, item, f"{where}[{len(items)}]", depth + 1))
+        return items
+    return _mapping(reading, events, where, depth)
+
+
+def _mapping(reading: Reading, events: Iterator[Any], where: str, depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    first: dict[str, int] = {}
+    while not isinstance(event := next(events), yaml.MappingEndEvent):
+        if not isinstance(event, yaml.ScalarEvent):
+            raise _refused(reading.file, event, "a key must be plain text")
+        key, line = event.value, event.start_mark.line + 1
+        path = f"{where}.{key}" if where else key
+        if event.anchor or event.tag is not None:
+            _value(reading, events, event, path, depth)
+        twice = key in first
+        first.setdefault(key, line)
+        reading.lines.setdefault(path, line)
+        value = _value(reading, events, next(events), path, depth + 1)
+        if twice:
+            reading.say(path, f"the key stands twice, on line {first[key]} and on line {line}")
+        elif value is not None:
+            found[key] = value
+    return found
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """What to say about a word that is none of the known ones."""
+    words = list(known)
+    near = {known.lower(): known for known in words}
+    close = difflib.get_close_matches(word.lower(), near, 1)
+    return f'did you mean "{near[close[0]]}"?' if close else f"known: {', '.join(words)}"
+
+
+def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
+    """The data with short forms written out, for `msgspec.convert`; whatever does not fit the type becomes a complaint.
+
+    A type may carry a `msgspec.Meta(extra=...)`: `check` (text → complaint or ""), `words` (all that are allowed),
+    `short` (what a text in the place of this value stands for).
+    """
+    extra: dict[str, Any] = {}
+    if typing.get_origin(wanted) is typing.Annotated:
+        wanted, *metas = typing.get_args(wanted)
+        extra = {name: value for meta in metas for name, value in (meta.extra or {}).items()}
+    if isinstance(wanted, types.UnionType):
+        wanted = typing.get_args(wanted)[0]
+    if isinstance(data, str) and "short" in extra:
+        data = extra["short"](data)
+    kind = dict if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct) else list
+    kind = kind if kind is dict or typing.get_origin(wanted) is tuple else str
+    if not isinstance(data, kind):
+        reading.say(where, f"expected {KINDS[kind]}, found {KINDS[type(data)]}")
+    elif kind is list:
+        item = typing.get_args(wanted)[0]
+        return [fit(reading, value, item, f"{where}[{index}]") for index, value in enumerate(data)]
+    elif kind is dict:
+        return _fit_record(reading, data, wanted, where)
+    elif complaint := _fit_text(data, wanted, extra):
+        reading.say(where, complaint)
+    return data
+
+
+def _fit_record(reading: Reading, data: dict[str, Any], wanted: type, where: str) -> dict[str, Any]:
+    fields = {field.name: field for field in msgspec.structs.fields(wanted)}
+    dot = f"{where}." if where else ""
+    for key in data.keys() - fields.keys():
+        reading.say(dot + key, f"unknown key; {nearest(key, fields)}")
+    for name, field in fields.items():
+        if field.required and name not in data:
+            reading.say(dot + name, "missing")
+    return {name: fit(reading, data[name], field.type, dot + name) for name, field in fields.items() if name in data}
+
+
+def _fit_text(text: str, wanted: type, extra: dict[str, Any]) -> str:
+    if wanted is bool and text.lower() not in ("true", "false"):
+        return f'expected true or false, found "{text}"'
+    words: tuple[str, ...] = extra.get("words", ())
+    if words and text not in words:
+        return f'unknown value "{text[:60]}"; {nearest(text, words)}'
+    check: Callable[[str], str] = extra.get("check", lambda text: "")
+    return check(text)
