@@ -158,9 +158,9 @@ def plan(job: Path, **flags: Any) -> None:
     with _stoppable(), report.reporting(manner) as show:
         found, errors = driver.preview(work, _options(flags), show)
     _raise_first(errors, manner)
-    if flags["as_json"]:
+    if found and flags["as_json"]:
         report.result_json(found)
-    else:
+    elif found:
         report.result("\n".join(planning.lines(found)))
 
 
@@ -229,7 +229,8 @@ def exec_(job: Path, argv: tuple[str, ...]) -> None:
     _raise_first(errors, manner)
     from llamacpp_orchestrator import process
 
-    raise SystemExit(process.attached(command))
+    if command:
+        raise SystemExit(process.attached(command))
 
 
 @orchestrate.command()

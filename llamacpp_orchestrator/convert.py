@@ -90,7 +90,7 @@ def outtypes(tree: Path, kind: str) -> tuple[str, ...]:
         ):
             choices = next((word.value for word in node.keywords if word.arg == "choices"), None)
             if isinstance(choices, (ast.List, ast.Tuple)):
-                return tuple(item.value for item in choices.elts if isinstance(item, ast.Constant))
+                return tuple(str(item.value) for item in choices.elts if isinstance(item, ast.Constant))
     return ()
 
 

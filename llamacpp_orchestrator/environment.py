@@ -15,7 +15,6 @@ from urllib.parse import unquote
 from urllib.parse import urlsplit
 
 import msgspec
-from packaging.markers import default_environment
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement
 from packaging.tags import Tag
@@ -93,7 +92,7 @@ def parse(line: str) -> Requirement:
 def _concerns_us(requirement: Requirement) -> bool:
     # Upstream has lines for machines that we do not serve (s390x nightlies); a universal resolution would fail on them.
     marker = requirement.marker
-    return marker is None or any(marker.evaluate({**default_environment(), "platform_machine": machine}) for machine in MACHINES)
+    return marker is None or any(marker.evaluate({"platform_machine": machine}) for machine in MACHINES)
 
 
 def merged(lines: Iterable[str], overrides: Iterable[str]) -> dict[str, Requirement]:

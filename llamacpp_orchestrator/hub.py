@@ -125,7 +125,8 @@ def explain(error: BaseException, status: int, repo_id: str, revision: str, sett
         "OfflineModeIsEnabled": (f"{repo_id} is not complete in the cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"),
     }
     page_hint = "is there a login page between? check HF_ENDPOINT and the network"
-    words |= dict.fromkeys(("JSONDecodeError", "AssertionError"), (f"{settings.huggingface} did not answer as a hub does", page_hint))
+    strange = (f"{settings.huggingface} did not answer as a hub does", page_hint)
+    words |= {"JSONDecodeError": strange, "AssertionError": strange}
     refused = (f"{repo_id}: the hub refuses ({status})", f"what you log in with is wrong or may not read this: {login}")
     limited = (f"{repo_id}: the hub limits requests (429)", "wait some minutes; with HF_TOKEN set the limit is higher")
     by_status = {401: refused, 403: refused, 429: limited}

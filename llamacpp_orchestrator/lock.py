@@ -19,11 +19,7 @@ from llamacpp_orchestrator.store import write_atomically
 HEADER = "# Written by orchestrate; commit it beside its job. `orchestrate lock JOB --upgrade` moves the pins.\n"
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The base of every record in the lock: strict when read, short when written."""
-
-
-class SourcePin(Record):
+class SourcePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """llama.cpp: the tag, what it points at (a commit, or the package that carries it) and the digest of the converter tree."""
 
     tag: str
@@ -37,7 +33,7 @@ class SourcePin(Record):
         return self.commit or f"package-{self.tag}"
 
 
-class EnvironmentPin(Record):
+class EnvironmentPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The environment: what was asked, and the interpreter and hashed requirement set that it came to."""
 
     torch: str
@@ -51,7 +47,7 @@ class EnvironmentPin(Record):
         return environment.Pin(python=self.python, requirements=self.requirements)
 
 
-class Wanted(Record):
+class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Files that a job needs of one model or adapter."""
 
     source: str
@@ -61,7 +57,7 @@ class Wanted(Record):
     remote_code: bool = False
 
 
-class FilesPin(Record):
+class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The files of one model or adapter, at one commit or with the content of one folder."""
 
     wanted: Wanted
@@ -69,7 +65,7 @@ class FilesPin(Record):
     files: tuple[HubFile, ...]
 
 
-class Lock(Record):
+class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Everything that decides the bytes of a job's outputs."""
 
     version: int = 1

@@ -18,6 +18,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
+from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import size
 
 # Bits per weight, from ggml's block layouts; K-quants and IQ types mix, so theirs are upstream's published averages, rounded up.
@@ -139,7 +140,7 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
     return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(_existing(folder)).free for folder in folders})
 
 
-def final(build: Build) -> building.Command:
+def final(build: Build) -> Command:
     """The command of a build as a user would type it, with the final path in place of the temporary one."""
     draft = str(build.stage / build.output.path.name)
     argv = tuple(str(build.output.path) if word == draft else word for word in build.command.argv)

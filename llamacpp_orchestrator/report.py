@@ -70,7 +70,7 @@ def result(text: str) -> None:
 
 def result_json(value: Any) -> None:
     """The one JSON document of a command."""
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+    print(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False), flush=True)
 
 
 def complain(error: OrchestrateError, manner: Voice) -> None:
@@ -96,7 +96,9 @@ def size(count: float) -> str:
 
 
 def _plain(manner: Voice, event: Event) -> None:
-    if event.status in ENDED:
+    if event.status == "note":
+        say(f"note: {event.text}", manner)
+    elif event.status in ENDED:
         if not manner.quiet or event.status == "failed":
             print(_painted(event, manner), file=sys.stderr, flush=True)
     elif manner.verbose and event.text:
@@ -121,11 +123,14 @@ def _live(manner: Voice, bars: Progress) -> Reporter:
         if event.status == "started":
             tasks[event.step] = bars.add_task(event.step, total=None, now="")
         elif event.status == "progress":
-            bars.update(tasks[event.step], now=event.text)
+            bars.update(tasks[event.step], now=event.text.splitlines()[0][:80])
         else:
             if event.step in tasks:
                 bars.remove_task(tasks.pop(event.step))
-            bars.console.out(_painted(event, manner), highlight=False)
+            if event.status in ENDED:
+                bars.console.out(_painted(event, manner), highlight=False)
+            elif event.status == "note":
+                bars.console.out(f"note: {event.text}", highlight=False)
 
     return show
 

@@ -15,6 +15,7 @@ import msgspec
 from llamacpp_orchestrator.errors import OrchestrateError
 
 Tell = Callable[[str], None]
+TELL_SECONDS = 0.2
 Action = Callable[[Tell], str]
 
 
@@ -93,11 +94,25 @@ def _next(events: queue.SimpleQueue[Event]) -> Event:
             continue
 
 
+def _teller(name: str, put: Callable[[Event], None]) -> Tell:
+    last = ("", 0.0)
+
+    def tell(text: str) -> None:
+        # A download speaks with every chunk; nobody can read that, and 300 steps at once must not drown in it.
+        nonlocal last
+        now, counting = time.monotonic(), text[:1].isdigit()
+        if text != last[0] and not (counting and now - last[1] < TELL_SECONDS):
+            last = (text, now)
+            put(Event(name, "progress", text))
+
+    return tell
+
+
 def _work(step: Step, put: Callable[[Event], None]) -> None:
     began = time.monotonic()
     put(Event(step.name, "started", log=step.log))
     try:
-        status = step.action(lambda text: put(Event(step.name, "progress", text)))
+        status = step.action(_teller(step.name, put))
     except OrchestrateError as error:
         put(Event(step.name, "failed", error.message, time.monotonic() - began, error, error.log or step.log))
     except BaseException as error:

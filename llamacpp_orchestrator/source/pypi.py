@@ -55,19 +55,28 @@ def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings,
 def _sdists(settings: Settings) -> dict[int, tuple[str, str]]:
     """Build number → (URL, sha256) over all configured indexes, the first that has a file winning."""
     import requests
+    from pypi_simple import NoSuchProjectError
     from pypi_simple import PyPISimple
+    from requests.adapters import HTTPAdapter
+    from urllib3 import Retry
 
     found: dict[int, tuple[str, str]] = {}
     failures: list[str] = []
     for index in (settings.index.index_url, *settings.index.extra_index_urls):
         if not index.startswith("http"):
             continue
+        again = HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504)))
         try:
-            with PyPISimple(index) as client:
+            with requests.Session() as session:
+                session.mount("http://", again)
+                session.mount("https://", again)
+                client = PyPISimple(index, session=session)
                 for package in client.get_project_page(PACKAGE, timeout=30).packages:
                     match = re.fullmatch(r"(\d+)\.0\.0", package.version or "")
                     if match and package.package_type == "sdist" and "sha256" in package.digests:
                         found.setdefault(int(match[1]), (package.url, package.digests["sha256"]))
+        except NoSuchProjectError:
+            failures.append(f"{download.shown(index)} does not have it")
         except (requests.RequestException, LookupError, ValueError) as error:
             failures.append(f"{download.shown(index)}: {type(error).__name__}")
     if not found:
