@@ -194,6 +194,8 @@ def _make(
         building.heal(bench, build)
     for build in stale:
         artifact.may_write(build.output.path, artifact.read(build.output.path), options.force)
+    if "source" in ended:
+        stages.check_outtypes(work, building.tree(work, lock))
     plan.check_space(plan.needs(work, lock, stale))
     try:
         events = _carry_out(_steps(bench, stale, ended), options, report)

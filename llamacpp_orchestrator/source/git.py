@@ -151,7 +151,7 @@ def _ask(url: str, *refs: str) -> str:
         return _git(Path(nowhere), url, "ls-remote", "--", url, *refs)
 
 
-def _git(folder: Path, url: str, *words: str, limit: float = ASK_SECONDS) -> str:
+def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
     """The output of a git command; it ends with us, on a stop, and at a time limit in seconds."""
     certificates = {"GIT_SSL_CAINFO": os.environ["SSL_CERT_FILE"]} if "SSL_CERT_FILE" in os.environ else {}
     mine = {**certificates, **{name: os.environ[name] for name in KEPT if name in os.environ}, **FIXED}
@@ -167,7 +167,7 @@ def _git(folder: Path, url: str, *words: str, limit: float = ASK_SECONDS) -> str
     end = functools.partial(process.stop, child)
     atexit.register(end)
     try:
-        out, err = _talk(child, url, limit)
+        out, err = _talk(child, url, limit or ASK_SECONDS)
     finally:
         if child.poll() is None:
             end()
