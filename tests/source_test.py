@@ -146,11 +146,13 @@ def test_a_branch_of_the_same_name_is_never_taken(upstream: Path, dest: Path) ->
     run_git(upstream, "commit", "-q", "-am", "two")
     run_git(upstream, "branch", "b5000")
     assert git.resolve(upstream.as_uri(), "b5000", settings()) == commit
+    git.checkout(upstream.as_uri(), "b5000", commit, dest, settings(), nothing)
+    assert files(dest) == TREE
 
 
 @pytest.mark.parametrize(
     ("tag", "near"),
-    [("b4995", "b4990, b5000, b5001, b6000"), ("b1", "b4000, b4990, b5000, b5001"), ("master-abcdef0", "b4000, b4990, b5000, b5001")],
+    [("b5900", "b4990, b5000, b5001, b6000"), ("b1", "b4000, b4990, b5000, b5001"), ("master-abcdef0", "b4000, b4990, b5000, b5001")],
 )
 def test_a_missing_tag_names_the_nearest(upstream: Path, tag: str, near: str) -> None:
     with pytest.raises(OrchestrateError, match=f"has no tag {tag}") as caught:

@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -167,26 +168,29 @@ def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
     end = functools.partial(process.stop, child)
     atexit.register(end)
     try:
-        out, err = _talk(child, url, limit or ASK_SECONDS)
+        out, err = _talk(child, end, url, limit or ASK_SECONDS)
     finally:
-        if child.poll() is None:
-            end()
         atexit.unregister(end)
     if child.returncode:
         raise explain(url, err.decode(errors="replace"))
     return out.decode(errors="replace")
 
 
-def _talk(child: Any, url: str, limit: float) -> tuple[bytes, bytes]:
+def _talk(child: Any, end: Callable[[], None], url: str, limit: float) -> tuple[bytes, bytes]:
     said: list[tuple[bytes, bytes]] = []
     reader, late = threading.Thread(target=lambda: said.append(child.communicate()), daemon=True), time.monotonic() + limit
     reader.start()
-    while reader.is_alive():
-        reader.join(0.1)
-        if download.STOP.is_set():
-            raise Stopped(signal.SIGINT)
-        if time.monotonic() > late:
-            raise NetworkError(f"{download.shown(url)} gave no whole answer in {limit:.0f} s", ELSEWHERE, 504)
+    try:
+        while reader.is_alive():
+            reader.join(0.1)
+            if download.STOP.is_set():
+                raise Stopped(signal.SIGINT)
+            if time.monotonic() > late:
+                raise NetworkError(f"{download.shown(url)} gave no whole answer in {limit:.0f} s", ELSEWHERE, 504)
+    finally:
+        if reader.is_alive():
+            end()
+            reader.join()
     return said[0]
 
 

@@ -1,0 +1,119 @@
+"""The test world: a cache, a home for models and a config of its own, and servers that are not there unless a test starts them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from llamacpp_orchestrator import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+NOWHERE = "http://127.0.0.1:9"
+TAG = "b11434"
+
+
+class Answer(msgspec.Struct):
+    """What one command said: its exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """stdout as the one JSON document that it must be."""
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="session")
+def demo_data() -> ModuleType:
+    """configs/demo_data.py, which makes real inputs."""
+    place = importlib.util.spec_from_file_location("demo_data", ROOT / "configs" / "demo_data.py")
+    assert place and place.loader
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def data(demo_data: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2, tiny-llama, lora-a and lora-b."""
+    folder = tmp_path_factory.mktemp("data")
+    demo_data.main(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the session, so that the tree and the environment are made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_cache: Path) -> Path:
+    """A folder to work in, with every setting fenced off from the machine but the package index."""
+    for name in list(os.environ):
+        if name.startswith(("ORCHESTRATE_", "HF_", "GIT_")) or name in ("GITHUB_TOKEN", "GH_TOKEN"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(shared_cache))
+    monkeypatch.setenv("ORCHESTRATE_CONFIG", str(tmp_path / "no-config.yaml"))
+    monkeypatch.setenv("ORCHESTRATE_LLAMA_CPP_FROM", "pypi")
+    for name in ("ORCHESTRATE_GITHUB_URL", "ORCHESTRATE_GITHUB_API_URL", "ORCHESTRATE_TORCH_INDEX", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, NOWHERE)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    return work
+
+
+@pytest.fixture
+def orchestrate(world: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Answer]]:
+    """Run a command in this process, as the console script would."""
+
+    def run(*argv: object) -> Answer:
+        capfd.readouterr()
+        code = cli.main([str(word) for word in argv])
+        out, err = capfd.readouterr()
+        return Answer(code, out, err)
+
+    yield run
+
+
+@pytest.fixture
+def job(world: Path) -> Callable[..., Path]:
+    """Write a job file with some models, and other keys where a test needs them."""
+
+    def write(*models: Any, name: str = "job.yaml", **keys: Any) -> Path:
+        asked = {"version": 1, "llama_cpp": {"tag": TAG}, "environment": {"overrides": ["torch==2.13.0"]}, "models": list(models)}
+        path = world / name
+        path.write_text(yaml.safe_dump(asked | keys, allow_unicode=True, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def copy(world: Path, data: Path) -> Callable[..., Path]:
+    """A copy of a model or adapter that a test may spoil."""
+
+    def make(name: str, to: str = "model") -> Path:
+        return Path(shutil.copytree(data / name, world / to))
+
+    return make
+
+
+def installed(name: str) -> Path:
+    """A program that lies beside the interpreter that runs the tests."""
+    return Path(sys.executable).with_name(name + (".exe" if os.name == "nt" else ""))

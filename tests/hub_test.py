@@ -1,0 +1,628 @@
+"""Models and adapters: the choice of files as tables, and a small hub on loopback with the faults that real ones have."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from llamacpp_orchestrator import download
+from llamacpp_orchestrator import hub
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.hub import HubFile
+from llamacpp_orchestrator.hub import Snapshot
+from llamacpp_orchestrator.settings import Index
+from llamacpp_orchestrator.settings import Settings
+
+COMMIT = "a" * 40
+LARGE = 1000  # what is larger is served the LFS way
+
+
+def safetensors(*names: str) -> bytes:
+    header = {name: {"dtype": "F32", "shape": [512], "data_offsets": [at * 2048, at * 2048 + 2048]} for at, name in enumerate(names)}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(2048 * len(names))
+
+
+MODEL = {"config.json": b"{}", "README.md": b"hello", "tokenizer.json": b"{1}", "model.safetensors": safetensors("a", "b")}
+BASE = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+def nothing(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+class Hub(ThreadingHTTPServer):
+    """The hub's routes for one repository; its file store answers on the same server, under another host name."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Route)
+        self.files = dict(MODEL)
+        self.fault = ""
+        self.seen: Counter[str] = Counter()
+        self.tokens: list[str] = []
+        self.over = threading.Event()
+        port = self.server_address[1]
+        self.url, self.store = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
+
+
+class Route(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.route()
+
+    def do_GET(self) -> None:
+        self.route()
+
+    def route(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        self.server.seen[f"{self.command} {path}"] += 1
+        self.server.tokens += filter(None, [self.headers.get("Authorization")])
+        for pattern, answer in (
+            (r"/api/models/(.+)/revision/(.+)", self.revision),
+            (r"/api/models/(.+)/tree/(.+)", self.tree),
+            (r"/store/(.+)", self.body),
+            (r"/org/m/resolve/[^/]+/(.+)", self.resolve),
+        ):
+            if match := re.fullmatch(pattern, path):
+                return answer(*match.groups())
+        return self.reply(404)
+
+    def revision(self, repo: str, revision: str) -> None:
+        fault = self.server.fault
+        errors = {"gated": (403, "GatedRepo"), "missing": (404, "RepoNotFound"), "revision": (404, "RevisionNotFound"),
+                  "private": (401, "RepoNotFound"), "401": (401, ""), "403": (403, ""), "429": (429, ""), "503": (503, "")}  # fmt: skip
+        if fault == "silent":
+            self.server.over.wait(20)
+            self.close_connection = True
+            return None
+        if fault in errors or (fault.startswith("once-") and self.server.seen[f"GET {self.path}"] == 1):
+            status, code = errors[fault.removeprefix("once-")]
+            return self.reply(status, X_Error_Code=code)
+        if fault == "page":
+            return self.reply(200, b"<html>log in</html>", Content_Type="text/html")
+        sha = None if fault == "no-sha" else "main" if fault == "odd-sha" else COMMIT
+        return self.reply(200, json.dumps({"id": repo, "sha": sha}).encode(), Content_Type="application/json")
+
+    def tree(self, repo: str, commit: str) -> None:
+        listed: list[dict[str, Any]] = [{"type": "directory", "path": "sub", "oid": "0" * 40}]
+        for name, content in self.server.files.items():
+            entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": blob(content)}
+            if len(content) > LARGE:
+                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+            listed.append(entry)
+        if self.server.fault == "next-elsewhere":
+            link = f'<{self.server.store}/steal>; rel="next"'
+            return self.reply(200, b"[]", Content_Type="application/json", Link=link)
+        return self.reply(200, json.dumps(listed).encode(), Content_Type="application/json")
+
+    def resolve(self, name: str) -> None:
+        content, fault = self.server.files.get(name), self.server.fault
+        if content is None:
+            return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+        if fault == "pointer" and len(content) > LARGE:
+            content = hub.LFS + b"v1\noid sha256:00\n"
+        known = {"X_Repo_Commit": "../../../../escaped" if fault == "commit-escape" else COMMIT}
+        if len(content) > LARGE:
+            digest = hashlib.sha256(content).hexdigest()
+            where = {"X_Linked_Size": str(len(content)), "X_Linked_ETag": f'"{digest}"', "Location": f"{self.server.store}/store/{name}"}
+            return self.reply(302, ETag='"x"', **known, **where)
+        etag = "../../../../escaped" if fault == "etag-escape" else blob(content)
+        return self.reply(200, content, ETag=f'"{etag}"', **known)
+
+    def body(self, name: str) -> None:
+        content, fault = self.server.files[name], self.server.fault
+        first = self.server.seen[f"GET /store/{name}"] == 1
+        if fault == "corrupt" or (fault == "corrupt-once" and first):
+            content = content[:-1] + bytes([content[-1] ^ 255])
+        elif fault == "short":
+            content = content[:-100]
+        elif fault == "get-500" and first:
+            return self.reply(500)
+        elif fault == "stall" and self.command == "GET":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:10])
+            self.server.over.wait(20)
+            self.close_connection = True
+            return None
+        return self.reply(200, content)
+
+    def reply(self, status: int, content: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content_Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "a" / "b" / "home"
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_TOKEN", "hf_notforyou")
+    monkeypatch.setattr(hub, "WAIT_SECONDS", 0.01)
+    return home / "hub"
+
+
+@pytest.fixture
+def server(cache: Path) -> Iterator[Hub]:
+    with Hub() as made:
+        threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield made
+        made.over.set()
+        made.shutdown()
+
+
+def settings(url: str) -> Settings:
+    return Settings(cache=Path("unused"), huggingface=url, index=Index(index_url="http://127.0.0.1:9/simple"))
+
+
+def listed(server: Hub, repo: str = "org/m", **how: Any) -> Snapshot:
+    wanted: dict[str, Any] = {"kind": "model", "weights": True, "remote_code": False, **how}
+    return hub.list_hub(repo, "main", settings(server.url), **wanted)
+
+
+def fetched(server: Hub, snapshot: Snapshot) -> dict[str, bytes]:
+    folder = hub.fetch(snapshot, settings(server.url), nothing)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def select(*names: str, kind: str = "model", weights: bool = True, remote_code: bool = False) -> tuple[str, ...]:
+    return hub.select_files(names, source="org/m", kind=kind, weights=weights, remote_code=remote_code)
+
+
+@pytest.mark.parametrize(
+    "name",
+    """generation_config.json preprocessor_config.json processor_config.json tokenizer.model tokenizer.model.v3 spiece.model tekken.json
+    sentencepiece.bpe.model qwen.tiktoken vocab.json merges.txt vocab.txt rwkv_vocab_v20230424.txt added_tokens.json tokenizer.jsonl
+    special_tokens_map.json tokenizer_config.json chat_template.jinja chat_template.json additional_chat_templates/tool.jinja
+    modules.json 1_Pooling/config.json 2_Dense/config.json 2_Dense/model.safetensors README.md joint_head.safetensors""".split(),
+)
+def test_what_conversion_reads_is_taken(name: str) -> None:
+    assert name in select(*BASE, name)
+    assert (name in select(*BASE, name, weights=False)) is not name.endswith(".safetensors")
+
+
+@pytest.mark.parametrize(
+    "name",
+    """original/consolidated.00.pth original/params.json onnx/model.onnx openvino/config.json x.gguf modeling_x.py pytorch_model.bin
+    consolidated.safetensors params.json model.fp16.safetensors model.fp32-00001-of-00002.safetensors training_args.bin flax_model.msgpack
+    model.safetensors.index.fp32.json pytorch_model.bin.index.json adapter_model.safetensors LICENSE .gitattributes optimizer.pt
+    coreml/model.safetensors 1_Pooling/model.onnx README-de.md trainer_state.json""".split(),
+)
+def test_what_conversion_does_not_read_is_left(name: str) -> None:
+    assert name not in select(*BASE, name)
+
+
+def test_without_weights_no_weights() -> None:
+    assert select("config.json", "tokenizer.json", "model.safetensors", hub.INDEX, weights=False) == ("config.json", "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("consolidated.safetensors", "params.json"), ("config.json", "consolidated.safetensors", "params.json")),
+        (("model.safetensors", "model-1-of-1.safetensors"), ("config.json", "model-1-of-1.safetensors", "model.safetensors")),
+        (
+            ("model.safetensors", "model-1-of-2.safetensors", "model-2-of-2.safetensors", hub.INDEX),
+            ("config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors", hub.INDEX),
+        ),
+        (("odd.safetensors", hub.INDEX), ("config.json", hub.INDEX, "odd.safetensors")),
+    ],
+)
+def test_weights_that_are_there_twice(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert select("config.json", *names) == expected
+
+
+def test_code_and_pickles_only_with_permission() -> None:
+    names = ("config.json", "modeling.py", "sub/code.py", "pytorch_model.bin", "pytorch_model.bin.index.json", "training_args.bin")
+    allowed = ("config.json", "modeling.py", "pytorch_model.bin", "pytorch_model.bin.index.json", "sub/code.py")
+    assert select(*names, remote_code=True) == allowed
+    assert "pytorch_model.bin" not in select(*names, "model.safetensors", remote_code=True)
+    assert "modeling.py" not in select(*names, "model.safetensors")
+
+
+def test_adapter_files() -> None:
+    names = ("adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json", "optimizer.pt", "evil.py")
+    assert select(*names, kind="adapter") == ("README.md", "adapter_config.json", "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("names", "how", "message", "hint"),
+    [
+        ((), {}, "has no config.json; it is empty", "Transformers"),
+        (("x.gguf",), {}, "has no config.json$", "GGUF"),
+        (("adapter_config.json", "adapter_model.safetensors"), {}, "is a LoRA adapter", "loras"),
+        (("config.json", "adapter_config.json", "adapter_model.safetensors"), {}, "is a LoRA adapter", "loras"),
+        (("config.json",), {}, "has no weights", "outtype: none"),
+        (("config.json", "odd.safetensors"), {}, "has no weights", ""),
+        (("config.json", "2_Dense/model.safetensors", hub.INDEX), {}, "has no weights", ""),
+        (("config.json", "pytorch_model.bin"), {}, "only as pickles \\(pytorch_model.bin\\)", "trust_remote_code: true"),
+        (("config.json", "consolidated.00.pth"), {"remote_code": True}, "only as pickles", "safetensors"),
+        (("config.json", "model-00001-of-00002.safetensors"), {}, "lacks model-00002-of-00002.safetensors, one of 2", "all"),
+        (("config.json",), {"kind": "adapter"}, "has no adapter_config.json", "models"),
+        (("adapter_config.json",), {"kind": "adapter"}, "has no adapter_model.safetensors$", "safetensors"),
+        (("adapter_config.json", "adapter_model.bin"), {"kind": "adapter"}, "only adapter_model.bin \\(a pickle", "again"),
+        ((*BASE, "README.md", "readme.md"), {}, "README.md and readme.md", "remove one"),
+        ((*BASE, "Model.safetensors"), {}, "one file on many disks", "remove one"),
+        *(((*BASE, name), {}, "could leave its folder", "") for name in ("../x", "/abs", "C:x", "a\\b", "a//b", "a/../b", "a\nb")),
+    ],
+)
+def test_what_cannot_be_converted(names: tuple[str, ...], how: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(OrchestrateError, match=message) as caught:
+        select(*names, **how)
+    assert hint in caught.value.hint
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def folder_of(path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def look(path: Path) -> Snapshot:
+    return hub.list_folder(path, kind="model", weights=True, remote_code=False, sha256=digest)
+
+
+def test_a_folder_is_pinned_by_content(tmp_path: Path) -> None:
+    more = {"evil.py": b"x", "checkpoint-1/optimizer.pt": b"x", "runs.2024": b"x", "1_Pooling/config.json": b"{}"}
+    folder = folder_of(tmp_path / "model", {**MODEL, **more})
+    found = look(folder)
+    assert (found.source, found.commit) == (str(folder), "")
+    assert [file.path for file in found.files] == ["1_Pooling/config.json", "README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    for file in found.files:
+        assert (file.size, file.sha256, file.oid) == ((folder / file.path).stat().st_size, digest(folder / file.path), "")
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(OrchestrateError, match="is not a folder"):
+        look(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("index", "kind", "message"),
+    [
+        (b'{"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}', OrchestrateError, "lacks 1 of 2 weight files: gone.saf"),
+        (b'{"weight_map": {"a": "model.safetensors"}}', None, ""),
+        (b"{", IntegrityError, "is not an index"),
+        (b"[]", IntegrityError, "is not an index"),
+        (b'{"weight_map": []}', IntegrityError, "is not an index"),
+    ],
+)
+def test_the_index_of_a_folder(tmp_path: Path, index: bytes, kind: type[OrchestrateError] | None, message: str) -> None:
+    folder = folder_of(tmp_path, {**MODEL, hub.INDEX: index})
+    if kind is None:
+        assert hub.INDEX in [file.path for file in look(folder).files]
+        return
+    with pytest.raises(kind, match=message):
+        look(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (safetensors("a"), None, ""),
+        (safetensors("a")[:-1000], IntegrityError, r"is cut: its header says (\d+) bytes, it has (\d+)"),
+        (safetensors("a") + b"x", IntegrityError, "is too long"),
+        (hub.LFS + b"v1\noid sha256:0\n", IntegrityError, "Git LFS pointer, not weights"),
+        (b"", IntegrityError, r"\(0 bytes\) is not a safetensors file"),
+        (bytes(100), IntegrityError, "is not a safetensors file"),
+        (struct.pack("<Q", 1 << 60) + bytes(100), IntegrityError, "is not a safetensors file"),
+        (struct.pack("<Q", 4) + b"abcd", IntegrityError, "damaged header"),
+        (struct.pack("<Q", 2) + b"[]", IntegrityError, "damaged header"),
+        (struct.pack("<Q", 8) + b'{"a": 1}', IntegrityError, "damaged header"),
+        (struct.pack("<Q", 22) + b'{"__metadata__":{}}   ', OrchestrateError, "holds no tensors"),
+    ],
+)
+def test_whole_weights(tmp_path: Path, content: bytes, kind: type[OrchestrateError] | None, message: str) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    if kind is None:
+        hub.check_safetensors(path)
+        assert hub.safetensors_header(path)["a"]["shape"] == [512]
+        return
+    with pytest.raises(kind, match=message) as caught:
+        hub.check_safetensors(path)
+    assert "w.safetensors" in caught.value.message
+
+
+def test_code_in_a_config_needs_permission() -> None:
+    hub.check_remote_code({"architectures": ["X"], "auto_map": {}}, "org/m")
+    with pytest.raises(OrchestrateError, match="org/m wants to run Python code") as caught:
+        hub.check_remote_code({"auto_map": {"AutoModel": "evil.X"}}, "org/m")
+    assert "trust_remote_code: true" in caught.value.hint
+
+
+def refuse(*args: object) -> None:
+    raise OSError(errno.EPERM, "not here")
+
+
+@pytest.mark.parametrize("without", [(), ("symlink",), ("symlink", "link")])
+def test_a_view_holds_its_files_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...]) -> None:
+    origin = folder_of(tmp_path / "origin", {**MODEL, "evil.py": b"x", "1_Pooling/config.json": b"{}"})
+    for name in without:
+        monkeypatch.setattr(os, name, refuse)
+    files = tuple(HubFile(path=name, size=0) for name in ("config.json", "1_Pooling/config.json"))
+    hub.make_view(files, origin, tmp_path / "view")
+    view = {path.relative_to(tmp_path / "view").as_posix() for path in (tmp_path / "view").rglob("*") if path.is_file()}
+    assert view == {"config.json", "1_Pooling/config.json"}
+    if os.name != "nt":  # where links need a right of their own
+        assert (tmp_path / "view" / "config.json").is_symlink() is (without == ())
+    assert (tmp_path / "view" / "config.json").read_bytes() == b"{}"
+
+
+def test_a_view_stays_in_its_folder_and_of_what_is_there(tmp_path: Path) -> None:
+    origin = folder_of(tmp_path / "origin", MODEL)
+    with pytest.raises(OrchestrateError, match="could leave its folder"):
+        hub.make_view([HubFile(path="../evil", size=0)], origin, tmp_path / "view")
+    with pytest.raises(OrchestrateError, match="is gone"):
+        hub.make_view([HubFile(path="gone.json", size=0)], origin, tmp_path / "view")
+
+
+def test_a_view_on_a_full_disk_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = folder_of(tmp_path / "origin", MODEL)
+    for place, name in ((os, "symlink"), (os, "link")):
+        monkeypatch.setattr(place, name, refuse)
+    (tmp_path / "view" / "config.json").mkdir(parents=True)
+    with pytest.raises(OSError):
+        hub.make_view([HubFile(path="config.json", size=2)], origin, tmp_path / "view")
+
+
+def test_a_listing_is_pinned_and_fetched(server: Hub, cache: Path) -> None:
+    server.files |= {"evil.py": b"x", "pytorch_model.bin": b"x" * 5000}
+    found, seen = listed(server), list[tuple[int, int]]()
+    assert found.commit == COMMIT
+    assert {file.path: file.sha256 or file.oid for file in found.files} == {
+        name: hashlib.sha256(content).hexdigest() if len(content) > LARGE else blob(content) for name, content in MODEL.items()
+    }
+    total = sum(len(content) for content in MODEL.values())
+    assert hub.missing_bytes(found) == total
+    folder = hub.fetch(found, settings(server.url), lambda done, size: seen.append((done, size)))
+    assert folder == cache / "models--org--m" / "snapshots" / COMMIT
+    assert {name: (folder / name).read_bytes() for name in MODEL} == MODEL
+    assert seen[-1] == (total, total)
+    assert all(done <= total for done, _ in seen)
+    assert hub.missing_bytes(found) == 0
+    asked = server.seen.total()
+    assert fetched(server, found) == MODEL
+    assert server.seen.total() == asked
+    assert server.tokens == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "message", "hint"),
+    [
+        ("gated", "org/m is gated", "accept its licence at http"),
+        ("missing", "not on the hub, or it is private", "check the spelling"),
+        ("private", "not on the hub, or it is private", "no token is sent to a mirror"),
+        ("revision", "has no revision main", "/org/m/tree/main"),
+        ("401", "the hub refuses \\(401\\)|is not on the hub", ""),
+        ("403", "the hub refuses \\(403\\)", "log in"),
+        ("429", "limits requests", "wait"),
+        ("503", "cannot be read from .*: it answered 503", "HF_ENDPOINT"),
+        ("page", "did not answer as a hub does", "login page"),
+        ("no-sha", "did not say which commit|did not answer", "HF_ENDPOINT"),
+        ("odd-sha", "did not say which commit", "HF_ENDPOINT"),
+    ],
+)
+def test_every_refusal_has_its_own_words(server: Hub, fault: str, message: str, hint: str) -> None:
+    server.fault = fault
+    with pytest.raises(NetworkError, match=message) as caught:
+        listed(server)
+    assert hint in caught.value.hint
+    assert server.tokens == []
+    tries = server.seen["GET /api/models/org/m/revision/main"]
+    assert tries == (3 if fault in ("429", "503") else 1)
+
+
+@pytest.mark.parametrize("fault", ["once-429", "once-503"])
+def test_a_passing_refusal_heals(server: Hub, fault: str) -> None:
+    server.fault = fault
+    assert listed(server).commit == COMMIT
+
+
+@pytest.mark.parametrize(("repo", "message", "hint"), [("m", "not on the hub", "write org/name"), ("a b/c", "cannot be the name", "org/name")])
+def test_misspelt(server: Hub, repo: str, message: str, hint: str) -> None:
+    server.fault = "missing"
+    with pytest.raises(NetworkError, match=message) as caught:
+        listed(server, repo)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("token", "message", "hint"),
+    [("hf_x", "your token's account may not read it", "ask for access at"), ("", "is gated$", "hf auth login")],
+)
+def test_gated_on_the_hub_itself(cache: Path, monkeypatch: pytest.MonkeyPatch, token: str, message: str, hint: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    error = type("GatedRepoError", (Exception,), {})("no")
+    explained = hub.explain(error, 403, "org/m", "main", settings("https://huggingface.co"))
+    assert re.search(message, explained.message)
+    assert hint in explained.hint
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), OrchestrateError, "cannot be kept in the cache: .*No space left"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), NetworkError, "cannot be read from"),
+        (type("OfflineModeIsEnabled", (ConnectionError,), {})(), NetworkError, "HF_HUB_OFFLINE is set"),
+        (Exception(), NetworkError, "cannot be read from https://huggingface.co: Exception"),
+    ],
+)
+def test_other_words(cache: Path, error: Exception, kind: type[OrchestrateError], message: str) -> None:
+    explained = hub.explain(error, 0, "org/m", "main", settings("https://huggingface.co"))
+    assert type(explained) is kind
+    assert re.search(message, explained.message)
+
+
+def test_a_silent_hub_meets_the_time_limit(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.fault = "silent"
+    monkeypatch.setattr(hub, "LIMIT_SECONDS", 0.2)
+    started = time.monotonic()
+    with pytest.raises(NetworkError, match="cannot be read from"):
+        listed(server)
+    assert time.monotonic() - started < 5
+
+
+def test_an_unreachable_hub(cache: Path) -> None:
+    with pytest.raises(NetworkError, match="cannot be read from http://127.0.0.1:9") as caught:
+        hub.list_hub("org/m", "main", settings("http://127.0.0.1:9"), kind="model", weights=True, remote_code=False)
+    assert "mirror (HF_ENDPOINT)" in caught.value.hint
+
+
+def test_a_next_page_elsewhere_gets_no_token(server: Hub) -> None:
+    server.fault = "next-elsewhere"
+    with pytest.raises(NetworkError):
+        listed(server)
+    assert server.seen["GET /steal"] > 0
+    assert server.tokens == []
+
+
+@pytest.mark.parametrize("fault", ["corrupt-once", "get-500"])
+def test_a_download_that_heals(server: Hub, fault: str) -> None:
+    server.fault = fault
+    assert fetched(server, listed(server)) == MODEL
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        ("corrupt", IntegrityError, "expected [0-9a-f]{64}, got [0-9a-f]{64}"),
+        ("short", NetworkError, "cannot be read from"),
+        ("pointer", IntegrityError, "Git LFS pointer, not weights"),
+        ("etag-escape", NetworkError, "did not answer as a hub does about"),
+        ("commit-escape", NetworkError, "did not answer as a hub does about"),
+    ],
+)
+def test_a_bad_download_leaves_nothing_and_the_next_run_is_good(
+    server: Hub, cache: Path, tmp_path: Path, fault: str, kind: type[OrchestrateError], message: str
+) -> None:
+    found, server.fault = listed(server), fault
+    with pytest.raises(kind, match=message):
+        fetched(server, found)
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert not (cache / "models--org--m" / "snapshots" / COMMIT / "model.safetensors").exists()
+    server.fault = ""
+    assert fetched(server, found) == MODEL
+    assert not list(cache.rglob("*incomplete"))
+
+
+def test_a_file_that_has_gone_is_told(server: Hub) -> None:
+    found = listed(server)
+    del server.files["tokenizer.json"]
+    with pytest.raises(NetworkError, match="a file of org/m is no longer at"):
+        fetched(server, found)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "dangle"])
+def test_damage_in_the_cache_is_repaired(server: Hub, cache: Path, harm: str) -> None:
+    found = listed(server)
+    path = (hub.fetch(found, settings(server.url), nothing) / "model.safetensors").resolve()
+    if harm == "dangle":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100] if harm == "cut" else b"x" * path.stat().st_size)
+    assert fetched(server, found) == MODEL
+
+
+def test_parts_that_a_kill_left_are_swept_away(server: Hub, cache: Path) -> None:
+    found = listed(server)
+    wanted = hashlib.sha256(MODEL["model.safetensors"]).hexdigest()
+    blobs = cache / "models--org--m" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{wanted}.1a2b3c4d.incomplete").write_bytes(b"half")
+    (blobs / "of-another-file.1a2b3c4d.incomplete").write_bytes(b"half")
+    assert fetched(server, found) == MODEL
+    assert [path.name for path in blobs.glob("*incomplete")] == ["of-another-file.1a2b3c4d.incomplete"]
+
+
+def test_an_index_that_names_more_stops_before_the_weights(server: Hub) -> None:
+    server.files[hub.INDEX] = b'{"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}'
+    with pytest.raises(OrchestrateError, match="lacks 1 of 2 weight files"):
+        fetched(server, listed(server))
+    assert not any("model.safetensors" in path and "index" not in path for path in server.seen)
+
+
+def test_a_hostile_lock_leads_nowhere(server: Hub) -> None:
+    snapshot = Snapshot(source="org/m", commit=COMMIT, files=(HubFile(path="../../../evil", size=1),))
+    with pytest.raises(OrchestrateError, match="could leave its folder"):
+        fetched(server, snapshot)
+
+
+def test_a_stop_ends_a_stalled_download_at_once(server: Hub) -> None:
+    found, server.fault = listed(server), "stall"
+    timer = threading.Timer(0.5, download.STOP.set)
+    timer.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(Stopped):
+            fetched(server, found)
+        assert time.monotonic() - started < 4
+        with pytest.raises(Stopped):
+            hub.digest_of(Path(__file__), HubFile(path="x", size=1, sha256="0"))
+        with pytest.raises(Stopped):
+            hub._count({"x": 0}, [], "x", 1)
+        server.fault = "503"
+        with pytest.raises(Stopped):
+            listed(server)
+    finally:
+        timer.join()
+        download.STOP.clear()
+        server.over.set()
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"HF_HUB_CACHE": "/x/hub"}, "/x/hub"),
+        ({"HUGGINGFACE_HUB_CACHE": "/y/hub"}, "/y/hub"),
+        ({"HF_HOME": "/h"}, "/h/hub"),
+        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
+        ({}, "~/.cache/huggingface/hub"),
+    ],
+)
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert hub.cache_folder() == Path(expected).expanduser()
