@@ -32,7 +32,6 @@ from llamacpp_orchestrator.modelfiles import safetensors_header as safetensors_h
 from llamacpp_orchestrator.modelfiles import select_files
 from llamacpp_orchestrator.settings import Settings
 
-
 TRIES = 3
 AT_ONCE = 4
 WAIT_SECONDS = 0.5
@@ -74,8 +73,8 @@ def _token(settings: Settings) -> bool | None:
 def _asking(ask: Callable[[], Any], repo_id: str, revision: str, settings: Settings) -> Any:
     """Ask the hub, again where that can heal; every refusal in its own words."""
     import huggingface_hub
-    from huggingface_hub.utils.tqdm import disable_progress_bars
     from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     logging.set_verbosity(40)  # errors; ours say more than its warnings

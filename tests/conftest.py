@@ -67,7 +67,8 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_cache: Path) -
         if name.startswith(("ORCHESTRATE_", "HF_", "GIT_")) or name in ("GITHUB_TOKEN", "GH_TOKEN"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(shared_cache))
-    monkeypatch.setenv("ORCHESTRATE_CONFIG", str(tmp_path / "no-config.yaml"))
+    (tmp_path / "config.yaml").write_text("")
+    monkeypatch.setenv("ORCHESTRATE_CONFIG", str(tmp_path / "config.yaml"))
     monkeypatch.setenv("ORCHESTRATE_LLAMA_CPP_FROM", "pypi")
     for name in ("ORCHESTRATE_GITHUB_URL", "ORCHESTRATE_GITHUB_API_URL", "ORCHESTRATE_TORCH_INDEX", "HF_ENDPOINT"):
         monkeypatch.setenv(name, NOWHERE)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import huggingface_hub
 import pytest
 
 from llamacpp_orchestrator import download
@@ -28,6 +29,9 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.hub import HubFile
 from llamacpp_orchestrator.hub import Snapshot
+from llamacpp_orchestrator.modelfiles import INDEX
+from llamacpp_orchestrator.modelfiles import LFS
+from llamacpp_orchestrator.modelfiles import select_files
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
 
@@ -36,7 +40,9 @@ LARGE = 1000  # what is larger is served the LFS way
 
 
 def safetensors(*names: str) -> bytes:
-    header = {name: {"dtype": "F32", "shape": [512], "data_offsets": [at * 2048, at * 2048 + 2048]} for at, name in enumerate(names)}
+    header = {
+        name: {"dtype": "F32", "shape": [512], "data_offsets": [at * 2048, at * 2048 + 2048]} for at, name in enumerate(names)
+    }
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + bytes(2048 * len(names))
 
@@ -122,12 +128,12 @@ class Route(BaseHTTPRequestHandler):
         if content is None:
             return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
         if fault == "pointer" and len(content) > LARGE:
-            content = hub.LFS + b"v1\noid sha256:00\n"
+            content = LFS + b"v1\noid sha256:00\n"
         known = {"X_Repo_Commit": "../../../../escaped" if fault == "commit-escape" else COMMIT}
         if len(content) > LARGE:
             digest = hashlib.sha256(content).hexdigest()
-            where = {"X_Linked_Size": str(len(content)), "X_Linked_ETag": f'"{digest}"', "Location": f"{self.server.store}/store/{name}"}
-            return self.reply(302, ETag='"x"', **known, **where)
+            known |= {"X_Linked_Size": str(len(content)), "X_Linked_ETag": f'"{digest}"'}
+            return self.reply(302, b"", ETag='"x"', Location=f"{self.server.store}/store/{name}", **known)
         etag = "../../../../escaped" if fault == "etag-escape" else blob(content)
         return self.reply(200, content, ETag=f'"{etag}"', **known)
 
@@ -201,15 +207,39 @@ def fetched(server: Hub, snapshot: Snapshot) -> dict[str, bytes]:
 
 
 def select(*names: str, kind: str = "model", weights: bool = True, remote_code: bool = False) -> tuple[str, ...]:
-    return hub.select_files(names, source="org/m", kind=kind, weights=weights, remote_code=remote_code)
+    return select_files(names, source="org/m", kind=kind, weights=weights, remote_code=remote_code)
 
 
 @pytest.mark.parametrize(
     "name",
-    """generation_config.json preprocessor_config.json processor_config.json tokenizer.model tokenizer.model.v3 spiece.model tekken.json
-    sentencepiece.bpe.model qwen.tiktoken vocab.json merges.txt vocab.txt rwkv_vocab_v20230424.txt added_tokens.json tokenizer.jsonl
-    special_tokens_map.json tokenizer_config.json chat_template.jinja chat_template.json additional_chat_templates/tool.jinja
-    modules.json 1_Pooling/config.json 2_Dense/config.json 2_Dense/model.safetensors README.md joint_head.safetensors""".split(),
+    [
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.model",
+        "tokenizer.model.v3",
+        "spiece.model",
+        "tekken.json",
+        "sentencepiece.bpe.model",
+        "qwen.tiktoken",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "rwkv_vocab_v20230424.txt",
+        "added_tokens.json",
+        "tokenizer.jsonl",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "additional_chat_templates/tool.jinja",
+        "modules.json",
+        "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "README.md",
+        "joint_head.safetensors",
+    ],
 )
 def test_what_conversion_reads_is_taken(name: str) -> None:
     assert name in select(*BASE, name)
@@ -218,17 +248,38 @@ def test_what_conversion_reads_is_taken(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    """original/consolidated.00.pth original/params.json onnx/model.onnx openvino/config.json x.gguf modeling_x.py pytorch_model.bin
-    consolidated.safetensors params.json model.fp16.safetensors model.fp32-00001-of-00002.safetensors training_args.bin flax_model.msgpack
-    model.safetensors.index.fp32.json pytorch_model.bin.index.json adapter_model.safetensors LICENSE .gitattributes optimizer.pt
-    coreml/model.safetensors 1_Pooling/model.onnx README-de.md trainer_state.json""".split(),
+    [
+        "original/consolidated.00.pth",
+        "original/params.json",
+        "onnx/model.onnx",
+        "openvino/config.json",
+        "x.gguf",
+        "modeling_x.py",
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+        "params.json",
+        "model.fp16.safetensors",
+        "model.fp32-00001-of-00002.safetensors",
+        "training_args.bin",
+        "flax_model.msgpack",
+        "model.safetensors.index.fp32.json",
+        "pytorch_model.bin.index.json",
+        "adapter_model.safetensors",
+        "LICENSE",
+        ".gitattributes",
+        "optimizer.pt",
+        "coreml/model.safetensors",
+        "1_Pooling/model.onnx",
+        "README-de.md",
+        "trainer_state.json",
+    ],
 )
 def test_what_conversion_does_not_read_is_left(name: str) -> None:
     assert name not in select(*BASE, name)
 
 
 def test_without_weights_no_weights() -> None:
-    assert select("config.json", "tokenizer.json", "model.safetensors", hub.INDEX, weights=False) == ("config.json", "tokenizer.json")
+    assert select("config.json", "tokenizer.json", "model.safetensors", INDEX, weights=False) == ("config.json", "tokenizer.json")
 
 
 @pytest.mark.parametrize(
@@ -237,10 +288,10 @@ def test_without_weights_no_weights() -> None:
         (("consolidated.safetensors", "params.json"), ("config.json", "consolidated.safetensors", "params.json")),
         (("model.safetensors", "model-1-of-1.safetensors"), ("config.json", "model-1-of-1.safetensors", "model.safetensors")),
         (
-            ("model.safetensors", "model-1-of-2.safetensors", "model-2-of-2.safetensors", hub.INDEX),
-            ("config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors", hub.INDEX),
+            ("model.safetensors", "model-1-of-2.safetensors", "model-2-of-2.safetensors", INDEX),
+            ("config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors", INDEX),
         ),
-        (("odd.safetensors", hub.INDEX), ("config.json", hub.INDEX, "odd.safetensors")),
+        (("odd.safetensors", INDEX), ("config.json", INDEX, "odd.safetensors")),
     ],
 )
 def test_weights_that_are_there_twice(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
@@ -248,7 +299,14 @@ def test_weights_that_are_there_twice(names: tuple[str, ...], expected: tuple[st
 
 
 def test_code_and_pickles_only_with_permission() -> None:
-    names = ("config.json", "modeling.py", "sub/code.py", "pytorch_model.bin", "pytorch_model.bin.index.json", "training_args.bin")
+    names = (
+        "config.json",
+        "modeling.py",
+        "sub/code.py",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "training_args.bin",
+    )
     allowed = ("config.json", "modeling.py", "pytorch_model.bin", "pytorch_model.bin.index.json", "sub/code.py")
     assert select(*names, remote_code=True) == allowed
     assert "pytorch_model.bin" not in select(*names, "model.safetensors", remote_code=True)
@@ -269,7 +327,7 @@ def test_adapter_files() -> None:
         (("config.json", "adapter_config.json", "adapter_model.safetensors"), {}, "is a LoRA adapter", "loras"),
         (("config.json",), {}, "has no weights", "outtype: none"),
         (("config.json", "odd.safetensors"), {}, "has no weights", ""),
-        (("config.json", "2_Dense/model.safetensors", hub.INDEX), {}, "has no weights", ""),
+        (("config.json", "2_Dense/model.safetensors", INDEX), {}, "has no weights", ""),
         (("config.json", "pytorch_model.bin"), {}, "only as pickles \\(pytorch_model.bin\\)", "trust_remote_code: true"),
         (("config.json", "consolidated.00.pth"), {"remote_code": True}, "only as pickles", "safetensors"),
         (("config.json", "model-00001-of-00002.safetensors"), {}, "lacks model-00002-of-00002.safetensors, one of 2", "all"),
@@ -278,7 +336,10 @@ def test_adapter_files() -> None:
         (("adapter_config.json", "adapter_model.bin"), {"kind": "adapter"}, "only adapter_model.bin \\(a pickle", "again"),
         ((*BASE, "README.md", "readme.md"), {}, "README.md and readme.md", "remove one"),
         ((*BASE, "Model.safetensors"), {}, "one file on many disks", "remove one"),
-        *(((*BASE, name), {}, "could leave its folder", "") for name in ("../x", "/abs", "C:x", "a\\b", "a//b", "a/../b", "a\nb")),
+        *(
+            ((*BASE, name), {}, "could leave its folder", "")
+            for name in ("../x", "/abs", "C:x", "a\\b", "a//b", "a/../b", "a\nb")
+        ),
     ],
 )
 def test_what_cannot_be_converted(names: tuple[str, ...], how: dict[str, Any], message: str, hint: str) -> None:
@@ -307,7 +368,13 @@ def test_a_folder_is_pinned_by_content(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "model", {**MODEL, **more})
     found = look(folder)
     assert (found.source, found.commit) == (str(folder), "")
-    assert [file.path for file in found.files] == ["1_Pooling/config.json", "README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    assert [file.path for file in found.files] == [
+        "1_Pooling/config.json",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     for file in found.files:
         assert (file.size, file.sha256, file.oid) == ((folder / file.path).stat().st_size, digest(folder / file.path), "")
 
@@ -320,7 +387,11 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "kind", "message"),
     [
-        (b'{"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}', OrchestrateError, "lacks 1 of 2 weight files: gone.saf"),
+        (
+            b'{"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}',
+            OrchestrateError,
+            "lacks 1 of 2 weight files: gone.saf",
+        ),
         (b'{"weight_map": {"a": "model.safetensors"}}', None, ""),
         (b"{", IntegrityError, "is not an index"),
         (b"[]", IntegrityError, "is not an index"),
@@ -328,9 +399,9 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_the_index_of_a_folder(tmp_path: Path, index: bytes, kind: type[OrchestrateError] | None, message: str) -> None:
-    folder = folder_of(tmp_path, {**MODEL, hub.INDEX: index})
+    folder = folder_of(tmp_path, {**MODEL, INDEX: index})
     if kind is None:
-        assert hub.INDEX in [file.path for file in look(folder).files]
+        assert INDEX in [file.path for file in look(folder).files]
         return
     with pytest.raises(kind, match=message):
         look(folder)
@@ -342,7 +413,7 @@ def test_the_index_of_a_folder(tmp_path: Path, index: bytes, kind: type[Orchestr
         (safetensors("a"), None, ""),
         (safetensors("a")[:-1000], IntegrityError, r"is cut: its header says (\d+) bytes, it has (\d+)"),
         (safetensors("a") + b"x", IntegrityError, "is too long"),
-        (hub.LFS + b"v1\noid sha256:0\n", IntegrityError, "Git LFS pointer, not weights"),
+        (LFS + b"v1\noid sha256:0\n", IntegrityError, "Git LFS pointer, not weights"),
         (b"", IntegrityError, r"\(0 bytes\) is not a safetensors file"),
         (bytes(100), IntegrityError, "is not a safetensors file"),
         (struct.pack("<Q", 1 << 60) + bytes(100), IntegrityError, "is not a safetensors file"),
@@ -376,7 +447,9 @@ def refuse(*args: object) -> None:
 
 
 @pytest.mark.parametrize("without", [(), ("symlink",), ("symlink", "link")])
-def test_a_view_holds_its_files_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...]) -> None:
+def test_a_view_holds_its_files_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...]
+) -> None:
     origin = folder_of(tmp_path / "origin", {**MODEL, "evil.py": b"x", "1_Pooling/config.json": b"{}"})
     for name in without:
         monkeypatch.setattr(os, name, refuse)
@@ -410,6 +483,7 @@ def test_a_listing_is_pinned_and_fetched(server: Hub, cache: Path) -> None:
     server.files |= {"evil.py": b"x", "pytorch_model.bin": b"x" * 5000}
     found, seen = listed(server), list[tuple[int, int]]()
     assert found.commit == COMMIT
+    assert huggingface_hub.get_session().timeout.read == hub.LIMIT_SECONDS
     assert {file.path: file.sha256 or file.oid for file in found.files} == {
         name: hashlib.sha256(content).hexdigest() if len(content) > LARGE else blob(content) for name, content in MODEL.items()
     }
@@ -459,7 +533,9 @@ def test_a_passing_refusal_heals(server: Hub, fault: str) -> None:
     assert listed(server).commit == COMMIT
 
 
-@pytest.mark.parametrize(("repo", "message", "hint"), [("m", "not on the hub", "write org/name"), ("a b/c", "cannot be the name", "org/name")])
+@pytest.mark.parametrize(
+    ("repo", "message", "hint"), [("m", "not on the hub", "write org/name"), ("a b/c", "cannot be the name", "org/name")]
+)
 def test_misspelt(server: Hub, repo: str, message: str, hint: str) -> None:
     server.fault = "missing"
     with pytest.raises(NetworkError, match=message) as caught:
@@ -576,7 +652,7 @@ def test_parts_that_a_kill_left_are_swept_away(server: Hub, cache: Path) -> None
 
 
 def test_an_index_that_names_more_stops_before_the_weights(server: Hub) -> None:
-    server.files[hub.INDEX] = b'{"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}'
+    server.files[INDEX] = b'{"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}'
     with pytest.raises(OrchestrateError, match="lacks 1 of 2 weight files"):
         fetched(server, listed(server))
     assert not any("model.safetensors" in path and "index" not in path for path in server.seen)
@@ -597,6 +673,8 @@ def test_a_stop_ends_a_stalled_download_at_once(server: Hub) -> None:
         with pytest.raises(Stopped):
             fetched(server, found)
         assert time.monotonic() - started < 4
+        # What still hangs must not hold the interpreter back.
+        assert {thread for thread in threading.enumerate() if not thread.daemon} <= {threading.main_thread(), timer}
         with pytest.raises(Stopped):
             hub.digest_of(Path(__file__), HubFile(path="x", size=1, sha256="0"))
         with pytest.raises(Stopped):

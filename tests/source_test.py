@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 import threading
@@ -44,7 +45,9 @@ def nothing(done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-def settings(index: str = "http://127.0.0.1:9/simple", extra: tuple[str, ...] = (), github: str = "https://github.com") -> Settings:
+def settings(
+    index: str = "http://127.0.0.1:9/simple", extra: tuple[str, ...] = (), github: str = "https://github.com"
+) -> Settings:
     return Settings(cache=Path("unused"), github=github, index=Index(index_url=index, extra_index_urls=extra))
 
 
@@ -133,11 +136,26 @@ def test_git_takes_a_commit_as_it_is(upstream: Path, dest: Path) -> None:
     assert files(dest) == TREE
 
 
-def test_a_server_that_gives_out_no_single_files_gets_asked_for_all(upstream: Path, dest: Path) -> None:
-    run_git(upstream, "config", "uploadpack.allowAnySHA1InWant", "false")
-    run_git(upstream, "config", "protocol.version", "0")
-    git.checkout(upstream.as_uri(), "b5000", run_git(upstream, "rev-parse", "b5000"), dest, settings(), nothing)
-    assert files(dest) == TREE
+@pytest.mark.parametrize(
+    ("said", "heals"), [("fatal: could not fetch 40 from promisor remote", True), ("fatal: timed out", False)]
+)
+def test_a_checkout_that_fails_without_files_is_done_with_them(
+    upstream: Path, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, heals: bool
+) -> None:
+    if os.name == "nt":
+        return  # the stand-in for git is a shell script
+    commit, real = run_git(upstream, "rev-parse", "b5000"), shutil.which("git")
+    shim = tmp_path / "bin" / "git"
+    shim.parent.mkdir()
+    shim.write_text(f'#!/bin/sh\ncase "$*" in *--filter=*) echo "{said}" >&2; exit 128;; esac\nexec "{real}" "$@"\n')
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", str(shim.parent), prepend=os.pathsep)
+    if heals:
+        git.checkout(upstream.as_uri(), "b5000", commit, dest, settings(), nothing)
+        assert files(dest) == TREE
+        return
+    with pytest.raises(NetworkError, match="cannot be reached"):
+        git.checkout(upstream.as_uri(), "b5000", commit, dest, settings(), nothing)
 
 
 def test_a_branch_of_the_same_name_is_never_taken(upstream: Path, dest: Path) -> None:
@@ -152,7 +170,11 @@ def test_a_branch_of_the_same_name_is_never_taken(upstream: Path, dest: Path) ->
 
 @pytest.mark.parametrize(
     ("tag", "near"),
-    [("b5900", "b4990, b5000, b5001, b6000"), ("b1", "b4000, b4990, b5000, b5001"), ("master-abcdef0", "b4000, b4990, b5000, b5001")],
+    [
+        ("b5900", "b4990, b5000, b5001, b6000"),
+        ("b1", "b4000, b4990, b5000, b5001"),
+        ("master-abcdef0", "b4000, b4990, b5000, b5001"),
+    ],
 )
 def test_a_missing_tag_names_the_nearest(upstream: Path, tag: str, near: str) -> None:
     with pytest.raises(OrchestrateError, match=f"has no tag {tag}") as caught:
@@ -172,7 +194,9 @@ def test_a_moved_tag_shows_both_commits_and_leaves_nothing(upstream: Path, dest:
     (upstream / "LICENSE").write_text("other")
     run_git(upstream, "commit", "-q", "-am", "two")
     run_git(upstream, "tag", "-f", "b5000")
-    with pytest.raises(IntegrityError, match=f"expected commit {before}, it is now {run_git(upstream, 'rev-parse', 'HEAD')}") as caught:
+    with pytest.raises(
+        IntegrityError, match=f"expected commit {before}, it is now {run_git(upstream, 'rev-parse', 'HEAD')}"
+    ) as caught:
         git.checkout(upstream.as_uri(), "b5000", before, dest, settings(), nothing)
     assert "--upgrade" in caught.value.hint
     assert files(dest.parent) == {}
@@ -186,7 +210,9 @@ def test_a_tree_without_the_script_is_refused(upstream: Path, dest: Path) -> Non
         git.checkout(upstream.as_uri(), "b7000", run_git(upstream, "rev-parse", "HEAD"), dest, settings(), nothing)
 
 
-@pytest.mark.parametrize("tag", ["--upload-pack=touch X;git-upload-pack", "-b1", "", "b1 2", "../b1", "main", "b١", "refs/heads/b1"])
+@pytest.mark.parametrize(
+    "tag", ["--upload-pack=touch X;git-upload-pack", "-b1", "", "b1 2", "../b1", "main", "b١", "refs/heads/b1"]
+)
 def test_what_could_be_an_option_or_a_path_never_reaches_git(upstream: Path, dest: Path, tag: str) -> None:
     with pytest.raises(JobError):
         git.resolve(upstream.as_uri(), tag, settings())
@@ -195,7 +221,16 @@ def test_what_could_be_an_option_or_a_path_never_reaches_git(upstream: Path, des
 
 
 @pytest.mark.parametrize(
-    "repo", ["ext::sh -c touch% X", "-oX", "/some/path", "git@github.com:a/b", "git://host/x", "ssh://-oProxyCommand=x/y", "https://a/b c"]
+    "repo",
+    [
+        "ext::sh -c touch% X",
+        "-oX",
+        "/some/path",
+        "git@github.com:a/b",
+        "git://host/x",
+        "ssh://-oProxyCommand=x/y",
+        "https://a/b c",
+    ],
 )
 def test_only_known_transports(repo: str) -> None:
     with pytest.raises(JobError, match="llama_cpp.repo"):
@@ -238,6 +273,7 @@ def test_the_users_configuration_and_hooks_have_no_say(
     (hooks / "post-checkout").write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
     (hooks / "post-checkout").chmod(0o755)
     lines = f"[init]\n\ttemplateDir = {hooks.parent.as_posix()}\n[core]\n\tautocrlf = true\n\teol = crlf\n"
+    lines += f'[url "file:///nowhere/"]\n\tinsteadOf = {upstream.as_uri()}\n'
     (tmp_path / ".gitconfig").write_text(lines)
     (tmp_path / ".config" / "git").mkdir(parents=True)
     (tmp_path / ".config" / "git" / "attributes").write_text("* text eol=crlf\n")
@@ -394,7 +430,9 @@ def inside(names: dict[str, str]) -> dict[str, str]:
     return {f"llama.cpp/{name}": text for name, text in names.items()}
 
 
-def test_a_package_gives_the_same_tree_as_git(server: Server, upstream: Path, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_gives_the_same_tree_as_git(
+    server: Server, upstream: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HF_TOKEN", "GITHUB_TOKEN", "GH_TOKEN"):
         monkeypatch.setenv(name, "secret")
     publish(server, {9760: sdist(9760, {"PKG-INFO": "x", **inside({**TREE, **OTHER})})})
@@ -415,7 +453,9 @@ def test_a_package_gives_the_same_tree_as_git(server: Server, upstream: Path, de
 
 def test_a_package_that_is_not_there_names_the_nearest(server: Server) -> None:
     publish(server, {number: b"x" for number in (9000, 9760, 9800, 9900, 9910, 10000)})
-    with pytest.raises(OrchestrateError, match="no tag b9890; nearest: b9800, b9900, b9910, b10000 \\(5 tags from b9760 to b10000"):
+    with pytest.raises(
+        OrchestrateError, match="no tag b9890; nearest: b9800, b9900, b9910, b10000 \\(5 tags from b9760 to b10000"
+    ):
         pypi.resolve("", "b9890", settings(server.url + "/simple"))
     with pytest.raises(OrchestrateError, match="no tag b9000") as caught:
         pypi.resolve("", "b9000", settings(server.url + "/simple"))
