@@ -20,10 +20,10 @@ from llamacpp_orchestrator import download
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
-from llamacpp_orchestrator import quantize
-from llamacpp_orchestrator import stages
 from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Bench
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import JobError

@@ -32,6 +32,8 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 LFS = b"version https://git-lfs.github.com/spec/"
 AGAIN = "download or copy it again"
+
+
 class HubFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file: path with slashes, size in bytes, and its sha256 or (small files on the hub) its git blob id."""
 

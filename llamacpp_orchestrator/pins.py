@@ -217,7 +217,8 @@ def drift(work: Work, lock: Lock) -> None:
         for name in sorted(now.keys() | pinned.keys()):
             if now.get(name) != pinned.get(name):
                 raise IntegrityError(
-                    f"{folder / name} has changed since it was locked: locked {pinned.get(name, 'no such file')}, found {now.get(name, 'no such file')}",
+                    f"{folder / name} has changed since it was locked: "
+                    f"locked {pinned.get(name, 'no such file')}, found {now.get(name, 'no such file')}",
                     f"if the change is meant: orchestrate lock {work.file.name} --upgrade",
                 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import size
 
-# Bits per weight, from ggml's block layouts; K-quants and IQ types mix, so theirs are upstream's published averages, rounded up.
+# Bits per weight, from ggml's block layouts; K-quants and IQ types mix, so theirs are upstream's averages, rounded up.
 BITS = {
     "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "tq1_0": 2.0, "tq2_0": 2.5, "auto": 16.0,
     "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6, "q5_0": 5.6, "q5_1": 6.1, "q4_k_m": 5.0, "q4_k_s": 4.7, "q4_0": 4.7, "q4_1": 5.2,
@@ -94,7 +93,7 @@ def check_space(found: Iterable[Need]) -> None:
     """Raise OrchestrateError when a disk cannot hold what will be written to it, saying how much is missing where."""
     disks: dict[int, list[Need]] = {}
     for need in found:
-        disks.setdefault(os.stat(_existing(need.folder)).st_dev, []).append(need)
+        disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
     lines = []
     for group in disks.values():
         wanted, free = sum(need.bytes for need in group) + MARGIN, shutil.disk_usage(_existing(group[0].folder)).free

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,9 +26,12 @@ GRACE_SECONDS = 3.0
 # What a child needs to find programs, libraries, certificates and a temporary folder. Everything else, tokens and
 # cloud credentials before all, stays with us.
 ALLOWED = frozenset(
-    "PATH HOME USER LOGNAME LANG LC_ALL LC_CTYPE TZ TMPDIR TEMP TMP SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT USERPROFILE APPDATA "
-    "LOCALAPPDATA PROGRAMDATA PROGRAMFILES NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE LD_LIBRARY_PATH SSL_CERT_FILE SSL_CERT_DIR "
-    "REQUESTS_CA_BUNDLE CURL_CA_BUNDLE CUDA_VISIBLE_DEVICES OMP_NUM_THREADS XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME".split()
+    """
+    PATH HOME USER LOGNAME LANG LC_ALL LC_CTYPE TZ TMPDIR TEMP TMP
+    SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT USERPROFILE APPDATA LOCALAPPDATA PROGRAMDATA PROGRAMFILES
+    NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE LD_LIBRARY_PATH SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE
+    CUDA_VISIBLE_DEVICES OMP_NUM_THREADS XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME
+    """.split()  # noqa: SIM905 - a list of forty quoted words is harder to read
 )
 
 _children: set[subprocess.Popen[bytes]] = set()
@@ -100,10 +104,8 @@ def attached(command: Command) -> int:
 def stop(child: subprocess.Popen[bytes]) -> None:
     """End a child and all of its own: politely first, then for certain."""
     _signal_group(child, signal.SIGTERM)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         child.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
     _signal_group(child, getattr(signal, "SIGKILL", signal.SIGTERM))
     child.wait()
     with _children_lock:

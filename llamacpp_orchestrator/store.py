@@ -103,7 +103,7 @@ def file_sha256(path: Path) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new, never half."""
-    staged = path.with_name(f".{path.name[:100]}.{os.getpid()}.{os.urandom(4).hex()}.new")
+    staged = path.with_name(f".{os.getpid()}.{os.urandom(6).hex()}.new")
     try:
         with staged.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -119,7 +119,7 @@ def remove(path: Path) -> None:
     """Remove a file or a folder that is ours, read-only parts included; absent is fine."""
 
     def retry(function: Callable[[str], object], name: str, _: object) -> None:
-        os.chmod(name, stat.S_IRWXU)
+        Path(name).chmod(stat.S_IRWXU)
         function(name)
 
     if path.is_symlink() or path.is_file():

@@ -33,7 +33,14 @@ def ratio(name: str, goal: float, ours: Callable[[], float], theirs: Callable[[]
     """One row: medians of A B A B runs, and how the first compares with the second."""
     measured = [(ours(), theirs()) for _ in range(pairs)]
     mine, other = (statistics.median(column) for column in zip(*measured, strict=True))
-    row = {"name": name, "ours_s": round(mine, 3), "theirs_s": round(other, 3), "ratio": round(mine / other, 3), "goal": goal, "pairs": pairs}
+    row = {
+        "name": name,
+        "ours_s": round(mine, 3),
+        "theirs_s": round(other, 3),
+        "ratio": round(mine / other, 3),
+        "goal": goal,
+        "pairs": pairs,
+    }
     print(f"{name:<58}{mine:8.2f} s {other:8.2f} s   ratio {mine / other:6.3f}   goal {goal}", flush=True)
     return row
 
@@ -54,7 +61,9 @@ def fleet_job(folder: Path) -> Path:
 def by_hand(job: Path) -> Callable[[], float]:
     """The same outputs by upstream's scripts, one process each, as everyone does it."""
     said = subprocess.run([*CLI, "plan", str(job), "--force", "--json"], check=True, capture_output=True, text=True).stdout
-    commands = [shlex.split(step["command"].replace("/dist/", "/by-hand/")) for step in json.loads(said)["steps"] if step["command"]]
+    commands = [
+        shlex.split(step["command"].replace("/dist/", "/by-hand/")) for step in json.loads(said)["steps"] if step["command"]
+    ]
     (job.parent / "by-hand").mkdir()
     return lambda: sum(timed(*command, HF_HUB_OFFLINE="1") for command in commands)
 
@@ -66,13 +75,32 @@ def main() -> None:
         os.environ["ORCHESTRATE_CACHE_DIR"] = f"{scratch}/cache"
         job = fleet_job(Path(scratch))
         rows = [
-            ratio(f"fleet: 1 base + {ADAPTERS} adapters against {ADAPTERS + 1} script runs", 0.2, lambda: timed(*CLI, "run", str(job), "--force"), by_hand(job), 1),
-            ratio("no-op run against `python -c 'import click, yaml'`", 2.5, lambda: timed(*CLI, "run", str(job)), lambda: timed(sys.executable, "-c", "import click, yaml")),
-            ratio("orchestrate --help against `python -c 'import click'`", 2.0, lambda: timed(*CLI, "--help"), lambda: timed(sys.executable, "-c", "import click"), 9),
+            ratio(
+                f"fleet: 1 base + {ADAPTERS} adapters against {ADAPTERS + 1} script runs",
+                0.2,
+                lambda: timed(*CLI, "run", str(job), "--force"),
+                by_hand(job),
+                1,
+            ),
+            ratio(
+                "no-op run against `python -c 'import click, yaml'`",
+                2.5,
+                lambda: timed(*CLI, "run", str(job)),
+                lambda: timed(sys.executable, "-c", "import click, yaml"),
+            ),
+            ratio(
+                "orchestrate --help against `python -c 'import click'`",
+                2.0,
+                lambda: timed(*CLI, "--help"),
+                lambda: timed(sys.executable, "-c", "import click"),
+                9,
+            ),
         ]
     results = ROOT / "benchmarks" / "results.json"
     results.parent.mkdir(exist_ok=True)
-    results.write_text(json.dumps({"python": sys.version.split()[0], "cores": os.cpu_count(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    results.write_text(
+        json.dumps({"python": sys.version.split()[0], "cores": os.cpu_count(), "rows": rows}, indent=2) + "\n", encoding="utf-8"
+    )
     missed = [row["name"] for row in rows if row["ratio"] > row["goal"]]
     sys.exit(f"goals missed: {missed}" if missed else 0)
 

@@ -1,4 +1,4 @@
-"""The test world: a cache, a home for models and a config of its own, and servers that are not there unless a test starts them."""
+"""The test world: a cache, a home for models and a config of its own, and no server unless a test starts one."""
 
 from __future__ import annotations
 

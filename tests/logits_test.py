@@ -48,7 +48,10 @@ def test_base_and_adapters_answer_as_transformers_and_peft_do(
     assert orchestrate("run", job({"source": "./tiny-llama", "outtype": "f32", "loras": loras})).code == 0
     gguf = world / "dist" / "tiny-llama-f32.gguf"
     answers = [verdict(judge, "tiny-llama", "-", gguf, "-")]
-    answers += [verdict(judge, "tiny-llama", name, gguf, world / "dist" / f"tiny-llama-{name}-lora-f32.gguf") for name in ("lora-a", "lora-b")]
+    answers += [
+        verdict(judge, "tiny-llama", name, gguf, world / "dist" / f"tiny-llama-{name}-lora-f32.gguf")
+        for name in ("lora-a", "lora-b")
+    ]
     for answer in answers:
         assert answer["tokens"] >= 5 and answer["top"] and answer["worst"] < 0.05, answers
     # An adapter that did nothing would agree with its base, not with PEFT; here it must not agree with the bare base.

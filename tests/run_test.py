@@ -67,7 +67,9 @@ def test_a_whole_job_is_built_then_current_and_verified(orchestrate: Orchestrate
     assert orchestrate("verify", "dist").out.count("ok ") == 5
 
 
-def test_a_finished_job_needs_neither_cache_nor_network(orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_job_needs_neither_cache_nor_network(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
     assert orchestrate("run", file).code == 0
     monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(world / "empty"))
@@ -77,7 +79,9 @@ def test_a_finished_job_needs_neither_cache_nor_network(orchestrate: Orchestrate
     assert "current" in again.out and "tiny-llama-f16.gguf" in again.out
 
 
-def test_equal_jobs_give_equal_bytes_in_another_cache(orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_jobs_give_equal_bytes_in_another_cache(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = [{"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [str(data / "lora-a")]}]
     assert orchestrate("run", job(*models, output="one")).code == 0
     monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(world / "other" / "cache"))
@@ -90,7 +94,9 @@ def test_equal_jobs_give_equal_bytes_in_another_cache(orchestrate: Orchestrate, 
     shutil.rmtree(world / "other")
 
 
-def test_the_warm_interpreter_makes_the_bytes_of_a_bare_script(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
+def test_the_warm_interpreter_makes_the_bytes_of_a_bare_script(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path
+) -> None:
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
     assert orchestrate("run", file).code == 0
     shown = orchestrate("plan", file, "--force", "--json").json()
@@ -101,16 +107,28 @@ def test_the_warm_interpreter_makes_the_bytes_of_a_bare_script(orchestrate: Orch
     assert file_sha256(world / "bare.gguf") == file_sha256(world / "dist" / "tiny-llama-f16.gguf")
 
 
-def test_only_adapters_need_no_weights_of_their_base(orchestrate: Orchestrate, job: Job, copy: Copy, data: Path, world: Path) -> None:
+def test_only_adapters_need_no_weights_of_their_base(
+    orchestrate: Orchestrate, job: Job, copy: Copy, data: Path, world: Path
+) -> None:
     (copy("tiny-llama", "base") / "model.safetensors").unlink()
-    answer = orchestrate("run", job({"source": "./base", "outtype": "none", "loras": [{"source": str(data / "lora-b"), "outtype": ["f16", "q8_0"]}]}))
+    answer = orchestrate(
+        "run",
+        job({"source": "./base", "outtype": "none", "loras": [{"source": str(data / "lora-b"), "outtype": ["f16", "q8_0"]}]}),
+    )
     assert answer.code == 0, answer.err
     assert set(sums(world / "dist")) == {"base-lora-b-lora-f16.gguf", "base-lora-b-lora-q8_0.gguf"}
 
 
-def test_a_folder_with_spaces_and_chinese_and_a_name_of_its_own(orchestrate: Orchestrate, job: Job, copy: Copy, world: Path) -> None:
+def test_a_folder_with_spaces_and_chinese_and_a_name_of_its_own(
+    orchestrate: Orchestrate, job: Job, copy: Copy, world: Path
+) -> None:
     copy("tiny-llama", "模型 一")
-    assert orchestrate("run", job({"source": "./模型 一", "outtype": "f16"}, {"source": "./模型 一", "outtype": "f16", "name": "mine"})).code == 0
+    assert (
+        orchestrate(
+            "run", job({"source": "./模型 一", "outtype": "f16"}, {"source": "./模型 一", "outtype": "f16", "name": "mine"})
+        ).code
+        == 0
+    )
     assert verify.check(world / "dist" / "模型 一-f16.gguf").name == "模型 一"
     assert verify.check(world / "dist" / "mine-f16.gguf").name == "mine"
 
@@ -154,15 +172,35 @@ def test_a_sharded_model(orchestrate: Orchestrate, job: Job, copy: Copy, demo_da
     assert answer.code == 1 and "model-00002-of-00002.safetensors" in answer.err and leftovers(world / "other") == []
 
 
-def test_a_mamba_without_any_tokenizer_uses_the_built_in_vocabulary(orchestrate: Orchestrate, job: Job, demo_data: ModuleType, world: Path) -> None:
+def test_a_mamba_without_any_tokenizer_uses_the_built_in_vocabulary(
+    orchestrate: Orchestrate, job: Job, demo_data: ModuleType, world: Path
+) -> None:
     width, inner, state = 32, 64, 16
-    config = {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "d_model": width, "hidden_size": width, "n_layer": 1, "num_hidden_layers": 1}
-    config |= {"vocab_size": 50280, "intermediate_size": inner, "state_size": state, "conv_kernel": 4, "time_step_rank": 2, "layer_norm_epsilon": 1e-5}
+    config = {
+        "architectures": ["MambaForCausalLM"],
+        "model_type": "mamba",
+        "d_model": width,
+        "hidden_size": width,
+        "n_layer": 1,
+        "num_hidden_layers": 1,
+    }
+    config |= {
+        "vocab_size": 50280,
+        "intermediate_size": inner,
+        "state_size": state,
+        "conv_kernel": 4,
+        "time_step_rank": 2,
+        "layer_norm_epsilon": 1e-5,
+    }
     demo_data.write_json(world / "mamba" / "config.json", config)
     layer = "backbone.layers.0"
     shapes = {"backbone.embeddings.weight": (50280, width), "backbone.norm_f.weight": (width,), f"{layer}.norm.weight": (width,)}
     shapes |= {f"{layer}.mixer.in_proj.weight": (2 * inner, width), f"{layer}.mixer.out_proj.weight": (width, inner)}
-    shapes |= {f"{layer}.mixer.conv1d.weight": (inner, 1, 4), f"{layer}.mixer.conv1d.bias": (inner,), f"{layer}.mixer.A_log": (inner, state)}
+    shapes |= {
+        f"{layer}.mixer.conv1d.weight": (inner, 1, 4),
+        f"{layer}.mixer.conv1d.bias": (inner,),
+        f"{layer}.mixer.A_log": (inner, state),
+    }
     shapes |= {f"{layer}.mixer.x_proj.weight": (2 + 2 * state, inner), f"{layer}.mixer.dt_proj.weight": (inner, 2)}
     shapes |= {f"{layer}.mixer.dt_proj.bias": (inner,), f"{layer}.mixer.D": (inner,)}
     demo_data.write_safetensors(world / "mamba" / "model.safetensors", shapes, "F32", 3)
@@ -238,7 +276,9 @@ def test_an_adapter_of_another_base_is_refused(orchestrate: Orchestrate, job: Jo
     assert leftovers(world) == []
 
 
-def test_keep_going_makes_what_it_can_and_tells_every_failure(orchestrate: Orchestrate, job: Job, copy: Copy, data: Path, world: Path) -> None:
+def test_keep_going_makes_what_it_can_and_tells_every_failure(
+    orchestrate: Orchestrate, job: Job, copy: Copy, data: Path, world: Path
+) -> None:
     unknown(copy("tiny-llama"))
     file = job({"source": "./model", "outtype": "f16"}, {"source": str(data / "tiny-llama"), "outtype": "f16"})
     answer = orchestrate("run", file, "--keep-going", "--json")
@@ -249,7 +289,9 @@ def test_keep_going_makes_what_it_can_and_tells_every_failure(orchestrate: Orche
     assert [Path(output["path"]).name for output in answer.json()["outputs"]] == ["tiny-llama-f16.gguf"]
 
 
-def test_a_type_that_the_tag_lacks_is_told_before_anything_is_converted(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
+def test_a_type_that_the_tag_lacks_is_told_before_anything_is_converted(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path
+) -> None:
     answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "q4_k_m"}))
     assert answer.code == 2 and "it has f32, f16" in answer.err and "`quantize`" in answer.err
     assert not (world / "dist").exists()
@@ -261,7 +303,7 @@ def test_files_of_the_user_are_never_overwritten(orchestrate: Orchestrate, job: 
     mine.parent.mkdir()
     mine.write_text("mine")
     answer = orchestrate("run", file)
-    assert answer.code == 2 and "was not made by orchestrate" in answer.err and mine.read_text() == "mine"
+    assert answer.code == 2 and "nothing says that orchestrate made it" in answer.err and mine.read_text() == "mine"
     assert orchestrate("run", file, "--force").code == 0
     good = file_sha256(mine)
     mine.write_text("edited")
@@ -295,7 +337,9 @@ def test_locked_asks_for_a_lock_that_fits(orchestrate: Orchestrate, job: Job, da
     assert damaged.code == 3 and "is damaged" in damaged.err
 
 
-def test_a_changed_tree_in_the_cache_is_repaired(orchestrate: Orchestrate, job: Job, data: Path, world: Path, shared_cache: Path) -> None:
+def test_a_changed_tree_in_the_cache_is_repaired(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path, shared_cache: Path
+) -> None:
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
     assert orchestrate("run", file).code == 0
     script = shared_cache / "source" / "package-b11434" / "convert_hf_to_gguf.py"
@@ -306,7 +350,9 @@ def test_a_changed_tree_in_the_cache_is_repaired(orchestrate: Orchestrate, job: 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_ends_everything_and_the_next_run_goes_on(number: signal.Signals, code: int, orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
+def test_a_signal_ends_everything_and_the_next_run_goes_on(
+    number: signal.Signals, code: int, orchestrate: Orchestrate, job: Job, data: Path, world: Path
+) -> None:
     file = job({"source": str(data / "all-MiniLM-L6-v2"), "outtype": ["f32", "f16"]})
     assert orchestrate("setup", job(str(data / "tiny-llama"), name="setup.yaml", binaries={"backend": "none"})).code == 0
     child = subprocess.Popen([sys.executable, "-m", "llamacpp_orchestrator", "run", str(file)], stderr=subprocess.PIPE)
@@ -346,6 +392,11 @@ def test_no_secret_reaches_a_converter_a_log_a_lock_or_a_receipt(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_SECRETSECRET")
     monkeypatch.setenv("GITHUB_TOKEN", "ghp_SECRETSECRET")
-    assert orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [str(data / "lora-a")]}), "--force").code == 0
+    assert (
+        orchestrate(
+            "run", job({"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [str(data / "lora-a")]}), "--force"
+        ).code
+        == 0
+    )
     texts = [*world.rglob("*.json"), *world.rglob("*.yaml"), *(shared_cache / "logs").rglob("*.log")]
     assert texts and not [path for path in texts if b"SECRETSECRET" in path.read_bytes()]

@@ -78,7 +78,7 @@ models:
 
 def test_none_makes_adapters_only() -> None:
     job = parse(HEAD + "models: [{source: a/b, outtype: none, loras: [./x]}]")
-    assert [output.path.name for output in spec.outputs(job, Path("."))] == ["b-x-lora-f16.gguf"]
+    assert [output.path.name for output in spec.outputs(job, Path())] == ["b-x-lora-f16.gguf"]
 
 
 @pytest.mark.parametrize(

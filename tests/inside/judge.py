@@ -1,4 +1,4 @@
-"""Compare a GGUF in a real llama.cpp with transformers (and PEFT) on one prompt: prints the worst difference and whether the top five agree."""
+"""Compare a GGUF in a real llama.cpp with transformers (and PEFT): the worst difference, and whether the top five agree."""
 
 import json
 import sys
