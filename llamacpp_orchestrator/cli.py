@@ -423,7 +423,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bug(error: Exception) -> OrchestrateError:
     where = f"orchestrate {__version__}, Python {platform.python_version()}, {platform.platform()}"
-    text = f"this is a bug in orchestrate, not in your job: {type(error).__name__}: {error}\n{where}\n{traceback.format_exc().rstrip()}"
+    said = f"this is a bug in orchestrate, not in your job: {type(error).__name__}: {error}"
+    text = f"{said}\n{where}\n{traceback.format_exc().rstrip()}"
     return OrchestrateError(text, "please report the lines above, with the job file")
 
 

@@ -241,7 +241,7 @@ def _steps(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
 
 def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:
     pairs = dict.fromkeys(need for build in stale for need in build.needs)
-    first = {wanted: name for wanted, name in reversed(pairs)}
+    first = dict(reversed(pairs))
     return {(wanted, name): f"fetch {names[wanted]}" + ("" if first[wanted] == name else f" as {name}") for wanted, name in pairs}
 
 

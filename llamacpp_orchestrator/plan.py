@@ -24,7 +24,8 @@ from llamacpp_orchestrator.report import size
 BITS = {
     "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "tq1_0": 2.0, "tq2_0": 2.5, "auto": 16.0,
     "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6, "q5_0": 5.6, "q5_1": 6.1, "q4_k_m": 5.0, "q4_k_s": 4.7, "q4_0": 4.7, "q4_1": 5.2,
-    "q3_k_l": 4.4, "q3_k_m": 4.1, "q3_k_s": 3.7, "q2_k": 3.5, "iq4_xs": 4.5, "iq4_nl": 4.7, "iq3_m": 3.8, "iq2_m": 3.0, "iq1_s": 2.1,
+    "q3_k_l": 4.4, "q3_k_m": 4.1, "q3_k_s": 3.7, "q2_k": 3.5, "iq4_xs": 4.5, "iq4_nl": 4.7, "iq3_m": 3.8, "iq2_m": 3.0,
+    "iq1_s": 2.1,
 }  # fmt: skip
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def explain(tail: str) -> tuple[str, str]:
     """What the tool's last words likely mean, and what to do."""
     if "invalid ftype" in tail or "usage:" in tail:
         return "this tag's llama-quantize does not know the type: ", "see the list: orchestrate exec JOB -- llama-quantize"
-    if "imatrix" in tail and ("without an importance matrix" in tail or "is required" in tail or "requires" in tail):
+    if re.search(r"(?i)importance matrix|missing importance|imatrix.*(required|missing)|requires.*imatrix", tail):
         return "this type needs an importance matrix: ", "choose a type that does not, for example Q4_K_M"
     if "No space left" in tail:
         return "the disk is full: ", "free some space and run again"

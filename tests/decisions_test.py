@@ -108,8 +108,8 @@ def test_index_settings_reach_uv_in_its_environment_only() -> None:
         "SSL_CERT_FILE": "/ca.pem",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
-    assert environment.torch_index("upstream", Settings(cache=Path("c"))) is None
-    assert environment.torch_index("cu128", Settings(cache=Path("c"), torch_index="https://t")) == "https://t/cu128"
+    assert environment.torch_index("upstream", Settings(cache=Path("c"), index=index)) is None
+    assert environment.torch_index("cu128", Settings(cache=Path("c"), torch_index="https://t", index=index)) == "https://t/cu128"
 
 
 def test_python_is_found_in_every_layout(tmp_path: Path) -> None:

@@ -1,0 +1,327 @@
+"""Every route in: git over smart HTTP, the release archives and the hub, from servers of our own that serve real content."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamacpp_orchestrator import host
+from llamacpp_orchestrator import source
+from tests.conftest import TAG
+from tests.conftest import Answer
+from tests.hub_test import Hub
+
+GIT = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b"}
+GIT |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b", "GIT_AUTHOR_DATE": "1 +0000", "GIT_COMMITTER_DATE": "1 +0000"}
+
+
+class GitHub(http.server.ThreadingHTTPServer):
+    """git's own smart HTTP backend, the release API and its downloads."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Route)
+        self.root, self.archive, self.limited, self.seen = root, b"", False, list[str]()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Route(http.server.BaseHTTPRequestHandler):
+    server: GitHub
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.server.seen.append(path)
+        if path.startswith("/ggml-org/llama.cpp/releases/download/"):
+            return self.reply(200 if path.endswith("-x64.tar.gz") else 404, self.server.archive)
+        if path.startswith("/repos/"):
+            if self.server.limited:
+                return self.reply(403, b"{}", **{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "4102444800"})
+            return self.reply(200 if path.endswith(f"/{TAG}") else 404, json.dumps(self.release()).encode())
+        return self.git(b"")
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        self.git(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+
+    def release(self) -> dict[str, Any]:
+        names = [f"llama-{TAG}-bin-{platform}-x64.tar.gz" for platform in ("ubuntu", "macos")]
+        place = f"{self.server.url}/ggml-org/llama.cpp/releases/download/{TAG}"
+        digest = "sha256:" + hashlib.sha256(self.server.archive).hexdigest()
+        size = len(self.server.archive)
+        return {
+            "assets": [
+                {"name": name, "size": size, "digest": digest, "browser_download_url": f"{place}/{name}"} for name in names
+            ]
+        }
+
+    def git(self, body: bytes) -> None:
+        path, _, query = self.path.partition("?")
+        environment = {
+            **os.environ,
+            **GIT,
+            "GIT_PROJECT_ROOT": str(self.server.root),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": path,
+        }
+        environment |= {
+            "REQUEST_METHOD": self.command,
+            "QUERY_STRING": query,
+            "CONTENT_TYPE": self.headers.get("Content-Type", ""),
+        }
+        environment |= {"CONTENT_LENGTH": str(len(body)), "GIT_PROTOCOL": self.headers.get("Git-Protocol", "")}
+        environment |= {"HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", "")}
+        done = subprocess.run(["git", "http-backend"], input=body, capture_output=True, env=environment, check=False)
+        head, _, content = done.stdout.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
+        self.reply(int(headers.pop("Status", "200")[:3]), content, **headers)
+
+    def reply(self, status: int, content: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def git(*words: str, at: Path) -> str:
+    return subprocess.run(["git", *words], cwd=at, check=True, capture_output=True, text=True, env={**os.environ, **GIT}).stdout
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Callable[[], Path]:
+    """The real tree of the tag as a repository like upstream's, with files besides that nobody should fetch."""
+    root = tmp_path_factory.mktemp("git")
+
+    def make() -> Path:
+        place = root / "ggml-org" / "llama.cpp"
+        if not place.exists():
+            shutil.copytree(shared_cache / "source" / f"package-{TAG}", place)
+            (place / "complete.json").unlink()
+            (place / "tree.sha256").unlink()
+            (place / "src").mkdir()
+            (place / "src" / "llama.cpp").write_bytes(os.urandom(300_000))
+            for words in (("init", "-q", "-b", "master"), ("add", "-A"), ("commit", "-q", "-m", "one"), ("tag", TAG)):
+                git(*words, at=place)
+            git("config", "uploadpack.allowFilter", "true", at=place)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def github(
+    world: Path,
+    repository: Callable[[], Path],
+    orchestrate: Callable[..., Answer],
+    job: Callable[..., Path],
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[GitHub]:
+    """A mirror of github.com and of its API, with the real tree behind it."""
+    assert orchestrate("setup", job(str(data / "tiny-llama"), name="first.yaml", binaries={"backend": "none"})).code == 0
+    with GitHub(repository()) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        for name in ("ORCHESTRATE_GITHUB_URL", "ORCHESTRATE_GITHUB_API_URL"):
+            monkeypatch.setenv(name, server.url)
+        monkeypatch.setenv("ORCHESTRATE_LLAMA_CPP_FROM", "git")
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("filters", ["true", "false"])
+def test_git_gives_the_same_tree_as_the_package(
+    filters: str,
+    github: GitHub,
+    orchestrate: Callable[..., Answer],
+    job: Callable[..., Path],
+    data: Path,
+    world: Path,
+    shared_cache: Path,
+) -> None:
+    place = github.root / "ggml-org" / "llama.cpp"
+    git("config", "uploadpack.allowFilter", filters, at=place)
+    commit = git("rev-parse", "HEAD", at=place).strip()
+    shutil.rmtree(shared_cache / "source" / commit, ignore_errors=True)
+    answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16"}))
+    assert answer.code == 0, answer.err
+    tree = shared_cache / "source" / commit
+    assert source.tree_digest(tree) == source.tree_digest(shared_cache / "source" / f"package-{TAG}")
+    assert not (tree / ".git").exists() and not (tree / "src").exists()
+    assert f"commit: {commit}" in (world / "job.lock.yaml").read_text()
+    seen = len(github.seen)
+    assert orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16"}), "--locked", "--force").code == 0
+    assert len(github.seen) == seen, "with a lock and a full cache nothing is asked"
+
+
+def test_a_commit_is_as_good_as_a_tag_and_a_missing_tag_names_its_neighbours(
+    github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path
+) -> None:
+    commit = git("rev-parse", "HEAD", at=github.root / "ggml-org" / "llama.cpp").strip()
+    model = {"source": str(data / "tiny-llama"), "outtype": "f16"}
+    assert orchestrate("run", job(model, llama_cpp={"tag": commit}, output="by-commit")).code == 0
+    answer = orchestrate("run", job(model, llama_cpp={"tag": "b11435"}, name="other.yaml"))
+    assert answer.code == 1 and "b11435" in answer.err and TAG in answer.err
+
+
+def test_the_package_route_names_the_tags_that_it_has(
+    orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path
+) -> None:
+    answer = orchestrate("run", job(str(data / "tiny-llama"), llama_cpp={"tag": "b3878"}))
+    assert answer.code == 1 and "nearest: b9760" in answer.err and "git" in answer.err
+
+
+def release(script: str) -> bytes:
+    """An archive in the layout of today's releases."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name in ("llama-quantize", "llama-cli"):
+            entry = tarfile.TarInfo(f"llama-{TAG}/{name}")
+            content = script.encode()
+            entry.size, entry.mode = len(content), 0o755
+            tar.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+# Copies what it is given, as a quantization to the type that the file has already would.
+TOOL = '#!/bin/sh\n[ "$1" = --version ] && { echo "version: 11434"; exit 0; }\necho "[ 1/ 2] x"\n[ "$3" = Q9 ] && { echo "invalid ftype"; exit 1; }\ncp "$1" "$2"\n'
+
+
+@pytest.fixture
+def linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The identity of a plain machine, which the archive fits."""
+    found = host.Host(
+        system="linux" if host.system() == "linux" else "macos", arch="x64", libc="glibc 2.36", cores=2, memory=8 * 10**9
+    )
+    monkeypatch.setattr("llamacpp_orchestrator.stages.this_host", lambda: found)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+@pytest.mark.parametrize("limited", [False, True])
+def test_quantizing_with_a_released_tool(
+    limited: bool,
+    linux: None,
+    github: GitHub,
+    orchestrate: Callable[..., Answer],
+    job: Callable[..., Path],
+    data: Path,
+    world: Path,
+    shared_cache: Path,
+) -> None:
+    github.archive, github.limited = release(TOOL + f"# {limited}\n"), limited
+    file = job(
+        {"source": str(data / "tiny-llama"), "outtype": "bf16", "quantize": ["Q4_K_M", "Q8_0"]}, binaries={"backend": "cpu"}
+    )
+    made = orchestrate("run", file, "--json")
+    assert made.code == 0, made.err
+    assert sorted((output["kind"], output["type"]) for output in made.json()["outputs"]) == [
+        ("model", "bf16"),
+        ("quantized", "Q4_K_M"),
+        ("quantized", "Q8_0"),
+    ]
+    again = orchestrate("run", file, "--json").json()
+    assert {output["status"] for output in again["outputs"]} == {"current"}
+    (world / "dist" / "tiny-llama-Q8_0.gguf").unlink()
+    steps = {step["name"]: step["status"] for step in orchestrate("run", file, "--json").json()["steps"]}
+    assert steps["quantize tiny-llama-Q8_0.gguf"] == "done" and steps["convert tiny-llama-bf16.gguf"] == "current"
+    assert "version: 11434" in orchestrate("exec", file, "--", "llama-cli", "--version").out
+    assert orchestrate("setup", file).code == 0
+    failed = orchestrate(
+        "run",
+        job({"source": str(data / "tiny-llama"), "quantize": ["Q9"]}, name="q.yaml", output="q", binaries={"backend": "cpu"}),
+    )
+    assert failed.code == 1 and "does not know the type" in failed.err and not list((world / "q").glob("*Q9*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+def test_a_tool_that_cannot_start_and_a_backend_that_is_not_there(
+    linux: None, github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path
+) -> None:
+    github.archive = release("#!/bin/sh\necho \"libc.so.6: version 'GLIBC_2.38' not found\" >&2\nexit 1\n")
+    asked = {"source": str(data / "tiny-llama"), "quantize": ["Q8_0"]}
+    answer = orchestrate("run", job(asked, binaries={"backend": "cpu"}))
+    assert answer.code == 1 and "GLIBC_2.38" in answer.err
+    answer = orchestrate("run", job(asked, binaries={"backend": "vulkan"}, name="v.yaml"))
+    assert answer.code in (1, 2) and "vulkan" in answer.err and "hint:" in answer.err
+    answer = orchestrate("run", job(asked, binaries={"backend": "none"}, name="n.yaml"))
+    assert answer.code in (1, 2) and "binaries" in answer.err
+
+
+@pytest.fixture
+def hub(world: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that holds the small Llama as org/m, with what nobody should download beside it."""
+    with Hub() as server:
+        server.files = {path.name: path.read_bytes() for path in (data / "tiny-llama").iterdir()}
+        server.files |= {
+            "original/consolidated.00.pth": b"x" * 5000,
+            "onnx/model.onnx": b"x" * 5000,
+            "pytorch_model.bin": b"x" * 5000,
+        }
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_SECRETSECRET")
+        yield server
+        server.over.set()
+        server.shutdown()
+
+
+def test_a_model_from_the_hub_gives_the_bytes_of_its_folder(
+    hub: Hub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path
+) -> None:
+    plan = orchestrate("plan", job({"source": "org/m", "name": "m", "outtype": "f16"}), "--json")
+    assert plan.code == 0, plan.err
+    whole = sum(len(content) for name, content in hub.files.items() if name in os.listdir(data / "tiny-llama"))
+    fetch = next(step for step in plan.json()["steps"] if step["name"] == "fetch org/m")
+    assert fetch["status"] == "run" and fetch["download"] == whole
+    assert not any("/resolve/" in path or "/store/" in path for path in hub.seen), "a plan downloads nothing"
+    answer = orchestrate("run", job({"source": "org/m", "outtype": "f16"}))
+    assert answer.code == 0, answer.err
+    assert not [path for path in hub.seen if path.endswith((".pth", ".onnx", ".bin"))] and not hub.tokens
+    assert (
+        orchestrate(
+            "run", job({"source": str(data / "tiny-llama"), "name": "m", "outtype": "f16"}, name="local.yaml", output="local")
+        ).code
+        == 0
+    )
+    assert (world / "dist" / "m-f16.gguf").read_bytes() == (world / "local" / "m-f16.gguf").read_bytes()
+
+
+def test_only_adapters_download_no_weights_of_the_base(
+    hub: Hub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path
+) -> None:
+    answer = orchestrate("run", job({"source": "org/m", "outtype": "none", "loras": [str(data / "lora-a")]}))
+    assert answer.code == 0, answer.err
+    assert not [path for path in hub.seen if path.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [("gated", 1, "gated"), ("missing", 1, "org/m"), ("revision", 1, "revision"), ("corrupt", 1, "model.safetensors")],
+)
+def test_what_the_hub_refuses_or_spoils(
+    fault: str, code: int, words: str, hub: Hub, orchestrate: Callable[..., Answer], job: Callable[..., Path], world: Path
+) -> None:
+    hub.fault = fault
+    answer = orchestrate("run", job({"source": "org/m", "outtype": "f16"}))
+    assert answer.code == code and words in answer.err and "hint:" in answer.err and not list(world.glob("dist/*.gguf"))
+    hub.fault = ""
+    assert orchestrate("run", job({"source": "org/m", "outtype": "f16"})).code == 0
