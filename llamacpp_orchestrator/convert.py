@@ -39,8 +39,8 @@ KNOWN = (
         "read that code, then set `trust_remote_code: true` for this model",
     ),
     (
-        r"stat: path should be string.*NoneType|Either model_file or model_proto must be specified|File not found: .*tokenizer\.model"
-        r"|Can't load tokenizer|Couldn't instantiate the backend tokenizer",
+        r"stat: path should be string.*NoneType|Either model_file or model_proto must be specified"
+        r"|File not found: .*tokenizer\.model|Can't load tokenizer|Couldn't instantiate the backend tokenizer",
         "the model has no tokenizer that this tag can read",
         "add the tokenizer files of the original model (tokenizer.json or tokenizer.model)",
     ),

@@ -194,7 +194,8 @@ def test_how_a_process_ended(code: int, words: str) -> None:
 
 
 def test_a_child_is_ended_with_all_of_its_own(tmp_path: Path) -> None:
-    code = "import subprocess,sys,time; subprocess.Popen([sys.executable,'-c','import time; time.sleep(60)']); print('up',flush=True); time.sleep(60)"
+    code = "import subprocess,sys,time; subprocess.Popen([sys.executable,'-c','import time; time.sleep(60)'])"
+    code += "; print('up',flush=True); time.sleep(60)"
     child = process.start(python(code), stderr=tmp_path / "err")
     assert child.stdout and child.stdout.readline() == b"up" + os.linesep.encode()
     began = time.monotonic()

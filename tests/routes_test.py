@@ -25,7 +25,12 @@ from tests.conftest import Answer
 from tests.hub_test import Hub
 
 GIT = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b"}
-GIT |= {"GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b", "GIT_AUTHOR_DATE": "1 +0000", "GIT_COMMITTER_DATE": "1 +0000"}
+GIT |= {
+    "GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z",
+    "GIT_COMMITTER_NAME": "a",
+    "GIT_COMMITTER_EMAIL": "a@b",
+    "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z",
+}
 
 
 class GitHub(http.server.ThreadingHTTPServer):
@@ -203,7 +208,12 @@ def release(script: str) -> bytes:
 
 
 # Copies what it is given, as a quantization to the type that the file has already would.
-TOOL = '#!/bin/sh\n[ "$1" = --version ] && { echo "version: 11434"; exit 0; }\necho "[ 1/ 2] x"\n[ "$3" = Q9 ] && { echo "invalid ftype"; exit 1; }\ncp "$1" "$2"\n'
+TOOL = """#!/bin/sh
+[ "$1" = --version ] && { echo "version: 11434"; exit 0; }
+echo "[ 1/ 2] x"
+[ "$3" = Q9 ] && { echo "invalid ftype"; exit 1; }
+cp "$1" "$2"
+"""
 
 
 @pytest.fixture
@@ -289,7 +299,7 @@ def test_a_model_from_the_hub_gives_the_bytes_of_its_folder(
 ) -> None:
     plan = orchestrate("plan", job({"source": "org/m", "name": "m", "outtype": "f16"}), "--json")
     assert plan.code == 0, plan.err
-    whole = sum(len(content) for name, content in hub.files.items() if name in os.listdir(data / "tiny-llama"))
+    whole = sum(len(content) for name, content in hub.files.items() if (data / "tiny-llama" / name).is_file())
     fetch = next(step for step in plan.json()["steps"] if step["name"] == "fetch org/m")
     assert fetch["status"] == "run" and fetch["download"] == whole
     assert not any("/resolve/" in path or "/store/" in path for path in hub.seen), "a plan downloads nothing"
@@ -321,7 +331,8 @@ def test_what_the_hub_refuses_or_spoils(
     fault: str, code: int, words: str, hub: Hub, orchestrate: Callable[..., Answer], job: Callable[..., Path], world: Path
 ) -> None:
     hub.fault = fault
-    answer = orchestrate("run", job({"source": "org/m", "outtype": "f16"}))
+    file = job({"source": "org/m", "name": fault, "outtype": "f16"})
+    answer = orchestrate("run", file)
     assert answer.code == code and words in answer.err and "hint:" in answer.err and not list(world.glob("dist/*.gguf"))
     hub.fault = ""
-    assert orchestrate("run", job({"source": "org/m", "outtype": "f16"})).code == 0
+    assert orchestrate("run", file).code == 0
