@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 VERSION = "1"
@@ -152,7 +153,7 @@ def write_adapter(folder: Path, modules: tuple[str, ...], seed: int) -> None:
     write_safetensors(folder / "adapter_model.safetensors", tensors, "F32", seed)
 
 
-def write_json(path: Path, value: dict[str, object]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """One JSON file, the same bytes on every system."""
     import json
 

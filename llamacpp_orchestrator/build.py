@@ -12,6 +12,7 @@ from filelock import FileLock
 from filelock import Timeout
 
 import llamacpp_orchestrator
+from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
@@ -193,11 +194,18 @@ def convert_action(bench: Bench, build: Build) -> Action:
     def action(tell: Tell) -> str:
         if not _prepare(bench, build, tell):
             return "current"
+        _check_adapter(bench, build)
         env = convert.environment(bench.work.store.folder("home"))
         bench.converter(msgspec.structs.replace(build.command, env=env), bench.log(f"convert {build.name}"), tell)
         return "done"
 
     return action
+
+
+def _check_adapter(bench: Bench, build: Build) -> None:
+    if build.output.lora:
+        base, mine = (view(bench.work, bench.lock.files(wanted), name) for wanted, name in build.needs)
+        adapters.check(mine, base, build.output.lora.name, build.output.model.name)
 
 
 def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:

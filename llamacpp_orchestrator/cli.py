@@ -93,6 +93,9 @@ def run(jobs_files: tuple[Path, ...], **flags: Any) -> None:
     "--quantize", multiple=True, metavar="Q", help="A type of llama-quantize, for example Q4_K_M. May be given several times."
 )
 @click.option("--tag", default="", metavar="bN", help="The llama.cpp release tag.")
+@click.option(
+    "--override", "overrides", multiple=True, metavar="PIN", help="Replace a pin of upstream's, for example torch==2.13.0."
+)
 @click.option("--output", default="dist", show_default=True, metavar="DIR", help="Where the files go.")
 @click.option(
     "--write-job", type=click.Path(path_type=Path), metavar="FILE", help="Keep it as a job file, which is then what runs."
@@ -104,18 +107,19 @@ def convert(
     outtypes: tuple[str, ...],
     quantize: tuple[str, ...],
     tag: str,
+    overrides: tuple[str, ...],
     output: str,
     write_job: Path | None,
     **flags: Any,
 ) -> None:
     """Convert MODEL (hub id or folder) without a job file."""
+    asked: dict[str, Any]
     from llamacpp_orchestrator import spec
     from llamacpp_orchestrator.store import write_atomically
 
     file = (write_job or Path("orchestrate.yaml")).absolute()
-    text = spec.job_text(
-        model=model, loras=loras, outtypes=outtypes, quantize=quantize, tag=tag, output=output, folder=file.parent
-    )
+    asked = {"model": model, "loras": loras, "outtypes": outtypes, "quantize": quantize, "tag": tag, "overrides": overrides}
+    text = spec.job_text(**asked, output=output, folder=file.parent)
     job = spec.parse(text.encode(), file)
     spec.check_folders(job, file)
     if write_job:
@@ -136,10 +140,9 @@ def lock(job: Path, upgrade: bool, **flags: Any) -> None:
     from llamacpp_orchestrator import report
 
     work, manner = _load(job), _voice(flags)
-    if upgrade:
-        locks.path_for(work.file).unlink(missing_ok=True)
+    options = _options(flags, fresh=upgrade)
     with _stoppable(), report.reporting(manner) as show:
-        found, _, errors = driver.settle(work, _options(flags), show)
+        found, _, errors = driver.settle(work, options, show)
     _raise_first(errors, manner)
     if found:
         report.result(str(locks.path_for(work.file)))
@@ -323,11 +326,11 @@ def _work(job: Any, file: Path) -> Work:
     return Work(job=job, file=file, settings=found, store=Store(found.cache))
 
 
-def _options(flags: dict[str, Any], kept: bool = True) -> Options:
+def _options(flags: dict[str, Any], kept: bool = True, fresh: bool = False) -> Options:
     from llamacpp_orchestrator.driver import Options
 
     chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
-    return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept, write_lock=kept)
+    return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept and not fresh, write_lock=kept)
 
 
 def _voice(flags: dict[str, Any]) -> Voice:

@@ -330,7 +330,15 @@ def schema() -> dict[str, Any]:
 
 
 def job_text(
-    *, model: str, loras: Sequence[str], outtypes: Sequence[str], quantize: Sequence[str], tag: str, output: str, folder: Path
+    *,
+    model: str,
+    loras: Sequence[str],
+    outtypes: Sequence[str],
+    quantize: Sequence[str],
+    tag: str,
+    output: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
 ) -> str:
     """The text of a job in `folder` that does what the options of `orchestrate convert` say."""
     import yaml
@@ -339,5 +347,7 @@ def job_text(
     asked |= {"outtype": list(outtypes)} if outtypes else {}
     asked |= {"quantize": list(quantize)} if quantize else {}
     asked |= {"loras": [rules.from_command_line(lora, folder) for lora in loras]} if loras else {}
-    data = {"version": 1, "llama_cpp": {"tag": tag or DEFAULT_TAG}, "output": rules.relative(output, folder), "models": [asked]}
+    data: dict[str, Any] = {"version": 1, "llama_cpp": {"tag": tag or DEFAULT_TAG}}
+    data |= {"environment": {"overrides": list(overrides)}} if overrides else {}
+    data |= {"output": rules.relative(output, folder), "models": [asked]}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=4096)

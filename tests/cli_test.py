@@ -52,26 +52,23 @@ def test_init_writes_a_job_that_parses_and_never_overwrites(orchestrate: Orchest
 
 def test_schema_describes_the_starter(orchestrate: Orchestrate) -> None:
     schema = orchestrate("schema").json()
-    job = schema["$defs"]["Job"] if "Job" in schema["$defs"] else schema
+    job = schema["$defs"]["Job"]
     assert set(yaml.safe_load(spec.STARTER)) <= set(job["properties"]) and "models" in job["required"]
 
 
 def test_convert_needs_no_job_file(orchestrate: Orchestrate, data: Path, world: Path) -> None:
-    model, lora = data / "tiny-llama", data / "lora-a"
-    job = world / "kept.yaml"
-    answer = orchestrate(
-        "convert", model, "--lora", lora, "--outtype", "f16", "--tag", "b11434", "--output", "out", "--write-job", job
-    )
-    # Upstream's pin of torch is on PyTorch's own index only, which is not there: the error says what to do.
-    if answer.code:
-        assert "overrides" in answer.err
-        written = yaml.safe_load(job.read_text())
-        job.write_text(yaml.safe_dump(written | {"environment": {"overrides": ["torch==2.13.0"]}}))
-        assert orchestrate("run", job).code == 0
+    model, job = data / "tiny-llama", world / "kept.yaml"
+    asked = ("convert", model, "--lora", data / "lora-a", "--outtype", "f16", "--tag", "b11434", "--output", "out")
+    asked += ("--override", "torch==2.13.0")
+    first = orchestrate(*asked)
+    assert first.code == 0, first.err
     assert (world / "out" / "tiny-llama-f16.gguf").is_file() and (world / "out" / "tiny-llama-lora-a-lora-f16.gguf").is_file()
-    again = orchestrate("convert", model, "--write-job", job)
-    assert again.code == 2 and "exists already" in again.err
+    assert orchestrate(*asked).err.count("current convert") == 2
     assert not list(world.glob("orchestrate*.yaml"))
+    assert orchestrate(*asked, "--write-job", job).code == 0
+    assert spec.load(job).environment.overrides == ("torch==2.13.0",) and (world / "kept.lock.yaml").is_file()
+    again = orchestrate(*asked, "--write-job", job)
+    assert again.code == 2 and "exists already" in again.err
 
 
 def test_a_plan_shows_everything_and_touches_nothing(

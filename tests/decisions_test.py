@@ -335,6 +335,28 @@ def test_an_adapter_must_fit_its_base(name: str, shape: tuple[int, ...], config:
     assert said in adapters.mismatch({name: shape}, config) if said else adapters.mismatch({name: shape}, config) == ""
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_type": "LORA", "bias": "none", "use_rslora": False, "alpha_pattern": {}, "modules_to_save": None}, ""),
+        ({"use_rslora": True}, "rsLoRA"),
+        ({"alpha_pattern": {"q_proj": 32}}, "alpha_pattern"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+        ({"use_dora": True}, "DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "lora_only"}, "biases"),
+        ({"peft_type": "IA3"}, "IA3"),
+    ],
+)
+def test_an_adapter_that_would_act_wrongly_is_refused(config: dict[str, object], said: str) -> None:
+    if not said:
+        adapters.refuse(config, "mine")
+        return
+    with pytest.raises(OrchestrateError, match=f"mine.*{said}") as refused:
+        adapters.refuse(config, "mine")
+    assert "merge" in refused.value.hint
+
+
 def test_a_command_reads_the_same_on_every_machine() -> None:
     known = {"/c/views/k/m": "{model}", "/c": "{cache}", "C:\\t": "{tree}"}
     argv = ("/c/views/k/m", "/c/x", "C:\\t\\a\\b.py", "/cc/x", "f16")

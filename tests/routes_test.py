@@ -325,7 +325,7 @@ def test_only_adapters_download_no_weights_of_the_base(
 
 @pytest.mark.parametrize(
     ("fault", "code", "words"),
-    [("gated", 1, "gated"), ("missing", 1, "org/m"), ("revision", 1, "revision"), ("corrupt", 1, "model.safetensors")],
+    [("gated", 1, "gated"), ("missing", 1, "org/m"), ("revision", 1, "revision"), ("corrupt", 1, "is not what the hub lists")],
 )
 def test_what_the_hub_refuses_or_spoils(
     fault: str, code: int, words: str, hub: Hub, orchestrate: Callable[..., Answer], job: Callable[..., Path], world: Path
