@@ -1,0 +1,148 @@
+"""The hub's routes for one repository, with the faults that hubs have; large files come from another host name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler
+from http.server import ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+from llamacpp_orchestrator.modelfiles import LFS
+
+COMMIT = "a" * 40
+LARGE = 1000  # what is larger is served the LFS way
+
+
+def safetensors(*names: str) -> bytes:
+    header = {
+        name: {"dtype": "F32", "shape": [512], "data_offsets": [at * 2048, at * 2048 + 2048]} for at, name in enumerate(names)
+    }
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(2048 * len(names))
+
+
+MODEL = {"config.json": b"{}", "README.md": b"hello", "tokenizer.json": b"{1}", "model.safetensors": safetensors("a", "b")}
+
+
+class Hub(ThreadingHTTPServer):
+    """The hub's routes for one repository; its file store answers on the same server, under another host name."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Route)
+        self.files = dict(MODEL)
+        self.fault = ""
+        self.seen: Counter[str] = Counter()
+        self.tokens: list[str] = []
+        self.over = threading.Event()
+        port = self.server_address[1]
+        self.url, self.store = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
+
+
+class Route(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.route()
+
+    def do_GET(self) -> None:
+        self.route()
+
+    def route(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        self.server.seen[f"{self.command} {path}"] += 1
+        self.server.tokens += filter(None, [self.headers.get("Authorization")])
+        for pattern, answer in (
+            (r"/api/models/(.+)/revision/(.+)", self.revision),
+            (r"/api/models/(.+)/tree/(.+)", self.tree),
+            (r"/store/(.+)", self.body),
+            (r"/org/m/resolve/[^/]+/(.+)", self.resolve),
+        ):
+            if match := re.fullmatch(pattern, path):
+                return answer(*match.groups())
+        return self.reply(404)
+
+    def revision(self, repo: str, revision: str) -> None:
+        fault = self.server.fault
+        errors = {"gated": (403, "GatedRepo"), "missing": (404, "RepoNotFound"), "revision": (404, "RevisionNotFound"),
+                  "private": (401, "RepoNotFound"), "401": (401, ""), "403": (403, ""),
+                  "429": (429, ""), "503": (503, "")}  # fmt: skip
+        if fault == "silent":
+            self.server.over.wait(20)
+            self.close_connection = True
+            return None
+        if fault in errors or (fault.startswith("once-") and self.server.seen[f"GET {self.path}"] == 1):
+            status, code = errors[fault.removeprefix("once-")]
+            return self.reply(status, X_Error_Code=code)
+        if fault == "page":
+            return self.reply(200, b"<html>log in</html>", Content_Type="text/html")
+        sha = None if fault == "no-sha" else "main" if fault == "odd-sha" else COMMIT
+        return self.reply(200, json.dumps({"id": repo, "sha": sha}).encode(), Content_Type="application/json")
+
+    def tree(self, repo: str, commit: str) -> None:
+        listed: list[dict[str, Any]] = [{"type": "directory", "path": "sub", "oid": "0" * 40}]
+        for name, content in self.server.files.items():
+            entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": blob(content)}
+            if len(content) > LARGE:
+                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+            listed.append(entry)
+        if self.server.fault == "next-elsewhere":
+            link = f'<{self.server.store}/steal>; rel="next"'
+            return self.reply(200, b"[]", Content_Type="application/json", Link=link)
+        return self.reply(200, json.dumps(listed).encode(), Content_Type="application/json")
+
+    def resolve(self, name: str) -> None:
+        content, fault = self.server.files.get(name), self.server.fault
+        if content is None:
+            return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+        if fault == "pointer" and len(content) > LARGE:
+            content = LFS + b"v1\noid sha256:00\n"
+        known = {"X_Repo_Commit": "../../../../escaped" if fault == "commit-escape" else COMMIT}
+        if len(content) > LARGE:
+            digest = hashlib.sha256(content).hexdigest()
+            known |= {"X_Linked_Size": str(len(content)), "X_Linked_ETag": f'"{digest}"'}
+            return self.reply(302, b"", ETag='"x"', Location=f"{self.server.store}/store/{name}", **known)
+        etag = "../../../../escaped" if fault == "etag-escape" else blob(content)
+        return self.reply(200, content, ETag=f'"{etag}"', **known)
+
+    def body(self, name: str) -> None:
+        content, fault = self.server.files[name], self.server.fault
+        first = self.server.seen[f"GET /store/{name}"] == 1
+        if fault == "corrupt" or (fault == "corrupt-once" and first):
+            content = content[:-1] + bytes([content[-1] ^ 255])
+        elif fault == "short":
+            content = content[:-100]
+        elif fault == "get-500" and first:
+            return self.reply(500)
+        elif fault == "stall" and self.command == "GET":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:10])
+            self.server.over.wait(20)
+            self.close_connection = True
+            return None
+        return self.reply(200, content)
+
+    def reply(self, status: int, content: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content_Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
