@@ -1,6 +1,66 @@
-"""`python -m llamacpp_orchestrator`: the same as `orchestrate`."""
+"""The program: one command, the one `except` that turns an error into its words, and the exit code."""
 
-from llamacpp_orchestrator.cli import entry
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+import traceback
+
+import click
+
+from llamacpp_orchestrator import __version__
+from llamacpp_orchestrator.cli import orchestrate
+from llamacpp_orchestrator.errors import OrchestrateError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and answer its exit code; every failure is told here and nowhere else."""
+    from llamacpp_orchestrator.report import Voice
+    from llamacpp_orchestrator.report import complain
+    from llamacpp_orchestrator.report import voice
+
+    try:
+        code = orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except OrchestrateError as error:
+        complain(error, voice(sys.stderr, os.environ, quiet=False, verbose=False, progress=False))
+        return error.exit_code
+    except BrokenPipeError:
+        return 1
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        complain(_bug(error), Voice())
+        return 4
+
+
+def _bug(error: Exception) -> OrchestrateError:
+    where = f"orchestrate {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    said = f"this is a bug in orchestrate, not in your job: {type(error).__name__}: {error}"
+    text = f"{said}\n{where}\n{traceback.format_exc().rstrip()}"
+    return OrchestrateError(text, "please report the lines above, with the job file")
+
+
+def entry() -> None:
+    """The console script. A thread that hangs in a library must not keep a stopped program alive."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if threading.active_count() > 1:
+        os._exit(code)
+    sys.exit(code)
+
 
 if __name__ == "__main__":
     entry()

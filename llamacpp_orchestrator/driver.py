@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -34,7 +33,11 @@ from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.pins import Found
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.report import Checked
+from llamacpp_orchestrator.report import Made
 from llamacpp_orchestrator.report import Reporter
+from llamacpp_orchestrator.report import Result
+from llamacpp_orchestrator.report import StepResult
 from llamacpp_orchestrator.steps import Event
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import run as run_steps
@@ -50,42 +53,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int = 0
     read_lock: bool = True
     write_lock: bool = True
-
-
-class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """One file that a job has made or found up to date."""
-
-    path: str
-    kind: str
-    type: str
-    size: int
-    sha256: str
-    status: str
-    source: str
-
-
-class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How one step ended."""
-
-    name: str
-    status: str
-    seconds: float
-    log: str | None
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to; `errors` are those of the failed steps, the first one first."""
-
-    status: str
-    seconds: float
-    steps: tuple[StepResult, ...]
-    outputs: tuple[Made, ...]
-    errors: tuple[OrchestrateError, ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """The result as `--json` prints it."""
-        plain = {name: msgspec.to_builtins(getattr(self, name)) for name in ("status", "seconds", "steps", "outputs")}
-        return plain | ({"error": self.errors[0].lines()} if self.errors else {})
 
 
 def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result:
@@ -376,13 +343,6 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> tuple[C
             f"{lock.llama_cpp.tag} has no script {name}", "it has " + ", ".join(sorted(path.name for path in tree.glob("*.py")))
         )
     return Command((str(building.python(work, lock)), str(tree / name), *rest), env=_converter_env(work)), []
-
-
-class Checked(msgspec.Struct, frozen=True, kw_only=True):
-    """One output and what is wrong with it."""
-
-    path: str
-    complaints: tuple[str, ...]
 
 
 def verify(paths: Sequence[Path]) -> list[Checked]:

@@ -36,6 +36,49 @@ class Voice(msgspec.Struct, frozen=True, kw_only=True):
     colour: bool = False
 
 
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """One file that a job has made or found up to date."""
+
+    path: str
+    kind: str
+    type: str
+    size: int
+    sha256: str
+    status: str
+    source: str
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How one step ended."""
+
+    name: str
+    status: str
+    seconds: float
+    log: str | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to; `errors` are those of the failed steps, the first one first."""
+
+    status: str
+    seconds: float
+    steps: tuple[StepResult, ...]
+    outputs: tuple[Made, ...]
+    errors: tuple[OrchestrateError, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The result as `--json` prints it."""
+        plain = {name: msgspec.to_builtins(getattr(self, name)) for name in ("status", "seconds", "steps", "outputs")}
+        return plain | ({"error": self.errors[0].lines()} if self.errors else {})
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """One output and what is wrong with it."""
+
+    path: str
+    complaints: tuple[str, ...]
+
+
 def voice(stream: TextIO, environ: Iterable[str], *, quiet: bool, verbose: bool, progress: bool) -> Voice:
     """The manner that fits a stream: colours and redrawing only on a terminal that wants them."""
     terminal = stream.isatty()

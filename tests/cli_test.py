@@ -22,7 +22,7 @@ Job = Callable[..., Path]
 
 
 def test_help_and_version_import_nothing_heavy(world: Path) -> None:
-    code = "import sys; from llamacpp_orchestrator import cli; cli.main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from llamacpp_orchestrator.__main__ import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     for argv in (["--help"], ["--version"], ["run", "-h"]):
         done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
         loaded = set(done.stderr.split())
@@ -37,7 +37,7 @@ def test_help_and_version_import_nothing_heavy(world: Path) -> None:
 def test_a_run_that_is_up_to_date_imports_nothing_heavy(orchestrate: Orchestrate, job: Job, data: Path) -> None:
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
     assert orchestrate("run", file).code == 0
-    code = "import sys; from llamacpp_orchestrator import cli; cli.main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from llamacpp_orchestrator.__main__ import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code, "run", str(file)], capture_output=True, text=True, check=True)
     assert "current" in done.stdout and not {"git", "huggingface_hub", "rich"} & set(done.stderr.split())
 

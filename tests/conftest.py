@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import yaml
 
-from llamacpp_orchestrator import cli
+from llamacpp_orchestrator.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 NOWHERE = "http://127.0.0.1:9"
@@ -85,7 +85,7 @@ def orchestrate(world: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Call
 
     def run(*argv: object) -> Answer:
         capfd.readouterr()
-        code = cli.main([str(word) for word in argv])
+        code = main([str(word) for word in argv])
         out, err = capfd.readouterr()
         return Answer(code, out, err)
 
