@@ -400,3 +400,15 @@ def test_no_secret_reaches_a_converter_a_log_a_lock_or_a_receipt(
     )
     texts = [*world.rglob("*.json"), *world.rglob("*.yaml"), *(shared_cache / "logs").rglob("*.log")]
     assert texts and not [path for path in texts if b"SECRETSECRET" in path.read_bytes()]
+
+
+def test_where_there_is_no_fork_each_conversion_is_a_process_of_its_own(
+    orchestrate: Orchestrate, job: Job, copy: Copy, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16"}, output="forked")).code == 0
+    monkeypatch.setattr("llamacpp_orchestrator.host.system", lambda: "macos")
+    unknown(copy("tiny-llama"))
+    file = job({"source": "./model", "outtype": "f16"}, {"source": str(data / "tiny-llama"), "outtype": "f16"}, name="alone.yaml")
+    answer = orchestrate("run", file, "--keep-going")
+    assert answer.code == 1 and "does not know the architecture" in answer.err
+    assert sums(world / "dist") == sums(world / "forked")
