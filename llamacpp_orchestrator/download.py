@@ -8,12 +8,10 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
-
-import requests
-from urllib3.exceptions import HTTPError
 
 from llamacpp_orchestrator.archive import CHUNK
 from llamacpp_orchestrator.archive import STOP as STOP
@@ -22,6 +20,9 @@ from llamacpp_orchestrator.archive import unpack as unpack
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+
+if TYPE_CHECKING:
+    import requests
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
 
@@ -33,18 +34,8 @@ TIMEOUT = (10.0, 30.0)
 SLOWEST_BYTES = 60_000
 SLOWEST_SECONDS = 60.0
 MAGIC = {".zip": b"PK", ".whl": b"PK", ".tar.gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b"}
-CUT = (requests.RequestException, HTTPError, ConnectionError, TimeoutError)
 CHANGED_HINT = "run the same command again; if it stays so, the file was replaced, or something alters downloads on the way"
 NETWORK_HINT = "see that the address can be reached from here (HTTPS_PROXY, or a mirror), then run the same command again"
-
-
-class _Session(requests.Session):
-    """Follows redirects without asking ~/.netrc, which would put its own login in the place of a given token."""
-
-    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
-        before, after = str(response.request.url), str(prepared_request.url)
-        if "Authorization" in prepared_request.headers and self.should_strip_auth(before, after):  # type: ignore[no-untyped-call]
-            del prepared_request.headers["Authorization"]
 
 
 def get_json(url: str, *, token: str | None = None, settings_hint: str = "") -> Any:
@@ -58,9 +49,9 @@ def get_json(url: str, *, token: str | None = None, settings_hint: str = "") -> 
                     continue
                 _refuse(response, hint)
                 return response.json()
-        except (requests.JSONDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise NetworkError(f"{shown(url)} sent something that is not JSON; a login page of this network?", hint) from error
-        except CUT as error:
+        except _cut() as error:
             if attempt == ATTEMPTS:
                 raise NetworkError(f"{shown(url)} cannot be read: {_why(error)}", hint) from error
             _wait(BACKOFF_SECONDS * attempt)
@@ -74,7 +65,7 @@ def head(url: str, *, token: str | None = None) -> int | None:
             # A signed address of a file store may refuse HEAD; that we were sent there shows that the file exists.
             there = response.ok or (bool(response.history) and response.status_code in (403, 405))
             return _number(response.headers.get("Content-Length", "")) if there else None
-    except CUT as error:
+    except _cut() as error:
         raise NetworkError(f"{shown(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
 
 
@@ -124,9 +115,31 @@ def _request(method: str, url: str, token: str | None, headers: dict[str, str], 
         return request
 
     # A callable as `auth` also keeps ~/.netrc out, while proxies and certificates of the environment stay honoured.
-    session = _Session() if token else requests.Session()
+    session = _session(token)
     how |= {"auth": authorize if token else None, "timeout": TIMEOUT, "stream": True}
     return session.request(method, url, headers={"User-Agent": "llamacpp-orchestrator", **headers}, **how)
+
+
+def _session(token: str | None) -> requests.Session:
+    import requests
+
+    class Session(requests.Session):
+        """Follows redirects without asking ~/.netrc, which would put its own login in the place of a given token."""
+
+        def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+            before, after = str(response.request.url), str(prepared_request.url)
+            if "Authorization" in prepared_request.headers and self.should_strip_auth(before, after):  # type: ignore[no-untyped-call]
+                del prepared_request.headers["Authorization"]
+
+    return Session() if token else requests.Session()
+
+
+def _cut() -> tuple[type[Exception], ...]:
+    """What a connection that breaks raises; a function, for only who has asked a server should pay for the library."""
+    from requests import RequestException
+    from urllib3.exceptions import HTTPError
+
+    return (RequestException, HTTPError, ConnectionError, TimeoutError)
 
 
 def _passing(status: int) -> bool:
@@ -179,7 +192,7 @@ def _receive(url: str, part: Path, size: int, token: str | None, progress: Progr
     while not (size and _length(part) == size):
         try:
             return _receive_once(url, part, size, seen, token, progress)
-        except CUT as error:
+        except _cut() as error:
             failures = 1 if _length(part) > best else failures + 1
             best = max(best, _length(part))
             if failures >= ATTEMPTS:
@@ -201,7 +214,9 @@ def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: 
             raise ConnectionError("what was kept of an earlier attempt does not fit")
         if _passing(status):
             _wait(_delay(response, 0))
-            raise requests.HTTPError(f"HTTP {status}{_until(response)}", response=response)
+            from requests import HTTPError
+
+            raise HTTPError(f"HTTP {status}{_until(response)}", response=response)
         _refuse(response, NETWORK_HINT)
         etag = response.headers.get("ETag", "")
         seen.update({"If-Range": etag} if etag.startswith('"') else {})

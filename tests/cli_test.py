@@ -39,7 +39,7 @@ def test_a_run_that_is_up_to_date_imports_nothing_heavy(orchestrate: Orchestrate
     assert orchestrate("run", file).code == 0
     code = "import sys; from llamacpp_orchestrator.__main__ import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code, "run", str(file)], capture_output=True, text=True, check=True)
-    assert "current" in done.stdout and not {"git", "huggingface_hub", "rich"} & set(done.stderr.split())
+    assert "current" in done.stdout and not {"git", "huggingface_hub", "requests", "rich", "uv"} & set(done.stderr.split())
 
 
 def test_init_writes_a_job_that_parses_and_never_overwrites(orchestrate: Orchestrate, world: Path) -> None:
