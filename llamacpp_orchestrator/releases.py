@@ -33,6 +33,7 @@ from llamacpp_orchestrator.settings import Settings
 
 GITHUB = "https://github.com"
 PAGES = (30, 100)  # an answer of exactly so many assets may be one page of more
+MIRROR_HINT = "set mirrors (ORCHESTRATE_GITHUB_API_URL, ORCHESTRATE_GITHUB_URL), or do without `quantize`: conversions need no programs"
 TOKEN_HINT = "set GITHUB_TOKEN (any account, no rights needed) for 5,000 requests an hour instead of 60"
 
 # Names that releases used, to ask for files one by one when the API does not answer; one too many costs a question.
@@ -85,9 +86,11 @@ def fetch_assets(tag: str, repo: str, settings: Settings) -> tuple[Asset, ...]:
         if error.status == 404:
             hint = "give a tag bNNNN with a release, or wait if it was made just now; `backend: none` needs none"
             raise NetworkError(f"{owner_name} has no release {tag}, or it is still being filled", hint, 404) from error
-        if error.status == 401 or not (assets := _probe_names(tag, owner_name, settings)):
-            raise
-        return assets
+        if error.status != 401 and (assets := _probe_names(tag, owner_name, settings)):
+            return assets
+        if not error.status:
+            raise NetworkError(error.message, MIRROR_HINT) from error
+        raise
     except (KeyError, TypeError, AttributeError) as error:
         raise NetworkError(f"{base} gave an answer that is not a release", "see what ORCHESTRATE_GITHUB_API_URL names") from error
 

@@ -524,3 +524,11 @@ def test_probe_says_why_it_cannot_start(tmp_path: Path, text: str, said: str) ->
 def test_probe_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(OrchestrateError, match="no program"):
         releases.probe(tmp_path, machine())
+
+
+def test_an_api_out_of_reach_is_no_matter_of_tokens(tmp_path: Path) -> None:
+    nowhere = "http://127.0.0.1:9"
+    away = Settings(cache=tmp_path, github=nowhere, github_api=nowhere, index=Index(index_url=nowhere))
+    with pytest.raises(NetworkError) as error:
+        releases.fetch_assets("b11434", "https://github.com/ggml-org/llama.cpp", away)
+    assert "ORCHESTRATE_GITHUB_API_URL" in error.value.hint and "TOKEN" not in error.value.hint
