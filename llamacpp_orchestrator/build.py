@@ -233,7 +233,7 @@ def _prepare(bench: Bench, build: Build, tell: Tell) -> bool:
     try:
         held.acquire(timeout=0)
     except Timeout:
-        tell("another run is making this file; waiting for it")
+        tell("note: another run is making this file; waiting for it")
         held.acquire()
     bench.held[path] = held
     publish(build)

@@ -209,7 +209,7 @@ def resolve(
     merged((), overrides)
     extra = torch_index(torch, settings)
     if extra and not reachable(extra):
-        tell("PyTorch's index cannot be reached; torch comes from the configured package indexes")
+        tell("note: PyTorch's index cannot be reached; torch comes from the configured indexes, perhaps in a larger build")
         extra = None
     minor = choose_python(lines, overrides, settings, extra) if python == "auto" else python
     tell(f"resolving for Python {minor}")

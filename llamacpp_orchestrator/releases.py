@@ -33,7 +33,7 @@ from llamacpp_orchestrator.settings import Settings
 
 GITHUB = "https://github.com"
 PAGES = (30, 100)  # an answer of exactly so many assets may be one page of more
-MIRROR_HINT = "set mirrors (ORCHESTRATE_GITHUB_API_URL, ORCHESTRATE_GITHUB_URL), or do without `quantize`: conversions need no programs"
+MIRROR_HINT = "set mirrors (ORCHESTRATE_GITHUB_API_URL, ORCHESTRATE_GITHUB_URL); conversions alone need no programs"
 TOKEN_HINT = "set GITHUB_TOKEN (any account, no rights needed) for 5,000 requests an hour instead of 60"
 
 # Names that releases used, to ask for files one by one when the API does not answer; one too many costs a question.

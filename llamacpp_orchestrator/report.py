@@ -165,6 +165,8 @@ def _live(manner: Voice, bars: Progress) -> Reporter:
     def show(event: Event) -> None:
         if event.status == "started":
             tasks[event.step] = bars.add_task(event.step, total=None, now="")
+        elif event.status == "note":
+            bars.console.out(f"note: {event.text}", highlight=False)
         elif event.status == "progress":
             bars.update(tasks[event.step], now=event.text.splitlines()[0][:80])
         else:
@@ -172,8 +174,6 @@ def _live(manner: Voice, bars: Progress) -> Reporter:
                 bars.remove_task(tasks.pop(event.step))
             if event.status in ENDED:
                 bars.console.out(_painted(event, manner), highlight=False)
-            elif event.status == "note":
-                bars.console.out(f"note: {event.text}", highlight=False)
 
     return show
 

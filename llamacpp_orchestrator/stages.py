@@ -81,7 +81,7 @@ def binaries_action(work: Work, lock: Lock) -> Action:
         key = binaries_key(choice)
         before = work.store.has("binaries", key)
         downloads = work.store.folder("downloads")
-        tell(choice.reason)
+        tell(f"note: {choice.archive.name}: {choice.reason}")
         path = work.store.ensure(
             "binaries",
             key,

@@ -16,6 +16,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 
 Tell = Callable[[str], None]
 TELL_SECONDS = 0.2
+NOTE = "note: "  # what a step says in these words is for everybody, not only for who watches
 Action = Callable[[Tell], str]
 
 
@@ -30,7 +31,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """What happened to a step: started, progress, done, current, failed or blocked; `seconds` since it started."""
+    """What happened to a step: started, progress, note, done, current, failed or blocked; `seconds` since it started."""
 
     step: str
     status: str
@@ -100,6 +101,9 @@ def _teller(name: str, put: Callable[[Event], None]) -> Tell:
     def tell(text: str) -> None:
         # A download speaks with every chunk; nobody can read that, and 300 steps at once must not drown in it.
         nonlocal last
+        if text.startswith(NOTE):
+            put(Event(name, "note", text.removeprefix(NOTE)))
+            return
         now, counting = time.monotonic(), text[:1].isdigit()
         if text != last[0] and not (counting and now - last[1] < TELL_SECONDS):
             last = (text, now)

@@ -103,6 +103,8 @@ def steps_of(order: list[str], **needs: tuple[str, ...]) -> list[Step]:
     def action(name: str) -> Step:
         def act(tell: Tell) -> str:
             tell("working")
+            if name == "old":
+                tell("note: old is special")
             order.append(name)
             if name.startswith("bad"):
                 raise OrchestrateError("broke", "mend it")
@@ -122,6 +124,7 @@ def test_steps_run_in_order_and_report(tmp_path: Path) -> None:
     assert order.index("a") < order.index("b") < order.index("c")
     assert {event.step: event.status for event in ended} == {"a": "done", "b": "done", "c": "done", "old": "current"}
     assert [event.text for event in seen if event.step == "a"] == ["", "working", ""]
+    assert [(event.step, event.text) for event in seen if event.status == "note"] == [("old", "old is special")]
 
 
 @pytest.mark.parametrize(("keep_going", "free"), [(True, "done"), (False, "blocked")])

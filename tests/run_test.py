@@ -43,6 +43,7 @@ def test_a_whole_job_is_built_then_current_and_verified(orchestrate: Orchestrate
     file = job(*the_whole_job(data))
     first = orchestrate("run", file, "--json")
     assert first.code == 0, first.err
+    assert "PyTorch's index cannot be reached" in first.err
     made = first.json()
     assert made["status"] == "ok"
     assert {step["status"] for step in made["steps"]} <= {"done", "current"}
