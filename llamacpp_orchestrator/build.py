@@ -32,7 +32,6 @@ from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import remove
 
-UNQUANTIZED = ("f32", "bf16", "f16")
 TOOL = "{llama-quantize}"
 Converter = Callable[[Command, Path, Tell], None]
 
@@ -65,6 +64,11 @@ def python(work: Work, lock: Lock) -> Path:
     if lock.environment is None:
         return environment.python_in(work.folder(str(work.job.environment.path)))
     return environment.python_in(work.store.entry("environments", lock.environment.pin().digest()) / "venv")
+
+
+def converter_env(work: Work) -> tuple[tuple[str, str], ...]:
+    """The environment of every converter: its home for models is an empty folder of our cache."""
+    return convert.environment(work.store.folder("home"))
 
 
 def view(work: Work, pin: FilesPin, name: str) -> Path:
@@ -113,7 +117,7 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
     of = next(
         build
         for build in made.values()
-        if build.output.model == output.model and build.output.kind == "model" and build.output.type in UNQUANTIZED
+        if build.output.model == output.model and build.output.kind == "model" and build.output.type in spec.UNQUANTIZED
     )
     shards = _shards(of.output)
     command = quantize.command(
@@ -195,7 +199,7 @@ def convert_action(bench: Bench, build: Build) -> Action:
         if not _prepare(bench, build, tell):
             return "current"
         _check_adapter(bench, build)
-        env = convert.environment(bench.work.store.folder("home"))
+        env = converter_env(bench.work)
         bench.converter(msgspec.structs.replace(build.command, env=env), bench.log(f"convert {build.name}"), tell)
         return "done"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import download
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
@@ -15,6 +16,7 @@ from llamacpp_orchestrator import process
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.pins import Work
+from llamacpp_orchestrator.plan import existing
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import size
 from llamacpp_orchestrator.settings import Settings
@@ -66,8 +68,7 @@ def _program(name: str, argv: tuple[str, ...], hint: str) -> Line:
 
 
 def _disk(name: str, folder: Path) -> Line:
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing(folder)).free
     return Line(name=name, ok=free > 2_000_000_000, said=f"{folder}, {size(free)} free")
 
 
@@ -97,12 +98,8 @@ def _servers(settings: Settings) -> Iterator[Line]:
     for name, url, setting in asked:
         try:
             status = requests.get(url, timeout=(5, 10), stream=True).status_code
-            yield Line(name=name, ok=status < 500, said=f"{_shown(url)} answers {status}")
+            yield Line(name=name, ok=status < 500, said=f"{download.shown(url)} answers {status}")
         except requests.RequestException as error:
-            yield Line(name=name, ok=False, said=f"{_shown(url)} cannot be reached ({type(error).__name__}); set {setting}")
-
-
-def _shown(url: str) -> str:
-    # An index URL may carry a password.
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rsplit('@', 1)[-1]}"
+            yield Line(
+                name=name, ok=False, said=f"{download.shown(url)} cannot be reached ({type(error).__name__}); set {setting}"
+            )

@@ -146,7 +146,7 @@ def _make(
     if not stale:
         return current, []
     warm = convert.Warm(
-        str(building.python(work, lock)), building.tree(work, lock), _converter_env(work), _logs(work) / "converter.log"
+        str(building.python(work, lock)), building.tree(work, lock), building.converter_env(work), _logs(work) / "converter.log"
     )
     forks = convert.can_fork(host.system())
     bench = Bench(
@@ -279,10 +279,6 @@ def _logs(work: Work) -> Path:
     return made
 
 
-def _converter_env(work: Work) -> tuple[tuple[str, str], ...]:
-    return convert.environment(work.store.folder("home"))
-
-
 def _error(event: Event) -> OrchestrateError:
     if isinstance(event.error, OrchestrateError):
         return event.error
@@ -342,7 +338,7 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> tuple[C
         raise JobError(
             f"{lock.llama_cpp.tag} has no script {name}", "it has " + ", ".join(sorted(path.name for path in tree.glob("*.py")))
         )
-    return Command((str(building.python(work, lock)), str(tree / name), *rest), env=_converter_env(work)), []
+    return Command((str(building.python(work, lock)), str(tree / name), *rest), env=building.converter_env(work)), []
 
 
 def verify(paths: Sequence[Path]) -> list[Checked]:

@@ -94,14 +94,14 @@ def check_space(found: Iterable[Need]) -> None:
     """Raise OrchestrateError when a disk cannot hold what will be written to it, saying how much is missing where."""
     disks: dict[int, list[Need]] = {}
     for need in found:
-        disks.setdefault(_existing(need.folder).stat().st_dev, []).append(need)
+        disks.setdefault(existing(need.folder).stat().st_dev, []).append(need)
     lines = []
     for group in disks.values():
-        wanted, free = sum(need.bytes for need in group) + MARGIN, shutil.disk_usage(_existing(group[0].folder)).free
+        wanted, free = sum(need.bytes for need in group) + MARGIN, shutil.disk_usage(existing(group[0].folder)).free
         if wanted > free:
             parts = ", ".join(f"{size(need.bytes)} for {need.what}" for need in sorted(group, key=lambda need: -need.bytes)[:4])
             lines.append(
-                f"{_existing(group[0].folder)}: need {size(wanted)}, have {size(free)}, {size(wanted - free)} missing ({parts})"
+                f"{existing(group[0].folder)}: need {size(wanted)}, have {size(free)}, {size(wanted - free)} missing ({parts})"
             )
     if lines:
         raise OrchestrateError(
@@ -110,7 +110,8 @@ def check_space(found: Iterable[Need]) -> None:
         )
 
 
-def _existing(folder: str) -> Path:
+def existing(folder: str | Path) -> Path:
+    """The nearest folder that is there already: a path itself, or what it will be made in."""
     path = Path(folder).absolute()
     return next((parent for parent in (path, *path.parents) if parent.exists()), path)
 
@@ -137,7 +138,7 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
         steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, command=str(final(build))))
     found = needs(work, lock, stale)
     folders = dict.fromkeys(need.folder for need in found)
-    return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(_existing(folder)).free for folder in folders})
+    return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(existing(folder)).free for folder in folders})
 
 
 def final(build: Build) -> Command:

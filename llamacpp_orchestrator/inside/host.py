@@ -1,6 +1,6 @@
 """One warm interpreter: imports once what upstream's scripts import, then forks one child per conversion.
 
-Reads one JSON request a line from standard input: {"id", "argv": [script, ...], "cwd", "env", "log", "root"}; answers
+Reads one JSON request a line from standard input: {"id", "argv": [script, ...], "cwd", "env", "log"}; answers
 {"id", "code"} a line on standard output when that child has ended. A child runs the script as `__main__` exactly as a
 fresh process would: argv, sys.path[0], cwd, environment and its own log. The end of standard input ends everything.
 """
