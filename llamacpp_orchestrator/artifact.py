@@ -148,3 +148,15 @@ def recheck(path: Path) -> list[str]:
     except OrchestrateError as error:
         return [error.message]
     return []
+
+
+def outputs(path: Path) -> list[Path]:
+    """A file as it is, or all outputs in a folder that have a receipt; JobError when there are none."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(receipt.with_name(receipt.name.removesuffix(SUFFIX)) for receipt in path.rglob(f"*{SUFFIX}"))
+    if not found:
+        raise JobError(
+            f"{path} holds no output with a receipt", "name a GGUF file that orchestrate has made, or the folder of it"
+        )
+    return found

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any
@@ -18,7 +15,6 @@ import click
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.errors import Stopped
 
 if TYPE_CHECKING:
     from llamacpp_orchestrator.driver import Options
@@ -34,6 +30,7 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
     """The options that every command which works on a job has."""
     options = (
         click.option("--locked", is_flag=True, help="The lock must exist and fit the job; nothing is resolved anew."),
+        click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine."),
         click.option("--force", is_flag=True, help="Make everything anew, and overwrite files that are not ours."),
         click.option("--jobs", type=click.IntRange(1), metavar="N", help="At most N conversions at a time."),
         click.option("--keep-going", is_flag=True, help="After a failure, go on with what does not depend on it."),
@@ -73,7 +70,7 @@ def orchestrate() -> None:
 @shared
 def run(jobs_files: tuple[Path, ...], **flags: Any) -> None:
     """Do the whole job: set up, fetch, convert, quantize, verify."""
-    _run([_load(file) for file in jobs_files], flags, kept=True)
+    _run([_load(file, flags) for file in jobs_files], flags, kept=True)
 
 
 @orchestrate.command()
@@ -123,22 +120,33 @@ def convert(
         if file.exists() and not flags["force"]:
             raise JobError(f"{write_job} exists already", "choose another name, or use --force")
         write_atomically(file, text)
-    _run([_work(job, file)], flags, kept=bool(write_job))
+    _run([_work(job, file, flags)], flags, kept=bool(write_job))
 
 
 @orchestrate.command()
-@JOB
-@click.option("--upgrade", "upgrade", is_flag=True, help="Move all pins to what the job means now.")
+@click.argument("job", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--upgrade",
+    is_flag=False,
+    flag_value="all",
+    metavar="[WHAT]",
+    help="Move pins to what the job means now: llama_cpp, environment, models or the name of one; without WHAT all.",
+)
 @shared
-def lock(job: Path, upgrade: bool, **flags: Any) -> None:
+def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
     """Resolve JOB and write its lock file, nothing else."""
+    if job is None and upgrade not in (None, "all"):
+        job, upgrade = Path(str(upgrade)), "all"  # `lock --upgrade JOB`: the word after the option is the job
+    if job is None:
+        raise click.UsageError("Missing argument 'JOB'.")
     from llamacpp_orchestrator import driver
     from llamacpp_orchestrator import lock as locks
+    from llamacpp_orchestrator import process
     from llamacpp_orchestrator import report
 
-    work, manner = _load(job), _voice(flags)
-    options = _options(flags, fresh=upgrade)
-    with _stoppable(), report.reporting(manner) as show:
+    work, manner = _load(job, flags), _voice(flags)
+    options = _options(flags, upgrade=upgrade or "")
+    with process.stoppable(), report.reporting(manner) as show:
         found, _, errors = driver.settle(work, options, show)
     _raise_first(errors, manner)
     if found:
@@ -152,10 +160,11 @@ def plan(job: Path, **flags: Any) -> None:
     """Show every step of JOB, its exact command, and what it needs; make nothing."""
     from llamacpp_orchestrator import driver
     from llamacpp_orchestrator import plan as planning
+    from llamacpp_orchestrator import process
     from llamacpp_orchestrator import report
 
-    work, manner = _load(job), _voice(flags)
-    with _stoppable(), report.reporting(manner) as show:
+    work, manner = _load(job, flags), _voice(flags)
+    with process.stoppable(), report.reporting(manner) as show:
         found, errors = driver.preview(work, _options(flags), show)
     _raise_first(errors, manner)
     if found and flags["as_json"]:
@@ -170,10 +179,11 @@ def plan(job: Path, **flags: Any) -> None:
 def setup(job: Path, **flags: Any) -> None:
     """Get the converter tree, the release binaries and the environment ready."""
     from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import process
     from llamacpp_orchestrator import report
 
-    work, manner = _load(job), _voice(flags)
-    with _stoppable(), report.reporting(manner) as show:
+    work, manner = _load(job, flags), _voice(flags)
+    with process.stoppable(), report.reporting(manner) as show:
         result = driver.setup(work, _options(flags), show)
     _finish(result, flags, manner)
 
@@ -183,10 +193,11 @@ def setup(job: Path, **flags: Any) -> None:
 @speaking
 def verify(paths: tuple[Path, ...], **flags: Any) -> None:
     """Check outputs (files, or folders of them) against their receipts."""
-    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import artifact
     from llamacpp_orchestrator import report
 
-    checked = driver.verify(paths)
+    outputs = [output for path in paths for output in artifact.outputs(path)]
+    checked = [report.Checked(path=str(path), complaints=tuple(artifact.recheck(path))) for path in outputs]
     if flags["as_json"]:
         report.result_json(checked)
     else:
@@ -208,7 +219,7 @@ def doctor(job: Path | None, **flags: Any) -> None:
     from llamacpp_orchestrator import report
     from llamacpp_orchestrator import settings
 
-    found = examining.examine(_load(job) if job else None, settings.load(os.environ))
+    found = examining.examine(_load(job, flags) if job else None, settings.load(os.environ))
     if flags["as_json"]:
         report.result_json(found)
     else:
@@ -221,14 +232,13 @@ def doctor(job: Path | None, **flags: Any) -> None:
 def exec_(job: Path, argv: tuple[str, ...]) -> None:
     """Run a program or script of the pinned tag: orchestrate exec JOB -- llama-cli --version."""
     from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import process
     from llamacpp_orchestrator import report
 
     manner = _voice({})
-    with _stoppable(), report.reporting(manner) as show:
-        command, errors = driver.exec_command(_load(job), argv, show)
+    with process.stoppable(), report.reporting(manner) as show:
+        command, errors = driver.exec_command(_load(job, {}), argv, show)
     _raise_first(errors, manner)
-    from llamacpp_orchestrator import process
-
     if command:
         raise SystemExit(process.attached(command))
 
@@ -308,26 +318,28 @@ def _store_root() -> Path:
     return settings.load(os.environ).cache
 
 
-def _load(file: Path) -> Work:
+def _load(file: Path, flags: dict[str, Any]) -> Work:
     from llamacpp_orchestrator import spec
 
-    return _work(spec.load(file), file.absolute())
+    return _work(spec.load(file), file.absolute(), flags)
 
 
-def _work(job: Any, file: Path) -> Work:
+def _work(job: Any, file: Path, flags: dict[str, Any]) -> Work:
+    import msgspec
+
     from llamacpp_orchestrator import settings
     from llamacpp_orchestrator.pins import Work
     from llamacpp_orchestrator.store import Store
 
-    found = settings.load(os.environ)
+    found = msgspec.structs.replace(settings.load(os.environ), offline=flags.get("offline", False))
     return Work(job=job, file=file, settings=found, store=Store(found.cache))
 
 
-def _options(flags: dict[str, Any], kept: bool = True, fresh: bool = False) -> Options:
+def _options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Options:
     from llamacpp_orchestrator.driver import Options
 
     chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
-    return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept and not fresh, write_lock=kept)
+    return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept, write_lock=kept, upgrade=upgrade)
 
 
 def _voice(flags: dict[str, Any]) -> Voice:
@@ -339,11 +351,12 @@ def _voice(flags: dict[str, Any]) -> Voice:
 
 def _run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
     from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import process
     from llamacpp_orchestrator import report
 
     manner = _voice(flags)
     try:
-        with _stoppable(), report.reporting(manner) as show:
+        with process.stoppable(), report.reporting(manner) as show:
             result = driver.run_all(works, _options(flags, kept), show)
     except OrchestrateError as error:
         if flags["as_json"]:
@@ -371,21 +384,3 @@ def _raise_first(errors: Sequence[OrchestrateError], manner: Voice) -> None:
         for error in others:
             report.complain(error, manner)
         raise last
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let the signals that end a program end it in good order: children first, then what is half written."""
-    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-    def stop(number: int, frame: object) -> None:
-        for name in names:
-            signal.signal(name, signal.SIG_IGN)
-        raise Stopped(number)
-
-    before = [(name, signal.signal(name, stop)) for name in names]
-    try:
-        yield
-    finally:
-        for name, handler in before:
-            signal.signal(name, handler)

@@ -33,7 +33,6 @@ from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.pins import Found
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
-from llamacpp_orchestrator.report import Checked
 from llamacpp_orchestrator.report import Made
 from llamacpp_orchestrator.report import Reporter
 from llamacpp_orchestrator.report import Result
@@ -50,6 +49,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     locked: bool = False
     force: bool = False
     keep_going: bool = False
+    upgrade: str = ""
     jobs: int = 0
     read_lock: bool = True
     write_lock: bool = True
@@ -94,12 +94,14 @@ def settle(
     path = locks.path_for(work.file)
     old = locks.read(path) if options.read_lock else None
     stale = locks.stale_reasons(work.job, old)
+    if options.locked and options.upgrade:
+        raise JobError("--locked and --upgrade exclude each other", "leave one of them out")
     if options.locked and stale:
         raise LockError(
             f"{path.name} does not fit {work.file.name}: {'; '.join(stale)}",
             f"run `orchestrate lock {work.file.name}` and commit the result",
         )
-    found = Found(**locks.fitting(work.job, old))
+    found = Found(**locks.fitting(work.job, old, options.upgrade))
     events = _carry_out(pins.steps(work, found, binaries), msgspec.structs.replace(options, keep_going=True), _quietly(report))
     errors = [_error(event) for event in events if event.status == "failed"]
     if errors:
@@ -107,8 +109,8 @@ def settle(
     lock = found.lock(work.job)
     pins.check_pairs(work, pins.local_folders(work))
     if options.write_lock:
-        for reason in stale if old else ():
-            report(Event("lock", "note", reason))
+        for change in (*stale, *locks.moved(old, lock)) if old else ():
+            report(Event("lock", "note", change))
         locks.write(path, lock)
     return lock, events, []
 
@@ -163,6 +165,7 @@ def _make(
         artifact.may_write(build.output.path, artifact.read(build.output.path), options.force)
     if "source" in ended:
         stages.check_outtypes(work, building.tree(work, lock))
+    plan.check_offline(work, lock, stale, any(build.of for build in stale))
     plan.check_space(plan.needs(work, lock, stale))
     try:
         events = _carry_out(_steps(bench, stale, ended), options, report)
@@ -186,7 +189,7 @@ def _steps(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     if quantizing:
         made.append(Step(name="binaries", action=stages.binaries_action(work, lock)))
     here = {step.name for step in made} | {build.name for build in stale}
-    names = pins.step_names(work.job)
+    names = locks.names(work.job)
     after = () if "source" in ended or _ordinary(stale) else ("source",)
     for (wanted, name), step in _fetched(stale, names).items():
         made.append(Step(name=step, action=stages.fetch_action(work, lock, wanted, name), needs=after))
@@ -339,20 +342,3 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> tuple[C
             f"{lock.llama_cpp.tag} has no script {name}", "it has " + ", ".join(sorted(path.name for path in tree.glob("*.py")))
         )
     return Command((str(building.python(work, lock)), str(tree / name), *rest), env=building.converter_env(work)), []
-
-
-def verify(paths: Sequence[Path]) -> list[Checked]:
-    """Re-check outputs, or all outputs in folders, against their receipts; JobError when a path holds none of ours."""
-    found: list[Path] = []
-    for path in paths:
-        inside = (
-            sorted(receipt.with_name(receipt.name.removesuffix(artifact.SUFFIX)) for receipt in path.rglob(f"*{artifact.SUFFIX}"))
-            if path.is_dir()
-            else [path]
-        )
-        if not inside:
-            raise JobError(
-                f"{path} holds no output with a receipt", "name a GGUF file that orchestrate has made, or the folder of it"
-            )
-        found += inside
-    return [Checked(path=str(path), complaints=tuple(artifact.recheck(path))) for path in found]

@@ -154,9 +154,9 @@ def _cached(snapshot: Snapshot, file: HubFile) -> Path:
     return _repository(snapshot) / "snapshots" / snapshot.commit / file.path
 
 
-def missing_bytes(snapshot: Snapshot) -> int:
-    """How many bytes of a snapshot are not in the hub's cache."""
-    return sum(file.size for file in snapshot.files if not _whole(_cached(snapshot, file), file))
+def missing(snapshot: Snapshot) -> tuple[HubFile, ...]:
+    """The files of a snapshot that are not in the hub's cache."""
+    return tuple(file for file in snapshot.files if not _whole(_cached(snapshot, file), file))
 
 
 def _whole(path: Path, file: HubFile) -> bool:

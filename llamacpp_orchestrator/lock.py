@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 from typing import Any
 
 import msgspec
+from msgspec import Meta
 
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.hub import HubFile
+from llamacpp_orchestrator.modelfiles import check_names
 from llamacpp_orchestrator.releases import Asset
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.yamltext import nearest
 
 HEADER = "# Written by orchestrate; commit it beside its job. `orchestrate lock JOB --upgrade` moves the pins.\n"
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Commit = Annotated[str, Meta(pattern="^([0-9a-f]{40})?$")]
+Package = Annotated[str, Meta(pattern="^([\\w-]+==[\\d.]+ sha256:[0-9a-f]{64})?$")]
+# What `--upgrade` may name, and which parts of the lock then move.
+UPGRADES = {
+    "": (),
+    "all": ("source", "environment", "spare", "assets", "models"),
+    "llama_cpp": ("source", "environment", "assets"),
+    "environment": ("environment", "spare"),
+    "models": ("models",),
+}
 
 
 class SourcePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -24,9 +43,9 @@ class SourcePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     tag: str
     repo: str
-    tree: str
-    commit: str = ""
-    package: str = ""
+    tree: Sha256
+    commit: Commit = ""
+    package: Package = ""
 
     def key(self) -> str:
         """The name of its entry in the store."""
@@ -34,12 +53,13 @@ class SourcePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class EnvironmentPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The environment: what was asked, and the interpreter and hashed requirement set that it came to."""
+    """The environment: what was asked of which lines of upstream's (their digest), and the hashed set that it came to."""
 
+    upstream: Sha256
     torch: str
     overrides: tuple[str, ...] = ()
     wanted: str = "auto"
-    python: str
+    python: Annotated[str, Meta(pattern=r"^3\.\d+$")]
     requirements: str
 
     def pin(self) -> environment.Pin:
@@ -61,7 +81,7 @@ class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The files of one model or adapter, at one commit or with the content of one folder."""
 
     wanted: Wanted
-    commit: str = ""
+    commit: Commit = ""
     files: tuple[HubFile, ...]
 
 
@@ -117,28 +137,82 @@ def all_wanted(job: Job) -> tuple[Wanted, ...]:
     return tuple(found)
 
 
+def names(job: Job) -> dict[Wanted, str]:
+    """A name for each set of files: the job's own, with the source behind it where two would be called the same."""
+    found: dict[Wanted, str] = {}
+    for model in job.models:
+        for wanted, name in ((base_wanted(model), model.name), *((lora_wanted(lora), lora.name) for lora in model.loras)):
+            taken = {other for known, other in found.items() if known != wanted}
+            found.setdefault(wanted, f"{name} ({wanted.source})" if name in taken else name)
+    return found
+
+
 def uses_binaries(job: Job) -> bool:
     """Whether anything in the job runs a released program."""
     return any(model.quantize for model in job.models)
 
 
-def fitting(job: Job, lock: Lock | None) -> dict[str, Any]:
-    """The parts of a lock that still say what the job asks: source, environment, assets, and the pins of files."""
+def fitting(job: Job, lock: Lock | None, upgrade: str = "") -> dict[str, Any]:
+    """The parts of a lock that still say what the job asks, without those that an upgrade is to move.
+
+    `source`, `environment`, `assets`, `models` (the pins of files), and `spare`: an environment that was resolved for
+    another tree, and still holds where that tree has the same requirements. JobError for an upgrade of nothing known.
+    """
+    labels = names(job)
+    moving = {wanted for wanted, name in labels.items() if upgrade in (name, wanted.source)}
+    if upgrade not in UPGRADES and not moving:
+        raise JobError(f"--upgrade {upgrade}: no such part of the lock; {nearest(upgrade, [*UPGRADES, *labels.values()][1:])}")
     if lock is None:
-        return {"source": None, "environment": None, "assets": None, "models": {}}
+        return {"source": None, "environment": None, "spare": None, "assets": None, "models": {}}
     same_source = (lock.llama_cpp.tag, lock.llama_cpp.repo) == (job.llama_cpp.tag, job.llama_cpp.repo)
     found, asked = lock.environment, job.environment
-    same_environment = found and same_source and (found.wanted, found.torch, found.overrides) == _asked(asked)
-    return {
+    same_asked = found and asked.path is None and (found.wanted, found.torch, found.overrides) == _asked(asked)
+    kept: dict[str, Any] = {
         "source": lock.llama_cpp if same_source else None,
-        "environment": found if same_environment and asked.path is None else None,
+        "environment": found if same_asked and same_source else None,
+        "spare": found if same_asked else None,
         "assets": lock.assets if same_source and lock.assets else None,
-        "models": {pin.wanted: pin for pin in lock.models if pin.wanted in all_wanted(job)},
+        "models": {pin.wanted: pin for pin in lock.models if pin.wanted in labels and pin.wanted not in moving},
     }
+    return kept | {part: {} if part == "models" else None for part in UPGRADES.get(upgrade, ())}
 
 
 def _asked(asked: spec.Environment) -> tuple[str, str, tuple[str, ...]]:
     return asked.python, asked.torch, asked.overrides
+
+
+def moved(old: Lock, new: Lock) -> list[str]:
+    """What differs between two locks, one line for each thing: old → new."""
+    before, after = old.llama_cpp, new.llama_cpp
+    pairs = [("tag", before.tag, after.tag), ("repo", before.repo, after.repo), ("tree", before.tree, after.tree)]
+    pairs += [("commit", before.commit, after.commit), ("package", before.package, after.package)]
+    lines = [f"llama_cpp: {what} {one or 'none'} → {two or 'none'}" for what, one, two in pairs if one != two]
+    lines += _differences("environment", _versions(old.environment), _versions(new.environment))
+    lines += _differences("binaries", *({each.name: each.sha256 or "no digest" for each in lock.assets} for lock in (old, new)))
+    had = {pin.wanted: pin for pin in old.models}
+    for pin in new.models:
+        if (known := had.get(pin.wanted)) and known != pin:
+            lines += [f"{pin.wanted.source}: {known.commit} → {pin.commit}"] if known.commit != pin.commit else []
+            lines += _differences(
+                pin.wanted.source, *({file.path: file.sha256 or file.oid for file in each.files} for each in (known, pin))
+            )
+    return lines
+
+
+def _differences(what: str, old: dict[str, str], new: dict[str, str]) -> list[str]:
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"{what}: {name} {old.get(name, 'none')} → {new.get(name, 'none')}" for name in changed]
+
+
+def _versions(pin: EnvironmentPin | None) -> dict[str, str]:
+    if pin is None:
+        return {}
+    found: dict[str, str] = {"Python": pin.python}
+    for name, version, rest in re.findall(r"^([\w.-]+)==(\S+)([^\n]*(?:\n[ \t][^\n]*)*)", pin.requirements, re.MULTILINE):
+        # A package may stand there twice, for two platforms; its hashes count as much as its version.
+        short = hashlib.sha256(rest.encode()).hexdigest()[:8]
+        found[name] = (f"{found[name]} and " if name in found else "") + f"{version} (hashes {short})"
+    return found
 
 
 def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
@@ -168,17 +242,66 @@ def read(path: Path) -> Lock | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise LockError(f"{path.name} cannot be read: {error}", "restore it, or remove it and lock again") from error
+    return _parsed(text, path.name)
+
+
+def _parsed(text: str, name: str) -> Lock:
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    lines: dict[str, int] = {}
     try:
-        lock = msgspec.convert(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), Lock)
-    except (yaml.YAMLError, msgspec.ValidationError, RecursionError, ValueError) as error:
-        raise LockError(
-            f"{path.name} is damaged: {error}", "restore it, or remove it and run `orchestrate lock` again"
-        ) from error
-    if lock.version != 1:
-        raise LockError(f"{path.name} has format {lock.version}; this version reads 1", "update llamacpp-orchestrator")
+        root = loader.get_single_node()
+        for place, line in _places(root, "$"):
+            if lines.setdefault(place, line) != line:
+                raise ValueError(f"the key stands twice - at `{place}`")
+        lock = msgspec.convert(loader.construct_document(root) if root else None, Lock)
+        for place, complaint in _complaints(lock):
+            raise ValueError(f"{complaint} - at `{place}`")
+    except (yaml.YAMLError, msgspec.ValidationError, RecursionError, ValueError, AttributeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        said = str(getattr(error, "problem", "") or error)
+        found = re.search(r" - at `(?:key in )?([^`]+)`", said)
+        line = mark.line + 1 if mark else lines.get(found[1], 1) if found else 1
+        hint = "restore it, or remove it and run `orchestrate lock` again"
+        raise LockError(f"{name}:{line}: the lock is damaged: {said}", hint) from error
+    finally:
+        loader.dispose()
     return lock
+
+
+def _places(node: Any, place: str) -> Iterator[tuple[str, int]]:
+    """The line of every value by its path, as msgspec writes paths."""
+    yield place, node.start_mark.line + 1
+    pairs = node.value if isinstance(node.value, list) else ()
+    for index, item in enumerate(pairs):
+        key, value = item if isinstance(item, tuple) else (None, item)
+        yield from _places(value, f"{place}.{key.value}" if key else f"{place}[{index}]")
+
+
+def _complaints(lock: Lock) -> Iterator[tuple[str, str]]:
+    if lock.version != 1:
+        yield "$.version", f"it has format {lock.version}, this version of orchestrate reads 1"
+    if bool(lock.llama_cpp.commit) == bool(lock.llama_cpp.package):
+        yield "$.llama_cpp", "either a commit or a package is needed"
+    for line in lock.environment.requirements.splitlines() if lock.environment else ():
+        if not re.match(r"[\w.-]+(\[[\w,.-]+\])?==[^@]+$|\s+--hash=sha256:[0-9a-f]{64}( \\)?$|\s*(#.*)?$", line):
+            yield "$.environment.requirements", f"`{line.strip()[:80]}` is neither a pinned package nor a hash"
+    for number, pin in enumerate(lock.models):
+        try:
+            check_names((file.path for file in pin.files), pin.wanted.source)
+        except OrchestrateError as error:
+            yield f"$.models[{number}].files", error.message
+        for index, file in enumerate(pin.files):
+            if not re.fullmatch("[0-9a-f]{64}", file.sha256) and not re.fullmatch("[0-9a-f]{40}", file.oid):
+                yield f"$.models[{number}].files[{index}]", f"{file.path} has neither a sha256 nor a blob id"
+        if pin.wanted in [other.wanted for other in lock.models[:number]]:
+            yield f"$.models[{number}]", f"{pin.wanted.source} is locked twice"
+    for index, asset in enumerate(lock.assets):
+        if not re.fullmatch(r"[\w.+-]+", asset.name) or not re.match(r"(https?|file)://\S+$", asset.url):
+            yield f"$.assets[{index}]", f"{asset.name} is no asset of a release"
+        if asset.size < 0 or not re.fullmatch("[0-9a-f]{64}", asset.sha256 or "0" * 64):
+            yield f"$.assets[{index}]", f"the size or sha256 of {asset.name} cannot be"
 
 
 def text_of(lock: Lock) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import EnvironmentPin
 from llamacpp_orchestrator.lock import FilesPin
@@ -49,12 +51,18 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         """A folder as the job names it."""
         return spec.folder(text, self.file.parent)
 
+    def online(self, what: str) -> None:
+        """Raise NetworkError if the network would have to be asked and may not."""
+        if self.settings.offline:
+            raise NetworkError(f"--offline: {what} is not on this machine", "run the same command once without --offline")
+
 
 class Found(msgspec.Struct, kw_only=True):
     """What the steps of a resolution have found so far; complete when all of them have ended well."""
 
     source: SourcePin | None
     environment: EnvironmentPin | None
+    spare: EnvironmentPin | None
     assets: tuple[releases.Asset, ...] | None
     models: dict[Wanted, FilesPin]
 
@@ -76,30 +84,18 @@ def steps(work: Work, found: Found, binaries: bool = False) -> list[Step]:
         made.append(Step(name="environment", action=_environment(work, found), needs=("source",)))
     if found.assets is None and (binaries or locks.uses_binaries(job)) and job.binaries.backend != "none":
         made.append(Step(name="binaries", action=_assets(work, found)))
-    names = step_names(job)
+    names = locks.names(job)
     for wanted in locks.all_wanted(job):
         if wanted not in found.models:
             made.append(Step(name=f"fetch {names[wanted]}", action=_files(work, found, wanted)))
     return made
 
 
-def step_names(job: Job) -> dict[Wanted, str]:
-    """A name for each set of files: the job's own, with the source behind it where two would be called the same."""
-    names: dict[Wanted, str] = {}
-    for model in job.models:
-        for wanted, name in (
-            (locks.base_wanted(model), model.name),
-            *((locks.lora_wanted(lora), lora.name) for lora in model.loras),
-        ):
-            taken = {other for known, other in names.items() if known != wanted}
-            names.setdefault(wanted, f"{name} ({wanted.source})" if name in taken else name)
-    return names
-
-
 def _source(work: Work, found: Found) -> Action:
     def action(tell: Tell) -> str:
         if found.source is None:
             asked = work.job.llama_cpp
+            work.online(f"what the tag {asked.tag} points at")
             resolved = ROUTES[work.settings.llama_cpp_from].resolve(asked.repo, asked.tag, work.settings)
             commit = resolved if work.settings.llama_cpp_from == "git" else ""
             pin = SourcePin(tag=asked.tag, repo=asked.repo, tree="", commit=commit, package="" if commit else resolved)
@@ -119,6 +115,7 @@ def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
     route = ROUTES[work.settings.llama_cpp_from]
 
     def make(dest: Path) -> None:
+        work.online(f"the converter tree of {pin.tag}")
         fits = bool(pin.commit) == (work.settings.llama_cpp_from == "git")
         resolved = (pin.commit or pin.package) if fits else route.resolve(pin.repo, pin.tag, work.settings)
         route.checkout(pin.repo, pin.tag, resolved, dest, work.settings, lambda done, total: tell(progress(done, total)))
@@ -144,10 +141,20 @@ def _environment(work: Work, found: Found) -> Action:
         assert found.source is not None
         asked = work.job.environment
         tree = work.store.entry("source", found.source.key())
+        upstream = hashlib.sha256("\n".join(environment.upstream_requirements(tree)).encode()).hexdigest()
+        if found.spare and found.spare.upstream == upstream:
+            found.environment = found.spare
+            return "current"
+        work.online("a resolution of the environment")
         with tempfile.TemporaryDirectory() as scratch:
             pin = environment.resolve(tree, asked.python, asked.torch, asked.overrides, work.settings, Path(scratch), tell)
         found.environment = EnvironmentPin(
-            torch=asked.torch, overrides=asked.overrides, wanted=asked.python, python=pin.python, requirements=pin.requirements
+            upstream=upstream,
+            torch=asked.torch,
+            overrides=asked.overrides,
+            wanted=asked.python,
+            python=pin.python,
+            requirements=pin.requirements,
         )
         return "done"
 
@@ -157,6 +164,7 @@ def _environment(work: Work, found: Found) -> Action:
 def _assets(work: Work, found: Found) -> Action:
     def action(tell: Tell) -> str:
         asked = work.job.llama_cpp
+        work.online(f"the list of the release {asked.tag}")
         found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings)
         return "done"
 
@@ -175,6 +183,7 @@ def look(work: Work, wanted: Wanted) -> FilesPin:
     """The files that a source holds now; those in a folder are examined too, before anything is downloaded."""
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
     if not spec.is_folder(wanted.source):
+        work.online(f"the list of files of {wanted.source}@{wanted.revision}")
         snapshot = hub.list_hub(wanted.source, wanted.revision, work.settings, **how)
         return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files)
     folder = work.folder(wanted.source)

@@ -12,7 +12,9 @@ from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
@@ -64,7 +66,7 @@ def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
     stale = list(stale)
     found: list[Need] = []
     for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
-        if missing := missing_bytes(work, pin):
+        if missing := missing_bytes(pin):
             found.append(Need(str(hub.cache_folder()), missing, f"download of {pin.wanted.source}"))
     pinned = lock.environment
     if stale and pinned and not work.store.has("environments", pinned.pin().digest()):
@@ -75,11 +77,34 @@ def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
     return tuple(found)
 
 
-def missing_bytes(work: Work, pin: FilesPin) -> int:
-    """The bytes of a pin's files that are not on this machine yet."""
+def missing_files(pin: FilesPin) -> tuple[hub.HubFile, ...]:
+    """The files of a pin that are not on this machine yet."""
     if spec.is_folder(pin.wanted.source):
-        return 0
-    return hub.missing_bytes(hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files))
+        return ()
+    return hub.missing(hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files))
+
+
+def missing_bytes(pin: FilesPin) -> int:
+    """The bytes of a pin's files that are not on this machine yet."""
+    return sum(file.size for file in missing_files(pin))
+
+
+def check_offline(work: Work, lock: Lock, stale: Iterable[Build], programs: bool) -> None:
+    """Raise NetworkError that lists what would have to be fetched, if something would and the network may not be asked."""
+    if not work.settings.offline:
+        return
+    stale, lacking = list(stale), []
+    if not work.store.has("source", lock.llama_cpp.key()):
+        lacking.append(f"the converter tree of {lock.llama_cpp.tag}")
+    if lock.environment and not work.store.has("environments", lock.environment.pin().digest()):
+        lacking.append("the Python environment")
+    if programs and not work.store.has("binaries", stages.binaries_key(choice := stages.choose(work, lock))):
+        lacking.append(choice.archive.name)
+    for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
+        lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in missing_files(pin)]
+    if lacking:
+        message = "\n  ".join(["--offline: these are not on this machine:", *lacking])
+        raise NetworkError(message, "run the same command once without --offline")
 
 
 def estimate(lock: Lock, build: Build) -> int:
@@ -124,7 +149,7 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
     if stale:
         steps += _setup(work, lock, any(build.of for build in stale))
         for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
-            missing = missing_bytes(work, pin)
+            missing = missing_bytes(pin)
             where = "" if spec.is_folder(pin.wanted.source) else f" at {pin.commit}"
             detail = f"{pin.wanted.source}{where}, {len(pin.files)} files, {size(sum(file.size for file in pin.files))}"
             steps.append(

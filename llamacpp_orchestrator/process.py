@@ -19,6 +19,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
 
 TAIL_LINES = 20
 GRACE_SECONDS = 3.0
@@ -193,3 +194,21 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
             os.killpg(child.pid, number)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let the signals that end a program end it in good order: children first, then what is half written."""
+    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+    def stop(number: int, frame: object) -> None:
+        for name in names:
+            signal.signal(name, signal.SIG_IGN)
+        raise Stopped(number)
+
+    before = [(name, signal.signal(name, stop)) for name in names]
+    try:
+        yield
+    finally:
+        for name, handler in before:
+            signal.signal(name, handler)

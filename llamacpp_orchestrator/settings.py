@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
+from typing import Any
 
 import msgspec
 import platformdirs
@@ -48,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     huggingface: str = SERVERS["huggingface"][1]
     torch_index: str = SERVERS["torch_index"][1]
     llama_cpp_from: str = "git"
+    offline: bool = False
     index: Index
 
 
@@ -71,7 +73,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     file = Path(environ.get("ORCHESTRATE_CONFIG") or platformdirs.user_config_path(NAME, appauthor=False) / "config.yaml")
     config = _config(file.expanduser(), bool(environ.get("ORCHESTRATE_CONFIG")))
     cache = environ.get("ORCHESTRATE_CACHE_DIR") or config.cache_dir
-    servers = {}
+    servers: dict[str, Any] = {}
     for name, (variable, default) in SERVERS.items():
         where = variable if environ.get(variable) else f"{file}: {name}"
         servers[name] = _url(environ.get(variable) or getattr(config, name) or default, where, ("http", "https"))

@@ -62,10 +62,15 @@ def environment_action(work: Work, lock: Lock, log: Path) -> Action:
             return "current"
         pin = lock.environment.pin()
         before = work.store.has("environments", pin.digest())
+
+        def make(dest: Path) -> None:
+            work.online("the Python environment")
+            environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
+
         work.store.ensure(
             "environments",
             pin.digest(),
-            lambda dest: environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell),
+            make,
             environment.unhealthy,
         )
         return "current" if before else "done"
@@ -82,11 +87,12 @@ def binaries_action(work: Work, lock: Lock) -> Action:
         before = work.store.has("binaries", key)
         downloads = work.store.folder("downloads")
         tell(f"note: {choice.archive.name}: {choice.reason}")
-        path = work.store.ensure(
-            "binaries",
-            key,
-            lambda dest: releases.install(choice, dest, downloads, lambda done, total: tell(pins.progress(done, total))),
-        )
+
+        def make(dest: Path) -> None:
+            work.online(choice.archive.name)
+            releases.install(choice, dest, downloads, lambda done, total: tell(pins.progress(done, total)))
+
+        path = work.store.ensure("binaries", key, make)
         releases.probe(path, this_host())
         return "current" if before else "done"
 
@@ -146,6 +152,8 @@ def _fill(work: Work, pin: FilesPin, view: Path, tell: Tell) -> None:
         light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
         for files in (light, pin.files):
             snapshot = hub.Snapshot(source=wanted.source, commit=pin.commit, files=files)
+            for file in hub.missing(snapshot):
+                work.online(f"{file.path} of {wanted.source}")
             origin = hub.fetch(snapshot, work.settings, lambda done, total: tell(pins.progress(done, total)))
             pins.examine(origin, wanted, files)
     hub.make_view(pin.files, origin, view)

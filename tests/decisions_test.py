@@ -13,7 +13,6 @@ from llamacpp_orchestrator import build
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import lock as locks
-from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import report
@@ -222,7 +221,9 @@ def a_lock(job: spec.Job) -> locks.Lock:
     models = tuple(locks.FilesPin(wanted=wanted, commit="c" * 40, files=(file,)) for wanted in locks.all_wanted(job))
     return locks.Lock(
         llama_cpp=locks.SourcePin(tag="b11434", repo=job.llama_cpp.repo, tree="d" * 64, commit="e" * 40),
-        environment=locks.EnvironmentPin(torch="cpu", python="3.11", requirements="a==1 \\\n    --hash=sha256:00\nb==2\n"),
+        environment=locks.EnvironmentPin(
+            upstream="0" * 64, torch="cpu", python="3.11", requirements="a==1 \\\n    --hash=sha256:" + "0" * 64 + "\nb==2\n"
+        ),
         assets=(Asset(name="llama-b11434-bin-ubuntu-x64.tar.gz", url="https://x/y", size=1, sha256="b" * 64),),
         models=models,
     )
@@ -285,7 +286,7 @@ def test_names_of_steps_are_told_apart() -> None:
             b"[org/lora, other/lora]", b"[org/lora, {source: other/lora, name: base}]"
         )
     )
-    assert list(pins.step_names(job).values()) == ["base", "lora", "base (other/lora)"]
+    assert list(locks.names(job).values()) == ["base", "lora", "base (other/lora)"]
 
 
 def test_the_disk_must_hold_the_job(tmp_path: Path) -> None:

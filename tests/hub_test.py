@@ -359,13 +359,13 @@ def test_a_listing_is_pinned_and_fetched(server: Hub, cache: Path) -> None:
         name: hashlib.sha256(content).hexdigest() if len(content) > LARGE else blob(content) for name, content in MODEL.items()
     }
     total = sum(len(content) for content in MODEL.values())
-    assert hub.missing_bytes(found) == total
+    assert sum(file.size for file in hub.missing(found)) == total
     folder = hub.fetch(found, settings(server.url), lambda done, size: seen.append((done, size)))
     assert folder == cache / "models--org--m" / "snapshots" / COMMIT
     assert {name: (folder / name).read_bytes() for name in MODEL} == MODEL
     assert seen[-1] == (total, total)
     assert all(done <= total for done, _ in seen)
-    assert hub.missing_bytes(found) == 0
+    assert hub.missing(found) == ()
     asked = server.seen.total()
     assert fetched(server, found) == MODEL
     assert server.seen.total() == asked
