@@ -52,7 +52,7 @@ class Versions(Record, frozen=True, kw_only=True):
 
 
 class Receipt(Record, frozen=True, kw_only=True):
-    """All that is known about one output; `recipe` is a digest of what decides its bytes."""
+    """All that is known about one output; `recipe` digests what decides its bytes, `job` is the way to the job file from here."""
 
     path: str
     kind: str
@@ -62,6 +62,7 @@ class Receipt(Record, frozen=True, kw_only=True):
     inputs: tuple[Input, ...]
     versions: Versions
     files: tuple[FileRecord, ...]
+    job: str = ""
     notes: tuple[str, ...] = ()
     format: int = FORMAT
 

@@ -326,7 +326,15 @@ def _receipt(bench: Bench, build: Build, files: list[Path]) -> artifact.Receipt:
             lock=locks.digest(lock),
         ),
         files=tuple(artifact.record(file) for file in files),
+        job=_way(bench.work.file, build.output.path.parent),
     )
+
+
+def _way(job: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(job, folder)).as_posix()
+    except ValueError:
+        return ""  # on another drive: no relative way, and an absolute one would hold on one machine only
 
 
 def release(bench: Bench, build: Build) -> None:

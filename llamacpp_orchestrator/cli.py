@@ -190,14 +190,22 @@ def setup(job: Path, **flags: Any) -> None:
 
 @orchestrate.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--deep", is_flag=True, help="Also hash again what they were made from: converter tree, models, adapters.")
 @speaking
-def verify(paths: tuple[Path, ...], **flags: Any) -> None:
+def verify(paths: tuple[Path, ...], deep: bool, **flags: Any) -> None:
     """Check outputs (files, or folders of them) against their receipts."""
     from llamacpp_orchestrator import artifact
     from llamacpp_orchestrator import report
 
     outputs = [output for path in paths for output in artifact.outputs(path)]
-    checked = [report.Checked(path=str(path), complaints=tuple(artifact.recheck(path))) for path in outputs]
+    complaints = [(path, artifact.recheck(path)) for path in outputs]
+    if deep:
+        from llamacpp_orchestrator import reproduce
+        from llamacpp_orchestrator import settings
+
+        here = settings.load(os.environ)
+        complaints = [(path, found or reproduce.recheck(path, here)) for path, found in complaints]
+    checked = [report.Checked(path=str(path), complaints=tuple(found)) for path, found in complaints]
     if flags["as_json"]:
         report.result_json(checked)
     else:
@@ -208,6 +216,36 @@ def verify(paths: tuple[Path, ...], **flags: Any) -> None:
             )
     if any(found.complaints for found in checked):
         raise OrchestrateError("not everything is as its receipt says", "make it again: orchestrate run JOB --force")
+
+
+@orchestrate.command(name="reproduce")
+@click.argument("receipt", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--job", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="The job, where the receipt does not lead to it."
+)
+@click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine.")
+@speaking
+def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> None:
+    """Make the output of RECEIPT again, aside, and say whether it is identical or where it differs."""
+    import msgspec
+
+    from llamacpp_orchestrator import process
+    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import reproduce
+    from llamacpp_orchestrator import settings
+    from llamacpp_orchestrator.driver import Options
+
+    here = msgspec.structs.replace(settings.load(os.environ), offline=offline)
+    with process.stoppable(), report.reporting(_voice(flags)) as show:
+        found = reproduce.reproduce(receipt, here, job, Options(), show)
+    if flags["as_json"]:
+        report.result_json(found)
+    for each in () if flags["as_json"] else found:
+        report.result(f"{'identical' if each.made == each.recorded else 'differs':<11}{each.path}")
+        for line in each.differences:
+            report.result(f"           {line}")
+    if any(each.made != each.recorded for each in found):
+        raise OrchestrateError("the output cannot be reproduced", "was it changed by hand, or made with another environment?")
 
 
 @orchestrate.command()

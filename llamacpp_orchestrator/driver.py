@@ -50,6 +50,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     keep_going: bool = False
     upgrade: str = ""
+    only: str = ""
     jobs: int = 0
     read_lock: bool = True
     write_lock: bool = True
@@ -78,10 +79,16 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
     made: list[Build] = []
     if lock:
         pins.drift(work, lock)
-        made = building.builds(work, lock, options.force)
+        made = _chosen(building.builds(work, lock, options.force), options.only)
         done, errors = _make(work, lock, made, options, report, frozenset(event.step for event in events))
         events += done
     return result(began, events, errors, made, work)
+
+
+def _chosen(made: list[Build], only: str) -> list[Build]:
+    """All outputs, or the one of a name with what it is quantized from."""
+    wanted = [build for build in made if build.output.path.name == only]
+    return [build for build in made if build in wanted or build.output in [each.of for each in wanted]] if only else made
 
 
 def settle(

@@ -150,13 +150,14 @@ def _repository(snapshot: Snapshot) -> Path:
     return cache_folder() / f"models--{snapshot.source.replace('/', '--')}"
 
 
-def _cached(snapshot: Snapshot, file: HubFile) -> Path:
+def cached(snapshot: Snapshot, file: HubFile) -> Path:
+    """Where a file of a snapshot lies, or would lie, in the hub's cache."""
     return _repository(snapshot) / "snapshots" / snapshot.commit / file.path
 
 
 def missing(snapshot: Snapshot) -> tuple[HubFile, ...]:
     """The files of a snapshot that are not in the hub's cache."""
-    return tuple(file for file in snapshot.files if not _whole(_cached(snapshot, file), file))
+    return tuple(file for file in snapshot.files if not _whole(cached(snapshot, file), file))
 
 
 def _whole(path: Path, file: HubFile) -> bool:
@@ -215,7 +216,7 @@ def _count(done: dict[str, int], failures: list[BaseException], path: str, count
 
 
 def _fetch_file(snapshot: Snapshot, file: HubFile, settings: Settings, count: Callable[[int], None]) -> None:
-    path, expected = _cached(snapshot, file), file.sha256 or file.oid
+    path, expected = cached(snapshot, file), file.sha256 or file.oid
     for _ in range(2):
         if not _whole(path, file):
             # A link into a cut blob: the library takes what is there for whole, so both must go.

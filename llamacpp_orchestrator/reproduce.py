@@ -1,0 +1,131 @@
+"""From a receipt back to its job: make the output anew elsewhere and compare, or hash again all that it was made from."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import driver
+from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import process
+from llamacpp_orchestrator import source
+from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.artifact import Receipt
+from llamacpp_orchestrator.driver import Options
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import LockError
+from llamacpp_orchestrator.lock import FilesPin
+from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.pins import Work
+from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.report import Reporter
+from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.store import Store
+
+DIFFER = Path(__file__).parent / "inside" / "differ.py"
+MOST_LINES = 20
+
+
+class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of an output: its digest by the receipt and as made now, and where the two differ."""
+
+    path: str
+    recorded: str
+    made: str
+    differences: tuple[str, ...] = ()
+
+
+def origin(path: Path, settings: Settings, job: Path | None = None) -> tuple[Receipt, Work, Lock]:
+    """The receipt of an output, its job, and the lock that it was made with.
+
+    JobError when the receipt or the job cannot be found, LockError when the lock is not the one of then.
+    """
+    path = Path(os.path.abspath(path))
+    output = path.with_name(path.name.removesuffix(artifact.SUFFIX))
+    receipt = artifact.read(output) or artifact.read(output.with_name(artifact.SHARD.sub("", output.name)))
+    if receipt is None:
+        raise JobError(f"{path} has no readable receipt", "name an output that orchestrate has made, or its receipt")
+    file = job.absolute() if job else Path(os.path.normpath(output.parent / receipt.job))
+    if not receipt.job and job is None or not file.is_file():
+        raise JobError(
+            f"{output.name}: its job {receipt.job or 'is not named in the receipt and'} is not there", "name it: --job FILE"
+        )
+    work = Work(job=spec.load(file), file=file, settings=settings, store=Store(settings.cache))
+    lock = locks.read(locks.path_for(file))
+    if lock is None or locks.digest(lock) != receipt.versions.lock:
+        have = locks.digest(lock) if lock else "none"
+        raise LockError(
+            f"{output.name} was made with lock {receipt.versions.lock or 'unknown'}, {locks.path_for(file).name} is {have}",
+            "restore the job and its lock as they were then (git log), and try again",
+        )
+    return receipt, work, lock
+
+
+def reproduce(path: Path, settings: Settings, job: Path | None, options: Options, report: Reporter) -> tuple[Reproduced, ...]:
+    """Make an output again in a temporary folder and compare each of its files; raises what kept it from being made."""
+    receipt, work, lock = origin(path, settings, job)
+    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="reproduce-") as scratch:
+        aside = msgspec.structs.replace(work, job=msgspec.structs.replace(work.job, output=scratch))
+        asked = msgspec.structs.replace(options, locked=True, write_lock=False, only=receipt.path)
+        result = driver.run(aside, asked, report)
+        if result.errors:
+            raise result.errors[0]
+        made = {Path(output.path).name: output for output in result.outputs}
+        if not any(file.name in made for file in receipt.files):
+            raise JobError(f"{work.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
+        return tuple(
+            Reproduced(
+                path=str(path.absolute().parent / file.name),
+                recorded=file.sha256,
+                made=made[file.name].sha256 if file.name in made else "not made",
+                differences=tuple(_differences(work, lock, path.absolute().parent / file.name, Path(made[file.name].path)))
+                if file.name in made and made[file.name].sha256 != file.sha256
+                else (),
+            )
+            for file in receipt.files
+        )
+
+
+def _differences(work: Work, lock: Lock, old: Path, new: Path) -> list[str]:
+    if not old.is_file():
+        return [f"{old.name} is not there any more; only its digest could be compared"]
+    python, package = str(building.python(work, lock)), str(building.tree(work, lock) / "gguf-py")
+    said = process.capture(
+        Command((python, str(DIFFER), package, str(old), str(new)), env=building.converter_env(work)), timeout=3600
+    )
+    lines: list[str] = json.loads(said)
+    more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return lines[:MOST_LINES] + more or ["metadata and tensors are equal; only their layout differs"]
+
+
+def recheck(path: Path, settings: Settings) -> list[str]:
+    """What is not as its lock says among the things on this machine that an output was made from; [] is good."""
+    _, work, lock = origin(path, settings)
+    complaints = []
+    if work.store.has("source", lock.llama_cpp.key()):
+        found = source.tree_digest(building.tree(work, lock))
+        if found != lock.llama_cpp.tree:
+            complaints.append(f"the converter tree has digest {found}, locked {lock.llama_cpp.tree}")
+    return complaints + [line for pin in lock.models for line in _changed(work, pin)]
+
+
+def _changed(work: Work, pin: FilesPin) -> Iterator[str]:
+    local = spec.is_folder(pin.wanted.source)
+    snapshot = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
+    for file in pin.files:
+        path = work.folder(pin.wanted.source) / file.path if local else hub.cached(snapshot, file)
+        if not path.is_file():
+            # What the hub's cache has let go can be fetched again; a folder of the user's own is the only copy.
+            if local:
+                yield f"{path} is gone"
+            continue
+        if (found := hub.digest_of(path, file)) != (file.sha256 or file.oid):
+            yield f"{path} has digest {found}, locked {file.sha256 or file.oid}"

@@ -1,0 +1,91 @@
+"""A receipt leads back to its job: outputs are made again and compared, their sources hashed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator.store import file_sha256
+from tests.conftest import Answer
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def made(orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], data: Path) -> Path:
+    """A finished job with a base and an adapter; the base's file."""
+    copy("tiny-llama")
+    file = job({"source": "./model", "name": "tiny", "outtype": ["f16", "f32"], "loras": [{"source": str(data / "lora-a")}]})
+    answer = orchestrate("run", file)
+    assert answer.code == 0, answer.err
+    return file.parent / "dist" / "tiny-f16.gguf"
+
+
+def forge(path: Path, spot: bytes, by: bytes) -> None:
+    """Change bytes of an output and let its receipt agree, as somebody would who wants to hide it."""
+    content = path.read_bytes()
+    assert content.count(spot) == 1 and len(spot) == len(by)
+    path.write_bytes(content.replace(spot, by))
+    receipt = artifact.read(path)
+    assert receipt
+    artifact.write(path, msgspec.structs.replace(receipt, files=(artifact.record(path),)))
+
+
+def test_an_output_is_made_again_and_is_identical(made: Path, orchestrate: Run) -> None:
+    before = {path.name: file_sha256(path) for path in made.parent.iterdir()}
+    for path in (made, artifact.receipt_path(made), made.parent / "tiny-lora-a-lora-f16.gguf"):
+        answer = orchestrate("reproduce", path, "--offline")
+        assert answer.code == 0, answer.err
+        assert answer.out.startswith("identical ") and "f32" not in answer.err
+    assert {path.name: file_sha256(path) for path in made.parent.iterdir()} == before
+    shown = orchestrate("reproduce", made, "--json").json()
+    assert shown[0]["made"] == shown[0]["recorded"] == before[made.name]
+
+
+def test_a_forged_output_is_told_by_key_and_by_tensor(made: Path, orchestrate: Run) -> None:
+    content = made.read_bytes()
+    pieces = (content[at : at + 32] for at in range(len(content) // 2, len(content), 32))
+    piece = next(piece for piece in pieces if content.count(piece) == 1 and content.count(bytes(byte ^ 1 for byte in piece)) == 0)
+    forge(made, piece, bytes(byte ^ 1 for byte in piece))
+    forge(
+        made,
+        b"general.name\x08\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00tiny",
+        b"general.name\x08\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00Tiny",
+    )
+    assert orchestrate("verify", made).code == 0
+    answer = orchestrate("reproduce", made)
+    assert answer.code == 1 and answer.out.startswith("differs ")
+    assert "metadata general.name: 'Tiny', now 'tiny'" in answer.out
+    assert answer.out.count("tensor ") == 1 and "other values" in answer.out
+
+
+def test_what_leads_nowhere_is_an_error_with_a_way_out(made: Path, orchestrate: Run, world: Path) -> None:
+    (world / "nothing.gguf").write_bytes(b"x")
+    assert "no readable receipt" in orchestrate("reproduce", world / "nothing.gguf").err
+    file, lock = world / "job.yaml", world / "job.lock.yaml"
+    moved = file.rename(world / "moved.yaml")
+    answer = orchestrate("reproduce", made)
+    assert answer.code == 2 and "--job FILE" in answer.err
+    assert orchestrate("reproduce", made, "--job", moved).code == 3
+    lock.rename(world / "moved.lock.yaml")
+    assert orchestrate("reproduce", made, "--job", moved).code == 0
+    moved.write_text(moved.read_text().replace("f16", "bf16", 1))
+    answer = orchestrate("reproduce", made, "--job", moved)
+    assert answer.code == 2 and "makes no tiny-f16.gguf any more" in answer.err
+
+
+def test_deep_verification_hashes_the_sources_again(made: Path, orchestrate: Run, world: Path) -> None:
+    assert orchestrate("verify", made, "--deep").code == 0
+    weights = world / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert orchestrate("verify", made).code == 0
+    answer = orchestrate("verify", made, "--deep")
+    assert answer.code == 1 and "model.safetensors has digest" in answer.out and "locked" in answer.out
+    weights.unlink()
+    assert "is gone" in orchestrate("verify", made, "--deep").out
