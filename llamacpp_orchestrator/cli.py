@@ -139,13 +139,15 @@ def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
         job, upgrade = Path(str(upgrade)), "all"  # `lock --upgrade JOB`: the word after the option is the job
     if job is None:
         raise click.UsageError("Missing argument 'JOB'.")
+    import msgspec
+
     from llamacpp_orchestrator import driver
     from llamacpp_orchestrator import lock as locks
     from llamacpp_orchestrator import process
     from llamacpp_orchestrator import report
 
     work, manner = _load(job, flags), _voice(flags)
-    options = _options(flags, upgrade=upgrade or "")
+    options = msgspec.structs.replace(_options(flags, upgrade=upgrade or ""), downloads=False)
     with process.stoppable(), report.reporting(manner) as show:
         found, _, errors = driver.settle(work, options, show)
     _raise_first(errors, manner)

@@ -73,6 +73,8 @@ def fetch(
     url: str, dest: Path, *, sha256: str | None, size: int = 0, token: str | None = None, progress: Progress | None = None
 ) -> str:
     """Bring a URL to `dest`, resumed from `dest.part`, checked, then renamed; the sha256. NetworkError, IntegrityError."""
+    if sha256 and dest.is_file() and sha256_of(dest) == sha256.lower():
+        return sha256.lower()
     part = dest.with_name(dest.name + ".part")
     dest.parent.mkdir(parents=True, exist_ok=True)
     if not sha256 and not size:

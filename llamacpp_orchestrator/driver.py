@@ -54,6 +54,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int = 0
     read_lock: bool = True
     write_lock: bool = True
+    downloads: bool = True
 
 
 def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result:
@@ -109,7 +110,8 @@ def settle(
             f"run `orchestrate lock {work.file.name}` and commit the result",
         )
     found = Found(**locks.fitting(work.job, old, options.upgrade))
-    events = _carry_out(pins.steps(work, found, binaries), msgspec.structs.replace(options, keep_going=True), _quietly(report))
+    asked = pins.steps(work, found, binaries, options.downloads and not options.locked)
+    events = _carry_out(asked, msgspec.structs.replace(options, keep_going=True), _quietly(report))
     errors = [_error(event) for event in events if event.status == "failed"]
     if errors:
         return None, events, errors
@@ -319,7 +321,7 @@ def preview(work: Work, options: Options, report: Reporter) -> tuple[plan.Plan |
         return plan.make(work, old, options.force), []
     with tempfile.TemporaryDirectory() as scratch:
         aside = msgspec.structs.replace(work, store=Store(Path(scratch)))
-        lock, _, errors = settle(aside, msgspec.structs.replace(options, write_lock=False), report)
+        lock, _, errors = settle(aside, msgspec.structs.replace(options, write_lock=False, downloads=False), report)
     return (plan.make(work, lock, options.force) if lock else None), errors
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import tempfile
@@ -12,12 +14,14 @@ import msgspec
 
 from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import EnvironmentPin
@@ -37,6 +41,8 @@ from llamacpp_orchestrator.store import write_atomically
 
 TREE_MARK = "tree.sha256"
 ROUTES = {"git": git, "pypi": pypi}
+
+this_host = functools.lru_cache(maxsize=1)(host.detect)
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,8 +79,11 @@ class Found(msgspec.Struct, kw_only=True):
         return Lock(llama_cpp=self.source, environment=self.environment, assets=self.assets or (), models=models)
 
 
-def steps(work: Work, found: Found, binaries: bool = False) -> list[Step]:
-    """What must be asked to complete `found`; each step writes its own field."""
+def steps(work: Work, found: Found, binaries: bool = False, first_use: bool = False) -> list[Step]:
+    """What must be asked to complete `found`; each step writes its own field.
+
+    With `first_use` an archive that this machine needs and whose digest was never published is downloaded and pinned.
+    """
     job = work.job
     made: list[Step] = []
     stale_environment = found.environment is None and job.environment.path is None
@@ -82,8 +91,10 @@ def steps(work: Work, found: Found, binaries: bool = False) -> list[Step]:
         made.append(Step(name="source", action=_source(work, found)))
     if stale_environment:
         made.append(Step(name="environment", action=_environment(work, found), needs=("source",)))
-    if found.assets is None and (binaries or locks.uses_binaries(job)) and job.binaries.backend != "none":
-        made.append(Step(name="binaries", action=_assets(work, found)))
+    if (binaries or locks.uses_binaries(job)) and job.binaries.backend != "none":
+        pinning = first_use and not work.settings.offline
+        if found.assets is None or (pinning and _unpinned(work, found.assets)):
+            made.append(Step(name="binaries", action=_assets(work, found, pinning)))
     names = locks.names(job)
     for wanted in locks.all_wanted(job):
         if wanted not in found.models:
@@ -161,11 +172,33 @@ def _environment(work: Work, found: Found) -> Action:
     return action
 
 
-def _assets(work: Work, found: Found) -> Action:
+def choose(work: Work, assets: tuple[releases.Asset, ...]) -> releases.Choice:
+    """The archive of a release for this machine; OrchestrateError when none fits, with what would."""
+    asked = work.job.binaries
+    if asked.backend == "none":
+        message = f"{work.file.name}: `quantize` needs the release binaries, and binaries.backend is none"
+        raise JobError(message, "set `backend: cpu`")
+    return releases.choose(work.job.llama_cpp.tag, assets, this_host(), asked.backend, asked.cuda)
+
+
+def _unpinned(work: Work, assets: tuple[releases.Asset, ...]) -> list[releases.Asset]:
+    with contextlib.suppress(OrchestrateError):
+        choice = choose(work, assets)
+        return [asset for asset in (choice.archive, choice.runtime) if asset and not asset.sha256]
+    return []
+
+
+def _assets(work: Work, found: Found, first_use: bool) -> Action:
     def action(tell: Tell) -> str:
         asked = work.job.llama_cpp
-        work.online(f"the list of the release {asked.tag}")
-        found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings)
+        if found.assets is None:
+            work.online(f"the list of the release {asked.tag}")
+            found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings)
+        for asset in _unpinned(work, found.assets) if first_use else ():
+            folder, github = work.store.folder("downloads"), work.settings.github
+            pinned = releases.pin(asset, folder, lambda done, total: tell(progress(done, total)), github)
+            tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {pinned.sha256}")
+            found.assets = tuple(pinned if each == asset else each for each in found.assets)
         return "done"
 
     return action

@@ -11,6 +11,7 @@ import msgspec
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Build
@@ -98,7 +99,7 @@ def check_offline(work: Work, lock: Lock, stale: Iterable[Build], programs: bool
         lacking.append(f"the converter tree of {lock.llama_cpp.tag}")
     if lock.environment and not work.store.has("environments", lock.environment.pin().digest()):
         lacking.append("the Python environment")
-    if programs and not work.store.has("binaries", stages.binaries_key(choice := stages.choose(work, lock))):
+    if programs and not work.store.has("binaries", stages.binaries_key(choice := pins.choose(work, lock.assets))):
         lacking.append(choice.archive.name)
     for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
         lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in missing_files(pin)]

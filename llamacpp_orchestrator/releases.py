@@ -16,6 +16,8 @@ from typing import Any
 from urllib.parse import quote
 from urllib.parse import urlsplit
 
+import msgspec
+
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.choice import NEWEST
@@ -81,7 +83,7 @@ def fetch_assets(tag: str, repo: str, settings: Settings) -> tuple[Asset, ...]:
         found = list(release["assets"])
         if len(found) in PAGES:
             found = _all_pages(f"{base}/{release['id']}/assets", token)
-        return tuple(_asset(each, owner_name, tag, settings) for each in found if each.get("state", "uploaded") == "uploaded")
+        return tuple(_asset(each, repo, tag) for each in found if each.get("state", "uploaded") == "uploaded")
     except NetworkError as error:
         if error.status == 404:
             hint = "give a tag bNNNN with a release, or wait if it was made just now; `backend: none` needs none"
@@ -109,10 +111,25 @@ def candidates(tag: str) -> tuple[str, ...]:
     return tuple(names) if re.fullmatch(r"b\d+|master-[0-9a-f]{7}", tag) else ()
 
 
-def install(choice: Choice, dest: Path, downloads: Path, progress: download.Progress | None = None) -> None:
+def pin(asset: Asset, downloads: Path, progress: download.Progress | None = None, github: str = GITHUB) -> Asset:
+    """An asset with the digest of what comes from its address now; the file stays for `install`."""
+    dest = _folder(asset, downloads) / asset.name
+    digest = download.fetch(_address(asset, github), dest, sha256=None, size=asset.size, progress=progress)
+    return msgspec.structs.replace(asset, sha256=digest, size=dest.stat().st_size)
+
+
+def _folder(asset: Asset, downloads: Path) -> Path:
+    # A folder for each asset: a CUDA runtime carries no tag in its name.
+    return downloads / hashlib.sha256(asset.url.encode()).hexdigest()[:16]
+
+
+def _address(asset: Asset, github: str) -> str:
+    # The lock names the place that everybody knows; which mirror stands for it is this machine's own matter.
+    return github.rstrip("/") + asset.url.removeprefix(GITHUB) if asset.url.startswith(f"{GITHUB}/") else asset.url
+
+
+def install(choice: Choice, dest: Path, downloads: Path, progress: download.Progress | None = None, github: str = GITHUB) -> None:
     """Download and unpack a choice into `dest`, the CUDA runtime beside the programs. NetworkError, IntegrityError."""
-    # A folder for each archive: two runs may want the same runtime file, whose name carries no tag, at one time.
-    folder = downloads / hashlib.sha256(choice.archive.url.encode()).hexdigest()[:16]
     wanted = [asset for asset in (choice.archive, choice.runtime) if asset]
     total, before = sum(asset.size for asset in wanted), 0
     for asset in wanted:
@@ -121,19 +138,21 @@ def install(choice: Choice, dest: Path, downloads: Path, progress: download.Prog
             if progress:
                 progress(before + done, total)
 
-        download.fetch(asset.url, folder / asset.name, sha256=asset.sha256, size=asset.size, progress=tell)
+        file = _folder(asset, downloads) / asset.name
+        download.fetch(_address(asset, github), file, sha256=asset.sha256, size=asset.size, progress=tell)
         before += asset.size
-    download.unpack(folder / choice.archive.name, dest)
+    download.unpack(_folder(choice.archive, downloads) / choice.archive.name, dest)
     if choice.runtime:
         home = _any_tool(dest, "windows" if any(dest.rglob("*.exe")) else "linux").parent
         with tempfile.TemporaryDirectory(dir=dest) as scratch:
-            download.unpack(folder / choice.runtime.name, Path(scratch))
+            download.unpack(_folder(choice.runtime, downloads) / choice.runtime.name, Path(scratch))
             for file in [path for path in Path(scratch).rglob("*") if path.is_symlink() or path.is_file()]:
                 os.replace(file, home / file.name)
     for path in dest.rglob("*"):
         if path.is_file() and not path.is_symlink() and _is_program(path):
             path.chmod(0o755)  # zip archives made on other systems do not say so
-    shutil.rmtree(folder)
+    for asset in wanted:
+        shutil.rmtree(_folder(asset, downloads), ignore_errors=True)
 
 
 def find_tool(root: Path, name: str, system: str) -> Path:
@@ -183,28 +202,29 @@ def _all_pages(url: str, token: str | None) -> list[dict[str, Any]]:
     return found
 
 
-def _asset(each: dict[str, Any], owner_name: str, tag: str, settings: Settings) -> Asset:
+def _asset(each: dict[str, Any], repo: str, tag: str) -> Asset:
     digest = str(each.get("digest") or "")
-    mirrored = settings.github.rstrip("/") != GITHUB
-    url = _download_url(settings, owner_name, tag, each["name"]) if mirrored else each["browser_download_url"]
     sha256 = digest.removeprefix("sha256:") if digest.startswith("sha256:") else None
+    # A mirror of the API may name itself; a server other than github.com is what its own list says.
+    url = _download_url(_owner_name(repo), tag, each["name"]) if "github.com" in repo else each["browser_download_url"]
     return Asset(name=each["name"], url=url, size=each["size"], sha256=sha256)
 
 
-def _download_url(settings: Settings, owner_name: str, tag: str, name: str) -> str:
-    return f"{settings.github.rstrip('/')}/{owner_name}/releases/download/{quote(tag, safe='')}/{quote(name)}"
+def _download_url(owner_name: str, tag: str, name: str) -> str:
+    return f"{GITHUB}/{owner_name}/releases/download/{quote(tag, safe='')}/{quote(name)}"
 
 
 def _probe_names(tag: str, owner_name: str, settings: Settings) -> tuple[Asset, ...]:
     """Ask for each candidate by itself, which is no API call; nothing when the server does not answer."""
-    urls = {name: _download_url(settings, owner_name, tag, name) for name in candidates(tag)}
+    asked = [Asset(name=name, url=_download_url(owner_name, tag, name)) for name in candidates(tag)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         try:
-            sizes = dict(zip(urls, pool.map(download.head, urls.values()), strict=True))
+            sizes = list(pool.map(download.head, [_address(asset, settings.github) for asset in asked]))
         except NetworkError:
             pool.shutdown(cancel_futures=True)
             return ()
-    return tuple(Asset(name=name, url=url, size=sizes[name] or 0) for name, url in urls.items() if sizes[name] is not None)
+    found = [(asset, size) for asset, size in zip(asked, sizes, strict=True) if size is not None]
+    return tuple(msgspec.structs.replace(asset, size=size) for asset, size in found)
 
 
 def _is_program(path: Path) -> bool:

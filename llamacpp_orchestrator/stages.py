@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from pathlib import Path
 
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
-from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import releases
@@ -23,8 +21,6 @@ from llamacpp_orchestrator.steps import Tell
 
 # What every tag's scripts have taken since b3878: with these, nothing about the types needs the tree to be here first.
 ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
-
-this_host = functools.lru_cache(maxsize=1)(host.detect)
 
 
 def check_outtypes(work: Work, tree: Path) -> None:
@@ -82,7 +78,7 @@ def binaries_action(work: Work, lock: Lock) -> Action:
     """Fetch and unpack the release archive that fits this machine, and see that its programs start."""
 
     def action(tell: Tell) -> str:
-        choice = choose(work, lock)
+        choice = pins.choose(work, lock.assets)
         key = binaries_key(choice)
         before = work.store.has("binaries", key)
         downloads = work.store.folder("downloads")
@@ -90,23 +86,13 @@ def binaries_action(work: Work, lock: Lock) -> Action:
 
         def make(dest: Path) -> None:
             work.online(choice.archive.name)
-            releases.install(choice, dest, downloads, lambda done, total: tell(pins.progress(done, total)))
+            releases.install(choice, dest, downloads, lambda done, total: tell(pins.progress(done, total)), work.settings.github)
 
         path = work.store.ensure("binaries", key, make)
-        releases.probe(path, this_host())
+        releases.probe(path, pins.this_host())
         return "current" if before else "done"
 
     return action
-
-
-def choose(work: Work, lock: Lock) -> releases.Choice:
-    """The archive of the locked release for this machine; OrchestrateError when none fits, with what would."""
-    asked = work.job.binaries
-    if asked.backend == "none":
-        raise JobError(
-            f"{work.file.name}: `quantize` needs the release binaries, and binaries.backend is none", "set `backend: cpu`"
-        )
-    return releases.choose(work.job.llama_cpp.tag, lock.assets, this_host(), asked.backend, asked.cuda)
 
 
 def binaries_key(choice: releases.Choice) -> str:
@@ -120,7 +106,9 @@ def binaries_key(choice: releases.Choice) -> str:
 
 def tool(work: Work, lock: Lock, name: str) -> Path:
     """An installed program of the release, by name."""
-    return releases.find_tool(work.store.entry("binaries", binaries_key(choose(work, lock))), name, this_host().system)
+    return releases.find_tool(
+        work.store.entry("binaries", binaries_key(pins.choose(work, lock.assets))), name, pins.this_host().system
+    )
 
 
 def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:

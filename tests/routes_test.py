@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llamacpp_orchestrator import host
+from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import source
 from tests.conftest import TAG
 from tests.conftest import Answer
@@ -119,7 +121,7 @@ def linux(monkeypatch: pytest.MonkeyPatch) -> None:
     found = host.Host(
         system="linux" if host.system() == "linux" else "macos", arch="x64", libc="glibc 2.36", cores=2, memory=8 * 10**9
     )
-    monkeypatch.setattr("llamacpp_orchestrator.stages.this_host", lambda: found)
+    monkeypatch.setattr("llamacpp_orchestrator.pins.this_host", lambda: found)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
@@ -171,6 +173,84 @@ def test_a_tool_that_cannot_start_and_a_backend_that_is_not_there(
     assert answer.code in (1, 2) and "vulkan" in answer.err and "hint:" in answer.err
     answer = orchestrate("run", job(asked, binaries={"backend": "none"}, name="n.yaml"))
     assert answer.code in (1, 2) and "binaries" in answer.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+def test_an_archive_without_a_published_digest_is_pinned_by_its_first_download(
+    linux: None, github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, shared_cache: Path
+) -> None:
+    github.archive, github.digests = release(TOOL + "# first\n"), False
+    file = job({"source": str(data / "tiny-llama"), "quantize": ["Q8_0"]}, binaries={"backend": "cpu"})
+    assert orchestrate("lock", file).code == 0
+    lock = file.with_name("job.lock.yaml")
+    assert not [path for path in github.seen if "/download/" in path], "a lock alone downloads nothing"
+    before = locks.read(lock)
+    made = orchestrate("run", file)
+    assert made.code == 0, made.err
+    digest = hashlib.sha256(github.archive).hexdigest()
+    assert f"no published digest; locked as downloaded now: sha256 {digest}" in made.err
+    after = locks.read(lock)
+    assert before and after and [asset.sha256 for asset in before.assets] == [None, None]
+    assert [asset.sha256 for asset in after.assets] == [digest, None]
+    assert all(asset.url.startswith("https://github.com/") for asset in after.assets), "no mirror stands in a lock"
+    assert sum("/download/" in path for path in github.seen) == 1, "downloaded once"
+
+    # Another machine, and the archive was replaced meanwhile.
+    for entry in (shared_cache / "binaries").iterdir():
+        shutil.rmtree(entry)
+    github.archive = release(TOOL + "# other\n")
+    moved = orchestrate("run", file, "--locked", "--force")
+    assert moved.code == 1 and digest in moved.err and hashlib.sha256(github.archive).hexdigest() in moved.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+def test_a_warm_cache_and_a_fitting_lock_ask_no_server(
+    linux: None,
+    github: GitHub,
+    hub: Hub,
+    orchestrate: Callable[..., Answer],
+    job: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    github.archive = release(TOOL)
+    file = job({"source": "org/m", "name": "m", "quantize": ["Q8_0"]}, binaries={"backend": "cpu"})
+    first = orchestrate("run", file, "--json")
+    assert first.code == 0, first.err
+    github.seen.clear()
+    hub.seen.clear()
+    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+    again = orchestrate("run", file, "--force", "--locked", "--json")
+    assert again.code == 0, again.err
+    assert [one["sha256"] for one in again.json()["outputs"]] == [one["sha256"] for one in first.json()["outputs"]]
+    assert not github.seen and not hub.seen
+
+
+def test_a_moved_tag_is_an_error_with_both_commits(
+    github: GitHub,
+    orchestrate: Callable[..., Answer],
+    job: Callable[..., Path],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = job({"source": str(data / "tiny-llama"), "outtype": "f16"}, name="moved.yaml")
+    assert orchestrate("lock", file).code == 0
+    before = locks.read(file.with_name("moved.lock.yaml"))
+    place = github.root / "ggml-org" / "llama.cpp"
+    old = git("rev-parse", TAG, at=place).strip()
+    try:
+        (place / "convert_hf_to_gguf.py").write_text("print('other')\n")
+        git("commit", "-qam", "two", at=place)
+        git("tag", "-f", TAG, at=place)
+        monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(tmp_path / "fresh"))
+        answer = orchestrate("run", file)
+        assert answer.code == 1 and before
+        assert old in answer.err and git("rev-parse", TAG, at=place).strip() in answer.err
+        moved = orchestrate("lock", file, "--upgrade", "llama_cpp")
+        assert moved.code == 0 and f"llama_cpp: commit {old} → " in moved.err, moved.err
+    finally:
+        git("reset", "-q", "--hard", old, at=place)
+        git("tag", "-f", TAG, at=place)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ class GitHub(http.server.ThreadingHTTPServer):
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Route)
         self.root, self.archive, self.limited, self.seen = root, b"", False, list[str]()
+        self.digests = True
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -61,7 +62,13 @@ class Route(http.server.BaseHTTPRequestHandler):
         size = len(self.server.archive)
         return {
             "assets": [
-                {"name": name, "size": size, "digest": digest, "browser_download_url": f"{place}/{name}"} for name in names
+                {
+                    "name": name,
+                    "size": size,
+                    "digest": digest if self.server.digests else None,
+                    "browser_download_url": f"{place}/{name}",
+                }
+                for name in names
             ]
         }
 
