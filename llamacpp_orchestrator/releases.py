@@ -83,7 +83,7 @@ def fetch_assets(tag: str, repo: str, settings: Settings) -> tuple[Asset, ...]:
         found = list(release["assets"])
         if len(found) in PAGES:
             found = _all_pages(f"{base}/{release['id']}/assets", token)
-        return tuple(_asset(each, repo, tag) for each in found if each.get("state", "uploaded") == "uploaded")
+        return tuple(_asset(each, repo, tag, settings) for each in found if each.get("state", "uploaded") == "uploaded")
     except NetworkError as error:
         if error.status == 404:
             hint = "give a tag bNNNN with a release, or wait if it was made just now; `backend: none` needs none"
@@ -202,11 +202,12 @@ def _all_pages(url: str, token: str | None) -> list[dict[str, Any]]:
     return found
 
 
-def _asset(each: dict[str, Any], repo: str, tag: str) -> Asset:
+def _asset(each: dict[str, Any], repo: str, tag: str, settings: Settings) -> Asset:
     digest = str(each.get("digest") or "")
     sha256 = digest.removeprefix("sha256:") if digest.startswith("sha256:") else None
-    # A mirror of the API may name itself; a server other than github.com is what its own list says.
-    url = _download_url(_owner_name(repo), tag, each["name"]) if "github.com" in repo else each["browser_download_url"]
+    # Where a mirror stands for github.com, its API may name itself: the lock holds the address that everybody has.
+    mirrored = "github.com" in repo and settings.github.rstrip("/") != GITHUB
+    url = _download_url(_owner_name(repo), tag, each["name"]) if mirrored else each["browser_download_url"]
     return Asset(name=each["name"], url=url, size=each["size"], sha256=sha256)
 
 
