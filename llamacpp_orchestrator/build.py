@@ -232,8 +232,7 @@ def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Act
 
 
 def _prepare(bench: Bench, build: Build, tell: Tell) -> bool:
-    path = build.output.path
-    held = _lock(bench, build)
+    path, held = build.output.path, _lock(bench, build)
     try:
         held.acquire(timeout=0)
     except Timeout:

@@ -255,8 +255,7 @@ def result(began: float, events: list[Event], errors: list[OrchestrateError], ma
 
 
 def _outputs(build: Build, status: str) -> list[Made]:
-    output = build.output
-    receipt = artifact.read(output.path)
+    output, receipt = build.output, artifact.read(build.output.path)
     source = output.lora.source if output.lora else output.model.source
     return [
         Made(
@@ -327,10 +326,8 @@ def preview(work: Work, options: Options, report: Reporter) -> tuple[plan.Plan |
 
 def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> tuple[Command | None, list[OrchestrateError]]:
     """The command that runs a script of the tree or a program of the release, once both are here."""
-    name, *rest = argv
-    script = name.endswith(".py")
-    options = Options()
-    lock, _, errors = settle(work, options, report, binaries=not script)
+    (name, *rest), script = argv, argv[0].endswith(".py")
+    lock, _, errors = settle(work, Options(), report, binaries=not script)
     if lock is None:
         return None, errors
     log = _logs(work) / "environment.log"
@@ -339,7 +336,7 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> tuple[C
         if script
         else Step(name="binaries", action=stages.binaries_action(work, lock))
     )
-    failed = [_error(event) for event in _carry_out([made], options, report) if event.status == "failed"]
+    failed = [_error(event) for event in _carry_out([made], Options(), report) if event.status == "failed"]
     if failed:
         return None, failed
     if not script:

@@ -271,26 +271,23 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
     for index, model in enumerate(job.models):
         where = f"models[{index}]"
         if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not model.loras):
-            yamltext.say(
-                reading, f"{where}.outtype", "`none` stands alone: no other type, nothing to quantize, and adapters to convert"
-            )
+            alone = "`none` stands alone: no other type, nothing to quantize, and adapters to convert"
+            yamltext.say(reading, f"{where}.outtype", alone)
         elif not model.outtype:
             yamltext.say(reading, f"{where}.outtype", "expected at least one type, or none")
         elif model.quantize and not set(model.outtype) & set(UNQUANTIZED):
             yamltext.say(reading, f"{where}.quantize", f"needs one of {', '.join(UNQUANTIZED)} in outtype to start from")
         for number, lora in enumerate(model.loras):
             if not lora.outtype or "none" in lora.outtype:
-                yamltext.say(
-                    reading, f"{where}.loras[{number}].outtype", "expected at least one type; leave the adapter out instead"
-                )
+                complaint = "expected at least one type; leave the adapter out instead"
+                yamltext.say(reading, f"{where}.loras[{number}].outtype", complaint)
     seen: dict[str, str] = {}
     for where, output in _placed(job, base):
         name, args = output.path.name, (output.lora or output.model).args
         limit = LONGEST_FILE - (SHARD_SUFFIX if any(word.startswith("--split") for word in args) else 0)
         if len(name.encode()) > limit:
-            yamltext.say(
-                reading, where, f"the file name {name[:40]}... has {len(name.encode())} bytes; at most {limit} can be used"
-            )
+            complaint = f"the file name {name[:40]}... has {len(name.encode())} bytes; at most {limit} can be used"
+            yamltext.say(reading, where, complaint)
         key = unicodedata.normalize("NFC", os.path.realpath(output.path)).casefold()
         if key in seen:
             other = reading.lines.get(seen[key].split(".")[0], 1)
