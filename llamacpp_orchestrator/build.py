@@ -1,39 +1,28 @@
-"""What it takes to make each output: its command, inputs and recipe, and the actions that convert, check and publish it."""
+"""What it takes to make each output: its command, its inputs, and the recipe that tells whether it is current."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
-from filelock import Timeout
 
-import llamacpp_orchestrator
-from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import spec
-from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.artifact import Input
-from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.spec import Output
-from llamacpp_orchestrator.steps import Action
-from llamacpp_orchestrator.steps import Tell
-from llamacpp_orchestrator.store import remove
 
 TOOL = "{llama-quantize}"
-Converter = Callable[[Command, Path, Tell], None]
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,9 +108,9 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
         for build in made.values()
         if build.output.model == output.model and build.output.kind == "model" and build.output.type in spec.UNQUANTIZED
     )
-    shards = _shards(of.output)
+    files = shards(of.output)
     command = quantize.command(
-        Path(TOOL), shards[0] if shards else of.output.path, _stage_path(output), output.type, len(shards) > 1
+        Path(TOOL), files[0] if files else of.output.path, _stage_path(output), output.type, len(files) > 1
     )
     known = {str(of.output.path.parent): "{source}", str(_stage_path(output).parent): "{output}"}
     inputs = (Input(name=of.name, digest=of.recipe),)
@@ -172,179 +161,7 @@ def _stage_path(output: Output) -> Path:
     return output.path.parent / f".{hashlib.sha256(output.path.name.encode()).hexdigest()[:12]}.stage" / output.path.name
 
 
-def _shards(output: Output) -> list[Path]:
+def shards(output: Output) -> list[Path]:
+    """The files that an output has now, by its receipt."""
     receipt = artifact.read(output.path)
     return [output.path.parent / file.name for file in receipt.files] if receipt else []
-
-
-class Bench(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite."""
-
-    work: Work
-    lock: Lock
-    logs: Path
-    converter: Converter
-    held: dict[Path, FileLock]
-    force: bool = False
-
-    def log(self, step: str) -> Path:
-        """The log file of one step."""
-        return self.logs / f"{''.join(letter if letter.isalnum() or letter in '-._' else '-' for letter in step)[:120]}.log"
-
-
-def convert_action(bench: Bench, build: Build) -> Action:
-    """Run upstream's script into the stage folder; "current" when another run has just made the same."""
-
-    def action(tell: Tell) -> str:
-        if not _prepare(bench, build, tell):
-            return "current"
-        _check_adapter(bench, build)
-        env = converter_env(bench.work)
-        bench.converter(msgspec.structs.replace(build.command, env=env), bench.log(f"convert {build.name}"), tell)
-        return "done"
-
-    return action
-
-
-def _check_adapter(bench: Bench, build: Build) -> None:
-    if build.output.lora:
-        base, mine = (view(bench.work, bench.lock.files(wanted), name) for wanted, name in build.needs)
-        adapters.check(mine, base, build.output.lora.name, build.output.model.name)
-
-
-def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:
-    """Run llama-quantize into the stage folder; "current" when another run has just made the same."""
-
-    def action(tell: Tell) -> str:
-        if not _prepare(bench, build, tell):
-            return "current"
-        assert build.of is not None
-        shards = _shards(build.of)
-        draft = build.stage / build.output.path.name
-        quantize.run(
-            quantize.command(tool(), shards[0], draft, build.output.type, len(shards) > 1),
-            bench.log(f"quantize {build.name}"),
-            tell,
-        )
-        return "done"
-
-    return action
-
-
-def _prepare(bench: Bench, build: Build, tell: Tell) -> bool:
-    path, held = build.output.path, _lock(bench, build)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        tell("note: another run is making this file; waiting for it")
-        held.acquire()
-    bench.held[path] = held
-    publish(build)
-    if not bench.force and artifact.is_current(artifact.read(path), build.recipe, path.parent):
-        return False
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove(build.stage)
-        build.stage.mkdir()
-    except OSError as error:
-        raise OrchestrateError(f"cannot write into {path.parent}: {error.strerror}", "check the folder's rights") from error
-    return True
-
-
-def _lock(bench: Bench, build: Build) -> FileLock:
-    key = hashlib.sha256(os.path.normcase(build.output.path.resolve()).encode()).hexdigest()[:32]
-    return FileLock(bench.work.store.folder("locks") / f"output-{key}.lock", thread_local=False, is_singleton=False)
-
-
-def heal(bench: Bench, build: Build) -> None:
-    """End what a killed run left half published, so that its files are known as ours."""
-    if build.stage.exists():
-        with _lock(bench, build):
-            publish(build)
-
-
-def verify_action(bench: Bench, build: Build) -> Action:
-    """Check what lies in the stage folder, rename it into its final place and write the receipt."""
-
-    def action(tell: Tell) -> str:
-        path = build.output.path
-        if not build.stage.exists():
-            release(bench, build)
-            return "current"
-        files = sorted(build.stage.glob("*.gguf"))
-        if not files:
-            raise OrchestrateError(
-                f"upstream said that it was done, but wrote no {build.output.path.name}", "the log holds its output"
-            )
-        verify.check_set(tuple(files))
-        known = artifact.read(path)
-        for file in files:
-            artifact.may_write(path.parent / file.name, known, bench.force)
-        artifact.write(build.stage / path.name, _receipt(bench, build, files))
-        publish(build)
-        release(bench, build)
-        return "done"
-
-    return action
-
-
-def publish(build: Build) -> None:
-    """Rename a checked output into its final place, its receipt last.
-
-    The receipt lies in the stage folder before the first rename: whoever finds it there, after a crash, ends the work.
-    """
-    path = build.output.path
-    receipt = artifact.read(build.stage / path.name)
-    if receipt is None:
-        return
-    known = artifact.read(path)
-    for file in receipt.files:
-        if (build.stage / file.name).exists():
-            os.replace(build.stage / file.name, path.parent / file.name)
-    artifact.write(path, receipt)
-    for name in {file.name for file in known.files} - {file.name for file in receipt.files} if known else ():
-        remove(path.parent / name)
-    remove(build.stage)
-
-
-def _receipt(bench: Bench, build: Build, files: list[Path]) -> artifact.Receipt:
-    lock = bench.lock
-    return artifact.Receipt(
-        path=build.output.path.name,
-        kind=build.output.kind,
-        type=build.output.type,
-        recipe=build.recipe,
-        command=build.command.argv,
-        inputs=build.inputs,
-        versions=artifact.Versions(
-            tool=llamacpp_orchestrator.__version__,
-            tag=lock.llama_cpp.tag,
-            commit=lock.llama_cpp.commit,
-            tree=lock.llama_cpp.tree,
-            environment=lock.environment.pin().digest() if lock.environment else "unpinned",
-            lock=locks.digest(lock),
-        ),
-        files=tuple(artifact.record(file) for file in files),
-        job=_way(bench.work.file, build.output.path.parent),
-    )
-
-
-def _way(job: Path, folder: Path) -> str:
-    try:
-        return Path(os.path.relpath(job, folder)).as_posix()
-    except ValueError:
-        return ""  # on another drive: no relative way, and an absolute one would hold on one machine only
-
-
-def release(bench: Bench, build: Build) -> None:
-    """Let other runs make this output."""
-    if held := bench.held.pop(build.output.path, None):
-        held.release()
-
-
-def clean(bench: Bench, made: list[Build]) -> None:
-    """Remove what an interrupted or failed run has left beside its outputs."""
-    for build in made:
-        if build.output.path in bench.held:
-            remove(build.stage)
-            release(bench, build)

@@ -29,6 +29,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     ok: bool
     said: str
 
+    def line(self) -> str:
+        """The same as text."""
+        return f"{'ok' if self.ok else 'problem':<9}{self.name:<14}{self.said}"
+
 
 def examine(work: Work | None, settings: Settings) -> list[Line]:
     """Everything worth knowing about this machine, for one job where one is given; raises nothing."""

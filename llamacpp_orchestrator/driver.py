@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterable
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,18 +16,19 @@ from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import stages
-from llamacpp_orchestrator.build import Bench
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import first
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.lock import Wanted
+from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Found
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
@@ -153,7 +152,7 @@ def _make(
     for build in made:
         if build.current:
             report(Event(f"convert {build.name}", "current"))
-    current = [Event(f"{_verb(build)} {build.name}", "current") for build in made if build.current]
+    current = [Event(f"{stages.verb(build)} {build.name}", "current") for build in made if build.current]
     if not stale:
         return current, []
     warm = convert.Warm(
@@ -169,7 +168,7 @@ def _make(
         force=options.force,
     )
     for build in made:
-        building.heal(bench, build)
+        outputs.heal(bench, build)
     for build in stale:
         artifact.may_write(build.output.path, artifact.read(build.output.path), options.force)
     if "source" in ended:
@@ -177,55 +176,11 @@ def _make(
     plan.check_offline(work, lock, stale, any(build.of for build in stale))
     plan.check_space(plan.needs(work, lock, stale))
     try:
-        events = _carry_out(_steps(bench, stale, ended), options, report)
+        events = _carry_out(stages.of_run(bench, stale, ended), options, report)
     finally:
         warm.close()
-        building.clean(bench, stale)
+        outputs.clean(bench, stale)
     return current + events, [_error(event) for event in events if event.status == "failed"]
-
-
-def _steps(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step]:
-    work, lock = bench.work, bench.lock
-    made = [] if "source" in ended else [Step(name="source", action=stages.source_action(work, lock))]
-    made += [
-        Step(
-            name="environment",
-            action=stages.environment_action(work, lock, bench.log("environment")),
-            log=bench.log("environment"),
-        )
-    ]
-    quantizing = [build for build in stale if build.of]
-    if quantizing:
-        made.append(Step(name="binaries", action=stages.binaries_action(work, lock)))
-    here = {step.name for step in made} | {build.name for build in stale}
-    names = locks.names(work.job)
-    after = () if "source" in ended or _ordinary(stale) else ("source",)
-    for (wanted, name), step in _fetched(stale, names).items():
-        made.append(Step(name=step, action=stages.fetch_action(work, lock, wanted, name), needs=after))
-    for build in stale:
-        log = bench.log(f"{_verb(build)} {build.name}")
-        if build.of:
-            of = next((f"verify {other.name}" for other in stale if other.output == build.of), None)
-            needs: Iterable[str] = ("binaries", *([of] if of else []))
-            action = building.quantize_action(bench, build, functools.partial(stages.tool, work, lock, "llama-quantize"))
-        else:
-            fetched = _fetched([build], names).values()
-            needs = ("environment", *(["source"] if "source" in here else []), *fetched)
-            action = building.convert_action(bench, build)
-        step = f"{_verb(build)} {build.name}"
-        made.append(Step(name=step, action=action, needs=tuple(needs), heavy=True, log=log))
-        made.append(Step(name=f"verify {build.name}", action=building.verify_action(bench, build), needs=(step,), log=log))
-    return made
-
-
-def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:
-    pairs = dict.fromkeys(need for build in stale for need in build.needs)
-    first = dict(reversed(pairs))
-    return {(wanted, name): f"fetch {names[wanted]}" + ("" if first[wanted] == name else f" as {name}") for wanted, name in pairs}
-
-
-def _ordinary(stale: list[Build]) -> bool:
-    return all(build.output.type in stages.ALWAYS[build.output.kind] for build in stale if not build.of)
 
 
 def result(began: float, events: list[Event], errors: list[OrchestrateError], made: list[Build], work: Work) -> Result:
@@ -271,10 +226,6 @@ def _outputs(build: Build, status: str) -> list[Made]:
     ]
 
 
-def _verb(build: Build) -> str:
-    return "quantize" if build.of else "convert"
-
-
 def _jobs(options: Options) -> int:
     if options.jobs:
         return options.jobs
@@ -297,6 +248,19 @@ def _error(event: Event) -> OrchestrateError:
     raise event.error
 
 
+def write_lock(work: Work, options: Options, report: Reporter) -> Path:
+    """Resolve a job and write its lock, nothing else; where it lies. Raises the failures of what could not be resolved."""
+    _settled(work, msgspec.structs.replace(options, downloads=False), report)
+    return locks.path_for(work.file)
+
+
+def _settled(work: Work, options: Options, report: Reporter, binaries: bool = False) -> Lock:
+    lock, _, errors = settle(work, options, report, binaries)
+    if lock is None:
+        raise first(errors)
+    return lock
+
+
 def setup(work: Work, options: Options, report: Reporter) -> Result:
     """Get everything ready that does not depend on a model: tree, environment, release binaries."""
     began = time.monotonic()
@@ -313,23 +277,20 @@ def setup(work: Work, options: Options, report: Reporter) -> Result:
     return result(began, events, errors, [], work)
 
 
-def preview(work: Work, options: Options, report: Reporter) -> tuple[plan.Plan | None, list[OrchestrateError]]:
+def preview(work: Work, options: Options, report: Reporter) -> plan.Plan:
     """What a run would do; what is not locked is resolved in a cache of its own, so that nothing is left behind."""
-    old = locks.read(locks.path_for(work.file))
-    if old and not locks.stale_reasons(work.job, old):
-        return plan.make(work, old, options.force), []
-    with tempfile.TemporaryDirectory() as scratch:
-        aside = msgspec.structs.replace(work, store=Store(Path(scratch)))
-        lock, _, errors = settle(aside, msgspec.structs.replace(options, write_lock=False, downloads=False), report)
-    return (plan.make(work, lock, options.force) if lock else None), errors
+    lock = locks.read(locks.path_for(work.file))
+    if lock is None or locks.stale_reasons(work.job, lock):
+        with tempfile.TemporaryDirectory() as scratch:
+            aside = msgspec.structs.replace(work, store=Store(Path(scratch)))
+            lock = _settled(aside, msgspec.structs.replace(options, write_lock=False, downloads=False), report)
+    return plan.make(work, lock, options.force)
 
 
-def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> tuple[Command | None, list[OrchestrateError]]:
+def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> Command:
     """The command that runs a script of the tree or a program of the release, once both are here."""
     (name, *rest), script = argv, argv[0].endswith(".py")
-    lock, _, errors = settle(work, Options(), report, binaries=not script)
-    if lock is None:
-        return None, errors
+    lock = _settled(work, Options(), report, binaries=not script)
     log = _logs(work) / "environment.log"
     made = (
         Step(name="environment", action=stages.environment_action(work, lock, log), log=log)
@@ -338,13 +299,13 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> tuple[C
     )
     failed = [_error(event) for event in _carry_out([made], Options(), report) if event.status == "failed"]
     if failed:
-        return None, failed
+        raise first(failed)
     if not script:
         program = stages.tool(work, lock, name)
-        return Command((str(program), *rest), env=quantize.tool_env(program)), []
+        return Command((str(program), *rest), env=quantize.tool_env(program))
     tree = pins.get_tree(work, lock.llama_cpp, lambda text: None)
     if not (tree / name).is_file():
         raise JobError(
             f"{lock.llama_cpp.tag} has no script {name}", "it has " + ", ".join(sorted(path.name for path in tree.glob("*.py")))
         )
-    return Command((str(building.python(work, lock)), str(tree / name), *rest), env=building.converter_env(work)), []
+    return Command((str(building.python(work, lock)), str(tree / name), *rest), env=building.converter_env(work))

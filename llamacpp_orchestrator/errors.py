@@ -11,6 +11,7 @@ OrchestrateError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -24,6 +25,7 @@ class OrchestrateError(Exception):
         self.message = message
         self.hint = hint
         self.log = log
+        self.others: tuple[OrchestrateError, ...] = ()
 
     def lines(self) -> list[str]:
         """The failure as the lines that are shown, without a prefix for the first."""
@@ -71,3 +73,9 @@ class Stopped(OrchestrateError):
     def __init__(self, signal_number: int) -> None:
         super().__init__("stopped; run the same command again to go on")
         self.exit_code = 128 + signal_number
+
+
+def first(errors: Sequence[OrchestrateError]) -> OrchestrateError:
+    """The first of the failures of one run, with the others behind it."""
+    errors[0].others = tuple(errors[1:])
+    return errors[0]

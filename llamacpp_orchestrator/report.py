@@ -71,12 +71,20 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         plain = {name: msgspec.to_builtins(getattr(self, name)) for name in ("status", "seconds", "steps", "outputs")}
         return plain | ({"error": self.errors[0].lines()} if self.errors else {})
 
+    def lines(self) -> list[str]:
+        """The files as text, one a line."""
+        return [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {made.path}" for made in self.outputs]
+
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
     """One output and what is wrong with it."""
 
     path: str
     complaints: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        return [f"{'failed' if self.complaints else 'ok':<8}{self.path}", *(f"        {line}" for line in self.complaints)]
 
 
 def voice(stream: TextIO, environ: Iterable[str], *, quiet: bool, verbose: bool, progress: bool) -> Voice:
@@ -106,20 +114,18 @@ def say(text: str, manner: Voice) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def result(text: str) -> None:
-    """One line of what was asked for, on stdout."""
-    print(text, flush=True)
-
-
-def result_json(value: Any) -> None:
-    """The one JSON document of a command."""
-    print(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False), flush=True)
+def result(value: Any, lines: Iterable[str], as_json: bool = False) -> None:
+    """What was asked for, on stdout: lines of text, or the same as the one JSON document of a command."""
+    text = json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False) if as_json else "\n".join(lines)
+    if text:
+        print(text, flush=True)
 
 
 def complain(error: OrchestrateError, manner: Voice) -> None:
-    """An error as the user reads it: what happened, what to do, where the log is."""
-    first, *rest = error.lines()
-    print("\n".join([f"{_paint('error:', '31', manner)} {first}", *rest]), file=sys.stderr, flush=True)
+    """An error as the user reads it: what happened, what to do, where the log is; the first of several stands last."""
+    for each in (*reversed(error.others), error):
+        first, *rest = each.lines()
+        print("\n".join([f"{_paint('error:', '31', manner)} {first}", *rest]), file=sys.stderr, flush=True)
 
 
 def line_of(event: Event) -> str:

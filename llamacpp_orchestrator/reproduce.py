@@ -14,6 +14,7 @@ from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import driver
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import source
@@ -42,6 +43,11 @@ class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
     made: str
     differences: tuple[str, ...] = ()
 
+    def lines(self) -> list[str]:
+        """The same as text."""
+        same = "identical" if self.made == self.recorded else "differs"
+        return [f"{same:<11}{self.path}", *(f"           {line}" for line in self.differences)]
+
 
 def origin(path: Path, settings: Settings, job: Path | None = None) -> tuple[Receipt, Work, Lock]:
     """The receipt of an output, its job, and the lock that it was made with.
@@ -58,7 +64,7 @@ def origin(path: Path, settings: Settings, job: Path | None = None) -> tuple[Rec
         raise JobError(
             f"{output.name}: its job {receipt.job or 'is not named in the receipt and'} is not there", "name it: --job FILE"
         )
-    work = Work(job=spec.load(file), file=file, settings=settings, store=Store(settings.cache))
+    work = Work(job=jobfile.load(file), file=file, settings=settings, store=Store(settings.cache))
     lock = locks.read(locks.path_for(file))
     if lock is None or locks.digest(lock) != receipt.versions.lock:
         have = locks.digest(lock) if lock else "none"

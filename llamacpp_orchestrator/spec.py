@@ -1,56 +1,22 @@
-"""The job file: `job.yaml` becomes a Job, or complaints that name file, line and key."""
+"""What a job is: the records that a job file is read into, and every output that a job makes."""
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
-from typing import Any
 
 import msgspec
 from msgspec import Meta
 
 from llamacpp_orchestrator import rules
-from llamacpp_orchestrator import yamltext
-from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.rules import folder as folder
 from llamacpp_orchestrator.rules import is_folder as is_folder
-from llamacpp_orchestrator.yamltext import Reading
 
 BACKENDS = ("auto", "cuda", "vulkan", "rocm", "sycl", "openvino", "metal", "cpu", "none", "source")
 UNQUANTIZED = ("f32", "bf16", "f16")
 DEFAULT_TAG = "b11434"
-LONGEST_FILE, SHARD_SUFFIX = 250, len("-00001-of-00001")
-
-STARTER = f"""\
-# A job of llamacpp-orchestrator. Run it with: orchestrate run job.yaml
-# See what it would do, and download, first:   orchestrate plan job.yaml
-version: 1
-
-llama_cpp:
-  tag: {DEFAULT_TAG}                # a release tag of llama.cpp, or a 40-digit commit
-
-# binaries:
-#   backend: auto              # {" | ".join(BACKENDS)}
-
-# environment:
-#   torch: cpu                 # cpu | cu128 ... | upstream
-
-output: dist                   # a folder, relative to this file
-
-models:
-  - source: HuggingFaceTB/SmolLM2-135M-Instruct   # a hub id, or a folder (./x, ../x, ~/x)
-    # revision: main
-    outtype: bf16              # one or a list; `none` converts only the adapters
-    quantize: [Q8_0]           # types of llama-quantize
-    # loras:
-    #   - source: ./my-adapter # a hub id or a folder
-    #     outtype: f16
-"""
-
 
 Type = Annotated[str, Meta(extra=rules.matching(r"\w{1,40}", "a type such as bf16"))]
 Types = Annotated[
@@ -187,10 +153,11 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
 def outputs(job: Job, base: Path) -> tuple[Output, ...]:
     """Every file that a job makes, in its order: a model's own types, the quantized ones, its adapters."""
-    return tuple(output for _, output in _placed(job, base))
+    return tuple(output for _, output in placed(job, base))
 
 
-def _placed(job: Job, base: Path) -> Iterator[tuple[str, Output]]:
+def placed(job: Job, base: Path) -> Iterator[tuple[str, Output]]:
+    """Every output with the key of the job that asks for it."""
     root = folder(job.output, base)
     for index, model in enumerate(job.models):
         where = f"models[{index}]"
@@ -202,149 +169,3 @@ def _placed(job: Job, base: Path) -> Iterator[tuple[str, Output]]:
             for type_ in lora.outtype:
                 path = Path(os.path.normpath(root / f"{model.name}-{lora.name}-lora-{type_}.gguf"))
                 yield f"{where}.loras[{number}]", Output(path=path, kind="adapter", type=type_, model=model, lora=lora)
-
-
-def parse(text: bytes, path: Path) -> Job:
-    """The job that a file's text says; JobError with every complaint. Opens no other file."""
-    return _parse(text, path)[0]
-
-
-def load(path: Path) -> Job:
-    """The job in a file, its folders looked up; JobError with every complaint, or why the file cannot be read."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(yamltext.MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise JobError(f"{path}: no such file", "`orchestrate init` writes a job file to start from") from error
-    except OSError as error:
-        why = "is a folder, not a job file" if path.is_dir() else f"cannot be read: {error.strerror}"
-        raise JobError(f"{path}: {why}", "name the job file, for example job.yaml") from error
-    job, reading = _parse(text, path)
-    _look_up(job, path, reading)
-    return job
-
-
-def check_folders(job: Job, path: Path) -> None:
-    """Raise JobError for every folder that a job names and that is not there."""
-    _look_up(job, path, Reading(file=str(path)))
-
-
-def _parse(text: bytes, path: Path) -> tuple[Job, Reading]:
-    reading = yamltext.read(text, str(path))
-    data = reading.data
-    if isinstance(data, dict) and isinstance(data.get("models"), list):
-        models = [_expanded(reading, item, f"models[{index}]", path.parent) for index, item in enumerate(data["models"])]
-        data = {**data, "models": models}
-        if not models:
-            yamltext.say(reading, "models", "expected at least one model")
-    data = yamltext.fit(reading, data, Job)
-    yamltext.done(reading)
-    job = msgspec.convert(data, Job, strict=False)
-    _check(job, path.parent, reading)
-    yamltext.done(reading)
-    return job, reading
-
-
-def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
-    item = {"source": item} if isinstance(item, str) else item
-    if not isinstance(item, dict):
-        return item
-    if isinstance(loras := item.get("loras"), list):
-        item = {**item, "loras": [_expanded(reading, lora, f"{where}.loras[{n}]", base) for n, lora in enumerate(loras)]}
-    source = item.get("source")
-    if not isinstance(source, str):
-        return item
-    if not is_folder(source) and "@" in source:
-        source, revision = source.split("@", 1)
-        if item.get("revision", revision) != revision:
-            yamltext.say(reading, f"{where}.revision", f'the source says "{revision}" already')
-        item = {**item, "source": source, "revision": revision}
-    elif is_folder(source) and "revision" in item and item["revision"] != "main":
-        yamltext.say(reading, f"{where}.revision", "a folder has no revisions")
-    if rules.source(source):
-        return item
-    name = os.path.basename(os.path.abspath(folder(source, base))) if is_folder(source) else source.split("/")[1]
-    return {**item, "name": item.get("name", name)}
-
-
-def _check(job: Job, base: Path, reading: Reading) -> None:
-    for index, model in enumerate(job.models):
-        where = f"models[{index}]"
-        if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not model.loras):
-            alone = "`none` stands alone: no other type, nothing to quantize, and adapters to convert"
-            yamltext.say(reading, f"{where}.outtype", alone)
-        elif not model.outtype:
-            yamltext.say(reading, f"{where}.outtype", "expected at least one type, or none")
-        elif model.quantize and not set(model.outtype) & set(UNQUANTIZED):
-            yamltext.say(reading, f"{where}.quantize", f"needs one of {', '.join(UNQUANTIZED)} in outtype to start from")
-        for number, lora in enumerate(model.loras):
-            if not lora.outtype or "none" in lora.outtype:
-                complaint = "expected at least one type; leave the adapter out instead"
-                yamltext.say(reading, f"{where}.loras[{number}].outtype", complaint)
-    seen: dict[str, str] = {}
-    for where, output in _placed(job, base):
-        name, args = output.path.name, (output.lora or output.model).args
-        limit = LONGEST_FILE - (SHARD_SUFFIX if any(word.startswith("--split") for word in args) else 0)
-        if len(name.encode()) > limit:
-            complaint = f"the file name {name[:40]}... has {len(name.encode())} bytes; at most {limit} can be used"
-            yamltext.say(reading, where, complaint)
-        key = unicodedata.normalize("NFC", os.path.realpath(output.path)).casefold()
-        if key in seen:
-            other = reading.lines.get(seen[key].split(".")[0], 1)
-            also = f"{seen[key]} (line {reading.lines.get(seen[key], other)})"
-            yamltext.say(reading, where, f"makes the file {name}, and so does {also}; set `name` or `outfile`, or drop one")
-        seen.setdefault(key, where)
-
-
-def _look_up(job: Job, path: Path, reading: Reading) -> None:
-    sources = [(f"models[{index}]", model) for index, model in enumerate(job.models)]
-    named: list[tuple[str, str]] = [(f"{where}.source", model.source) for where, model in sources]
-    for where, model in sources:
-        named += [(f"{where}.loras[{number}].source", lora.source) for number, lora in enumerate(model.loras)]
-    named = [(where, source) for where, source in named if is_folder(source)]
-    for where, text in named + ([("environment.path", job.environment.path)] if job.environment.path else []):
-        found = folder(text, path.parent)
-        if not found.is_dir():
-            yamltext.say(reading, where, f"{found} {'is not a folder' if found.exists() else 'does not exist'}")
-    if (dest := folder(job.output, path.parent)).exists() and not dest.is_dir():
-        yamltext.say(reading, "output", f"{dest} is not a folder")
-    yamltext.done(reading)
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema of a job file, short forms included, made from the types that parse it."""
-    found = msgspec.json.schema(Job)
-    parts = {name: part["properties"] for name, part in found["$defs"].items()}
-    text = {"type": "string"}
-    for part, key in (("Model", "outtype"), ("Lora", "outtype")):
-        del parts[part][key]["type"]
-        parts[part][key] |= {"anyOf": [text, {"type": "array", "items": parts[part][key].pop("items")}]}
-    for part, key in (("Job", "models"), ("Model", "loras")):
-        parts[part][key]["items"] = {"anyOf": [text, parts[part][key]["items"]]}
-    for part, key in (("Binaries", "cuda"), ("Environment", "python")):
-        parts[part][key]["type"] = ["string", "number"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
-
-
-def job_text(
-    *,
-    model: str,
-    loras: Sequence[str],
-    outtypes: Sequence[str],
-    quantize: Sequence[str],
-    tag: str,
-    output: str,
-    folder: Path,
-    overrides: Sequence[str] = (),
-) -> str:
-    """The text of a job in `folder` that does what the options of `orchestrate convert` say."""
-    import yaml
-
-    asked: dict[str, Any] = {"source": rules.from_command_line(model, folder)}
-    asked |= {"outtype": list(outtypes)} if outtypes else {}
-    asked |= {"quantize": list(quantize)} if quantize else {}
-    asked |= {"loras": [rules.from_command_line(lora, folder) for lora in loras]} if loras else {}
-    data: dict[str, Any] = {"version": 1, "llama_cpp": {"tag": tag or DEFAULT_TAG}}
-    data |= {"environment": {"overrides": list(overrides)}} if overrides else {}
-    data |= {"output": rules.relative(output, folder), "models": [asked]}
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=4096)

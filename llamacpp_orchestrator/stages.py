@@ -1,22 +1,29 @@
-"""The steps that bring here what a lock names: converter tree, environment, release binaries, model and adapter files."""
+"""The steps of a run: they bring here what the lock names, and make the outputs of it."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import releases
+from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
+from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.steps import Action
+from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
 
 # What every tag's scripts have taken since b3878: with these, nothing about the types needs the tree to be here first.
@@ -145,3 +152,53 @@ def _fill(work: Work, pin: FilesPin, view: Path, tell: Tell) -> None:
             origin = hub.fetch(snapshot, work.settings, lambda done, total: tell(pins.progress(done, total)))
             pins.examine(origin, wanted, files)
     hub.make_view(pin.files, origin, view)
+
+
+def verb(build: Build) -> str:
+    """What is done to make an output, as its step is called."""
+    return "quantize" if build.of else "convert"
+
+
+def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step]:
+    """All that must be done to make some outputs; a step in `ended` has been done while the job was resolved."""
+    work, lock = bench.work, bench.lock
+    made = [] if "source" in ended else [Step(name="source", action=source_action(work, lock))]
+    made += [
+        Step(
+            name="environment",
+            action=environment_action(work, lock, bench.log("environment")),
+            log=bench.log("environment"),
+        )
+    ]
+    quantizing = [build for build in stale if build.of]
+    if quantizing:
+        made.append(Step(name="binaries", action=binaries_action(work, lock)))
+    here = {step.name for step in made} | {build.name for build in stale}
+    names = locks.names(work.job)
+    after = () if "source" in ended or _ordinary(stale) else ("source",)
+    for (wanted, name), step in _fetched(stale, names).items():
+        made.append(Step(name=step, action=fetch_action(work, lock, wanted, name), needs=after))
+    for build in stale:
+        log = bench.log(f"{verb(build)} {build.name}")
+        if build.of:
+            of = next((f"verify {other.name}" for other in stale if other.output == build.of), None)
+            needs: Iterable[str] = ("binaries", *([of] if of else []))
+            action = outputs.quantize_action(bench, build, functools.partial(tool, work, lock, "llama-quantize"))
+        else:
+            fetched = _fetched([build], names).values()
+            needs = ("environment", *(["source"] if "source" in here else []), *fetched)
+            action = outputs.convert_action(bench, build)
+        step = f"{verb(build)} {build.name}"
+        made.append(Step(name=step, action=action, needs=tuple(needs), heavy=True, log=log))
+        made.append(Step(name=f"verify {build.name}", action=outputs.verify_action(bench, build), needs=(step,), log=log))
+    return made
+
+
+def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:
+    pairs = dict.fromkeys(need for build in stale for need in build.needs)
+    first = dict(reversed(pairs))
+    return {(wanted, name): f"fetch {names[wanted]}" + ("" if first[wanted] == name else f" as {name}") for wanted, name in pairs}
+
+
+def _ordinary(stale: list[Build]) -> bool:
+    return all(build.output.type in ALWAYS[build.output.kind] for build in stale if not build.of)

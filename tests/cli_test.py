@@ -14,7 +14,7 @@ import yaml
 
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli
-from llamacpp_orchestrator import spec
+from llamacpp_orchestrator import jobfile
 from tests.conftest import Answer
 
 Orchestrate = Callable[..., Answer]
@@ -44,7 +44,7 @@ def test_a_run_that_is_up_to_date_imports_nothing_heavy(orchestrate: Orchestrate
 
 def test_init_writes_a_job_that_parses_and_never_overwrites(orchestrate: Orchestrate, world: Path) -> None:
     assert orchestrate("init").code == 0
-    assert spec.load(world / "job.yaml").models
+    assert jobfile.load(world / "job.yaml").models
     answer = orchestrate("init")
     assert answer.code == 2 and "exists already" in answer.err
     assert orchestrate("init", "no/where.yaml").code == 2
@@ -53,7 +53,7 @@ def test_init_writes_a_job_that_parses_and_never_overwrites(orchestrate: Orchest
 def test_schema_describes_the_starter(orchestrate: Orchestrate) -> None:
     schema = orchestrate("schema").json()
     job = schema["$defs"]["Job"]
-    assert set(yaml.safe_load(spec.STARTER)) <= set(job["properties"]) and "models" in job["required"]
+    assert set(yaml.safe_load(jobfile.STARTER)) <= set(job["properties"]) and "models" in job["required"]
 
 
 def test_convert_needs_no_job_file(orchestrate: Orchestrate, data: Path, world: Path) -> None:
@@ -66,7 +66,7 @@ def test_convert_needs_no_job_file(orchestrate: Orchestrate, data: Path, world: 
     assert orchestrate(*asked).err.count("current convert") == 2
     assert not list(world.glob("orchestrate*.yaml"))
     assert orchestrate(*asked, "--write-job", job).code == 0
-    assert spec.load(job).environment.overrides == ("torch==2.13.0",) and (world / "kept.lock.yaml").is_file()
+    assert jobfile.load(job).environment.overrides == ("torch==2.13.0",) and (world / "kept.lock.yaml").is_file()
     again = orchestrate(*asked, "--write-job", job)
     assert again.code == 2 and "exists already" in again.err
 

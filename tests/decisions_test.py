@@ -12,6 +12,7 @@ from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import quantize
@@ -213,7 +214,7 @@ models:
 
 
 def a_job(text: bytes = TEXT) -> spec.Job:
-    return spec.parse(text, Path("job.yaml"))
+    return jobfile.parse(text, Path("job.yaml"))
 
 
 def a_lock(job: spec.Job) -> locks.Lock:

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
-from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.hub import HubFile
@@ -28,7 +28,7 @@ REPO = "https://github.com/ggml-org/llama.cpp"
 REQUIREMENTS = (
     f"numpy==1.26.4 \\\n    --hash=sha256:{'1' * 64}\ntorch==2.13.0 ; sys_platform == 'linux' \\\n    --hash=sha256:{'2' * 64}\n"
 )
-JOB = spec.parse(
+JOB = jobfile.parse(
     b"version: 1\nllama_cpp: {tag: b11434}\nmodels: [{source: org/m, quantize: [Q4_0], loras: [org/l]}]\n", Path("job.yaml")
 )
 

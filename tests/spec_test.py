@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.errors import JobError
 
@@ -18,7 +19,7 @@ HEAD = "version: 1\nllama_cpp: {tag: b11434}\n"
 
 
 def parse(text: str) -> spec.Job:
-    return spec.parse(text.encode(), FILE)
+    return jobfile.parse(text.encode(), FILE)
 
 
 def model(text: str) -> spec.Model:
@@ -27,12 +28,12 @@ def model(text: str) -> spec.Model:
 
 def complaint(text: str | bytes) -> str:
     with pytest.raises(JobError) as caught:
-        spec.parse(text if isinstance(text, bytes) else text.encode(), FILE)
+        jobfile.parse(text if isinstance(text, bytes) else text.encode(), FILE)
     return "\n".join(caught.value.lines())
 
 
 def test_starter_parses_as_it_is() -> None:
-    job = parse(spec.STARTER)
+    job = parse(jobfile.STARTER)
     assert [output.path.name for output in spec.outputs(job, Path("/work"))] == [
         "SmolLM2-135M-Instruct-bf16.gguf",
         "SmolLM2-135M-Instruct-Q8_0.gguf",
@@ -253,10 +254,10 @@ def test_load(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     for path, said in ((file, "no such file"), (tmp_path, "is a folder, not a job file")):
         with pytest.raises(JobError, match=said):
-            spec.load(path)
+            jobfile.load(path)
     file.write_text(HEAD + "models:\n- source: ./m\n  loras: [./l]\nenvironment: {path: venv}\noutput: job.yaml\n")
     with pytest.raises(JobError) as caught:
-        spec.load(file)
+        jobfile.load(file)
     lines = caught.value.message.splitlines()
     assert [line.split(": ")[1] for line in lines] == [
         "models[0].source",
@@ -268,14 +269,14 @@ def test_load(tmp_path: Path) -> None:
     for name in ("m", "l", "venv"):
         (tmp_path / name).mkdir()
     file.write_text(file.read_text().replace("job.yaml", "dist"))
-    assert spec.load(file).models[0].name == "m"
+    assert jobfile.load(file).models[0].name == "m"
     (tmp_path / "m").rmdir()
     with pytest.raises(JobError, match=r"models\[0\].source"):
-        spec.check_folders(parse(file.read_text()), file)
+        jobfile.check_folders(parse(file.read_text()), file)
 
 
 def test_schema_knows_every_key_and_short_form() -> None:
-    found = json.loads(json.dumps(spec.schema()))["$defs"]
+    found = json.loads(json.dumps(jobfile.schema()))["$defs"]
     for part in (spec.Job, spec.Model, spec.Lora, spec.LlamaCpp, spec.Binaries, spec.Environment):
         keys = found[part.__name__]["properties"]
         assert list(keys) == [field.name for field in msgspec.structs.fields(part)]
@@ -289,19 +290,19 @@ def test_schema_knows_every_key_and_short_form() -> None:
 
 def job_text(folder: Path, **asked: object) -> str:
     plain = {"model": "a/b", "loras": (), "outtypes": (), "quantize": (), "tag": "", "output": "dist", "folder": folder}
-    return spec.job_text(**{**plain, **asked})  # type: ignore[arg-type]
+    return jobfile.job_text(**{**plain, **asked})  # type: ignore[arg-type]
 
 
 def test_the_text_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bare").mkdir()
     text = job_text(tmp_path / "jobs", model="bare", loras=("./no", "a/b@v1"), outtypes=("f16",), quantize=("Q8_0",), tag="b1")
-    job = spec.parse(text.encode(), tmp_path / "jobs" / "job.yaml")
+    job = jobfile.parse(text.encode(), tmp_path / "jobs" / "job.yaml")
     [found] = job.models
     assert (found.source, found.name, found.outtype, found.quantize) == ("../bare", "bare", ("f16",), ("Q8_0",))
     assert [(lora.source, lora.name, lora.revision) for lora in found.loras] == [("../no", "no", "main"), ("a/b", "b", "v1")]
     assert (job.output, job.llama_cpp.tag) == ("../dist", "b1")
-    job = spec.parse(job_text(tmp_path).encode(), tmp_path / "job.yaml")
+    job = jobfile.parse(job_text(tmp_path).encode(), tmp_path / "job.yaml")
     assert (job.output, job.llama_cpp.tag, job.models[0].source) == ("dist", spec.DEFAULT_TAG, "a/b")
     assert "source: ./bare\n" in job_text(tmp_path, model="bare")
     assert f"source: {tmp_path}\n" in job_text(tmp_path, model=str(tmp_path)) or os.sep == "\\"

@@ -1,0 +1,119 @@
+"""What the commands share: their options, and how these become a job to work on, a voice and an end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from typing import Any
+
+import click
+
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import first
+
+if TYPE_CHECKING:
+    from llamacpp_orchestrator.driver import Options
+    from llamacpp_orchestrator.pins import Work
+    from llamacpp_orchestrator.report import Reporter
+    from llamacpp_orchestrator.report import Result
+    from llamacpp_orchestrator.spec import Job
+
+
+SPEAKING = (
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("--quiet", "-q", is_flag=True, help="Say only what fails."),
+    click.option("--verbose", "-v", is_flag=True, help="Also say how each step proceeds."),
+    click.option("--no-progress", is_flag=True, help="Plain lines, no redrawing."),
+)
+
+
+def shared(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every command which works on a job has."""
+    options = (
+        click.option("--locked", is_flag=True, help="The lock must exist and fit the job; nothing is resolved anew."),
+        click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine."),
+        click.option("--force", is_flag=True, help="Make everything anew, and overwrite files that are not ours."),
+        click.option("--jobs", type=click.IntRange(1), metavar="N", help="At most N conversions at a time."),
+        click.option("--keep-going", is_flag=True, help="After a failure, go on with what does not depend on it."),
+        *SPEAKING,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def speaking(command: Callable[..., None]) -> Callable[..., None]:
+    """The options about output alone."""
+    for option in reversed(SPEAKING):
+        command = option(command)
+    return command
+
+
+def load(file: Path, flags: dict[str, Any]) -> Work:
+    """The job in a file, on this machine."""
+    from llamacpp_orchestrator import jobfile
+
+    return work(jobfile.load(file), file.absolute(), flags)
+
+
+def work(job: Job, file: Path, flags: dict[str, Any]) -> Work:
+    """A job on this machine; `file` is where it lies, or would lie."""
+    import msgspec
+
+    from llamacpp_orchestrator import settings
+    from llamacpp_orchestrator.pins import Work
+    from llamacpp_orchestrator.store import Store
+
+    found = msgspec.structs.replace(settings.load(os.environ), offline=flags.get("offline", False))
+    return Work(job=job, file=file, settings=found, store=Store(found.cache))
+
+
+def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Options:
+    """How to go about a job; one without a file (`kept` false) has no lock beside it."""
+    from llamacpp_orchestrator.driver import Options
+
+    chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
+    return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept, write_lock=kept, upgrade=upgrade)
+
+
+@contextmanager
+def shown(flags: dict[str, Any]) -> Iterator[Reporter]:
+    """A voice for what happens, as the options want it, while signals end it in good order."""
+    from llamacpp_orchestrator import process
+    from llamacpp_orchestrator import report
+
+    quiet, verbose = flags.get("quiet", False), flags.get("verbose", False)
+    progress = not flags.get("no_progress", False)
+    manner = report.voice(sys.stderr, os.environ, quiet=quiet, verbose=verbose, progress=progress)
+    with process.stoppable(), report.reporting(manner) as show:
+        yield show
+
+
+def run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
+    """Do whole jobs, and end as they did."""
+    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import report
+
+    try:
+        with shown(flags) as show:
+            result = driver.run_all(works, options(flags, kept), show)
+    except OrchestrateError as error:
+        if flags["as_json"]:
+            failed = {"status": "failed", "error": error.lines(), "seconds": 0.0, "steps": [], "outputs": []}
+            report.result(failed, (), as_json=True)
+        raise
+    finish(result, flags)
+
+
+def finish(result: Result, flags: dict[str, Any]) -> None:
+    """Show what came of a run; raises its failures."""
+    from llamacpp_orchestrator import report
+
+    report.result(result.document(), result.lines(), flags["as_json"])
+    if result.errors:
+        raise first(result.errors)
