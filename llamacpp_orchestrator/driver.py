@@ -100,7 +100,7 @@ def settle(
     """
     path = locks.path_for(work.file)
     old = locks.read(path) if options.read_lock else None
-    stale = locks.stale_reasons(work.job, old)
+    stale = locks.stale_reasons(work.job, old) + pins.unpinned_reasons(work, old if options.locked else None)
     if options.locked and options.upgrade:
         raise JobError("--locked and --upgrade exclude each other", "leave one of them out")
     if options.locked and stale:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ from packaging.utils import InvalidWheelFilename
 from packaging.utils import canonicalize_name
 from packaging.utils import parse_wheel_filename
 
+from llamacpp_orchestrator import download
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
@@ -32,6 +35,9 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
+
+if TYPE_CHECKING:
+    from pypi_simple import DistributionPackage
 
 MINORS = ("3.12", "3.11", "3.10", "3.13", "3.14")
 SCRIPTS = ("convert_hf_to_gguf", "convert_lora_to_gguf")
@@ -143,24 +149,22 @@ def find_links_files(locations: Iterable[str]) -> list[str]:
     return names
 
 
-def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], settings: Settings, torch_index: str | None) -> str:
+def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, torch_index: str | None) -> str:
     """The interpreter's minor version that upstream's pins allow here; OrchestrateError names those it would take."""
     wanted = merged(lines, overrides)
     allowed: list[set[str]] = []
     nearby: list[set[str]] = []
-    local = find_links_files(settings.index.find_links)
+    local = find_links_files(index.find_links)
     for name in DECISIVE:
         if name not in wanted:
             continue
         near = supported(wanted[name], local)
         nearby += [near] if near else []
-        listed = [
-            file for url in (*_pages(settings.index), *([torch_index] if torch_index else [])) for file in _listed(url, name)
-        ]
-        if listed or near:
-            allowed.append(near | supported(wanted[name], listed))
+        files = [file.filename for url in (*_pages(index), *([torch_index] if torch_index else [])) for file in listed(url, name)]
+        if files or near:
+            allowed.append(near | supported(wanted[name], files))
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    ranked = order(allowed, nearby, running, _installed(settings))
+    ranked = order(allowed, nearby, running, _installed(index))
     if not ranked:
         pins = ", ".join(str(wanted[name]) for name in DECISIVE if name in wanted)
         raise OrchestrateError(
@@ -171,34 +175,55 @@ def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], settings: 
 
 
 def _pages(index: Index) -> tuple[str, ...]:
-    return tuple(url for url in (index.index_url, *index.extra_index_urls) if url.startswith("http"))
+    return tuple(url for url in (*index.index_urls, *index.extra_index_urls) if url.startswith("http"))
 
 
-def _listed(url: str, name: str) -> list[str]:
-    # What cannot be read here is left to uv, which asks the same index again and explains.
+def listed(url: str, project: str) -> list[DistributionPackage]:
+    """The files that an index has of a project; none when it cannot be read."""
+    # That is left to uv, which asks the same index again and explains.
     import requests
     from pypi_simple import PyPISimple
 
     try:
         with PyPISimple(url) as client:
-            return [package.filename for package in client.get_project_page(name, timeout=15).packages]
+            return client.get_project_page(project, timeout=15).packages
     except (requests.RequestException, LookupError, ValueError):
         return []
 
 
-def torch_index(torch: str, settings: Settings) -> str | None:
-    """PyTorch's own index for one build of it (cpu, cu128, ...); None for `upstream`, which means the configured indexes."""
-    return None if torch == "upstream" else f"{settings.torch_index}/{torch}"
+def places(torch: str, settings: Settings, tell: Callable[[str], None]) -> tuple[Index, str | None]:
+    """Where packages come from: of several indexes the first that answers, and PyTorch's own for a build (cpu, cu128, ...).
+
+    PyTorch's is None for `upstream`, which means the configured indexes, and where it cannot be reached, which is told.
+    """
+    index, own = settings.index, torch_indexes(torch, settings)
+    if settings.offline:
+        return index, own[0] if own else None
+    if len(index.index_urls) > 1:
+        first = _reachable(index.index_urls, "numpy", tell) or index.index_urls[0]
+        index = msgspec.structs.replace(index, index_urls=(first,))
+    extra = _reachable(own, "torch", tell)
+    if own and extra is None:
+        tell("note: PyTorch's index cannot be reached; torch comes from the configured indexes, perhaps in a larger build")
+    return index, extra
 
 
-def reachable(url: str) -> bool:
-    """Whether an index answers within a few seconds."""
+def torch_indexes(torch: str, settings: Settings) -> tuple[str, ...]:
+    """PyTorch's own index for one build of it, on each of the places that are set; none for `upstream`."""
+    return () if torch == "upstream" else tuple(f"{url}/{torch}" for url in settings.torch_index)
+
+
+def _reachable(urls: tuple[str, ...], project: str, tell: Callable[[str], None]) -> str | None:
+    """The first index that has a page for a project within a few seconds."""
     import requests
 
-    try:
-        return requests.get(f"{url}/torch/", timeout=(5, 10), stream=True).status_code < 400
-    except requests.RequestException:
-        return False
+    for url, following in zip(urls, (*urls[1:], ""), strict=True):
+        with contextlib.suppress(requests.RequestException):
+            if not url.startswith("http") or requests.get(f"{url}/{project}/", timeout=(5, 10), stream=True).status_code < 400:
+                return url
+        if following:
+            tell(f"note: {download.shown(url)} does not answer; trying {download.shown(following)}")
+    return None
 
 
 def resolve(
@@ -207,11 +232,8 @@ def resolve(
     """Resolve upstream's requirements for every platform at once; a conflict is shown in uv's own words."""
     lines = upstream_requirements(tree)
     merged((), overrides)
-    extra = torch_index(torch, settings)
-    if extra and not reachable(extra):
-        tell("note: PyTorch's index cannot be reached; torch comes from the configured indexes, perhaps in a larger build")
-        extra = None
-    minor = choose_python(lines, overrides, settings, extra) if python == "auto" else python
+    index, extra = places(torch, settings, tell)
+    minor = choose_python(lines, overrides, index, extra) if python == "auto" else python
     tell(f"resolving for Python {minor}")
     wanted, replaced = work / "requirements.in", work / "overrides.txt"
     wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -219,7 +241,7 @@ def resolve(
     argv = (uv(), "pip", "compile", "--quiet", "--no-config", "--universal", "--generate-hashes", "--no-header", "--no-annotate")
     asked = ("--no-build", "--python-version", minor, "--override", str(replaced), str(wanted))
     try:
-        text = process.capture(Command((*argv, *asked), cwd=str(work), env=_uv_env(settings, extra)), timeout=600)
+        text = process.capture(Command((*argv, *asked), cwd=str(work), env=_uv_env(index, extra)), timeout=600)
     except CommandFailed as error:
         raise _conflict(error, minor) from error
     return Pin(python=minor, requirements=text.replace("\r\n", "\n"))
@@ -235,18 +257,18 @@ def _conflict(error: CommandFailed, minor: str) -> OrchestrateError:
 
 def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell: Callable[[str], None]) -> None:
     """Make the venv in `dest` and install exactly the pinned files, wheels only, hashes required."""
-    extra = torch_index(torch, settings)
-    env = _uv_env(settings, extra if extra and reachable(extra) else None)
+    index, extra = places(torch, settings, tell)
+    env = _uv_env(index, extra, settings.offline)
     base = sys.executable if pin.python == f"{sys.version_info.major}.{sys.version_info.minor}" else pin.python
-    listed = dest / "requirements.txt"
-    listed.write_text(pin.requirements, encoding="utf-8", newline="\n")
+    pinned = dest / "requirements.txt"
+    pinned.write_text(pin.requirements, encoding="utf-8", newline="\n")
     venv = dest / "venv"
     try:
         tell(f"making a venv for Python {pin.python}")
         process.stream(Command((uv(), "venv", "--no-config", "--no-project", "--python", base, str(venv)), env=env), log)
         python = str(python_in(venv))
-        argv = (uv(), "pip", "sync", "--no-config", "--require-hashes", "--no-build", "--python", python, str(listed))
-        process.stream(Command(argv, env=env), log, tell)
+        argv = (uv(), "pip", "sync", "--no-config", "--require-hashes", "--no-build", "--python", python, str(pinned))
+        process.stream(Command((*argv, *(() if index.index_urls else ("--no-index",))), env=env), log, tell)
     except CommandFailed as error:
         hint = "check the network and the free space; for a Python that uv cannot fetch, install it or set `environment.python`"
         raise CommandFailed(
@@ -280,9 +302,9 @@ def own(path: Path, job: Path) -> Path:
     return python
 
 
-def _installed(settings: Settings) -> list[str]:
+def _installed(index: Index) -> list[str]:
     try:
-        env = _uv_env(settings, None)
+        env = _uv_env(index, None)
         text = process.capture(
             Command((uv(), "python", "list", "--quiet", "--only-installed", "--output-format", "json"), env=env)
         )
@@ -298,8 +320,8 @@ def uv() -> str:
     return find_uv_bin()
 
 
-def _uv_env(settings: Settings, torch: str | None) -> tuple[tuple[str, str], ...]:
-    return process.clean_env(**index_variables(settings.index, torch, os.environ))
+def _uv_env(index: Index, torch: str | None, offline: bool = False) -> tuple[tuple[str, str], ...]:
+    return process.clean_env(**index_variables(index, torch, os.environ), **({"UV_OFFLINE": "1"} if offline else {}))
 
 
 def index_variables(index: Index, torch: str | None, environ: Mapping[str, str]) -> dict[str, str]:
@@ -317,7 +339,7 @@ def index_variables(index: Index, torch: str | None, environ: Mapping[str, str])
         kept.pop(name, None)
     extra = (*([torch] if torch else []), *index.extra_index_urls)
     set_here = {
-        "UV_DEFAULT_INDEX": index.index_url,
+        "UV_DEFAULT_INDEX": next(iter(index.index_urls), ""),
         "UV_INDEX": " ".join(extra),
         "UV_FIND_LINKS": ",".join(index.find_links),
         "SSL_CERT_FILE": index.cert or "",

@@ -168,7 +168,7 @@ def _receipt(bench: Bench, build: Build, files: list[Path]) -> artifact.Receipt:
         type=build.output.type,
         recipe=build.recipe,
         command=build.command.argv,
-        inputs=build.inputs,
+        inputs=_inputs(bench, build),
         versions=artifact.Versions(
             tool=llamacpp_orchestrator.__version__,
             tag=lock.llama_cpp.tag,
@@ -179,6 +179,19 @@ def _receipt(bench: Bench, build: Build, files: list[Path]) -> artifact.Receipt:
         ),
         files=tuple(artifact.record(file) for file in files),
         job=_way(bench.work.file, build.output.path.parent),
+    )
+
+
+def _inputs(bench: Bench, build: Build) -> tuple[artifact.Input, ...]:
+    views = {name: building.view(bench.work, bench.lock.files(wanted), name) for wanted, name in build.needs}
+
+    def sha256(name: str) -> str:
+        view, _, path = name.partition("/")
+        return bench.work.store.sha256(views[view] / path)
+
+    return tuple(
+        msgspec.structs.replace(each, sha256=sha256(each.name)) if each.digest.startswith("git:") else each
+        for each in build.inputs
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import adapters
+from llamacpp_orchestrator import download
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
@@ -37,6 +38,7 @@ from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.store import remove
 from llamacpp_orchestrator.store import write_atomically
 
 TREE_MARK = "tree.sha256"
@@ -104,32 +106,42 @@ def steps(work: Work, found: Found, binaries: bool = False, first_use: bool = Fa
 
 def _source(work: Work, found: Found) -> Action:
     def action(tell: Tell) -> str:
-        if found.source is None:
-            asked = work.job.llama_cpp
-            work.online(f"what the tag {asked.tag} points at")
-            resolved = ROUTES[work.settings.llama_cpp_from].resolve(asked.repo, asked.tag, work.settings)
-            commit = resolved if work.settings.llama_cpp_from == "git" else ""
-            pin = SourcePin(tag=asked.tag, repo=asked.repo, tree="", commit=commit, package="" if commit else resolved)
-            before = work.store.has("source", pin.key())
-            path = get_tree(work, pin, tell)
-            found.source = msgspec.structs.replace(pin, tree=(path / TREE_MARK).read_text(encoding="utf-8"))
-        else:
-            before = work.store.has("source", found.source.key())
-            get_tree(work, found.source, tell)
+        pin = found.source or _resolved(work, tell)
+        before = work.store.has("source", pin.key())
+        path = get_tree(work, pin, tell)
+        found.source = msgspec.structs.replace(pin, tree=(path / TREE_MARK).read_text(encoding="utf-8"))
         return "current" if before else "done"
 
     return action
 
 
+def _resolved(work: Work, tell: Tell) -> SourcePin:
+    asked = work.job.llama_cpp
+    work.online(f"what the tag {asked.tag} points at")
+
+    def ask(route: str) -> SourcePin:
+        resolved = ROUTES[route].resolve(asked.repo, asked.tag, work.settings, tell)
+        exact = {"commit": resolved} if route == "git" else {"package": resolved}
+        return SourcePin(tag=asked.tag, repo=asked.repo, tree="", **exact)
+
+    return download.first_answer(work.settings.llama_cpp_from, ask, tell)
+
+
 def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
-    """The converter tree of a pin, by the route that is set; IntegrityError when its content is not the locked one."""
-    route = ROUTES[work.settings.llama_cpp_from]
+    """The converter tree of a pin, by the routes that are set; IntegrityError when its content is not the locked one."""
 
     def make(dest: Path) -> None:
         work.online(f"the converter tree of {pin.tag}")
-        fits = bool(pin.commit) == (work.settings.llama_cpp_from == "git")
-        resolved = (pin.commit or pin.package) if fits else route.resolve(pin.repo, pin.tag, work.settings)
-        route.checkout(pin.repo, pin.tag, resolved, dest, work.settings, lambda done, total: tell(progress(done, total)))
+
+        def ask(route: str) -> None:
+            remove(dest)
+            dest.mkdir()
+            fits = bool(pin.commit) == (route == "git")
+            module, settings = ROUTES[route], work.settings
+            resolved = (pin.commit or pin.package) if fits else module.resolve(pin.repo, pin.tag, settings, tell)
+            module.checkout(pin.repo, pin.tag, resolved, dest, settings, tell)
+
+        download.first_answer(work.settings.llama_cpp_from, ask, tell)
         write_atomically(dest / TREE_MARK, source.tree_digest(dest))
 
     def unhealthy(path: Path) -> str:
@@ -188,15 +200,22 @@ def _unpinned(work: Work, assets: tuple[releases.Asset, ...]) -> list[releases.A
     return []
 
 
+def unpinned_reasons(work: Work, lock: Lock | None) -> list[str]:
+    """Why a lock cannot vouch for the programs that this machine would use: no digest of them was published or locked."""
+    lacking = _unpinned(work, lock.assets) if lock and lock.assets and locks.uses_binaries(work.job) else []
+    return [
+        f"{asset.name}: its digest was never published, and it is not locked (`orchestrate run` does it)" for asset in lacking
+    ]
+
+
 def _assets(work: Work, found: Found, first_use: bool) -> Action:
     def action(tell: Tell) -> str:
         asked = work.job.llama_cpp
         if found.assets is None:
             work.online(f"the list of the release {asked.tag}")
-            found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings)
+            found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings, tell)
         for asset in _unpinned(work, found.assets) if first_use else ():
-            folder, github = work.store.folder("downloads"), work.settings.github
-            pinned = releases.pin(asset, folder, lambda done, total: tell(progress(done, total)), github)
+            pinned = releases.pin(asset, work.store.folder("downloads"), work.settings, tell)
             tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {pinned.sha256}")
             found.assets = tuple(pinned if each == asset else each for each in found.assets)
         return "done"
@@ -206,18 +225,18 @@ def _assets(work: Work, found: Found, first_use: bool) -> Action:
 
 def _files(work: Work, found: Found, wanted: Wanted) -> Action:
     def action(tell: Tell) -> str:
-        found.models[wanted] = look(work, wanted)
+        found.models[wanted] = look(work, wanted, tell)
         return "done"
 
     return action
 
 
-def look(work: Work, wanted: Wanted) -> FilesPin:
+def look(work: Work, wanted: Wanted, tell: Tell = lambda text: None) -> FilesPin:
     """The files that a source holds now; those in a folder are examined too, before anything is downloaded."""
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
     if not spec.is_folder(wanted.source):
         work.online(f"the list of files of {wanted.source}@{wanted.revision}")
-        snapshot = hub.list_hub(wanted.source, wanted.revision, work.settings, **how)
+        snapshot = hub.list_hub(wanted.source, wanted.revision, work.settings, tell, **how)
         return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files)
     folder = work.folder(wanted.source)
     snapshot = hub.list_folder(folder, sha256=work.store.sha256, **how)
@@ -274,8 +293,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise OrchestrateError(f"{path} is not a JSON object", "download or copy it again")
     return value
-
-
-def progress(done: int, total: int) -> str:
-    """How far a download is, in bytes."""
-    return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"

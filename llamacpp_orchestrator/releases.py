@@ -11,10 +11,10 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -33,7 +33,9 @@ from llamacpp_orchestrator.host import Host
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.settings import Settings
 
-GITHUB = "https://github.com"
+GITHUB, GITHUB_API = "https://github.com", "https://api.github.com"
+Tell = Callable[[str], None]
+NONSENSE = 200  # a good status, and yet no answer
 PAGES = (30, 100)  # an answer of exactly so many assets may be one page of more
 MIRROR_HINT = "set mirrors (ORCHESTRATE_GITHUB_API_URL, ORCHESTRATE_GITHUB_URL); conversions alone need no programs"
 TOKEN_HINT = "set GITHUB_TOKEN (any account, no rights needed) for 5,000 requests an hour instead of 60"
@@ -72,29 +74,35 @@ CANNOT_START = (
 )
 
 
-def fetch_assets(tag: str, repo: str, settings: Settings) -> tuple[Asset, ...]:
+def fetch_assets(tag: str, repo: str, settings: Settings, tell: Tell) -> tuple[Asset, ...]:
     """All files of a release, by the API or, where that is out of reach, by asking for known names; NetworkError without any."""
     owner_name = _owner_name(repo)
-    base = f"{settings.github_api.rstrip('/')}/repos/{owner_name}/releases"
-    ours = urlsplit(settings.github_api).hostname == "api.github.com"
-    token = (os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN") or None) if ours else None
+    try:
+        return download.first_answer(settings.github_api, lambda api: _by_api(api, tag, repo, settings), tell)
+    except NetworkError as error:
+        if error.status == 404:
+            hint = "give a tag bNNNN with a release, or wait if it was made just now; `backend: none` needs none"
+            raise NetworkError(f"{owner_name} has no release {tag}, or it is still being filled", hint, 404) from error
+        if error.status not in (NONSENSE, 401) and (assets := _probe_names(tag, owner_name, settings)):
+            return assets
+        if not error.status:
+            raise NetworkError(error.message, MIRROR_HINT) from error
+        raise
+
+
+def _by_api(api: str, tag: str, repo: str, settings: Settings) -> tuple[Asset, ...]:
+    base = f"{api}/repos/{_owner_name(repo)}/releases"
+    known = os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN") or None
+    token = known if settings.trusts(api, GITHUB_API) else None
     try:
         release = download.get_json(f"{base}/tags/{quote(tag, safe='')}", token=token, settings_hint=TOKEN_HINT)
         found = list(release["assets"])
         if len(found) in PAGES:
             found = _all_pages(f"{base}/{release['id']}/assets", token)
         return tuple(_asset(each, repo, tag, settings) for each in found if each.get("state", "uploaded") == "uploaded")
-    except NetworkError as error:
-        if error.status == 404:
-            hint = "give a tag bNNNN with a release, or wait if it was made just now; `backend: none` needs none"
-            raise NetworkError(f"{owner_name} has no release {tag}, or it is still being filled", hint, 404) from error
-        if error.status != 401 and (assets := _probe_names(tag, owner_name, settings)):
-            return assets
-        if not error.status:
-            raise NetworkError(error.message, MIRROR_HINT) from error
-        raise
     except (KeyError, TypeError, AttributeError) as error:
-        raise NetworkError(f"{base} gave an answer that is not a release", "see what ORCHESTRATE_GITHUB_API_URL names") from error
+        hint = "see what ORCHESTRATE_GITHUB_API_URL names"
+        raise NetworkError(f"{base} gave an answer that is not a release", hint, NONSENSE) from error
 
 
 def candidates(tag: str) -> tuple[str, ...]:
@@ -111,48 +119,56 @@ def candidates(tag: str) -> tuple[str, ...]:
     return tuple(names) if re.fullmatch(r"b\d+|master-[0-9a-f]{7}", tag) else ()
 
 
-def pin(asset: Asset, downloads: Path, progress: download.Progress | None = None, github: str = GITHUB) -> Asset:
+def pin(asset: Asset, downloads: Path, settings: Settings, tell: Tell) -> Asset:
     """An asset with the digest of what comes from its address now; the file stays for `install`."""
-    dest = _folder(asset, downloads) / asset.name
-    digest = download.fetch(_address(asset, github), dest, sha256=None, size=asset.size, progress=progress)
-    return msgspec.structs.replace(asset, sha256=digest, size=dest.stat().st_size)
+    digest = _fetch(asset, downloads, settings, download.counted(tell), tell)
+    return msgspec.structs.replace(asset, sha256=digest, size=file_of(asset, downloads).stat().st_size)
 
 
-def _folder(asset: Asset, downloads: Path) -> Path:
+def file_of(asset: Asset, downloads: Path) -> Path:
+    """Where the file of an asset lies, or would lie, before it is unpacked."""
     # A folder for each asset: a CUDA runtime carries no tag in its name.
-    return downloads / hashlib.sha256(asset.url.encode()).hexdigest()[:16]
+    return downloads / hashlib.sha256(asset.url.encode()).hexdigest()[:16] / asset.name
 
 
-def _address(asset: Asset, github: str) -> str:
+def _fetch(asset: Asset, downloads: Path, settings: Settings, progress: download.Progress, tell: Tell) -> str:
+    def ask(url: str) -> str:
+        return download.fetch(url, file_of(asset, downloads), sha256=asset.sha256, size=asset.size, progress=progress)
+
+    return download.first_answer(addresses(asset, settings), ask, tell)
+
+
+def addresses(asset: Asset, settings: Settings) -> tuple[str, ...]:
+    """Where an asset may be had: on the mirrors of github.com, if it lies there."""
     # The lock names the place that everybody knows; which mirror stands for it is this machine's own matter.
-    return github.rstrip("/") + asset.url.removeprefix(GITHUB) if asset.url.startswith(f"{GITHUB}/") else asset.url
+    if not asset.url.startswith(f"{GITHUB}/"):
+        return (asset.url,)
+    return tuple(github + asset.url.removeprefix(GITHUB) for github in settings.github)
 
 
-def install(choice: Choice, dest: Path, downloads: Path, progress: download.Progress | None = None, github: str = GITHUB) -> None:
+def install(choice: Choice, dest: Path, downloads: Path, settings: Settings, tell: Tell) -> None:
     """Download and unpack a choice into `dest`, the CUDA runtime beside the programs. NetworkError, IntegrityError."""
     wanted = [asset for asset in (choice.archive, choice.runtime) if asset]
     total, before = sum(asset.size for asset in wanted), 0
     for asset in wanted:
 
-        def tell(done: int, _: int, before: int = before) -> None:
-            if progress:
-                progress(before + done, total)
+        def count(done: int, _: int, before: int = before) -> None:
+            download.counted(tell)(before + done, total)
 
-        file = _folder(asset, downloads) / asset.name
-        download.fetch(_address(asset, github), file, sha256=asset.sha256, size=asset.size, progress=tell)
+        _fetch(asset, downloads, settings, count, tell)
         before += asset.size
-    download.unpack(_folder(choice.archive, downloads) / choice.archive.name, dest)
+    download.unpack(file_of(choice.archive, downloads), dest)
     if choice.runtime:
         home = _any_tool(dest, "windows" if any(dest.rglob("*.exe")) else "linux").parent
         with tempfile.TemporaryDirectory(dir=dest) as scratch:
-            download.unpack(_folder(choice.runtime, downloads) / choice.runtime.name, Path(scratch))
+            download.unpack(file_of(choice.runtime, downloads), Path(scratch))
             for file in [path for path in Path(scratch).rglob("*") if path.is_symlink() or path.is_file()]:
                 os.replace(file, home / file.name)
     for path in dest.rglob("*"):
         if path.is_file() and not path.is_symlink() and _is_program(path):
             path.chmod(0o755)  # zip archives made on other systems do not say so
     for asset in wanted:
-        shutil.rmtree(_folder(asset, downloads), ignore_errors=True)
+        shutil.rmtree(file_of(asset, downloads).parent, ignore_errors=True)
 
 
 def find_tool(root: Path, name: str, system: str) -> Path:
@@ -206,7 +222,7 @@ def _asset(each: dict[str, Any], repo: str, tag: str, settings: Settings) -> Ass
     digest = str(each.get("digest") or "")
     sha256 = digest.removeprefix("sha256:") if digest.startswith("sha256:") else None
     # Where a mirror stands for github.com, its API may name itself: the lock holds the address that everybody has.
-    mirrored = "github.com" in repo and settings.github.rstrip("/") != GITHUB
+    mirrored = "github.com" in repo and settings.github != (GITHUB,)
     url = _download_url(_owner_name(repo), tag, each["name"]) if mirrored else each["browser_download_url"]
     return Asset(name=each["name"], url=url, size=each["size"], sha256=sha256)
 
@@ -216,16 +232,19 @@ def _download_url(owner_name: str, tag: str, name: str) -> str:
 
 
 def _probe_names(tag: str, owner_name: str, settings: Settings) -> tuple[Asset, ...]:
-    """Ask for each candidate by itself, which is no API call; nothing when the server does not answer."""
+    """Ask for each candidate by itself, which is no API call; nothing when no server answers."""
     asked = [Asset(name=name, url=_download_url(owner_name, tag, name)) for name in candidates(tag)]
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        try:
-            sizes = list(pool.map(download.head, [_address(asset, settings.github) for asset in asked]))
-        except NetworkError:
-            pool.shutdown(cancel_futures=True)
-            return ()
-    found = [(asset, size) for asset, size in zip(asked, sizes, strict=True) if size is not None]
-    return tuple(msgspec.structs.replace(asset, size=size) for asset, size in found)
+    for github in settings.github:
+        urls = [github + asset.url.removeprefix(GITHUB) for asset in asked]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool, contextlib.suppress(NetworkError):
+            try:
+                sizes = list(pool.map(download.head, urls))
+            finally:
+                pool.shutdown(cancel_futures=True)
+            found = [(asset, size) for asset, size in zip(asked, sizes, strict=True) if size is not None]
+            if found:
+                return tuple(msgspec.structs.replace(asset, size=size) for asset, size in found)
+    return ()
 
 
 def _is_program(path: Path) -> bool:

@@ -50,9 +50,9 @@ class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def origin(path: Path, settings: Settings, job: Path | None = None) -> tuple[Receipt, Work, Lock]:
-    """The receipt of an output, its job, and the lock that it was made with.
+    """The receipt of an output, its job, and a lock that says of it what the one of then did.
 
-    JobError when the receipt or the job cannot be found, LockError when the lock is not the one of then.
+    JobError when the receipt or the job cannot be found, LockError when the lock says something else now.
     """
     path = Path(os.path.abspath(path))
     output = path.with_name(path.name.removesuffix(artifact.SUFFIX))
@@ -66,13 +66,22 @@ def origin(path: Path, settings: Settings, job: Path | None = None) -> tuple[Rec
         )
     work = Work(job=jobfile.load(file), file=file, settings=settings, store=Store(settings.cache))
     lock = locks.read(locks.path_for(file))
-    if lock is None or locks.digest(lock) != receipt.versions.lock:
+    if lock is None or not _same(work, lock, receipt):
         have = locks.digest(lock) if lock else "none"
         raise LockError(
             f"{output.name} was made with lock {receipt.versions.lock or 'unknown'}, {locks.path_for(file).name} is {have}",
             "restore the job and its lock as they were then (git log), and try again",
         )
     return receipt, work, lock
+
+
+def _same(work: Work, lock: Lock, receipt: Receipt) -> bool:
+    """Whether a lock says of one output what it said when that was made, whatever has become of its other parts."""
+    if locks.digest(lock) == receipt.versions.lock:
+        return True
+    if locks.stale_reasons(work.job, lock):
+        return False
+    return receipt.recipe in [build.recipe for build in building.builds(work, lock) if build.output.path.name == receipt.path]
 
 
 def reproduce(path: Path, settings: Settings, job: Path | None, options: Options, report: Reporter) -> tuple[Reproduced, ...]:

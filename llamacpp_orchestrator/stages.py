@@ -88,12 +88,11 @@ def binaries_action(work: Work, lock: Lock) -> Action:
         choice = pins.choose(work, lock.assets)
         key = binaries_key(choice)
         before = work.store.has("binaries", key)
-        downloads = work.store.folder("downloads")
         tell(f"note: {choice.archive.name}: {choice.reason}")
 
         def make(dest: Path) -> None:
             work.online(choice.archive.name)
-            releases.install(choice, dest, downloads, lambda done, total: tell(pins.progress(done, total)), work.settings.github)
+            releases.install(choice, dest, work.store.folder("downloads"), work.settings, tell)
 
         path = work.store.ensure("binaries", key, make)
         releases.probe(path, pins.this_host())
@@ -149,7 +148,7 @@ def _fill(work: Work, pin: FilesPin, view: Path, tell: Tell) -> None:
             snapshot = hub.Snapshot(source=wanted.source, commit=pin.commit, files=files)
             for file in hub.missing(snapshot):
                 work.online(f"{file.path} of {wanted.source}")
-            origin = hub.fetch(snapshot, work.settings, lambda done, total: tell(pins.progress(done, total)))
+            origin = hub.fetch(snapshot, work.settings, tell)
             pins.examine(origin, wanted, files)
     hub.make_view(pin.files, origin, view)
 

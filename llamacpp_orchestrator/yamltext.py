@@ -148,14 +148,14 @@ def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
         extra = {name: value for meta in metas for name, value in (meta.extra or {}).items()}
     if isinstance(wanted, types.UnionType):
         wanted = typing.get_args(wanted)[0]
-    if isinstance(data, str) and "short" in extra:
+    if short := isinstance(data, str) and "short" in extra:
         data = extra["short"](data)
     kind: type = list if typing.get_origin(wanted) is tuple else dict if issubclass(wanted, msgspec.Struct) else str
     if not isinstance(data, kind):
         say(reading, where, f"expected {KINDS[kind]}, found {KINDS[type(data)]}")
     elif isinstance(data, list):
         item = typing.get_args(wanted)[0]
-        return [fit(reading, value, item, f"{where}[{index}]") for index, value in enumerate(data)]
+        return [fit(reading, value, item, where if short else f"{where}[{index}]") for index, value in enumerate(data)]
     elif isinstance(data, dict):
         return _fit_record(reading, data, wanted, where)
     elif complaint := _fit_text(str(data), wanted, extra):

@@ -96,7 +96,7 @@ def test_the_pins_of_2024_do_not_allow_python_3_13() -> None:
 
 def test_index_settings_reach_uv_in_its_environment_only() -> None:
     index = Index(
-        index_url="https://u:p@example.org/simple", extra_index_urls=("https://b",), find_links=("/wheels",), cert="/ca.pem"
+        index_urls=("https://u:p@example.org/simple",), extra_index_urls=("https://b",), find_links=("/wheels",), cert="/ca.pem"
     )
     environ = {"UV_INDEX_URL": "https://old", "UV_CACHE_DIR": "/c", "HTTPS_PROXY": "http://proxy", "HF_TOKEN": "secret"}
     assert environment.index_variables(index, "https://torch/cpu", environ) == {
@@ -108,8 +108,10 @@ def test_index_settings_reach_uv_in_its_environment_only() -> None:
         "SSL_CERT_FILE": "/ca.pem",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
-    assert environment.torch_index("upstream", Settings(cache=Path("c"), index=index)) is None
-    assert environment.torch_index("cu128", Settings(cache=Path("c"), torch_index="https://t", index=index)) == "https://t/cu128"
+    assert environment.torch_indexes("upstream", Settings(cache=Path("c"), index=index)) == ()
+    assert environment.torch_indexes("cu128", Settings(cache=Path("c"), torch_index=("https://t",), index=index)) == (
+        "https://t/cu128",
+    )
 
 
 def test_python_is_found_in_every_layout(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from tests.stage.hub import safetensors
 BASE = ("config.json", "model.safetensors", "tokenizer.json")
 
 
-def nothing(done: int, total: int) -> None:
+def nothing(text: str) -> None:
     """Progress that nobody watches."""
 
 
@@ -63,13 +63,16 @@ def server(cache: Path) -> Iterator[Hub]:
         made.shutdown()
 
 
+PLACE = hub.Place(endpoint="https://huggingface.co", repo_id="org/m", revision="main", trusted=True)
+
+
 def settings(url: str) -> Settings:
-    return Settings(cache=Path("unused"), huggingface=url, index=Index(index_url="http://127.0.0.1:9/simple"))
+    return Settings(cache=Path("unused"), huggingface=(url,), index=Index(index_urls=("http://127.0.0.1:9/simple",)))
 
 
 def listed(server: Hub, repo: str = "org/m", **how: Any) -> Snapshot:
     wanted: dict[str, Any] = {"kind": "model", "weights": True, "remote_code": False, **how}
-    return hub.list_hub(repo, "main", settings(server.url), **wanted)
+    return hub.list_hub(repo, "main", settings(server.url), nothing, **wanted)
 
 
 def fetched(server: Hub, snapshot: Snapshot) -> dict[str, bytes]:
@@ -352,7 +355,7 @@ def test_a_view_on_a_full_disk_is_no_success(tmp_path: Path, monkeypatch: pytest
 
 def test_a_listing_is_pinned_and_fetched(server: Hub, cache: Path) -> None:
     server.files |= {"evil.py": b"x", "pytorch_model.bin": b"x" * 5000}
-    found, seen = listed(server), list[tuple[int, int]]()
+    found, seen = listed(server), list[str]()
     assert found.commit == COMMIT
     assert huggingface_hub.get_session().timeout.read == hub.LIMIT_SECONDS
     assert {file.path: file.sha256 or file.oid for file in found.files} == {
@@ -360,11 +363,10 @@ def test_a_listing_is_pinned_and_fetched(server: Hub, cache: Path) -> None:
     }
     total = sum(len(content) for content in MODEL.values())
     assert sum(file.size for file in hub.missing(found)) == total
-    folder = hub.fetch(found, settings(server.url), lambda done, size: seen.append((done, size)))
+    folder = hub.fetch(found, settings(server.url), seen.append)
     assert folder == cache / "models--org--m" / "snapshots" / COMMIT
     assert {name: (folder / name).read_bytes() for name in MODEL} == MODEL
-    assert seen[-1] == (total, total)
-    assert all(done <= total for done, _ in seen)
+    assert seen[-1] == f"{total / 1e6:.1f} of {total / 1e6:.1f} MB"
     assert hub.missing(found) == ()
     asked = server.seen.total()
     assert fetched(server, found) == MODEL
@@ -421,7 +423,7 @@ def test_misspelt(server: Hub, repo: str, message: str, hint: str) -> None:
 def test_gated_on_the_hub_itself(cache: Path, monkeypatch: pytest.MonkeyPatch, token: str, message: str, hint: str) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     error = type("GatedRepoError", (Exception,), {})("no")
-    explained = hub.explain(error, 403, "org/m", "main", settings("https://huggingface.co"))
+    explained = hub.explain(error, 403, PLACE)
     assert re.search(message, explained.message)
     assert hint in explained.hint
 
@@ -436,7 +438,7 @@ def test_gated_on_the_hub_itself(cache: Path, monkeypatch: pytest.MonkeyPatch, t
     ],
 )
 def test_other_words(cache: Path, error: Exception, kind: type[OrchestrateError], message: str) -> None:
-    explained = hub.explain(error, 0, "org/m", "main", settings("https://huggingface.co"))
+    explained = hub.explain(error, 0, PLACE)
     assert type(explained) is kind
     assert re.search(message, explained.message)
 
@@ -452,7 +454,7 @@ def test_a_silent_hub_meets_the_time_limit(server: Hub, monkeypatch: pytest.Monk
 
 def test_an_unreachable_hub(cache: Path) -> None:
     with pytest.raises(NetworkError, match="cannot be read from http://127.0.0.1:9") as caught:
-        hub.list_hub("org/m", "main", settings("http://127.0.0.1:9"), kind="model", weights=True, remote_code=False)
+        hub.list_hub("org/m", "main", settings("http://127.0.0.1:9"), nothing, kind="model", weights=True, remote_code=False)
     assert "mirror (HF_ENDPOINT)" in caught.value.hint
 
 

@@ -34,6 +34,13 @@ from llamacpp_orchestrator.settings import Settings
 DATA = Path(__file__).parent / "data"
 RELEASES = {each["tag"]: each for each in json.loads((DATA / "assets.json").read_text())}
 CASES = json.loads((DATA / "asset-cases.json").read_text())
+PLAIN = Settings(cache=Path("unused"), index=Index())
+
+
+def nothing(text: str) -> None:
+    pass
+
+
 REPO = "https://github.com/ggml-org/llama.cpp"
 
 
@@ -215,7 +222,7 @@ class Github:
         threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
 
     def settings(self, cache: Path) -> Settings:
-        return Settings(cache=cache, github=self.url, github_api=f"{self.url}/api", index=Index())
+        return Settings(cache=cache, github=(self.url,), github_api=(f"{self.url}/api",), index=Index())
 
     def release(self, tag: str, *names: str, path: str = "/api/repos/ggml-org/llama.cpp/releases/tags/") -> None:
         found = [
@@ -247,16 +254,19 @@ def test_fetch_assets(github: Github, tmp_path: Path, monkeypatch: pytest.Monkey
         {"name": "half.zip", "size": 0, "digest": None, "browser_download_url": "https://github.com/z", "state": "starter"},
     ]
     github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b1%2F2"] = (200, json.dumps({"assets": listed}).encode(), {})
-    found = releases.fetch_assets("b1/2", REPO + ".git", github.settings(tmp_path))
+    found = releases.fetch_assets("b1/2", REPO + ".git", github.settings(tmp_path), nothing)
     where = "https://github.com/ggml-org/llama.cpp/releases/download/b1%2F2"  # no mirror: the list goes into the lock
     assert found == (
         Asset(name="a b.zip", url=f"{where}/a%20b.zip", size=5, sha256="ab" * 32),
         Asset(name="c.zip", url=f"{where}/c.zip", size=6),
     )
     assert github.seen[0][2] == ""
-    plain = Settings(cache=tmp_path, github_api=f"{github.url}/api", index=Index())
-    assert [asset.url for asset in releases.fetch_assets("b1/2", REPO, plain)] == ["https://github.com/x", "https://github.com/y"]
-    elsewhere = releases.fetch_assets("b1/2", "https://git.example.org/ggml-org/llama.cpp", github.settings(tmp_path))
+    plain = Settings(cache=tmp_path, github_api=(f"{github.url}/api",), index=Index())
+    assert [asset.url for asset in releases.fetch_assets("b1/2", REPO, plain, nothing)] == [
+        "https://github.com/x",
+        "https://github.com/y",
+    ]
+    elsewhere = releases.fetch_assets("b1/2", "https://git.example.org/ggml-org/llama.cpp", github.settings(tmp_path), nothing)
     assert [asset.url for asset in elsewhere] == ["https://github.com/x", "https://github.com/y"], "as that server says"
 
 
@@ -277,7 +287,7 @@ def test_the_token_goes_to_the_api_of_github_only(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv("NO_PROXY", raising=False)
         path = f"{host}/repos/ggml-org/llama.cpp/releases/tags/b9"
         github.files[path] = (200, b'{"assets": []}', {})
-        assert releases.fetch_assets("b9", REPO, Settings(cache=tmp_path, github_api=host, index=Index())) == ()
+        assert releases.fetch_assets("b9", REPO, Settings(cache=tmp_path, github_api=(host,), index=Index()), nothing) == ()
         assert github.seen[-1] == ("GET", path, token)
     github.httpd.shutdown()
     github.httpd.server_close()
@@ -290,7 +300,7 @@ def test_fetch_assets_of_many_pages(github: Github, tmp_path: Path) -> None:
     for page, part in ((1, names[:100]), (2, names[100:])):
         listed = [{"name": name, "size": 1, "browser_download_url": "https://github.com/x"} for name in part]
         github.files[f"{base}/7/assets?per_page=100&page={page}"] = (200, json.dumps(listed).encode(), {})
-    assert [asset.name for asset in releases.fetch_assets("b9", REPO, github.settings(tmp_path))] == names
+    assert [asset.name for asset in releases.fetch_assets("b9", REPO, github.settings(tmp_path), nothing)] == names
 
 
 LIMITED = (403, b"{}", {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1700000000"})
@@ -302,7 +312,7 @@ def test_a_spent_rate_limit_is_no_obstacle(github: Github, tmp_path: Path) -> No
     path = f"/ggml-org/llama.cpp/releases/download/b3878/{name}"
     github.files[path] = (302, b"", {"Location": "/store"})
     github.files["/store"] = (200, b"12345", {})
-    assert releases.fetch_assets("b3878", REPO, github.settings(tmp_path)) == (
+    assert releases.fetch_assets("b3878", REPO, github.settings(tmp_path), nothing) == (
         Asset(name=name, url="https://github.com" + path, size=5),
     )
 
@@ -310,11 +320,11 @@ def test_a_spent_rate_limit_is_no_obstacle(github: Github, tmp_path: Path) -> No
 def test_a_spent_rate_limit_and_no_file(github: Github, tmp_path: Path) -> None:
     github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = LIMITED
     with pytest.raises(NetworkError, match="resets at 2023-11-14 22:13 UTC") as caught:
-        releases.fetch_assets("b3878", REPO, github.settings(tmp_path))
+        releases.fetch_assets("b3878", REPO, github.settings(tmp_path), nothing)
     assert "GITHUB_TOKEN" in caught.value.hint
-    nowhere = Settings(cache=tmp_path, github="http://127.0.0.1:9", github_api=f"{github.url}/api", index=Index())
+    nowhere = Settings(cache=tmp_path, github=("http://127.0.0.1:9",), github_api=(f"{github.url}/api",), index=Index())
     with pytest.raises(NetworkError, match="rate limit"):
-        releases.fetch_assets("b3878", REPO, nowhere)
+        releases.fetch_assets("b3878", REPO, nowhere, nothing)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +339,7 @@ def test_a_spent_rate_limit_and_no_file(github: Github, tmp_path: Path) -> None:
 def test_fetch_assets_refused(github: Github, tmp_path: Path, answer: tuple[int, bytes, dict[str, str]], said: str) -> None:
     github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = answer
     with pytest.raises(NetworkError, match=said):
-        releases.fetch_assets("b3878", REPO, github.settings(tmp_path))
+        releases.fetch_assets("b3878", REPO, github.settings(tmp_path), nothing)
     assert [command for command, _, _ in github.seen] == ["GET"]
 
 
@@ -417,21 +427,24 @@ def test_install(tmp_path: Path, layout: str, known: bool) -> None:
     archive = publish(tmp_path / "site", name, pack(content), known)
     runtime_name, runtime_pack, runtime_file = RUNTIMES[system]
     runtime = publish(tmp_path / "site", runtime_name, runtime_pack({runtime_file: b"cuda"}), known)
-    told: list[tuple[int, int]] = []
+    told: list[str] = []
     choice = Choice(archive=archive, runtime=runtime, reason="", backend="cuda")
-    releases.install(choice, tmp_path / "dest", tmp_path / "downloads", lambda done, total: told.append((done, total)))
+    releases.install(choice, tmp_path / "dest", tmp_path / "downloads", PLAIN, told.append)
     tool = releases.find_tool(tmp_path / "dest", "llama-quantize", system)
     assert tool.name == program
     assert (tool.parent / Path(runtime_file).name).read_bytes() == b"cuda"
     assert (tool.parent / "libllama.so").read_bytes() == b"lib"
     assert os.access(tool, os.X_OK)
-    assert told[-1] == (archive.size + runtime.size,) * 2
+    total = f"{(archive.size + runtime.size) / 1e6:.1f}"
+    assert told[-1] == f"{total} of {total} MB"
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
 def test_install_without_runtime_or_progress(tmp_path: Path) -> None:
     archive = publish(tmp_path / "site", "llama-b1-bin-ubuntu-x64.zip", pack_zip({"build/bin/llama-cli": PROGRAM}))
-    releases.install(Choice(archive=archive, runtime=None, reason="", backend="cpu"), tmp_path / "dest", tmp_path / "downloads")
+    releases.install(
+        Choice(archive=archive, runtime=None, reason="", backend="cpu"), tmp_path / "dest", tmp_path / "downloads", PLAIN, nothing
+    )
     assert (tmp_path / "dest/build/bin/llama-cli").is_file()
 
 
@@ -440,7 +453,11 @@ def test_install_of_other_bytes(tmp_path: Path) -> None:
     (tmp_path / "site" / archive.name).write_bytes(pack_zip({"llama-cli": b"#!/bin/evil"}))
     with pytest.raises(IntegrityError, match=str(archive.sha256)):
         releases.install(
-            Choice(archive=archive, runtime=None, reason="", backend="cpu"), tmp_path / "dest", tmp_path / "downloads"
+            Choice(archive=archive, runtime=None, reason="", backend="cpu"),
+            tmp_path / "dest",
+            tmp_path / "downloads",
+            PLAIN,
+            nothing,
         )
     assert not (tmp_path / "dest").exists()
 
@@ -532,7 +549,7 @@ def test_probe_of_nothing(tmp_path: Path) -> None:
 
 def test_an_api_out_of_reach_is_no_matter_of_tokens(tmp_path: Path) -> None:
     nowhere = "http://127.0.0.1:9"
-    away = Settings(cache=tmp_path, github=nowhere, github_api=nowhere, index=Index(index_url=nowhere))
+    away = Settings(cache=tmp_path, github=(nowhere,), github_api=(nowhere,), index=Index(index_urls=(nowhere,)))
     with pytest.raises(NetworkError) as error:
-        releases.fetch_assets("b11434", "https://github.com/ggml-org/llama.cpp", away)
+        releases.fetch_assets("b11434", "https://github.com/ggml-org/llama.cpp", away, nothing)
     assert "ORCHESTRATE_GITHUB_API_URL" in error.value.hint and "TOKEN" not in error.value.hint

@@ -41,9 +41,9 @@ find_links: [wheels, "https://c.org/z"]
 cert: config.yaml
 """
     found = load(tmp_path, config)
-    assert (found.cache, found.github, found.llama_cpp_from) == (tmp_path / "cache", "https://mirror.org/github", "pypi")
+    assert (found.cache, found.github, found.llama_cpp_from) == (tmp_path / "cache", ("https://mirror.org/github",), ("pypi",))
     assert found.index == settings.Index(
-        index_url="https://packages.org/simple",
+        index_urls=("https://packages.org/simple",),
         extra_index_urls=("https://a.org/x", "https://b.org/y"),
         find_links=(str(tmp_path / "wheels"), "https://c.org/z"),
         cert=str(tmp_path / "config.yaml"),
@@ -59,9 +59,50 @@ cert: config.yaml
         ORCHESTRATE_LLAMA_CPP_FROM="git",
         PIP_INDEX_URL="https://pip.org/simple",
     )
-    assert (found.cache, found.github, found.github_api) == (tmp_path / "other", "http://127.0.0.1:1", "http://127.0.0.1:2")
-    assert (found.huggingface, found.torch_index, found.llama_cpp_from) == ("http://127.0.0.1:3", "http://127.0.0.1:4", "git")
-    assert found.index.index_url == "https://pip.org/simple"
+    assert (found.cache, found.github, found.github_api) == (tmp_path / "other", ("http://127.0.0.1:1",), ("http://127.0.0.1:2",))
+    assert (found.huggingface, found.torch_index) == (("http://127.0.0.1:3",), ("http://127.0.0.1:4",))
+    assert found.llama_cpp_from == ("git",)
+    assert found.index.index_urls == ("https://pip.org/simple",)
+
+
+def test_several_places_in_order(tmp_path: Path) -> None:
+    config = """\
+github: [https://a.org/gh, https://github.com]
+huggingface: https://b.org https://huggingface.co
+index_url: [https://c.org/simple, https://d.org/simple]
+llama_cpp_from: [git, pypi]
+token_hosts: [B.org, "c.org:8443"]
+"""
+    found = load(tmp_path, config)
+    assert found.github == ("https://a.org/gh", "https://github.com")
+    assert found.huggingface == ("https://b.org", "https://huggingface.co")
+    assert found.index.index_urls == ("https://c.org/simple", "https://d.org/simple")
+    assert found.llama_cpp_from == ("git", "pypi")
+    found = load(
+        tmp_path,
+        HF_ENDPOINT="https://x.org/, https://y.org",
+        ORCHESTRATE_LLAMA_CPP_FROM="pypi,git",
+        PIP_INDEX_URL="https://p.org/simple https://q.org/simple",
+    )
+    assert found.huggingface == ("https://x.org", "https://y.org") and found.llama_cpp_from == ("pypi", "git")
+    assert found.index.index_urls == ("https://p.org/simple", "https://q.org/simple")
+
+
+@pytest.mark.parametrize(
+    ("url", "trusted"),
+    [
+        ("https://huggingface.co", True),
+        ("https://b.org", True),
+        ("https://c.org:8443/hub", True),
+        ("https://c.org", False),
+        ("https://huggingface.co.evil.org", False),
+        ("https://huggingface.co@evil.org", False),
+        ("https://mirror.org/https://huggingface.co", False),
+    ],
+)
+def test_who_may_be_sent_a_token(tmp_path: Path, url: str, trusted: bool) -> None:
+    found = load(tmp_path, ORCHESTRATE_TOKEN_HOSTS="b.org C.org:8443")
+    assert found.trusts(url, "https://huggingface.co") is trusted
 
 
 PIP = """\
@@ -119,7 +160,7 @@ def test_package_indexes(
     tmp_path: Path, environ: dict[str, str], url: str, extra: tuple[str, ...], links: tuple[str, ...]
 ) -> None:
     found = load(tmp_path, pip=PIP, **environ).index
-    assert (found.index_url, found.extra_index_urls, found.find_links) == (url, extra, links)
+    assert (found.index_urls, found.extra_index_urls, found.find_links) == ((url,), extra, links)
 
 
 def test_relative_folders_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +202,7 @@ def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_the_usual_config_file_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platformdirs, "user_config_path", lambda *names, **options: tmp_path / "none")
-    assert settings.load({"PIP_CONFIG_FILE": os.devnull}).github == "https://github.com"
+    assert settings.load({"PIP_CONFIG_FILE": os.devnull}).github == ("https://github.com",)
 
 
 HOME, PREFIX = Path("/home/me"), Path("/venv")

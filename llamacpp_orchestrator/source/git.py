@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import process
-from llamacpp_orchestrator.download import Progress
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
@@ -28,6 +27,7 @@ from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import PATTERNS
 from llamacpp_orchestrator.source import wanted
 
+Tell = Callable[[str], None]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TAG = re.compile(r"b\d+|master-[0-9a-f]{7,}|[0-9a-f]{40}|v?\d[\w.]*", re.ASCII)
 SCHEMES = ("https", "http", "ssh", "file")
@@ -58,11 +58,17 @@ FIXED = {
 }  # fmt: skip
 
 
-def resolve(repo: str, tag: str, settings: Settings) -> str:
+def resolve(repo: str, tag: str, settings: Settings, tell: Tell) -> str:
     """The commit that a tag points at; a tag that is not there is an error that names the nearest ones."""
-    url = address(repo, settings)
+    urls = addresses(repo, settings)
     _check_tag(tag)
+    return tag if COMMIT.fullmatch(tag) else download.first_answer(urls, lambda url: resolve_at(url, tag), tell)
+
+
+def resolve_at(url: str, tag: str) -> str:
+    """The commit that a tag points at in one repository; of a commit only that the repository answers."""
     if COMMIT.fullmatch(tag):
+        _ask(url, "HEAD")
         return tag
     ref = f"refs/tags/{tag}"
     found = {name: commit for commit, _, name in (line.partition("\t") for line in _ask(url, ref, f"{ref}^{{}}").splitlines())}
@@ -81,13 +87,20 @@ def nearest(listed: str, tag: str) -> list[str]:
     return [f"b{number}" for number in sorted(sorted(numbers, key=lambda number: abs(number - wished))[:4])]
 
 
-def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, progress: Progress) -> None:
+def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell) -> None:
     """Put the wanted files of one commit into an empty folder; nothing of git stays there.
 
     IntegrityError when the tag means another commit by now.
     """
-    url = address(repo, settings)
+    urls = addresses(repo, settings)
     _check_tag(tag)
+    download.first_answer(urls, lambda url: _fetch(url, tag, resolved, dest), tell)
+    if not (dest / "convert_hf_to_gguf.py").is_file():
+        lacking = f"{download.shown(urls[0])} at {tag} has no convert_hf_to_gguf.py"
+        raise OrchestrateError(lacking, "choose a llama.cpp tag from b3878 on")
+
+
+def _fetch(url: str, tag: str, resolved: str, dest: Path) -> None:
     what = resolved if COMMIT.fullmatch(tag) else f"refs/tags/{tag}"
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=".git-", ignore_cleanup_errors=True) as scratch:
         lean, whole = Path(scratch) / "lean", Path(scratch) / "whole"
@@ -101,9 +114,6 @@ def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings,
                 raise
             root = _tree(whole, url, what, tag, resolved)
         _take(root, dest)
-    if not (dest / "convert_hf_to_gguf.py").is_file():
-        lacking = f"{download.shown(url)} at {tag} has no convert_hf_to_gguf.py"
-        raise OrchestrateError(lacking, "choose a llama.cpp tag from b3878 on")
 
 
 def _tree(root: Path, url: str, what: str, tag: str, resolved: str, *how: str) -> Path:
@@ -132,13 +142,15 @@ def _take(root: Path, dest: Path) -> None:
             shutil.move(path, dest / name)
 
 
-def address(repo: str, settings: Settings) -> str:
-    """The URL that is asked, on the mirror if one is set; JobError for a transport that could run programs."""
+def addresses(repo: str, settings: Settings) -> tuple[str, ...]:
+    """The URLs that are asked, on the mirrors if some are set; JobError for a transport that could run programs."""
     host = urlsplit(repo).netloc.rpartition("@")[2]
     if urlsplit(repo).scheme not in SCHEMES or host.startswith("-") or re.search(r"[\s\x00-\x1f]", repo):
         allowed = ", ".join(f"{known}://" for known in SCHEMES)
         raise JobError(f"llama_cpp.repo: `{repo}` is not an address to give to git", f"write a URL that begins with {allowed}")
-    return settings.github + repo.removeprefix("https://github.com") if repo.startswith("https://github.com/") else repo
+    if not repo.startswith("https://github.com/"):
+        return (repo,)
+    return tuple(github + repo.removeprefix("https://github.com") for github in settings.github)
 
 
 def _check_tag(tag: str) -> None:

