@@ -29,10 +29,22 @@ def orchestrate() -> None:
 
 @orchestrate.command()
 @click.argument("jobs_files", metavar="JOB...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--bundle", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="Take all from a bundle; ask no server."
+)
 @sharing.shared
-def run(jobs_files: tuple[Path, ...], **flags: Any) -> None:
+def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None:
     """Do the whole job: set up, fetch, convert, quantize, verify."""
-    sharing.run([sharing.load(file, flags) for file in jobs_files], flags, kept=True)
+    if bundle and len(jobs_files) > 1:
+        raise click.UsageError("--bundle goes with one JOB.")
+    works = [sharing.load(file, flags, folders=not bundle) for file in jobs_files]
+    if bundle:
+        from llamacpp_orchestrator import bundle as bundling
+
+        with sharing.shown(flags):
+            works = [bundling.opened(bundle, works[0])]
+        flags["locked"] = True
+    sharing.run(works, flags, kept=True)
 
 
 @orchestrate.command()
@@ -161,6 +173,27 @@ def verify(paths: tuple[Path, ...], deep: bool, **flags: Any) -> None:
         raise OrchestrateError("not everything is as its receipt says", "make it again: orchestrate run JOB --force")
 
 
+@orchestrate.command()
+@JOB
+@click.option("--output", "-o", "file", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The file to write.")
+@click.option("--platform", default="", metavar="NAME", help="linux-x64, windows-x64, macos-arm64, ...; this one by default.")
+@sharing.shared
+def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
+    """Pack all that the lock of JOB names into one file, for `run --bundle` on a machine without a network."""
+    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import report
+
+    if file.exists() and not flags["force"]:
+        raise JobError(f"{file} exists already", "choose another name, or use --force")
+    if not file.absolute().parent.is_dir():
+        raise JobError(f"{file.parent} is not a folder", "make it first")
+    work = sharing.load(job, flags)
+    with sharing.shown(flags) as show:
+        made = driver.pack(work, sharing.options(flags), platform, file.absolute(), show)
+    count = made.stat().st_size
+    report.result({"path": str(made), "size": count}, [f"{report.size(count):>9}  {made}"], flags["as_json"])
+
+
 @orchestrate.command(name="reproduce")
 @click.argument("receipt", type=click.Path(exists=True, path_type=Path))
 @click.option(
@@ -263,7 +296,10 @@ def cache_list(as_json: bool) -> None:
 
 @cache.command(name="prune")
 @click.option(
-    "--kind", "kinds", multiple=True, help="Only entries of this kind: source, binaries, environments, views, downloads, logs."
+    "--kind",
+    "kinds",
+    multiple=True,
+    help="Only entries of this kind: source, binaries, environments, views, bundles, downloads, logs.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:

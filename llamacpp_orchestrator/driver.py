@@ -12,6 +12,7 @@ import msgspec
 
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import bundle
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import host
@@ -275,6 +276,18 @@ def setup(work: Work, options: Options, report: Reporter) -> Result:
         done = _carry_out(made, options, report)
         events, errors = events + done, [_error(event) for event in done if event.status == "failed"]
     return result(began, events, errors, [], work)
+
+
+def pack(work: Work, options: Options, platform: str, file: Path, report: Reporter) -> Path:
+    """Pack all that the lock names for a platform into one file; where it lies. Raises the failures of what could not be had."""
+    platform = platform or bundle.platform_of(pins.this_host())
+    lock = bundle.pinned(work, _settled(work, options, report), platform, lambda text: report(Event("lock", "note", text)))
+    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="bundle-") as scratch:
+        made = bundle.steps(work, lock, platform, Path(scratch), file)
+        failed = [_error(event) for event in _carry_out(made, options, report) if event.status == "failed"]
+    if failed:
+        raise first(failed)
+    return file
 
 
 def preview(work: Work, options: Options, report: Reporter) -> plan.Plan:

@@ -138,15 +138,15 @@ def order(allowed: Iterable[set[str]], nearby: Iterable[set[str]], running: str,
     return sorted(fitting, key=lambda minor: (minor not in near, minor not in have, minor != running, MINORS.index(minor)))
 
 
-def find_links_files(locations: Iterable[str]) -> list[str]:
-    """The file names in the find-links folders; pages are left to uv."""
-    names: list[str] = []
+def find_links_paths(locations: Iterable[str]) -> list[Path]:
+    """The files in the find-links folders; pages are left to uv."""
+    found: list[Path] = []
     for location in locations:
         parts = urlsplit(location)
         folder = Path(unquote(parts.path)) if parts.scheme == "file" else Path(location)
         if folder.is_dir():
-            names += [file.name for file in folder.iterdir()]
-    return names
+            found += folder.iterdir()
+    return found
 
 
 def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, torch_index: str | None) -> str:
@@ -154,7 +154,7 @@ def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], index: Ind
     wanted = merged(lines, overrides)
     allowed: list[set[str]] = []
     nearby: list[set[str]] = []
-    local = find_links_files(index.find_links)
+    local = [path.name for path in find_links_paths(index.find_links)]
     for name in DECISIVE:
         if name not in wanted:
             continue

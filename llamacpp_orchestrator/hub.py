@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -299,6 +300,24 @@ def _download(snapshot: Snapshot, file: HubFile, place: Place, count: Callable[[
     bar = type("Bar", (tqdm,), {"update": lambda _, amount=1: count(int(amount)), "update_transfer": lambda _, amount=1: None})
     where |= {"token": place.token, "cache_dir": cache_folder(), "etag_timeout": LIMIT_SECONDS, "tqdm_class": bar}
     hf_hub_download(snapshot.source, file.path, **where)
+
+
+def place(snapshot: Snapshot, file: HubFile, origin: Path) -> None:
+    """Put a checked file into the hub's cache as the library would: a blob by its digest, and a link in the snapshot."""
+    path, blob = cached(snapshot, file), _repository(snapshot) / "blobs" / (file.sha256 or file.oid)
+    for folder in (path.parent, blob.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    for dest in (blob, path):
+        staged = dest.with_name(f".{os.getpid()}.{blob.name}.new")
+        staged.unlink(missing_ok=True)
+        try:
+            if dest is path:
+                staged.symlink_to(os.path.relpath(blob, path.parent))
+            else:
+                os.link(origin, staged)
+        except OSError:
+            shutil.copyfile(origin, staged)  # no links on this disk, or not for this user
+        os.replace(staged, dest)
 
 
 def probe(snapshot: Snapshot, file: HubFile, settings: Settings) -> str:

@@ -51,8 +51,8 @@ def parse(text: bytes, path: Path) -> Job:
     return _parse(text, path)[0]
 
 
-def load(path: Path) -> Job:
-    """The job in a file, its folders looked up; JobError with every complaint, or why the file cannot be read."""
+def load(path: Path, folders: bool = True) -> Job:
+    """The job in a file, its `folders` looked up; JobError with every complaint, or why the file cannot be read."""
     try:
         with path.open("rb") as file:
             text = file.read(yamltext.MAX_BYTES + 1)
@@ -62,7 +62,8 @@ def load(path: Path) -> Job:
         why = "is a folder, not a job file" if path.is_dir() else f"cannot be read: {error.strerror}"
         raise JobError(f"{path}: {why}", "name the job file, for example job.yaml") from error
     job, reading = _parse(text, path)
-    _look_up(job, path, reading)
+    if folders:
+        _look_up(job, path, reading)
     return job
 
 

@@ -332,6 +332,11 @@ def write(path: Path, lock: Lock) -> None:
         write_atomically(path, text)
 
 
+def hashes(lock: Lock) -> frozenset[str]:
+    """The sha256 of every file that may be installed into the environment, in hex."""
+    return frozenset(re.findall(r"sha256:([0-9a-f]{64})", lock.environment.requirements if lock.environment else ""))
+
+
 def digest(lock: Lock) -> str:
     """The sha256 of the lock's text, as receipts name it."""
     return hashlib.sha256(text_of(lock).encode()).hexdigest()

@@ -48,16 +48,21 @@ this_host = functools.lru_cache(maxsize=1)(host.detect)
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One job on this machine: what was asked, relative to which file, with which settings and which cache."""
+    """One job on this machine: what was asked, relative to which file, with which settings and which cache.
+
+    Out of a bundle come `folders`, which stand for folders of the job, and `archives`, the only ones that may be chosen.
+    """
 
     job: Job
     file: Path
     settings: Settings
     store: Store
+    folders: dict[str, Path] = {}
+    archives: frozenset[str] | None = None
 
     def folder(self, text: str) -> Path:
         """A folder as the job names it."""
-        return spec.folder(text, self.file.parent)
+        return self.folders.get(text) or spec.folder(text, self.file.parent)
 
     def online(self, what: str) -> None:
         """Raise NetworkError if the network would have to be asked and may not."""
@@ -190,7 +195,8 @@ def choose(work: Work, assets: tuple[releases.Asset, ...]) -> releases.Choice:
     if asked.backend == "none":
         message = f"{work.file.name}: `quantize` needs the release binaries, and binaries.backend is none"
         raise JobError(message, "set `backend: cpu`")
-    return releases.choose(work.job.llama_cpp.tag, assets, this_host(), asked.backend, asked.cuda)
+    usable = tuple(asset for asset in assets if work.archives is None or asset.name in work.archives)
+    return releases.choose(work.job.llama_cpp.tag, usable, this_host(), asked.backend, asked.cuda)
 
 
 def _unpinned(work: Work, assets: tuple[releases.Asset, ...]) -> list[releases.Asset]:
@@ -242,6 +248,22 @@ def look(work: Work, wanted: Wanted, tell: Tell = lambda text: None) -> FilesPin
     snapshot = hub.list_folder(folder, sha256=work.store.sha256, **how)
     examine(folder, wanted, snapshot.files)
     return FilesPin(wanted=wanted, files=snapshot.files)
+
+
+def origin(work: Work, pin: FilesPin, tell: Tell) -> Path:
+    """The folder that holds the files of a pin, each checked; those of the hub are fetched, small ones and their checks first."""
+    wanted = pin.wanted
+    if spec.is_folder(wanted.source):
+        return work.folder(wanted.source)
+    folder = Path()
+    light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
+    for files in (light, pin.files):
+        snapshot = hub.Snapshot(source=wanted.source, commit=pin.commit, files=files)
+        for file in hub.missing(snapshot):
+            work.online(f"{file.path} of {wanted.source}")
+        folder = hub.fetch(snapshot, work.settings, tell)
+        examine(folder, wanted, files)
+    return folder
 
 
 def examine(folder: Path, wanted: Wanted, files: tuple[hub.HubFile, ...]) -> None:

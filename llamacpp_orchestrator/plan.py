@@ -12,6 +12,7 @@ from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
+from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Build
@@ -97,10 +98,11 @@ def check_offline(work: Work, lock: Lock, stale: Iterable[Build], programs: bool
     stale, lacking = list(stale), []
     if not work.store.has("source", lock.llama_cpp.key()):
         lacking.append(f"the converter tree of {lock.llama_cpp.tag}")
-    if lock.environment and not work.store.has("environments", lock.environment.pin().digest()):
+    built = lock.environment is None or work.store.has("environments", lock.environment.pin().digest())
+    if not built and work.settings.index.index_urls:
         lacking.append("the Python environment")
     if programs and not work.store.has("binaries", stages.binaries_key(choice := pins.choose(work, lock.assets))):
-        lacking.append(choice.archive.name)
+        lacking += [] if releases.here(choice, work.store.folder("downloads")) else [choice.archive.name]
     for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
         lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in missing_files(pin)]
     if lacking:

@@ -131,6 +131,18 @@ def file_of(asset: Asset, downloads: Path) -> Path:
     return downloads / hashlib.sha256(asset.url.encode()).hexdigest()[:16] / asset.name
 
 
+def here(choice: Choice, downloads: Path) -> bool:
+    """Whether the archives of a choice lie here already, still packed."""
+    wanted = [asset for asset in (choice.archive, choice.runtime) if asset]
+    return all(file_of(asset, downloads).is_file() for asset in wanted)
+
+
+def fetched(asset: Asset, downloads: Path, settings: Settings, tell: Tell) -> Path:
+    """The file of an asset, checked and still packed."""
+    _fetch(asset, downloads, settings, download.counted(tell), tell)
+    return file_of(asset, downloads)
+
+
 def _fetch(asset: Asset, downloads: Path, settings: Settings, progress: download.Progress, tell: Tell) -> str:
     def ask(url: str) -> str:
         return download.fetch(url, file_of(asset, downloads), sha256=asset.sha256, size=asset.size, progress=progress)

@@ -54,11 +54,11 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def load(file: Path, flags: dict[str, Any]) -> Work:
-    """The job in a file, on this machine."""
+def load(file: Path, flags: dict[str, Any], folders: bool = True) -> Work:
+    """The job in a file, on this machine, where its `folders` must be."""
     from llamacpp_orchestrator import jobfile
 
-    return work(jobfile.load(file), file.absolute(), flags)
+    return work(jobfile.load(file, folders), file.absolute(), flags)
 
 
 def work(job: Job, file: Path, flags: dict[str, Any]) -> Work:

@@ -17,7 +17,6 @@ from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.outputs import Bench
@@ -67,7 +66,8 @@ def environment_action(work: Work, lock: Lock, log: Path) -> Action:
         before = work.store.has("environments", pin.digest())
 
         def make(dest: Path) -> None:
-            work.online("the Python environment")
+            if work.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
+                work.online("the Python environment")
             environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
 
         work.store.ensure(
@@ -91,7 +91,8 @@ def binaries_action(work: Work, lock: Lock) -> Action:
         tell(f"note: {choice.archive.name}: {choice.reason}")
 
         def make(dest: Path) -> None:
-            work.online(choice.archive.name)
+            if not releases.here(choice, work.store.folder("downloads")):
+                work.online(choice.archive.name)
             releases.install(choice, dest, work.store.folder("downloads"), work.settings, tell)
 
         path = work.store.ensure("binaries", key, make)
@@ -132,25 +133,15 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
             return "" if whole else "files behind the view have gone"
 
         before = view.exists() and not unhealthy(view.parent)
-        work.store.ensure("views", view.parent.name, lambda entry: _fill(work, pin, entry / name, tell), unhealthy)
+        work.store.ensure(
+            "views",
+            view.parent.name,
+            lambda entry: hub.make_view(pin.files, pins.origin(work, pin, tell), entry / name),
+            unhealthy,
+        )
         return "current" if before else "done"
 
     return action
-
-
-def _fill(work: Work, pin: FilesPin, view: Path, tell: Tell) -> None:
-    wanted = pin.wanted
-    if wanted in pins.local_folders(work):
-        origin = work.folder(wanted.source)
-    else:
-        light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
-        for files in (light, pin.files):
-            snapshot = hub.Snapshot(source=wanted.source, commit=pin.commit, files=files)
-            for file in hub.missing(snapshot):
-                work.online(f"{file.path} of {wanted.source}")
-            origin = hub.fetch(snapshot, work.settings, tell)
-            pins.examine(origin, wanted, files)
-    hub.make_view(pin.files, origin, view)
 
 
 def verb(build: Build) -> str:

@@ -18,10 +18,14 @@ import pytest
 import yaml
 
 from llamacpp_orchestrator.__main__ import main
+from tests.stage import TAG as TAG
+from tests.stage.fixtures import github as github
+from tests.stage.fixtures import hub as hub
+from tests.stage.fixtures import linux as linux
+from tests.stage.fixtures import repository as repository
 
 ROOT = Path(__file__).resolve().parents[1]
 NOWHERE = "http://127.0.0.1:9"
-TAG = "b11434"
 
 
 class Answer(msgspec.Struct):

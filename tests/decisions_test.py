@@ -130,7 +130,9 @@ def test_an_own_environment_must_be_one(tmp_path: Path) -> None:
 
 def test_find_links_folders(tmp_path: Path) -> None:
     (tmp_path / "a.whl").touch()
-    assert environment.find_links_files([str(tmp_path), tmp_path.as_uri(), "https://example.org/page"]) == ["a.whl", "a.whl"]
+    assert (
+        environment.find_links_paths([str(tmp_path), tmp_path.as_uri(), "https://example.org/page"]) == [tmp_path / "a.whl"] * 2
+    )
 
 
 @pytest.mark.parametrize(

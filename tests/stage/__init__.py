@@ -1,1 +1,3 @@
 """What the driver talks to, on loopback only, with real content behind it."""
+
+TAG = "b11434"

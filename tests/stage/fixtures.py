@@ -1,0 +1,95 @@
+"""The stage as fixtures: servers on loopback with real content behind them, and the settings that point at them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamacpp_orchestrator import host
+from tests.stage import TAG
+from tests.stage.github import GitHub
+from tests.stage.github import git
+from tests.stage.hub import Hub
+
+# Copies what it is given, as a quantization to the type that the file has already would.
+TOOL = """#!/bin/sh
+[ "$1" = --version ] && { echo "version: 11434"; exit 0; }
+echo "[ 1/ 2] x"
+[ "$3" = Q9 ] && { echo "invalid ftype"; exit 1; }
+cp "$1" "$2"
+"""
+
+
+@pytest.fixture
+def linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The identity of a plain machine, which the archive fits."""
+    found = host.Host(
+        system="linux" if host.system() == "linux" else "macos", arch="x64", libc="glibc 2.36", cores=2, memory=8 * 10**9
+    )
+    monkeypatch.setattr("llamacpp_orchestrator.pins.this_host", lambda: found)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Callable[[], Path]:
+    """The real tree of the tag as a repository like upstream's, with files besides that nobody should fetch."""
+    root = tmp_path_factory.mktemp("git")
+
+    def make() -> Path:
+        place = root / "ggml-org" / "llama.cpp"
+        if not place.exists():
+            shutil.copytree(shared_cache / "source" / f"package-{TAG}", place)
+            (place / "complete.json").unlink()
+            (place / "tree.sha256").unlink()
+            (place / "src").mkdir()
+            (place / "src" / "llama.cpp").write_bytes(os.urandom(300_000))
+            for words in (("init", "-q", "-b", "master"), ("add", "-A"), ("commit", "-q", "-m", "one"), ("tag", TAG)):
+                git(*words, at=place)
+            git("config", "uploadpack.allowFilter", "true", at=place)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def github(
+    world: Path,
+    repository: Callable[[], Path],
+    orchestrate: Callable[..., Any],
+    job: Callable[..., Path],
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[GitHub]:
+    """A mirror of github.com and of its API, with the real tree behind it."""
+    assert orchestrate("setup", job(str(data / "tiny-llama"), name="first.yaml", binaries={"backend": "none"})).code == 0
+    with GitHub(repository()) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        for name in ("ORCHESTRATE_GITHUB_URL", "ORCHESTRATE_GITHUB_API_URL"):
+            monkeypatch.setenv(name, server.url)
+        monkeypatch.setenv("ORCHESTRATE_LLAMA_CPP_FROM", "git")
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def hub(world: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that holds the small Llama as org/m, with what nobody should download beside it."""
+    with Hub() as server:
+        server.files = {path.name: path.read_bytes() for path in (data / "tiny-llama").iterdir()}
+        server.files |= {
+            "original/consolidated.00.pth": b"x" * 5000,
+            "onnx/model.onnx": b"x" * 5000,
+            "pytorch_model.bin": b"x" * 5000,
+        }
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_SECRETSECRET")
+        yield server
+        server.over.set()
+        server.shutdown()
