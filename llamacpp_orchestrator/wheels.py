@@ -20,6 +20,7 @@ from packaging.utils import parse_wheel_filename
 
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.settings import Index
 
@@ -112,7 +113,7 @@ def collect(
     OrchestrateError names the packages of which no index has a fitting wheel.
     """
     needed = packages(pin.requirements, platform, pin.python)
-    near = environment.find_links_paths(index.find_links)
+    near = indexes.find_links_paths(index.find_links)
 
     def look(package: Package) -> tuple[File, ...]:
         files = (*_near(package, near, sha256), *_listed(package, index, torch))
@@ -142,5 +143,5 @@ def _near(package: Package, paths: Iterable[Path], sha256: Callable[[Path], str]
 def _listed(package: Package, index: Index, torch: str | None) -> Iterator[File]:
     for url in (*index.index_urls, *index.extra_index_urls, *([torch] if torch else [])):
         if url.startswith("http"):
-            for file in environment.listed(url, package.name):
+            for file in indexes.listed(url, package.name):
                 yield File(name=file.filename, place=file.url, sha256=file.digests.get("sha256", ""))

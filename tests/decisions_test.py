@@ -12,6 +12,7 @@ from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import plan
@@ -99,7 +100,7 @@ def test_index_settings_reach_uv_in_its_environment_only() -> None:
         index_urls=("https://u:p@example.org/simple",), extra_index_urls=("https://b",), find_links=("/wheels",), cert="/ca.pem"
     )
     environ = {"UV_INDEX_URL": "https://old", "UV_CACHE_DIR": "/c", "HTTPS_PROXY": "http://proxy", "HF_TOKEN": "secret"}
-    assert environment.index_variables(index, "https://torch/cpu", environ) == {
+    assert indexes.index_variables(index, "https://torch/cpu", environ) == {
         "UV_CACHE_DIR": "/c",
         "HTTPS_PROXY": "http://proxy",
         "UV_DEFAULT_INDEX": "https://u:p@example.org/simple",
@@ -108,8 +109,8 @@ def test_index_settings_reach_uv_in_its_environment_only() -> None:
         "SSL_CERT_FILE": "/ca.pem",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
-    assert environment.torch_indexes("upstream", Settings(cache=Path("c"), index=index)) == ()
-    assert environment.torch_indexes("cu128", Settings(cache=Path("c"), torch_index=("https://t",), index=index)) == (
+    assert indexes.torch_indexes("upstream", Settings(cache=Path("c"), index=index)) == ()
+    assert indexes.torch_indexes("cu128", Settings(cache=Path("c"), torch_index=("https://t",), index=index)) == (
         "https://t/cu128",
     )
 
@@ -130,9 +131,7 @@ def test_an_own_environment_must_be_one(tmp_path: Path) -> None:
 
 def test_find_links_folders(tmp_path: Path) -> None:
     (tmp_path / "a.whl").touch()
-    assert (
-        environment.find_links_paths([str(tmp_path), tmp_path.as_uri(), "https://example.org/page"]) == [tmp_path / "a.whl"] * 2
-    )
+    assert indexes.find_links_paths([str(tmp_path), tmp_path.as_uri(), "https://example.org/page"]) == [tmp_path / "a.whl"] * 2
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import settings
 from llamacpp_orchestrator.process import Command
@@ -25,10 +26,10 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter that has a real llama.cpp, transformers and PEFT."""
     venv = tmp_path_factory.mktemp("judge") / "venv"
     index = settings.load(os.environ).index
-    env = process.clean_env(**environment.index_variables(index, None, os.environ))
+    env = process.clean_env(**indexes.index_variables(index, None, os.environ))
     python = environment.choose_python(NEEDED[2:4], (), settings.load(os.environ), None)
-    process.capture(Command((environment.uv(), "venv", "--quiet", "--python", python, str(venv)), env=env))
-    install = (environment.uv(), "pip", "install", "--quiet", "--python", str(environment.python_in(venv)), *NEEDED)
+    process.capture(Command((indexes.uv(), "venv", "--quiet", "--python", python, str(venv)), env=env))
+    install = (indexes.uv(), "pip", "install", "--quiet", "--python", str(environment.python_in(venv)), *NEEDED)
     process.capture(Command(install, env=env), timeout=900)
     return environment.python_in(venv)
 

@@ -81,7 +81,7 @@ class Route(BaseHTTPRequestHandler):
             return None
         if fault in errors or (fault.startswith("once-") and self.server.seen[f"GET {self.path}"] == 1):
             status, code = errors[fault.removeprefix("once-")]
-            return self.reply(status, X_Error_Code=code)
+            return self.reply(status, X_Error_Code=code, **({"Retry_After": "0"} if status == 429 else {}))
         if fault == "page":
             return self.reply(200, b"<html>log in</html>", Content_Type="text/html")
         sha = None if fault == "no-sha" else "main" if fault == "odd-sha" else COMMIT
