@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import functools
 import hashlib
 import json
 import os
@@ -31,6 +34,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.store import file_sha256
 
 if TYPE_CHECKING:
     pass
@@ -222,6 +226,26 @@ def python_in(venv: Path) -> Path:
 def unhealthy(dest: Path) -> str:
     """Why a built environment cannot be used any more, "" when it can; its base interpreter may have gone."""
     return "" if python_in(dest / "venv").exists() else "its interpreter is gone"
+
+
+@functools.lru_cache(maxsize=8)  # a folder of outputs shares its environment
+def altered(dest: Path) -> tuple[str, ...]:
+    """The packages of a built environment whose files are no longer what their wheels, checked on arrival, recorded."""
+    found: dict[str, str] = {}
+    for record in sorted((dest / "venv").rglob("site-packages/*.dist-info/RECORD")):
+        with record.open(encoding="utf-8", newline="") as file:
+            for name, digest, _ in csv.reader(file):
+                path = record.parents[1] / name
+                if digest.startswith("sha256=") and (not path.is_file() or _recorded(path) != digest):
+                    found.setdefault(record.parent.name.removesuffix(".dist-info"), name)
+    return tuple(
+        f"the environment's package {package} was changed after it was installed: {name}" for package, name in found.items()
+    )
+
+
+def _recorded(path: Path) -> str:
+    digest = bytes.fromhex(file_sha256(path))
+    return "sha256=" + base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def own(path: Path, job: Path) -> Path:

@@ -115,10 +115,13 @@ def index_variables(index: Index, torch: str | None, environ: Mapping[str, str])
         "UV_CONSTRAINT",
     ):
         kept.pop(name, None)
-    extra = (*([torch] if torch else []), *index.extra_index_urls)
+    # The main index comes first, too: of equal versions uv takes the first index's files, and the others, PyTorch's own before
+    # all, have wheels for a few platforms only. A lock is for all of them.
+    first = index.index_urls[:1]
+    more = (*first, *([torch] if torch else []), *index.extra_index_urls)
     set_here = {
-        "UV_DEFAULT_INDEX": next(iter(index.index_urls), ""),
-        "UV_INDEX": " ".join(extra),
+        "UV_DEFAULT_INDEX": "".join(first),
+        "UV_INDEX": " ".join(more) if len(more) > len(first) else "",
         "UV_FIND_LINKS": ",".join(index.find_links),
         "SSL_CERT_FILE": index.cert or "",
     }

@@ -13,12 +13,14 @@ import msgspec
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import driver
+from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.artifact import Receipt
 from llamacpp_orchestrator.driver import Options
 from llamacpp_orchestrator.errors import JobError
@@ -129,6 +131,10 @@ def recheck(path: Path, settings: Settings) -> list[str]:
         found = source.tree_digest(building.tree(work, lock))
         if found != lock.llama_cpp.tree:
             complaints.append(f"the converter tree has digest {found}, locked {lock.llama_cpp.tree}")
+    if lock.environment and work.store.has("environments", key := lock.environment.pin().digest()):
+        complaints += environment.altered(work.store.entry("environments", key))
+    if lock.assets and locks.uses_binaries(work.job):
+        complaints += stages.altered_binaries(work, lock)
     return complaints + [line for pin in lock.models for line in _changed(work, pin)]
 
 

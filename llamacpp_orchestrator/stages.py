@@ -24,7 +24,12 @@ from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.store import MARK
+from llamacpp_orchestrator.store import folder_sha256
+from llamacpp_orchestrator.store import write_atomically
 
+CONTENT_MARK = "content.sha256"
+MARKS = (CONTENT_MARK, MARK)
 # What every tag's scripts have taken since b3878: with these, nothing about the types needs the tree to be here first.
 ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
 
@@ -94,6 +99,7 @@ def binaries_action(work: Work, lock: Lock) -> Action:
             if not releases.here(choice, work.store.folder("downloads")):
                 work.online(choice.archive.name)
             releases.install(choice, dest, work.store.folder("downloads"), work.settings, tell)
+            write_atomically(dest / CONTENT_MARK, folder_sha256(dest))
 
         path = work.store.ensure("binaries", key, make)
         releases.probe(path, pins.this_host())
@@ -109,6 +115,15 @@ def binaries_key(choice: releases.Choice) -> str:
         (choice.runtime.sha256 or choice.runtime.name) if choice.runtime else "",
     ]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+
+
+def altered_binaries(work: Work, lock: Lock) -> list[str]:
+    """Whether the installed programs are still what their archives held, whose digests were checked."""
+    folder = work.store.entry("binaries", binaries_key(pins.choose(work, lock.assets)))
+    mark = folder / CONTENT_MARK
+    if not mark.is_file() or mark.read_text(encoding="utf-8") == folder_sha256(folder, lambda name: name not in MARKS):
+        return []
+    return [f"the release's programs in {folder} were changed after they were unpacked"]
 
 
 def tool(work: Work, lock: Lock, name: str) -> Path:

@@ -101,6 +101,15 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def folder_sha256(root: Path, wanted: Callable[[str], bool] = lambda name: True) -> str:
+    """The sha256 over the sorted paths (with slashes) and contents of the wanted files below a folder."""
+    digest = hashlib.sha256()
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    for name in filter(wanted, names):
+        digest.update(f"{name}\0{file_sha256(root / name)}\n".encode())
+    return digest.hexdigest()
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new, never half."""
     staged = path.with_name(f".{os.getpid()}.{os.urandom(6).hex()}.new")

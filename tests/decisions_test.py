@@ -104,7 +104,7 @@ def test_index_settings_reach_uv_in_its_environment_only() -> None:
         "UV_CACHE_DIR": "/c",
         "HTTPS_PROXY": "http://proxy",
         "UV_DEFAULT_INDEX": "https://u:p@example.org/simple",
-        "UV_INDEX": "https://torch/cpu https://b",
+        "UV_INDEX": "https://u:p@example.org/simple https://torch/cpu https://b",
         "UV_FIND_LINKS": "/wheels",
         "SSL_CERT_FILE": "/ca.pem",
         "UV_INDEX_STRATEGY": "unsafe-best-match",

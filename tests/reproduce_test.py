@@ -7,8 +7,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator import environment
 from llamacpp_orchestrator.store import file_sha256
 from tests.conftest import Answer
 
@@ -89,3 +91,31 @@ def test_deep_verification_hashes_the_sources_again(made: Path, orchestrate: Run
     assert answer.code == 1 and "model.safetensors has digest" in answer.out and "locked" in answer.out
     weights.unlink()
     assert "is gone" in orchestrate("verify", made, "--deep").out
+
+
+def test_deep_verification_knows_the_files_of_the_environment(made: Path, orchestrate: Run, shared_cache: Path) -> None:
+    init = next((shared_cache / "environments").glob("*/venv/**/site-packages/tqdm/__init__.py"))
+    # Moved aside, for the file may be one with that in uv's own cache.
+    kept = init.rename(init.with_suffix(".kept"))
+    try:
+        init.write_text("print('other')\n")
+        environment.altered.cache_clear()
+        answer = orchestrate("verify", made, "--deep")
+        assert answer.code == 1 and "package tqdm-" in answer.out and "was changed after it was installed" in answer.out
+    finally:
+        kept.rename(init)
+        environment.altered.cache_clear()
+    assert orchestrate("verify", made, "--deep").code == 0
+
+
+def test_what_becomes_of_the_rest_of_the_lock_is_no_matter(made: Path, orchestrate: Run, data: Path) -> None:
+    file = made.parent.parent / "job.yaml"
+    asked = yaml.safe_load(file.read_text())
+    asked["models"][0]["loras"].append({"source": str(data / "lora-b")})
+    file.write_text(yaml.safe_dump(asked))
+    assert orchestrate("lock", file).code == 0
+    assert orchestrate("reproduce", made, "--offline").code == 0
+    asked["models"][0]["name"] = "other"
+    file.write_text(yaml.safe_dump(asked))
+    answer = orchestrate("reproduce", made, "--offline")
+    assert answer.code == 3 and "was made with lock" in answer.err

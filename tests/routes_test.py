@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import source
 from tests.conftest import TAG
@@ -98,6 +99,43 @@ def test_quantizing_with_a_released_tool(
         job({"source": str(data / "tiny-llama"), "quantize": ["Q9"]}, name="q.yaml", output="q", binaries={"backend": "cpu"}),
     )
     assert failed.code == 1 and "does not know the type" in failed.err and not list((world / "q").glob("*Q9*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+def test_deep_verification_knows_the_released_programs_and_a_receipt_names_its_inputs(
+    linux: None,
+    github: GitHub,
+    hub: Hub,
+    orchestrate: Callable[..., Answer],
+    job: Callable[..., Path],
+    shared_cache: Path,
+    world: Path,
+) -> None:
+    github.archive = release(TOOL + "# for a deep look\n")
+    file = job({"source": "org/m", "name": "m", "quantize": ["Q8_0"]}, binaries={"backend": "cpu"})
+    assert orchestrate("run", file).code == 0
+    receipt = artifact.read(world / "dist" / "m-bf16.gguf")
+    assert receipt and {each.name: each.sha256 or each.digest for each in receipt.inputs} == {
+        f"m/{name}": hashlib.sha256(hub.files[name]).hexdigest()
+        for name in ("config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.model", "tokenizer_config.json")
+    }
+    assert orchestrate("verify", world / "dist", "--deep").code == 0
+    tool = next(path for path in (shared_cache / "binaries").rglob("llama-quantize") if "deep look" in path.read_text())
+    tool.write_text(tool.read_text() + "# changed\n")
+    answer = orchestrate("verify", world / "dist", "--deep")
+    assert answer.code == 1 and "were changed after they were unpacked" in answer.out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+def test_a_locked_run_wants_a_digest_for_what_it_would_use(
+    linux: None, github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path
+) -> None:
+    github.archive, github.digests = release(TOOL + "# never published\n"), False
+    file = job({"source": str(data / "tiny-llama"), "quantize": ["Q8_0"]}, binaries={"backend": "cpu"})
+    assert orchestrate("lock", file).code == 0
+    answer = orchestrate("run", file, "--locked")
+    assert answer.code == 3 and "no digest was published" in answer.err
+    assert orchestrate("run", file).code == 0 and orchestrate("run", file, "--locked").code == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")

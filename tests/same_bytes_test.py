@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import wheels
 from tests.conftest import NOWHERE
 from tests.conftest import ROOT
 from tests.conftest import TAG
@@ -92,5 +93,11 @@ def test_a_lock_is_for_every_platform_and_holds_nothing_of_this_machine() -> Non
     assert locks.text_of(lock) == text, "written as a new one would be"
     for marker in ("sys_platform == 'win32'", "sys_platform == 'darwin'", "platform_machine == 'aarch64'"):
         assert marker in lock.environment.requirements
+    for platform in wheels.PLATFORMS:
+        needed = {
+            package.name: package for package in wheels.packages(lock.environment.requirements, platform, lock.environment.python)
+        }
+        # An index of one platform's wheels, which a machine may have besides, must not decide what others can install.
+        assert len(needed["numpy"].hashes) > 20 and len(needed["tokenizers"].hashes) > 10 and needed["torch"].hashes, platform
     for stranger in (str(Path.home()), "file:", NOWHERE, "hf_", "/tmp"):
         assert stranger not in text

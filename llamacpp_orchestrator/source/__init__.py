@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from llamacpp_orchestrator.store import file_sha256
+from llamacpp_orchestrator.store import folder_sha256
 
 FOLDERS = ("conversion/", "requirements/", "models/templates/", "gguf-py/gguf/")
 FILES = frozenset(
@@ -29,8 +28,4 @@ def wanted(path: str) -> bool:
 
 def tree_digest(root: Path) -> str:
     """The sha256 over the sorted paths and contents of a converter tree."""
-    digest = hashlib.sha256()
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    for name in filter(wanted, names):
-        digest.update(f"{name}\0{file_sha256(root / name)}\n".encode())
-    return digest.hexdigest()
+    return folder_sha256(root, wanted)
