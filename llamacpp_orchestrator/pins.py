@@ -210,7 +210,7 @@ def unpinned_reasons(work: Work, lock: Lock | None) -> list[str]:
     """Why a lock cannot vouch for the programs that this machine would use: no digest of them was published or locked."""
     lacking = _unpinned(work, lock.assets) if lock and lock.assets and locks.uses_binaries(work.job) else []
     return [
-        f"{asset.name}: its digest was never published, and it is not locked (`orchestrate run` does it)" for asset in lacking
+        f"{asset.name}: no digest was published, and none is locked yet (`orchestrate run` does it)" for asset in lacking
     ]
 
 
