@@ -34,6 +34,8 @@ INNER = {
     ("up_proj", "B", 0): "feed-forward",
     ("down_proj", "A", 1): "feed-forward",
 }
+# Parts for images and sound: they have sizes of their own, and upstream's script passes over them.
+OUTSIDE = re.compile(r"visual|vision|audio|speech|tower|siglip|projector|connector|merger|resampler")
 UNTIED = ("llama", "mistral", "qwen2", "qwen3")  # do not tie the head to the embeddings unless their config says so
 VOCABULARY = ("embed_tokens", "lm_head")
 
@@ -103,7 +105,8 @@ def check(adapter: Path, base: Path, name: str, base_name: str, script: Path | N
     if head := tied(shapes, base_config):
         raise _cannot(name, [(f"it changes {head}, and {base_name} has one matrix for both ends of its vocabulary", MERGE)])
     found_scales = scales.scales(scales.read(config, name), tensors, name)
-    return msgspec.structs.replace(found_scales, notes=(*found_scales.notes, *quantized(config, base_config, base_name)))
+    notes = (*found_scales.notes, *quantized(config, base_config, base_name), *outside(shapes))
+    return msgspec.structs.replace(found_scales, notes=notes)
 
 
 def refuse(config: Mapping[str, Any], names: Iterable[str], name: str) -> None:
@@ -146,7 +149,7 @@ def mismatch(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -
     layers, hidden, sizes = inner.get("num_hidden_layers"), inner.get("hidden_size"), _sizes(inner)
     for key in sorted(shapes):
         match = LAYER.search(key)
-        if not match or "vision" in key or "visual" in key:
+        if not match or OUTSIDE.search(key):
             continue
         layer, module, matrix = int(match[1]), match[2], match[3]
         if isinstance(layers, int) and layer >= layers:
@@ -191,6 +194,14 @@ def tied(names: Iterable[str], config: Mapping[str, Any]) -> str:
     changed = next((end for end in VOCABULARY for key in names if f"{end}.lora_" in key), "")
     is_tied = inner.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     return changed if is_tied or (is_tied is None and inner.get("model_type") not in UNTIED) else ""
+
+
+def outside(names: Iterable[str]) -> tuple[str, ...]:
+    """What is to be said when an adapter also changes parts for images or sound."""
+    found = [key for key in sorted(names) if OUTSIDE.search(key) and ".lora_B" in key]
+    if not found:
+        return ()
+    return (f"{len(found)} modules for images or sound stay out, a GGUF adapter changes the text model alone: {found[0]}, ...",)
 
 
 def quantized(config: Mapping[str, Any], base: Mapping[str, Any], base_name: str) -> tuple[str, ...]:

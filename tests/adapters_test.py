@@ -115,6 +115,7 @@ def test_tensors_that_a_gguf_adapter_cannot_hold_are_refused(tensor: str, said: 
         ("layers.0.mlp.down_proj.lora_A.weight", (8, 128), CONFIG, ""),
         ("layers.0.self_attn.q_proj.lora_A.default.weight", (8, 9), CONFIG, "hidden size is 64"),
         ("vision.layers.9.q_proj.lora_A.weight", (8, 9), CONFIG, ""),
+        ("audio_tower.layers.9.fc1.lora_A.weight", (8, 9), {"text_config": LLAMA}, ""),
         ("layers.5.q_proj.lora_A.weight", (8, 64), {"text_config": CONFIG}, "has a layer 5"),
         ("layers.5.q_proj.lora_A.weight", (8, 64), {}, ""),
         ("layers.0.self_attn.q_proj.lora_B.weight", (64, 8), LLAMA, ""),
@@ -175,6 +176,13 @@ def test_one_matrix_for_both_ends_cannot_be_changed_at_one(name: str, config: di
     assert adapters.tied([f"base_model.model.{name}"], config) == end
 
 
+def test_parts_that_stay_out_are_named() -> None:
+    names = [f"base_model.model.visual.blocks.{at}.attn.qkv.lora_{matrix}.weight" for at in (0, 1) for matrix in "AB"]
+    (note,) = adapters.outside([f"{Q}.lora_B.weight", *names])
+    assert note.startswith("2 modules for images or sound stay out") and names[1] in note
+    assert adapters.outside([f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"]) == ()
+
+
 @pytest.mark.parametrize(
     ("trained_on", "noted"),
     [
@@ -228,6 +236,7 @@ def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
     data: Path,
     world: Path,
     shared_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mine = copy("lora-b", "bot")
     configure(mine, use_rslora=True)
@@ -268,6 +277,21 @@ def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
     ]
     answer = orchestrate("reproduce", world / "dist" / "tiny-llama-bot-lora-f16.gguf")
     assert answer.code == 0 and answer.out.startswith("identical "), answer.err
+    # What other rules made is not current, whatever the command and the inputs.
+    monkeypatch.setattr(adapters, "RULE", "as upstream's script does alone")
+    assert orchestrate("run", file).out.count("built") == 2
+
+
+def test_not_a_number_is_found_in_the_result(
+    orchestrate: Callable[..., Answer], job: Callable[..., Path], copy: Callable[..., Path], data: Path, world: Path
+) -> None:
+    mine = copy("lora-b", "bot")
+    configure(mine, use_rslora=True)
+    weights = mine / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\xc0\x7f")
+    answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "none", "loras": ["./bot"]}))
+    assert answer.code == 1 and "failed  verify tiny-llama-bot-lora-f16.gguf" in answer.err
+    assert not list((world / "dist").glob("*.gguf"))
 
 
 def test_local_adapters_are_refused_before_anything_is_downloaded(
