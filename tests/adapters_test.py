@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -227,6 +228,19 @@ def test_files_are_judged_together(copy: Callable[..., Path], data: Path, tmp_pa
     (mine / "adapter_config.json").write_text("[]")
     with pytest.raises(OrchestrateError, match="not a JSON object"):
         adapters.check(mine, base, "mine", "base")
+
+
+def test_a_head_that_is_also_the_embedding_is_refused(copy: Callable[..., Path], demo_data: ModuleType) -> None:
+    base, mine = copy("tiny-llama", "base"), copy("lora-a", "mine")
+    rank = json.loads((mine / "adapter_config.json").read_text())["r"]
+    shapes = {"base_model.model.lm_head.lora_A.weight": (rank, 64), "base_model.model.lm_head.lora_B.weight": (32000, rank)}
+    demo_data.write_safetensors(mine / "adapter_model.safetensors", shapes, "BF16", 1)
+    assert adapters.check(mine, base, "mine", "base") == adapters.Scales()
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(OrchestrateError, match="it changes lm_head, and base has one matrix for both ends") as refused:
+        adapters.check(mine, base, "mine", "base")
+    assert MERGE in refused.value.hint
 
 
 def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
