@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
@@ -99,7 +100,8 @@ def _converted(work: Work, lock: Lock, output: Output, force: bool) -> Build:
         needs = ((base.wanted, model.name), (mine.wanted, lora.name))
         known = {str(base_view): "{model}", str(lora_view): "{adapter}"}
     known |= {str(python(work, lock)): "{python}", str(tree(work, lock)): "{tree}", str(draft.parent): "{output}"}
-    return _build(work, lock, output, command, known, inputs, force, needs=needs)
+    rule = adapters.RULE if lora else ""
+    return _build(work, lock, output, command, known, inputs, force, needs=needs, rule=rule)
 
 
 def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], force: bool) -> Build:
@@ -129,10 +131,12 @@ def _build(
     *,
     needs: tuple[tuple[Wanted, str], ...] = (),
     of: Output | None = None,
+    rule: str = "",
 ) -> Build:
     shown = portable(command.argv, known)
     made_by = lock.environment.pin().digest() if lock.environment else f"unpinned {work.job.environment.path}"
-    recipe = hashlib.sha256(msgspec.json.encode([shown, inputs, lock.llama_cpp.tree, made_by])).hexdigest()
+    parts = [shown, inputs, lock.llama_cpp.tree, made_by, *([rule] if rule else [])]
+    recipe = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
     current = not force and artifact.is_current(artifact.read(output.path), recipe, output.path.parent)
     name = Path(os.path.relpath(output.path, work.file.parent / work.job.output)).as_posix()
     return Build(output=output, name=name, command=command, inputs=inputs, recipe=recipe, current=current, needs=needs, of=of)

@@ -178,6 +178,17 @@ def make_view(files: Iterable[HubFile], origin: Path, dest: Path) -> None:
                     raise
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object out of a model's folder; OrchestrateError for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OrchestrateError(f"{path} is not JSON: {error}", "download or copy it again") from error
+    if not isinstance(value, dict):
+        raise OrchestrateError(f"{path} is not a JSON object", "download or copy it again")
+    return value
+
+
 def safetensors_header(path: Path) -> dict[str, Any]:
     """The header of a safetensors file; IntegrityError for one that is cut, damaged, or only a Git LFS pointer."""
     size = path.stat().st_size

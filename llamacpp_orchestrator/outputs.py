@@ -12,17 +12,18 @@ from filelock import FileLock
 from filelock import Timeout
 
 import llamacpp_orchestrator
-from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.steps import NOTE
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import remove
@@ -51,18 +52,23 @@ def convert_action(bench: Bench, build: Build) -> Action:
     def action(tell: Tell) -> str:
         if not _prepare(bench, build, tell):
             return "current"
-        _check_adapter(bench, build)
-        env = building.converter_env(bench.work)
-        bench.converter(msgspec.structs.replace(build.command, env=env), bench.log(f"convert {build.name}"), tell)
+        work, lock, log = bench.work, bench.lock, bench.log(f"convert {build.name}")
+        found = rescale.judge(work, lock, build)
+        for note in found.notes:
+            tell(f"{NOTE}{build.output.path.name}: {note}")
+        rescale.stage(
+            work, lock, build, found, lambda command: bench.converter(command, bench.log(f"rescale {build.name}"), tell)
+        )
+        command = rescale.command(work, lock, build, found)
+        try:
+            bench.converter(msgspec.structs.replace(command, env=building.converter_env(work)), log, tell)
+        finally:
+            if found.notes and log.exists():
+                with log.open("a", encoding="utf-8") as file:
+                    file.writelines(f"{NOTE}{note}\n" for note in found.notes)
         return "done"
 
     return action
-
-
-def _check_adapter(bench: Bench, build: Build) -> None:
-    if build.output.lora:
-        base, mine = (building.view(bench.work, bench.lock.files(wanted), name) for wanted, name in build.needs)
-        adapters.check(mine, base, build.output.lora.name, build.output.model.name)
 
 
 def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:
@@ -161,13 +167,13 @@ def publish(build: Build) -> None:
 
 
 def _receipt(bench: Bench, build: Build, files: list[Path]) -> artifact.Receipt:
-    lock = bench.lock
+    lock, found = bench.lock, rescale.judge(bench.work, bench.lock, build)
     return artifact.Receipt(
         path=build.output.path.name,
         kind=build.output.kind,
         type=build.output.type,
         recipe=build.recipe,
-        command=build.command.argv,
+        command=rescale.command(bench.work, lock, build, found).argv,
         inputs=_inputs(bench, build),
         versions=artifact.Versions(
             tool=llamacpp_orchestrator.__version__,
@@ -179,6 +185,7 @@ def _receipt(bench: Bench, build: Build, files: list[Path]) -> artifact.Receipt:
         ),
         files=tuple(artifact.record(file) for file in files),
         job=_way(bench.work.file, build.output.path.parent),
+        notes=found.notes,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -209,9 +208,7 @@ def _unpinned(work: Work, assets: tuple[releases.Asset, ...]) -> list[releases.A
 def unpinned_reasons(work: Work, lock: Lock | None) -> list[str]:
     """Why a lock cannot vouch for the programs that this machine would use: no digest of them was published or locked."""
     lacking = _unpinned(work, lock.assets) if lock and lock.assets and locks.uses_binaries(work.job) else []
-    return [
-        f"{asset.name}: no digest was published, and none is locked yet (`orchestrate run` does it)" for asset in lacking
-    ]
+    return [f"{asset.name}: no digest was published, and none is locked yet (`orchestrate run` does it)" for asset in lacking]
 
 
 def _assets(work: Work, found: Found, first_use: bool) -> Action:
@@ -274,7 +271,7 @@ def examine(folder: Path, wanted: Wanted, files: tuple[hub.HubFile, ...]) -> Non
     if wanted.kind == "model" and not wanted.remote_code:
         for name in ("config.json", "tokenizer_config.json"):
             if any(file.path == name for file in files):
-                hub.check_remote_code(read_json(folder / name), wanted.source)
+                hub.check_remote_code(hub.read_json(folder / name), wanted.source)
 
 
 def check_pairs(work: Work, folders: dict[Wanted, Path]) -> None:
@@ -304,14 +301,3 @@ def drift(work: Work, lock: Lock) -> None:
                     f"locked {pinned.get(name, 'no such file')}, found {now.get(name, 'no such file')}",
                     f"if the change is meant: orchestrate lock {work.file.name} --upgrade",
                 )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object out of a model's folder; OrchestrateError for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OrchestrateError(f"{path} is not JSON: {error}", "download or copy it again") from error
-    if not isinstance(value, dict):
-        raise OrchestrateError(f"{path} is not a JSON object", "download or copy it again")
-    return value

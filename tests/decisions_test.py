@@ -1,4 +1,4 @@
-"""The pure decisions of environment, convert, quantize, lock, plan, adapters, build and report, as tables."""
+"""The pure decisions of environment, convert, quantize, lock, plan, build and report, as tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
@@ -312,54 +311,6 @@ def test_sizes_are_estimated_from_the_weights(kind: str, share: float) -> None:
         current=False,
     )
     assert plan.estimate(a_lock(job), made) == int(2_000_000_000 * share)
-
-
-CONFIG = {"num_hidden_layers": 2, "hidden_size": 64}
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "config", "said"),
-    [
-        ("base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight", (8, 64), CONFIG, ""),
-        (
-            "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight",
-            (8, 64),
-            CONFIG,
-            "has a layer 2, the base has 2 layers",
-        ),
-        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", (8, 128), CONFIG, "hidden size is 64"),
-        ("base_model.model.model.layers.0.mlp.down_proj.lora_B.weight", (128, 8), CONFIG, "hidden size is 64"),
-        ("base_model.model.model.layers.0.mlp.down_proj.lora_A.weight", (8, 128), CONFIG, ""),
-        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight", (8, 9), CONFIG, "hidden size is 64"),
-        ("base_model.model.vision.layers.9.q_proj.lora_A.weight", (8, 9), CONFIG, ""),
-        ("base_model.model.model.layers.5.q_proj.lora_A.weight", (8, 64), {"text_config": CONFIG}, "has a layer 5"),
-        ("base_model.model.model.layers.5.q_proj.lora_A.weight", (8, 64), {}, ""),
-    ],
-)
-def test_an_adapter_must_fit_its_base(name: str, shape: tuple[int, ...], config: dict[str, object], said: str) -> None:
-    assert said in adapters.mismatch({name: shape}, config) if said else adapters.mismatch({name: shape}, config) == ""
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"peft_type": "LORA", "bias": "none", "use_rslora": False, "alpha_pattern": {}, "modules_to_save": None}, ""),
-        ({"use_rslora": True}, "rsLoRA"),
-        ({"alpha_pattern": {"q_proj": 32}}, "alpha_pattern"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
-        ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "lora_only"}, "biases"),
-        ({"peft_type": "IA3"}, "IA3"),
-    ],
-)
-def test_an_adapter_that_would_act_wrongly_is_refused(config: dict[str, object], said: str) -> None:
-    if not said:
-        adapters.refuse(config, "mine")
-        return
-    with pytest.raises(OrchestrateError, match=f"mine.*{said}") as refused:
-        adapters.refuse(config, "mine")
-    assert "merge" in refused.value.hint
 
 
 def test_a_command_reads_the_same_on_every_machine() -> None:
