@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
@@ -39,6 +42,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     converter: Converter
     held: dict[Path, FileLock]
     force: bool = False
+    hashes: dict[Path, str] = {}
 
     def log(self, step: str) -> Path:
         """The log file of one step."""
@@ -52,6 +56,7 @@ def convert_action(bench: Bench, build: Build) -> Action:
         if not _prepare(bench, build, tell):
             return "current"
         _check_adapter(bench, build)
+        _check_tokenizer(bench, build, tell)
         env = building.converter_env(bench.work)
         bench.converter(msgspec.structs.replace(build.command, env=env), bench.log(f"convert {build.name}"), tell)
         return "done"
@@ -63,6 +68,34 @@ def _check_adapter(bench: Bench, build: Build) -> None:
     if build.output.lora:
         base, mine = (building.view(bench.work, bench.lock.files(wanted), name) for wanted, name in build.needs)
         adapters.check(mine, base, build.output.lora.name, build.output.model.name)
+
+
+def _check_tokenizer(bench: Bench, build: Build, tell: Tell) -> None:
+    work, lock, model = bench.work, bench.lock, build.output.model
+    if build.output.lora:
+        return
+    (wanted, name), *_ = build.needs
+    subject = preflight.Subject(
+        tree=building.tree(work, lock),
+        tag=lock.llama_cpp.tag,
+        folder=building.view(work, lock.files(wanted), name),
+        source=wanted.source,
+        args=model.args,
+        trees=work.store.folder("source"),
+    )
+    if subject.folder not in bench.hashes and preflight.is_hashed(subject):
+        python, env = str(building.python(work, lock)), building.converter_env(work)
+        command = preflight.hash_command(subject, python, env)
+        bench.hashes[subject.folder] = _hash(bench, command, bench.log(f"tokenizer {build.name}"), tell)
+    preflight.check_hash(subject, bench.hashes.get(subject.folder, ""))
+
+
+def _hash(bench: Bench, command: Command, log: Path, tell: Tell) -> str:
+    # A tokenizer that does not load is upstream's to complain about: it has words for it.
+    with contextlib.suppress(CommandFailed):
+        bench.converter(command, log, tell)
+        return preflight.hash_in(log.read_text(encoding="utf-8", errors="replace"))
+    return ""
 
 
 def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:

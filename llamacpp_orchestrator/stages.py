@@ -4,53 +4,39 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
 
 from llamacpp_orchestrator import build as building
-from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
+from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator.build import Build
-from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Work
+from llamacpp_orchestrator.spec import Output
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
 
-# What every tag's scripts have taken since b3878: with these, nothing about the types needs the tree to be here first.
+# What every tag's scripts have taken since b3878: with these and without options, downloads need not wait for the tree.
 ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
 
 
-def check_outtypes(work: Work, tree: Path) -> None:
-    """Raise JobError for a type that this tag's scripts do not have, with those that they do."""
-    for model in work.job.models:
-        asked = [("model", model.name, each) for each in model.outtype if each != "none"]
-        asked += [("adapter", lora.name, each) for lora in model.loras for each in lora.outtype]
-        for kind, name, outtype in asked:
-            known = convert.outtypes(tree, kind)
-            if known and outtype not in known:
-                also = "; types such as Q4_K_M belong under `quantize`" if "_" in outtype and kind == "model" else ""
-                raise JobError(
-                    f"{work.file.name}: {name}: {work.job.llama_cpp.tag} has no outtype `{outtype}` for {kind}s",
-                    f"it has {', '.join(known)}{also}",
-                )
-
-
 def source_action(work: Work, lock: Lock) -> Action:
-    """Get the locked converter tree, and see that it has the types that the job asks for."""
+    """Get the locked converter tree, and see that it has the types and options that the job asks for."""
 
     def action(tell: Tell) -> str:
         before = work.store.has("source", lock.llama_cpp.key())
-        check_outtypes(work, pins.get_tree(work, lock.llama_cpp, tell))
+        preflight.check_job(work.job, work.file.name, pins.get_tree(work, lock.llama_cpp, tell))
         return "current" if before else "done"
 
     return action
@@ -133,25 +119,45 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
             return "" if whole else "files behind the view have gone"
 
         before = view.exists() and not unhealthy(view.parent)
-        work.store.ensure("views", view.parent.name, lambda entry: _fill(work, pin, entry / name, tell), unhealthy)
+        if before:
+            _check(work, lock, wanted, view, tell)
+        check = functools.partial(_check, work, lock, wanted, tell=tell)
+        work.store.ensure("views", view.parent.name, lambda entry: _fill(work, pin, entry / name, tell, check), unhealthy)
         return "current" if before else "done"
 
     return action
 
 
-def _fill(work: Work, pin: FilesPin, view: Path, tell: Tell) -> None:
+def _check(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: Tell) -> None:
+    for model in work.job.models if wanted.kind == "model" else ():
+        if locks.base_wanted(model) == wanted:
+            preflight.check_model(
+                preflight.Subject(
+                    tree=pins.get_tree(work, lock.llama_cpp, tell),
+                    tag=lock.llama_cpp.tag,
+                    folder=view,
+                    source=wanted.source,
+                    args=model.args,
+                    weights=wanted.weights,
+                    trees=work.store.folder("source"),
+                )
+            )
+
+
+def _fill(work: Work, pin: FilesPin, view: Path, tell: Tell, check: Callable[[Path], None]) -> None:
     wanted = pin.wanted
     if wanted in pins.local_folders(work):
-        origin = work.folder(wanted.source)
-    else:
-        light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
-        for files in (light, pin.files):
-            snapshot = hub.Snapshot(source=wanted.source, commit=pin.commit, files=files)
-            for file in hub.missing(snapshot):
-                work.online(f"{file.path} of {wanted.source}")
-            origin = hub.fetch(snapshot, work.settings, lambda done, total: tell(pins.progress(done, total)))
-            pins.examine(origin, wanted, files)
-    hub.make_view(pin.files, origin, view)
+        hub.make_view(pin.files, work.folder(wanted.source), view)
+        return check(view)
+    light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
+    for files, added in ((light, light), (pin.files, tuple(file for file in pin.files if file not in light))):
+        snapshot = hub.Snapshot(source=wanted.source, commit=pin.commit, files=files)
+        for file in hub.missing(snapshot):
+            work.online(f"{file.path} of {wanted.source}")
+        origin = hub.fetch(snapshot, work.settings, lambda done, total: tell(pins.progress(done, total)))
+        pins.examine(origin, wanted, files)
+        hub.make_view(added, origin, view)
+        check(view)
 
 
 def verb(build: Build) -> str:
@@ -201,4 +207,7 @@ def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted,
 
 
 def _ordinary(stale: list[Build]) -> bool:
-    return all(build.output.type in ALWAYS[build.output.kind] for build in stale if not build.of)
+    def usual(output: Output) -> bool:
+        return output.type in ALWAYS[output.kind] and not (output.lora or output.model).args
+
+    return all(usual(build.output) for build in stale if not build.of)
