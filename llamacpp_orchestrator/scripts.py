@@ -210,11 +210,11 @@ def core(tree: Path) -> Path:
 
 def quantized(tree: Path) -> Quantized:
     """Which methods of quantization a tag undoes, and which formats of those that have several."""
-    where = _core(tree)
-    raised = {text for node in ast.walk(where) if isinstance(node, ast.Raise) for text in _within(node)}
+    found = [node for node in ast.walk(_core(tree)) if isinstance(node, ast.FunctionDef) and node.name == "dequant_model"]
+    raised = {text for where in found for node in ast.walk(where) if isinstance(node, ast.Raise) for text in _within(node)}
     return Quantized(
-        methods=frozenset(_compared(where, ("quant_method",))),
-        formats=frozenset(_compared(where, ("quant_format",))),
+        methods=frozenset(text for where in found for text in _compared(where, ("quant_method",))),
+        formats=frozenset(text for where in found for text in _compared(where, ("quant_format",))),
         strict=any(text.startswith("Quant method is not yet supported") for text in raised),
     )
 
