@@ -33,6 +33,8 @@ PACKED = {
     ".absmax": "bitsandbytes", ".SCB": "bitsandbytes", ".qweight": "gptq or awq", ".qzeros": "gptq or awq",
     ".weight_packed": "compressed-tensors", ".weight_scale_inv": "fp8",
 }  # fmt: skip
+# As text, as one of a list, or in brackets.
+BASE_MODEL = r"^base_model:\s*(?:-[ \t]*|\[[ \t]*)?[\"']?([\w.-]+/[\w.-]+)"
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -185,17 +187,11 @@ def _tensors(folder: Path) -> Iterator[str]:
 
 def declared_base(folder: Path, config: dict[str, Any]) -> str:
     """The model that this one says it was made from: in the front matter of its README, or in its config."""
-    with contextlib.suppress(OSError, ValueError):
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-        found = (
-            re.search(r"^base_model:[ \t]*(?:\n[ \t]*)?(?:-[ \t]*|\[[ \t]*)?[\"']?([\w./-]+)", front[1], re.MULTILINE)
-            if front
-            else None
-        )
-        if found:
-            return found[1]
     named = str(config.get("_name_or_path", ""))
+    with contextlib.suppress(OSError, ValueError):
+        front = re.match(r"---\s*\n(.*?)\n---", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        said = re.search(BASE_MODEL, front[1], re.MULTILINE) if front else None
+        named = said[1] if said else named
     return named if re.fullmatch(r"[\w.-]+/[\w.-]+", named) else ""
 
 
