@@ -34,7 +34,7 @@ Converter = Callable[[Command, Path, Tell], None]
 
 
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite."""
+    """Where one run makes things: logs, converter, the locks it holds, whether it may overwrite, digests of tokenizers."""
 
     work: Work
     lock: Lock
@@ -83,11 +83,11 @@ def _check_tokenizer(bench: Bench, build: Build, tell: Tell) -> None:
         args=model.args,
         trees=work.store.folder("source"),
     )
-    if subject.folder not in bench.hashes and preflight.is_hashed(subject):
-        python, env = str(building.python(work, lock)), building.converter_env(work)
-        command = preflight.hash_command(subject, python, env)
-        bench.hashes[subject.folder] = _hash(bench, command, bench.log(f"tokenizer {build.name}"), tell)
-    preflight.check_hash(subject, bench.hashes.get(subject.folder, ""))
+    if subject.folder not in bench.hashes:
+        command = preflight.hash_command(subject, str(building.python(work, lock)), building.converter_env(work))
+        log = bench.log(f"tokenizer {build.name}")
+        bench.hashes[subject.folder] = _hash(bench, command, log, tell) if preflight.is_hashed(subject) else ""
+    preflight.check_hash(subject, bench.hashes[subject.folder])
 
 
 def _hash(bench: Bench, command: Command, log: Path, tell: Tell) -> str:

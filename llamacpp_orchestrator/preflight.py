@@ -26,8 +26,6 @@ from llamacpp_orchestrator.store import MARK
 HASHER = Path(__file__).parent / "inside" / "hasher.py"
 # With these the script goes other ways than the ones that are looked at here.
 ELSEWHERE = ("--mistral-format", "--remote", "--print-supported-models", "--dspark", "--target-model-dir")
-# Sub-configs out of which some tags take the architecture of the model proper.
-INNER = ("text_config", "llm_config", "lm_config", "language_config", "lfm")
 # Ends of names that only packed weights have, and what packs them; no old tag has a place for such tensors.
 PACKED = {
     ".absmax": "bitsandbytes", ".SCB": "bitsandbytes", ".qweight": "gptq or awq", ".qzeros": "gptq or awq",
@@ -48,11 +46,6 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     weights: bool = True
     trees: Path | None = None
-
-    @property
-    def kind(self) -> str:
-        """Which script reads the config: without weights only that of the adapters does."""
-        return "model" if self.weights else "adapter"
 
 
 def check_job(job: Job, file: str, tree: Path) -> None:
@@ -99,17 +92,18 @@ def read_json(path: Path) -> dict[str, Any]:
     return {}
 
 
-def claimed(config: dict[str, Any]) -> list[str]:
-    """The architectures that a config names, the one that most tags go by first; how each tag picks differs a little."""
-    inner = [config.get(key) for key in INNER] + [(config.get("thinker_config") or {}).get("text_config")]
-    named = [each.get("architectures") for each in (config, *inner) if isinstance(each, dict)]
-    return [str(names[0]) for names in named if isinstance(names, list) and names]
+def claimed(config: dict[str, Any], deep: int = 2) -> list[str]:
+    """The architectures that a config names, its own first, then those of its parts: which part counts, each tag says anew."""
+    named = config.get("architectures")
+    found = [str(named[0])] if isinstance(named, list) and named else []
+    parts = [part for part in config.values() if isinstance(part, dict)] if deep else []
+    return found + [name for part in parts for name in claimed(part, deep - 1)]
 
 
 def check_architecture(subject: Subject, config: dict[str, Any], mmproj: bool = False) -> None:
     """Raise OrchestrateError when the tag's own registry lacks the architecture, naming tags in the cache that have it."""
     known, names = scripts.architectures(subject.tree), claimed(config)
-    if known is None or not names:
+    if known is None or not names or not config.get("architectures"):
         return
     able = known.mmproj if mmproj else known.text
     if able.intersection(names) or any((subject.folder / name).is_file() for name in scripts.layouts(subject.tree)):
@@ -169,11 +163,9 @@ def _own_way(subject: Subject, config: dict[str, Any]) -> bool:
 
 
 def _packed(subject: Subject) -> str:
-    for name in _tensors(subject.folder):
-        for end, method in PACKED.items():
-            if name.endswith(end):
-                return method
-    return ""
+    known = {end: method for end, method in PACKED.items() if not scripts.mentions(subject.tree, end)}
+    names = _tensors(subject.folder) if known else ()
+    return next((method for name in names for end, method in known.items() if name.endswith(end)), "")
 
 
 def _tensors(folder: Path) -> Iterator[str]:

@@ -46,7 +46,7 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=16)
 def _parse(source: bytes) -> ast.Module:
     return ast.parse(source)
 
@@ -217,6 +217,11 @@ def quantized(tree: Path) -> Quantized:
         formats=frozenset(text for where in found for text in _compared(where, ("quant_format",))),
         strict=any(text.startswith("Quant method is not yet supported") for text in raised),
     )
+
+
+def mentions(tree: Path, text: str) -> bool:
+    """Whether a text stands anywhere in the sources of the converter."""
+    return any(text.encode() in path.read_bytes() for path in _sources(tree) if path.is_file())
 
 
 def _within(node: ast.AST) -> Iterator[str]:

@@ -17,7 +17,6 @@ from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.explain import KNOWN
 from llamacpp_orchestrator.explain import LONGEST
-from llamacpp_orchestrator.explain import QUANTIZER
 from llamacpp_orchestrator.explain import explain
 from tests import makers
 
@@ -179,7 +178,7 @@ ADAPTERS: dict[str, tuple[Spoil, Spoil, str]] = {
 # No run makes these here, or none within a second; the place says where the words stand.
 LITERAL = {
     "gguf-py/gguf/gguf_writer.py": ("ValueError: Duplicated tensor name 'output.weight'", "twice (output.weight)"),
-    "conversion/phi.py": ("NotImplementedError: The rope scaling type foo is not supported yet", "a model: The rope scaling type foo"),
+    "conversion/phi.py": ("NotImplementedError: The rope scaling type foo is not supported yet", "such a model: The rope"),
     "conversion/llava.py": ("ValueError: Unsupported hidden_act: tanh", "such a model: Unsupported hidden_act: tanh"),
     "conversion/llama.py": ("KeyError: 'intermediate_size_moe'", "looks for `intermediate_size_moe`"),
     "convert_hf_to_gguf.py": ("ERROR:hf-to-gguf:Error: /x/y is not a directory", "is not there: /x/y"),

@@ -30,6 +30,14 @@ GLM = {"architectures": ["FooForCausalLM"], "text_config": {"architectures": ["L
 NEW = "HYV4ForCausalLM"  # known to b11434, not to b9760
 
 
+def reading_fp8(tree: Path, folder: Path) -> Path:
+    """A tree between the eras: it undoes one method, and would not say that it knows no other."""
+    made = Path(shutil.copytree(tree, folder / "between", dirs_exist_ok=True))
+    with (made / "convert_hf_to_gguf.py").open("a", encoding="utf-8") as script:
+        script.write('\nSCALES = (".weight_scale_inv",)\n')
+    return made
+
+
 @pytest.fixture
 def subject(tree: Tree, tmp_path: Path) -> Callable[..., Subject]:
     """A model of small files only, before a tag."""
@@ -41,7 +49,13 @@ def subject(tree: Tree, tmp_path: Path) -> Callable[..., Subject]:
         (folder / "config.json").write_text(json.dumps(config))
         for name, text in (files or {}).items():
             (folder / name).write_text(text)
-        return Subject(tree=tree(tag), tag=tag, folder=folder, source="org/m", **more)
+        return Subject(
+            tree=tree(tag) if " " not in tag else reading_fp8(tree("0.3.1"), tmp_path),
+            tag=tag,
+            folder=folder,
+            source="org/m",
+            **more,
+        )
 
     return make
 
@@ -73,6 +87,8 @@ def refused(subject: Subject) -> str:
         ("b11434", {}, (), ""),
         ("b11434", {"architectures": None, "ssm_cfg": {}}, (), ""),
         ("b11434", {"architectures": []}, (), ""),
+        ("b11434", {"vision_config": {"architectures": ["FooModel"]}}, (), ""),
+        ("b11434", {"architectures": ["FooModel"], "a": {"b": {"c": {"architectures": ["LlamaForCausalLM"]}}}}, (), "FooModel"),
         ("b11434", {"architectures": "LlamaForCausalLM"}, (), ""),
         ("b11434", ["no object"], (), ""),
         ("b11434", {"architectures": ["InternVisionModel"]}, (), "args: [--mmproj]"),
@@ -153,6 +169,7 @@ PACKED = json.dumps({"weight_map": {"model.layers.0.mlp.down_proj.weight.absmax"
         ("0.3.1", LLAMA, PACKED, "(bitsandbytes)"),
         ("0.3.1", LLAMA, '{"weight_map": {"model.norm.weight": "model.safetensors"}}', ""),
         ("0.3.1", LLAMA, "[]", ""),
+        ("b10000 or so", quantized("fp8"), PACKED.replace(".absmax", "_scale_inv"), ""),
     ],
 )
 def test_quantized_weights(tag: str, config: Any, index: str, words: str, subject: Callable[..., Subject]) -> None:

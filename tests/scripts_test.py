@@ -112,6 +112,10 @@ def test_layouts_that_are_recognized_by_a_file(tree: Tree) -> None:
     assert scripts.layouts(tree("b9760")) == scripts.layouts(tree("0.3.1")) == frozenset()
 
 
+def test_what_a_source_mentions(tree: Tree) -> None:
+    assert scripts.mentions(tree("b11434"), "compressed-tensors") and not scripts.mentions(tree("0.3.1"), "compressed-tensors")
+
+
 BROKEN = {
     "no Python": "def (",
     "names that are worked out": '@Model.register(*NAMES)\nclass A:\n    pass\n@Model.register("B")\nclass B:\n    pass\n',
