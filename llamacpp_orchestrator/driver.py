@@ -20,6 +20,7 @@ from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import plan
+from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import stages
@@ -173,7 +174,7 @@ def _make(
     for build in stale:
         artifact.may_write(build.output.path, artifact.read(build.output.path), options.force)
     if "source" in ended:
-        stages.check_outtypes(work, building.tree(work, lock))
+        preflight.check_job(work.job, work.file.name, building.tree(work, lock))
     plan.check_offline(work, lock, stale, any(build.of for build in stale))
     plan.check_space(plan.needs(work, lock, stale))
     try:

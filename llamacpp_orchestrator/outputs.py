@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -15,10 +16,12 @@ import llamacpp_orchestrator
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
@@ -32,7 +35,7 @@ Converter = Callable[[Command, Path, Tell], None]
 
 
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite."""
+    """Where one run makes things: logs, converter, the locks it holds, whether it may overwrite, digests of tokenizers."""
 
     work: Work
     lock: Lock
@@ -40,6 +43,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     converter: Converter
     held: dict[Path, FileLock]
     force: bool = False
+    hashes: dict[Path, str] = {}
 
     def log(self, step: str) -> Path:
         """The log file of one step."""
@@ -52,6 +56,7 @@ def convert_action(bench: Bench, build: Build) -> Action:
     def action(tell: Tell) -> str:
         if not _prepare(bench, build, tell):
             return "current"
+        _check_tokenizer(bench, build, tell)
         work, lock, log = bench.work, bench.lock, bench.log(f"convert {build.name}")
         found = rescale.judge(work, lock, build)
         for note in found.notes:
@@ -69,6 +74,34 @@ def convert_action(bench: Bench, build: Build) -> Action:
         return "done"
 
     return action
+
+
+def _check_tokenizer(bench: Bench, build: Build, tell: Tell) -> None:
+    work, lock, model = bench.work, bench.lock, build.output.model
+    if build.output.lora:
+        return
+    (wanted, name), *_ = build.needs
+    subject = preflight.Subject(
+        tree=building.tree(work, lock),
+        tag=lock.llama_cpp.tag,
+        folder=building.view(work, lock.files(wanted), name),
+        source=wanted.source,
+        args=model.args,
+        trees=work.store.folder("source"),
+    )
+    if subject.folder not in bench.hashes:
+        command = preflight.hash_command(subject, str(building.python(work, lock)), building.converter_env(work))
+        log = bench.log(f"tokenizer {build.name}")
+        bench.hashes[subject.folder] = _hash(bench, command, log, tell) if preflight.is_hashed(subject) else ""
+    preflight.check_hash(subject, bench.hashes[subject.folder])
+
+
+def _hash(bench: Bench, command: Command, log: Path, tell: Tell) -> str:
+    # A tokenizer that does not load is upstream's to complain about: it has words for it.
+    with contextlib.suppress(CommandFailed):
+        bench.converter(command, log, tell)
+        return preflight.hash_in(log.read_text(encoding="utf-8", errors="replace"))
+    return ""
 
 
 def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from llamacpp_orchestrator.store import Store
 from llamacpp_orchestrator.store import remove
 from llamacpp_orchestrator.store import write_atomically
 
+Look = Callable[[Path, tuple[hub.HubFile, ...]], None]
 TREE_MARK = "tree.sha256"
 ROUTES = {"git": git, "pypi": pypi}
 
@@ -247,10 +249,14 @@ def look(work: Work, wanted: Wanted, tell: Tell = lambda text: None) -> FilesPin
     return FilesPin(wanted=wanted, files=snapshot.files)
 
 
-def origin(work: Work, pin: FilesPin, tell: Tell) -> Path:
-    """The folder that holds the files of a pin, each checked; those of the hub are fetched, small ones and their checks first."""
+def origin(work: Work, pin: FilesPin, tell: Tell, look: Look = lambda folder, files: None) -> Path:
+    """The folder that holds the files of a pin, each checked; those of the hub are fetched.
+
+    `look` sees the small files before the weights are fetched, and then all of them.
+    """
     wanted = pin.wanted
     if spec.is_folder(wanted.source):
+        look(work.folder(wanted.source), pin.files)
         return work.folder(wanted.source)
     folder = Path()
     light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
@@ -260,6 +266,7 @@ def origin(work: Work, pin: FilesPin, tell: Tell) -> Path:
             work.online(f"{file.path} of {wanted.source}")
         folder = hub.fetch(snapshot, work.settings, tell)
         examine(folder, wanted, files)
+        look(folder, files)
     return folder
 
 

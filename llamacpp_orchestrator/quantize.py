@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
+from llamacpp_orchestrator import explain as explaining
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.process import Command
@@ -42,10 +42,5 @@ def run(asked: Command, log: Path, tell: Callable[[str], None]) -> None:
 
 def explain(tail: str) -> tuple[str, str]:
     """What the tool's last words likely mean, and what to do."""
-    if "invalid ftype" in tail or "usage:" in tail:
-        return "this tag's llama-quantize does not know the type: ", "see the list: orchestrate exec JOB -- llama-quantize"
-    if re.search(r"(?i)importance matrix|missing importance|imatrix.*(required|missing)|requires.*imatrix", tail):
-        return "this type needs an importance matrix: ", "choose a type that does not, for example Q4_K_M"
-    if "No space left" in tail:
-        return "the disk is full: ", "free some space and run again"
-    return "", "the log holds the tool's whole output"
+    cause, hint = explaining.explain(tail, explaining.QUANTIZER)
+    return f"{cause}: " if cause else "", hint or "the log holds the tool's whole output"

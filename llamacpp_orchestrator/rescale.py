@@ -11,7 +11,6 @@ import msgspec
 
 from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build as building
-from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -19,6 +18,7 @@ from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.scales import Scales
+from llamacpp_orchestrator.scripts import SCRIPTS
 
 SCRIPT = Path(__file__).parent / "inside" / "scaler.py"
 FACTORS = "factors.json"
@@ -29,7 +29,7 @@ def judge(work: Work, lock: Lock, build: Build) -> Scales:
     if not build.output.lora:
         return Scales()
     base, mine = (building.view(work, lock.files(wanted), name) for wanted, name in build.needs)
-    script = building.tree(work, lock) / convert.SCRIPTS["adapter"]
+    script = building.tree(work, lock) / SCRIPTS["adapter"]
     return adapters.check(mine, base, build.output.lora.name, build.output.model.name, script)
 
 

@@ -8,19 +8,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llamacpp_orchestrator import build as building
-from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
+from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator.build import Build
-from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Work
+from llamacpp_orchestrator.spec import Output
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
@@ -30,31 +30,16 @@ from llamacpp_orchestrator.store import write_atomically
 
 CONTENT_MARK = "content.sha256"
 MARKS = (CONTENT_MARK, MARK)
-# What every tag's scripts have taken since b3878: with these, nothing about the types needs the tree to be here first.
+# What every tag's scripts have taken since b3878: with these and without options, downloads need not wait for the tree.
 ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
 
 
-def check_outtypes(work: Work, tree: Path) -> None:
-    """Raise JobError for a type that this tag's scripts do not have, with those that they do."""
-    for model in work.job.models:
-        asked = [("model", model.name, each) for each in model.outtype if each != "none"]
-        asked += [("adapter", lora.name, each) for lora in model.loras for each in lora.outtype]
-        for kind, name, outtype in asked:
-            known = convert.outtypes(tree, kind)
-            if known and outtype not in known:
-                also = "; types such as Q4_K_M belong under `quantize`" if "_" in outtype and kind == "model" else ""
-                raise JobError(
-                    f"{work.file.name}: {name}: {work.job.llama_cpp.tag} has no outtype `{outtype}` for {kind}s",
-                    f"it has {', '.join(known)}{also}",
-                )
-
-
 def source_action(work: Work, lock: Lock) -> Action:
-    """Get the locked converter tree, and see that it has the types that the job asks for."""
+    """Get the locked converter tree, and see that it has the types and options that the job asks for."""
 
     def action(tell: Tell) -> str:
         before = work.store.has("source", lock.llama_cpp.key())
-        check_outtypes(work, pins.get_tree(work, lock.llama_cpp, tell))
+        preflight.check_job(work.job, work.file.name, pins.get_tree(work, lock.llama_cpp, tell))
         return "current" if before else "done"
 
     return action
@@ -148,15 +133,37 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
             return "" if whole else "files behind the view have gone"
 
         before = view.exists() and not unhealthy(view.parent)
-        work.store.ensure(
-            "views",
-            view.parent.name,
-            lambda entry: hub.make_view(pin.files, pins.origin(work, pin, tell), entry / name),
-            unhealthy,
-        )
+        if before:
+            _check(work, lock, wanted, view, tell)
+
+        def show(entry: Path) -> None:
+            def look(folder: Path, files: tuple[hub.HubFile, ...]) -> None:
+                # The view grows as files arrive; what is in it is all that this tag will see of the model.
+                hub.make_view((file for file in files if not (entry / name / file.path).exists()), folder, entry / name)
+                _check(work, lock, wanted, entry / name, tell)
+
+            pins.origin(work, pin, tell, look)
+
+        work.store.ensure("views", view.parent.name, show, unhealthy)
         return "current" if before else "done"
 
     return action
+
+
+def _check(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: Tell) -> None:
+    for model in work.job.models if wanted.kind == "model" else ():
+        if locks.base_wanted(model) == wanted:
+            preflight.check_model(
+                preflight.Subject(
+                    tree=pins.get_tree(work, lock.llama_cpp, tell),
+                    tag=lock.llama_cpp.tag,
+                    folder=view,
+                    source=wanted.source,
+                    args=model.args,
+                    weights=wanted.weights,
+                    trees=work.store.folder("source"),
+                )
+            )
 
 
 def verb(build: Build) -> str:
@@ -206,4 +213,7 @@ def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted,
 
 
 def _ordinary(stale: list[Build]) -> bool:
-    return all(build.output.type in ALWAYS[build.output.kind] for build in stale if not build.of)
+    def usual(output: Output) -> bool:
+        return output.type in ALWAYS[output.kind] and not (output.lora or output.model).args
+
+    return all(usual(build.output) for build in stale if not build.of)

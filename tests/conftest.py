@@ -16,8 +16,18 @@ from typing import Any
 import msgspec
 import pytest
 import yaml
+from pypi_simple import PyPISimple
 
+from llamacpp_orchestrator import build
+from llamacpp_orchestrator import download
+from llamacpp_orchestrator import jobfile
+from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import settings
+from llamacpp_orchestrator import source
 from llamacpp_orchestrator.__main__ import main
+from llamacpp_orchestrator.pins import Work
+from llamacpp_orchestrator.source import pypi
+from llamacpp_orchestrator.store import Store
 from tests.stage import TAG as TAG
 from tests.stage.fixtures import github as github
 from tests.stage.fixtures import hub as hub
@@ -56,6 +66,37 @@ def data(demo_data: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("data")
     demo_data.main(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Real converter trees by tag, out of packages; "0.3.1" and the like are those that llama-cpp-python carried then."""
+    folder = tmp_path_factory.mktemp("trees")
+    known = settings.load(os.environ)
+
+    def get(tag: str) -> Path:
+        dest = folder / tag
+        if not dest.exists():
+            dest.mkdir()
+            if tag.startswith("b"):
+                pypi.checkout("", tag, pypi.find(tag, known)[0], dest, known, lambda text: None)
+            else:
+                archive = folder / f"{tag}.tar.gz"
+                url, digest = sdist("llama-cpp-python", tag, known.index.index_urls[0])
+                download.fetch(url, archive, sha256=digest)
+                download.unpack(archive, dest, strip=3, keep=source.wanted)
+        return dest
+
+    return get
+
+
+def sdist(package: str, version: str, index: str) -> tuple[str, str]:
+    """URL and digest of a source package."""
+    with PyPISimple(index) as client:
+        found = [
+            each for each in client.get_project_page(package).packages if each.version == version and each.package_type == "sdist"
+        ]
+    return found[0].url, found[0].digests["sha256"]
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +148,17 @@ def job(world: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def python(orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path) -> Path:
+    """The interpreter that the driver made for upstream's scripts."""
+    file = job(str(data / "tiny-llama"), name="environment.yaml", binaries={"backend": "none"})
+    assert orchestrate("setup", file).code == 0
+    found = settings.load(os.environ)
+    lock = locks.read(locks.path_for(file))
+    assert lock
+    return build.python(Work(job=jobfile.load(file), file=file, settings=found, store=Store(found.cache)), lock)
 
 
 @pytest.fixture

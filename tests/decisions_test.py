@@ -133,25 +133,6 @@ def test_find_links_folders(tmp_path: Path) -> None:
     assert indexes.find_links_paths([str(tmp_path), tmp_path.as_uri(), "https://example.org/page"]) == [tmp_path / "a.whl"] * 2
 
 
-@pytest.mark.parametrize(
-    ("said", "cause"),
-    [
-        ("ERROR:hf-to-gguf:Model FooForCausalLM is not supported", "architecture FooForCausalLM"),
-        ("WARNING:** BPE pre-tokenizer was not recognized!", "does not know the model's tokenizer"),
-        ("TypeError: stat: path should be string, bytes, os.PathLike or integer, not NoneType", "no tokenizer"),
-        ("safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata", "cut or damaged"),
-        ("ValueError: Missing tensors: ['a.weight']", "['a.weight']"),
-        ("ValueError: Can not map tensor 'x.y'", "(x.y)"),
-        ("OSError: [Errno 28] No space left on device", "disk is full"),
-        ("error: unrecognized arguments: --nope", "--nope"),
-        ("ModuleNotFoundError: No module named 'mistral_common'", "mistral_common"),
-        ("something new", ""),
-    ],
-)
-def test_upstreams_words_are_explained(said: str, cause: str) -> None:
-    assert cause in convert.explain(said)[0]
-
-
 def test_a_failure_never_repeats_the_advice_to_load_pickles_unsafely() -> None:
     error = convert.failed(
         CommandFailed("x ended with exit code 1", code=1, tail="boom\nset weights_only=False to load it\nlast")
@@ -163,14 +144,6 @@ def test_a_failure_never_repeats_the_advice_to_load_pickles_unsafely() -> None:
 @pytest.mark.parametrize(("line", "shown"), [("Writing:  45%|####  | 1/2", "45%"), ("a 1%|\r 99%|", "99%"), ("INFO: 45%", "")])
 def test_progress(line: str, shown: str) -> None:
     assert convert.progress_of(line) == shown
-
-
-def test_outtypes_are_read_from_the_script(tmp_path: Path) -> None:
-    script = 'p.add_argument(\n  "--outtype", type=str, choices=["f32", "q8_0"], default="f16")\n'
-    (tmp_path / "convert_hf_to_gguf.py").write_text(script)
-    (tmp_path / "convert_lora_to_gguf.py").write_text("print()")
-    assert convert.outtypes(tmp_path, "model") == ("f32", "q8_0")
-    assert convert.outtypes(tmp_path, "adapter") == ()
 
 
 @pytest.mark.parametrize(("system", "forks"), [("linux", True), ("macos", False), ("windows", False)])

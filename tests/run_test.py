@@ -285,7 +285,7 @@ def test_keep_going_makes_what_it_can_and_tells_every_failure(
     answer = orchestrate("run", file, "--keep-going", "--json")
     assert answer.code == 1
     statuses = {step["name"]: step["status"] for step in answer.json()["steps"]}
-    assert statuses["convert model-f16.gguf"] == "failed" and statuses["verify model-f16.gguf"] == "blocked"
+    assert statuses["fetch model"] == "failed" and statuses["convert model-f16.gguf"] == "blocked"
     assert statuses["verify tiny-llama-f16.gguf"] == "done"
     assert [Path(output["path"]).name for output in answer.json()["outputs"]] == ["tiny-llama-f16.gguf"]
 

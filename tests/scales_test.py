@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import scales
@@ -27,10 +28,10 @@ MODULES = tuple(f"model.layers.{layer}.{name}" for layer in (0, 1, 10) for name 
 def numeric(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An interpreter that has NumPy, as every environment for upstream's scripts does."""
     venv = tmp_path_factory.mktemp("numeric") / "venv"
-    env = process.clean_env(**environment.index_variables(settings.load(os.environ).index, None, os.environ))
-    process.capture(Command((environment.uv(), "venv", "--quiet", str(venv)), env=env))
+    env = process.clean_env(**indexes.index_variables(settings.load(os.environ).index, None, os.environ))
+    process.capture(Command((indexes.uv(), "venv", "--quiet", str(venv)), env=env))
     python = str(environment.python_in(venv))
-    process.capture(Command((environment.uv(), "pip", "install", "--quiet", "--python", python, "numpy"), env=env), timeout=300)
+    process.capture(Command((indexes.uv(), "pip", "install", "--quiet", "--python", python, "numpy"), env=env), timeout=300)
     return python
 
 

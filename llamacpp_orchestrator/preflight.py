@@ -1,0 +1,263 @@
+"""What the pinned tag would refuse after gigabytes of downloads, told before: by its own scripts and a model's small files."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import re
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator import arguments
+from llamacpp_orchestrator import scripts
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.modelfiles import INDEX
+from llamacpp_orchestrator.modelfiles import safetensors_header
+from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.spec import Job
+from llamacpp_orchestrator.store import MARK
+
+HASHER = Path(__file__).parent / "inside" / "hasher.py"
+# With these the script goes other ways than the ones that are looked at here.
+ELSEWHERE = ("--mistral-format", "--remote", "--print-supported-models", "--dspark", "--target-model-dir")
+# Ends of names that only packed weights have, and what packs them; no old tag has a place for such tensors.
+PACKED = {
+    ".absmax": "bitsandbytes", ".SCB": "bitsandbytes", ".qweight": "gptq or awq", ".qzeros": "gptq or awq",
+    ".weight_packed": "compressed-tensors", ".weight_scale_inv": "fp8",
+}  # fmt: skip
+# As text, as one of a list, or in brackets.
+BASE_MODEL = r"^base_model:\s*(?:-[ \t]*|\[[ \t]*)?[\"']?([\w.-]+/[\w.-]+)"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """A model as far as it is here, the tag that is to convert it, and where trees of other tags may lie."""
+
+    tree: Path
+    tag: str
+    folder: Path
+    source: str
+    args: tuple[str, ...] = ()
+    weights: bool = True
+    trees: Path | None = None
+
+
+def check_job(job: Job, file: str, tree: Path) -> None:
+    """Raise JobError for a type or an option that this tag's scripts do not have, with those that they do."""
+    for model in job.models:
+        asked = [("model", model.name, each) for each in model.outtype if each != "none"]
+        asked += [("adapter", lora.name, each) for lora in model.loras for each in lora.outtype]
+        for kind, name, outtype in asked:
+            known = scripts.outtypes(tree, kind)
+            if known and outtype not in known:
+                also = "; types such as Q4_K_M belong under `quantize`" if "_" in outtype and kind == "model" else ""
+                raise JobError(
+                    f"{file}: {name}: {job.llama_cpp.tag} has no outtype `{outtype}` for {kind}s",
+                    f"it has {', '.join(known)}{also}",
+                )
+        for kind, name, args in [("model", model.name, model.args), *(("adapter", each.name, each.args) for each in model.loras)]:
+            if found := arguments.complaint(scripts.options(tree, kind), args):
+                what, hint = found
+                raise JobError(f"{file}: {name}: {scripts.SCRIPTS[kind]} of {job.llama_cpp.tag} {what}", hint)
+
+
+def check_model(subject: Subject) -> None:
+    """Raise OrchestrateError for a model that this tag cannot convert, as far as its small files tell; in doubt say nothing."""
+    flags = _flags(subject)
+    if flags.isdisjoint(ELSEWHERE):
+        config = read_json(subject.folder / "config.json")
+        check_architecture(subject, config, "--mmproj" in flags)
+        if "--mmproj" not in flags and "--vocab-only" not in flags:
+            check_quantization(subject, config)
+            check_vocabulary(subject, config)
+
+
+def _flags(subject: Subject) -> set[str]:
+    known = scripts.options(subject.tree, "model") if subject.weights else ()
+    words = [word.partition("=")[0] for word in subject.args if word.startswith("--")]
+    return {name for word in words for option in arguments.named(known, word) for name in option.names}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is none: complaints about that are made elsewhere."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def claimed(config: dict[str, Any], deep: int = 2) -> list[str]:
+    """The architectures that a config names, its own first, then those of its parts: which part counts, each tag says anew."""
+    named = config.get("architectures")
+    found = [str(named[0])] if isinstance(named, list) and named else []
+    parts = [part for part in config.values() if isinstance(part, dict)] if deep else []
+    return found + [name for part in parts for name in claimed(part, deep - 1)]
+
+
+def check_architecture(subject: Subject, config: dict[str, Any], mmproj: bool = False) -> None:
+    """Raise OrchestrateError when the tag's own registry lacks the architecture, naming tags in the cache that have it."""
+    known, names = scripts.architectures(subject.tree), claimed(config)
+    if known is None or not names or not config.get("architectures"):
+        return
+    able = known.mmproj if mmproj else known.text
+    if able.intersection(names) or any((subject.folder / name).is_file() for name in scripts.layouts(subject.tree)):
+        return
+    name, what = names[0], "the projector of the architecture" if mmproj else "the architecture"
+    if not mmproj and name in known.mmproj:
+        hint = "it makes only its projector: `args: [--mmproj]`; the language model is a repository of its own"
+    else:
+        hint = _elsewhere(subject, lambda tree: _knows(tree, name, mmproj))
+        near = difflib.get_close_matches(name, sorted(able), 3, 0.6)
+        hint += f"; the nearest that it knows: {', '.join(near)}" if near else ""
+    raise OrchestrateError(f"{subject.source}: {subject.tag} does not know {what} {name}", hint)
+
+
+def _knows(tree: Path, name: str, mmproj: bool) -> bool:
+    known = scripts.architectures(tree)
+    return known is not None and name in (known.mmproj if mmproj else known.text)
+
+
+def _elsewhere(subject: Subject, able: Callable[[Path], bool]) -> str:
+    """What to pin instead: the tags that can do it, of those whose trees lie in the cache."""
+    trees = sorted(subject.trees.iterdir()) if subject.trees and subject.trees.is_dir() else []
+    found = [path for path in trees if path != subject.tree and (path / MARK).is_file() and able(path)]
+    tags = [path.name.removeprefix("package-") for path in found]
+    return f"set `llama_cpp.tag` to one that does: {', '.join(tags)} in the cache, or a newer one" if tags else "pin a newer tag"
+
+
+def check_quantization(subject: Subject, config: dict[str, Any]) -> None:
+    """Raise OrchestrateError for weights that are quantized in a way that this tag does not undo."""
+    said = config.get("quantization_config")
+    said = said if isinstance(said, dict) else {}
+    method, form = said.get("quant_method"), said.get("format")
+    known = scripts.quantized(subject.tree)
+    able = known.methods | ({str(method)} if _own_way(subject, config) else frozenset())
+    nvfp4 = "NVFP4" in str(said.get("quant_algo")) or (subject.folder / "hf_quant_config.json").is_file()
+    packed = _packed(subject) if not known.strict and subject.weights else ""
+    if method and known.strict and not nvfp4 and method not in able:
+        what = str(method)
+    elif method == "compressed-tensors" and known.formats and form and form not in known.formats:
+        what = f"{method}, format {form}"
+    elif packed and packed not in able:
+        what = str(method or packed)
+    else:
+        return
+    base = declared_base(subject.folder, config)
+    hint = f"name the unquantized model: {base}" if base and base != subject.source else "name the model that it was made from"
+    saved = "; if it was merged to plain weights since, take `quantization_config` out of its config.json"
+    raise OrchestrateError(
+        f"{subject.source} is quantized already ({what}), which {subject.tag} cannot read", hint + ("" if packed else saved)
+    )
+
+
+def _own_way(subject: Subject, config: dict[str, Any]) -> bool:
+    classes = [each for name in claimed(config) for each in scripts.converter(subject.tree, name)]
+    found = scripts.method(classes, "dequant_model")
+    return bool(found and found[0] != "ModelBase")
+
+
+def _packed(subject: Subject) -> str:
+    known = {end: method for end, method in PACKED.items() if not scripts.mentions(subject.tree, end)}
+    names = _tensors(subject.folder) if known else ()
+    return next((method for name in names for end, method in known.items() if name.endswith(end)), "")
+
+
+def _tensors(folder: Path) -> Iterator[str]:
+    """Names of tensors, as far as an index or the files that are here tell."""
+    weights = read_json(folder / INDEX).get("weight_map")
+    yield from map(str, weights if isinstance(weights, dict) else ())
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(OrchestrateError):
+            yield from safetensors_header(path)
+
+
+def declared_base(folder: Path, config: dict[str, Any]) -> str:
+    """The model that this one says it was made from: in the front matter of its README, or in its config."""
+    named = str(config.get("_name_or_path", ""))
+    with contextlib.suppress(OSError, ValueError):
+        front = re.match(r"---\s*\n(.*?)\n---", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        said = re.search(BASE_MODEL, front[1], re.MULTILINE) if front else None
+        named = said[1] if said else named
+    return named if re.fullmatch(r"[\w.-]+/[\w.-]+", named) else ""
+
+
+def plain_bpe(subject: Subject, config: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer.json of a model whose vocabulary this tag is certain to read as GPT-2's kind; {} for all others."""
+    folder = subject.folder
+    if any((folder / name).is_file() for name in ("tokenizer.model", "tekken.json", "tokenizer.jsonl")):
+        return {}
+    found = read_json(folder / "tokenizer.json")
+    model = found.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
+        return {}
+    names, known = claimed(config)[:1], scripts.architectures(subject.tree)
+    if known is None or set(names) - known.text or len(set(claimed(config))) != 1:
+        return {}
+    special = read_json(folder / "tokenizer_config.json").get("tokenizer_class", "")
+    return found if scripts.reads_gpt2(scripts.converter(subject.tree, names[0]), (names[0], str(special))) else {}
+
+
+def check_vocabulary(subject: Subject, config: dict[str, Any]) -> None:
+    """Raise OrchestrateError for a tokenizer that has more tokens than the model has rows for."""
+    inner = config.get("text_config")
+    size = {**config, **(inner if isinstance(inner, dict) else {})}.get("vocab_size")
+    if not subject.weights or not isinstance(size, int):
+        return
+    tokenizer = plain_bpe(subject, config)
+    last = _last_token(tokenizer)
+    rows = _rows(subject.folder) if tokenizer else None
+    hint = "tokens were added without resizing the model: use the original's tokenizer files, or resize and save both again"
+    if last >= size:
+        raise OrchestrateError(f"{subject.source}: its tokenizer has {last + 1} tokens, its config a vocabulary of {size}", hint)
+    if rows is not None and rows < size:
+        raise OrchestrateError(f"{subject.source}: its embedding has {rows} rows, its config a vocabulary of {size}", hint)
+
+
+def _last_token(tokenizer: dict[str, Any]) -> int:
+    vocabulary = tokenizer.get("model", {}).get("vocab")
+    added = tokenizer.get("added_tokens")
+    found = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    found += [each.get("id") for each in added if isinstance(each, dict)] if isinstance(added, list) else []
+    return max((each for each in found if isinstance(each, int)), default=-1)
+
+
+def _rows(folder: Path) -> int | None:
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(OrchestrateError):
+            shape = safetensors_header(path).get(EMBEDDING, {}).get("shape")
+            if isinstance(shape, list) and len(shape) == 2:
+                return int(shape[0])
+    return None
+
+
+def is_hashed(subject: Subject) -> bool:
+    """Whether this tag is certain to ask for the digest of the model's pre-tokenizer."""
+    if not _flags(subject).isdisjoint((*ELSEWHERE, "--mmproj")):
+        return False
+    return bool(scripts.hashes(subject.tree) and plain_bpe(subject, read_json(subject.folder / "config.json")))
+
+
+def hash_command(subject: Subject, python: str, env: tuple[tuple[str, str], ...]) -> Command:
+    """The call that prints the digest of a model's pre-tokenizer as upstream works it out."""
+    return Command((python, str(HASHER), str(scripts.core(subject.tree)), str(subject.folder)), cwd=str(HASHER.parent), env=env)
+
+
+def hash_in(said: str) -> str:
+    """The digest in what `hash_command` printed; "" when there is none."""
+    found = re.findall(r"^chkhsh: ([0-9a-f]{64})$", said, re.MULTILINE)
+    return found[-1] if found else ""
+
+
+def check_hash(subject: Subject, digest: str) -> None:
+    """Raise OrchestrateError when this tag does not know a pre-tokenizer by its digest, naming tags in the cache that do."""
+    known = scripts.hashes(subject.tree)
+    if known and digest and digest not in known:
+        hint = _elsewhere(subject, lambda tree: digest in scripts.hashes(tree))
+        also = "; if the tokenizer was changed while fine-tuning, use the original's tokenizer files"
+        raise OrchestrateError(f"{subject.source}: {subject.tag} does not know the model's tokenizer", hint + also)

@@ -1,0 +1,277 @@
+"""What the scripts of a tag know, read from their source without running it: architectures, tokenizers, options."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+SCRIPTS = {"model": "convert_hf_to_gguf.py", "adapter": "convert_lora_to_gguf.py"}
+MAPS = ("TEXT_MODEL_MAP", "MMPROJ_MODEL_MAP")
+# How many words an option takes, by its action; "count" and the like never stand in these scripts.
+WORDLESS = ("store_true", "store_false", "store_const", "help", "version")
+
+# Ways to a vocabulary that a BPE tokenizer.json does not go: they want other files, or serve architectures named beside them.
+OTHER_WAYS = (
+    "_set_vocab_sentencepiece", "_set_vocab_llama_hf", "_set_vocab_mistral", "_set_vocab_glmedge", "_set_vocab_hybriddna",
+    "_set_vocab_interns1", "SpecialVocab",
+)  # fmt: skip
+
+Classes = dict[str, ast.ClassDef]
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One `add_argument` of a script: its names, how many words follow it (-1: cannot be told), and the words that it takes."""
+
+    names: tuple[str, ...]
+    words: int = 1
+    choices: tuple[str, ...] = ()
+
+
+class Architectures(msgspec.Struct, frozen=True, kw_only=True):
+    """The names of architectures that a tag converts: as models, and as projectors (`--mmproj`)."""
+
+    text: frozenset[str]
+    mmproj: frozenset[str]
+
+
+class Quantized(msgspec.Struct, frozen=True, kw_only=True):
+    """Which already quantized weights a tag reads; `strict` when it ends with an error for any other method."""
+
+    methods: frozenset[str]
+    formats: frozenset[str]
+    strict: bool
+
+
+@functools.lru_cache(maxsize=16)
+def _parse(source: bytes) -> ast.Module:
+    return ast.parse(source)
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return _parse(path.read_bytes())
+    except (OSError, ValueError, SyntaxError, RecursionError):
+        return ast.Module(body=[], type_ignores=[])  # what cannot be read knows nothing, and nothing is refused for it
+
+
+def _texts(nodes: list[ast.expr]) -> tuple[str, ...]:
+    return tuple(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def options(tree: Path, kind: str) -> tuple[Option, ...]:
+    """The options of one of the two scripts in their order, positional ones too; () when its source does not say."""
+    calls = (node for node in ast.walk(_parsed(tree / SCRIPTS[kind])) if isinstance(node, ast.Call))
+    found = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
+    return tuple(_option(call) for call in found if call.args and len(_texts(call.args)) == len(call.args))
+
+
+def _option(call: ast.Call) -> Option:
+    said = {word.arg: word.value for word in call.keywords}
+    choices = said.get("choices")
+    action = said.get("action", ast.Constant("store"))
+    known = isinstance(action, ast.Constant) and action.value in ("store", "append", *WORDLESS)
+    words = 0 if isinstance(action, ast.Constant) and action.value in WORDLESS else 1
+    listed = _texts(choices.elts) if isinstance(choices, (ast.List, ast.Tuple)) else ()
+    plain = isinstance(choices, (ast.List, ast.Tuple)) and len(listed) == len(choices.elts)
+    return Option(names=_texts(call.args), words=words if known and "nargs" not in said else -1, choices=listed if plain else ())
+
+
+def outtypes(tree: Path, kind: str) -> tuple[str, ...]:
+    """The values that this tag's script takes for `--outtype`; () when it does not say."""
+    return next((option.choices for option in options(tree, kind) if "--outtype" in option.names), ())
+
+
+def architectures(tree: Path) -> Architectures | None:
+    """The registry of a tag: the maps of `conversion/`, or the classes of the one script; None when it cannot be read whole."""
+    maps = {name: _map(_parsed(tree / "conversion" / "__init__.py"), name) for name in MAPS}
+    if any(maps.values()):
+        text, mmproj = (frozenset(maps[name] or {}) for name in MAPS)
+        return Architectures(text=text, mmproj=mmproj) if all(maps.values()) else None
+    known = _classes(_sources(tree))
+    registered = [(name, _registered(node)) for name, node in known.items()]
+    if not any(names for _, names in registered) or any(names is None for _, names in registered):
+        return None
+    text = frozenset(each for name, names in registered if not _is_mmproj(known, name) for each in names or ())
+    mmproj = frozenset(each for name, names in registered if _is_mmproj(known, name) for each in names or ())
+    return Architectures(text=text, mmproj=mmproj)
+
+
+def _map(module: ast.Module, name: str) -> dict[str, str] | None:
+    for node in module.body:
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        if isinstance(target, ast.Name) and target.id == name and isinstance(value, ast.Dict):
+            keys, values = _texts([key for key in value.keys if key]), _texts(value.values)
+            return dict(zip(keys, values, strict=True)) if len(keys) == len(values) == len(value.keys) else None
+    return None
+
+
+def _sources(tree: Path) -> list[Path]:
+    return [tree / SCRIPTS["model"], *sorted((tree / "conversion").glob("*.py"))]
+
+
+def _classes(paths: list[Path]) -> Classes:
+    return {node.name: node for path in paths for node in _parsed(path).body if isinstance(node, ast.ClassDef)}
+
+
+def _registered(node: ast.ClassDef) -> tuple[str, ...] | None:
+    names: tuple[str, ...] = ()
+    for call in node.decorator_list:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "register":
+            if len(_texts(call.args)) != len(call.args):
+                return None
+            names += _texts(call.args)
+    return names
+
+
+def lineage(known: Classes, name: str) -> list[ast.ClassDef]:
+    """A class and all that it inherits from, nearest first, as far as they are in the tree."""
+    node = known.get(name)
+    if node is None:
+        return []
+    found = [node]
+    for base in node.bases:
+        if ast.unparse(base) != name:
+            # A base that two classes share comes after both of them.
+            above = lineage(known, ast.unparse(base))
+            found = [each for each in found if each not in above] + above
+    return found
+
+
+def _is_mmproj(known: Classes, name: str) -> bool:
+    for node in lineage(known, name):
+        for line in node.body:
+            target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0] if isinstance(line, ast.Assign) else None
+            value = line.value if isinstance(line, (ast.Assign, ast.AnnAssign)) else None
+            if isinstance(target, ast.Name) and target.id == "model_arch" and value:
+                return ast.unparse(value).endswith(".MMPROJ")
+    return False
+
+
+def converter(tree: Path, architecture: str) -> list[ast.ClassDef]:
+    """The class that converts an architecture as a model, with all that it inherits from; [] when that cannot be told."""
+    module = (_map(_parsed(tree / "conversion" / "__init__.py"), MAPS[0]) or {}).get(architecture)
+    known = _classes(_needed(tree, module) if module else _sources(tree))
+    found = [name for name, node in known.items() if architecture in (_registered(node) or ()) and not _is_mmproj(known, name)]
+    return lineage(known, found[0]) if len(found) == 1 else []
+
+
+def _needed(tree: Path, module: str) -> list[Path]:
+    """A module of `conversion/` and those of its neighbours that it imports."""
+    found: list[Path] = []
+    waiting = [module]
+    while waiting:
+        path = tree / "conversion" / f"{waiting.pop()}.py"
+        if path not in found:
+            found.append(path)
+            nodes = (node for node in _parsed(path).body if isinstance(node, ast.ImportFrom) and node.level == 1)
+            waiting += [node.module for node in nodes if node.module]
+    return found
+
+
+def method(classes: list[ast.ClassDef], name: str) -> tuple[str, ast.FunctionDef] | None:
+    """The first definition of a method in a lineage, with the name of its class."""
+    for node in classes:
+        for line in node.body:
+            if isinstance(line, ast.FunctionDef) and line.name == name:
+                return node.name, line
+    return None
+
+
+def _core(tree: Path) -> ast.Module:
+    """Where the base classes stand: in `conversion/base.py`, or in the one script."""
+    path = tree / "conversion" / "base.py"
+    return _parsed(path if path.is_file() else tree / SCRIPTS["model"])
+
+
+def _compared(where: ast.AST, names: tuple[str, ...]) -> Iterator[str]:
+    """The texts that a variable of one of these names is compared with."""
+    for node in ast.walk(where):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id in names:
+            for other in node.comparators:
+                yield from _texts(other.elts if isinstance(other, (ast.Tuple, ast.List, ast.Set)) else [other])
+
+
+def hashes(tree: Path) -> frozenset[str]:
+    """The digests by which a tag knows pre-tokenizers; empty when they cannot be found."""
+    found = [node for node in ast.walk(_core(tree)) if isinstance(node, ast.FunctionDef) and node.name == "get_vocab_base_pre"]
+    return frozenset(text for node in found for text in _compared(node, ("chkhsh",)) if len(text) == 64)
+
+
+def core(tree: Path) -> Path:
+    """The file in which `get_vocab_base_pre` stands."""
+    path = tree / "conversion" / "base.py"
+    return path if path.is_file() else tree / SCRIPTS["model"]
+
+
+def quantized(tree: Path) -> Quantized:
+    """Which methods of quantization a tag undoes, and which formats of those that have several."""
+    found = [node for node in ast.walk(_core(tree)) if isinstance(node, ast.FunctionDef) and node.name == "dequant_model"]
+    raised = {text for where in found for node in ast.walk(where) if isinstance(node, ast.Raise) for text in _within(node)}
+    return Quantized(
+        methods=frozenset(text for where in found for text in _compared(where, ("quant_method",))),
+        formats=frozenset(text for where in found for text in _compared(where, ("quant_format",))),
+        strict=any(text.startswith("Quant method is not yet supported") for text in raised),
+    )
+
+
+def mentions(tree: Path, text: str) -> bool:
+    """Whether a text stands anywhere in the sources of the converter."""
+    return any(text.encode() in path.read_bytes() for path in _sources(tree) if path.is_file())
+
+
+def _within(node: ast.AST) -> Iterator[str]:
+    for each in ast.walk(node):
+        if isinstance(each, ast.Constant) and isinstance(each.value, str):
+            yield each.value
+
+
+def layouts(tree: Path) -> frozenset[str]:
+    """Names of files by which a tag recognizes models that are not in Transformers' layout; it reads them in its own way."""
+    found: set[str] = set()
+    for path in sorted((tree / "conversion").glob("*.py")):
+        if b"register_hparams_loader(" in path.read_bytes():
+            functions = {node.name: node for node in _parsed(path).body if isinstance(node, ast.FunctionDef)}
+            matchers = [word for node in functions.values() for call in node.decorator_list for word in _matchers(call)]
+            for matcher in matchers:
+                found.update(_within(functions.get(ast.unparse(matcher), matcher)))
+    return frozenset(text for text in found - {"config.json"} if text.endswith(".json"))
+
+
+def _matchers(call: ast.expr) -> list[ast.expr]:
+    return call.args if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("register_hparams_loader") else []
+
+
+def reads_gpt2(classes: list[ast.ClassDef], special: tuple[str, ...]) -> bool:
+    """Whether a class is certain to end in the base's `_set_vocab_gpt2`, given a tokenizer that is nothing else.
+
+    A class that names one of the `special` words, or tries this way and goes on when it fails, has exceptions of its own.
+    """
+    if any(_overridden(classes, name) for name in ("get_vocab_base", "get_vocab_base_pre")):
+        return False
+    called: set[str] = set()
+    while found := method(classes, "set_vocab"):
+        owner, function = found
+        tried = [name for node in ast.walk(function) if isinstance(node, ast.Try) for line in node.body for name in _calls(line)]
+        if "_set_vocab_gpt2" in tried or not set(special).isdisjoint(_within(function)):
+            return False
+        called |= {name for name in _calls(function) if "vocab" in name}
+        if "set_vocab" not in called:
+            break
+        # It leaves the rest to the class above.
+        called.remove("set_vocab")
+        classes = classes[[node.name for node in classes].index(owner) + 1 :]
+    return "_set_vocab_gpt2" in called and called <= {"_set_vocab_gpt2", *OTHER_WAYS}
+
+
+def _overridden(classes: list[ast.ClassDef], name: str) -> bool:
+    found, base = method(classes, name), method(classes, "_set_vocab_gpt2")
+    return found is None or base is None or found[0] != base[0]
+
+
+def _calls(where: ast.AST) -> set[str]:
+    return {node.func.attr for node in ast.walk(where) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
