@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import compile as compiling
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import host
@@ -80,6 +81,8 @@ def _asset(work: Work, found: host.Host) -> Line:
     asked = work.job
     if asked.binaries.backend == "none":
         return Line(name="binaries", ok=True, said="none, as the job says")
+    if asked.binaries.backend == "source":
+        return _compiler(found)
     try:
         assets = releases.fetch_assets(asked.llama_cpp.tag, asked.llama_cpp.repo, work.settings)
         choice = releases.choose(asked.llama_cpp.tag, assets, found, asked.binaries.backend, asked.binaries.cuda)
@@ -87,6 +90,13 @@ def _asset(work: Work, found: host.Host) -> Line:
         return Line(name="binaries", ok=False, said="; ".join(error.lines()))
     runtime = f" with {choice.runtime.name}" if choice.runtime else ""
     return Line(name="binaries", ok=True, said=f"{choice.archive.name}{runtime}: {choice.reason}")
+
+
+def _compiler(found: host.Host) -> Line:
+    try:
+        return Line(name="binaries", ok=True, said=f"built from source with {compiling.toolchain(found).said()}")
+    except OrchestrateError as error:
+        return Line(name="binaries", ok=False, said="; ".join(error.lines()))
 
 
 def _servers(settings: Settings) -> Iterator[Line]:

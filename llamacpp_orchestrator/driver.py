@@ -20,6 +20,7 @@ from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Build
@@ -166,6 +167,7 @@ def _make(
         converter=warm.convert if forks else convert.run_alone,
         held={},
         force=options.force,
+        jobs=options.jobs,
     )
     for build in made:
         outputs.heal(bench, build)
@@ -271,7 +273,7 @@ def setup(work: Work, options: Options, report: Reporter) -> Result:
         if not any(event.step == "source" for event in events):
             made.append(Step(name="source", action=stages.source_action(work, lock)))
         if work.job.binaries.backend != "none":
-            made.append(Step(name="binaries", action=stages.binaries_action(work, lock)))
+            made.append(stages.binaries_step(work, lock, _logs(work) / "binaries.log", options.jobs))
         done = _carry_out(made, options, report)
         events, errors = events + done, [_error(event) for event in done if event.status == "failed"]
     return result(began, events, errors, [], work)
@@ -295,13 +297,13 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> Command
     made = (
         Step(name="environment", action=stages.environment_action(work, lock, log), log=log)
         if script
-        else Step(name="binaries", action=stages.binaries_action(work, lock))
+        else stages.binaries_step(work, lock, _logs(work) / "binaries.log")
     )
     failed = [_error(event) for event in _carry_out([made], Options(), report) if event.status == "failed"]
     if failed:
         raise first(failed)
     if not script:
-        program = stages.tool(work, lock, name)
+        program = programs.tool(work, lock, name)
         return Command((str(program), *rest), env=quantize.tool_env(program))
     tree = pins.get_tree(work, lock.llama_cpp, lambda text: None)
     if not (tree / name).is_file():

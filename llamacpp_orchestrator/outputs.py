@@ -39,6 +39,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     converter: Converter
     held: dict[Path, FileLock]
     force: bool = False
+    jobs: int = 0
 
     def log(self, step: str) -> Path:
         """The log file of one step."""

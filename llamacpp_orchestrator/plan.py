@@ -12,8 +12,8 @@ from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
+from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import spec
-from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -32,6 +32,7 @@ BITS = {
 }  # fmt: skip
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000
+BUILD_BYTES = 1_000_000_000
 MARGIN = 50_000_000
 
 
@@ -73,6 +74,8 @@ def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
     if stale and pinned and not work.store.has("environments", pinned.pin().digest()):
         size = ENVIRONMENT_BYTES.get(pinned.torch, GPU_ENVIRONMENT_BYTES)
         found.append(Need(str(work.store.root), size, "the Python environment", exact=False))
+    if any(build.of for build in stale) and programs.from_source(work) and not programs.here(work, lock):
+        found.append(Need(str(work.store.root), BUILD_BYTES, "building the programs", exact=False))
     for build in stale:
         found.append(Need(str(build.output.path.parent), estimate(lock, build), build.name, exact=False))
     return tuple(found)
@@ -90,7 +93,7 @@ def missing_bytes(pin: FilesPin) -> int:
     return sum(file.size for file in missing_files(pin))
 
 
-def check_offline(work: Work, lock: Lock, stale: Iterable[Build], programs: bool) -> None:
+def check_offline(work: Work, lock: Lock, stale: Iterable[Build], quantizing: bool) -> None:
     """Raise NetworkError that lists what would have to be fetched, if something would and the network may not be asked."""
     if not work.settings.offline:
         return
@@ -99,8 +102,8 @@ def check_offline(work: Work, lock: Lock, stale: Iterable[Build], programs: bool
         lacking.append(f"the converter tree of {lock.llama_cpp.tag}")
     if lock.environment and not work.store.has("environments", lock.environment.pin().digest()):
         lacking.append("the Python environment")
-    if programs and not work.store.has("binaries", stages.binaries_key(choice := pins.choose(work, lock.assets))):
-        lacking.append(choice.archive.name)
+    if quantizing and (absent := programs.lacking(work, lock)):
+        lacking.append(absent)
     for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
         lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in missing_files(pin)]
     if lacking:
@@ -185,7 +188,15 @@ def _setup(work: Work, lock: Lock, binaries: bool) -> list[PlannedStep]:
         made.append(PlannedStep(name="environment", status="cached" if have else "run", detail=detail))
     else:
         made.append(PlannedStep(name="environment", status="own", detail=f"{work.job.environment.path} (unpinned)"))
-    return made + ([PlannedStep(name="binaries", status="run", detail=f"of release {lock.llama_cpp.tag}")] if binaries else [])
+    return made + ([_binaries(work, lock)] if binaries else [])
+
+
+def _binaries(work: Work, lock: Lock) -> PlannedStep:
+    if not programs.from_source(work):
+        return PlannedStep(name="binaries", status="run", detail=f"of release {lock.llama_cpp.tag}")
+    status = "cached" if programs.here(work, lock) else "build"
+    with_ = programs.toolchain(pins.this_host()).said()
+    return PlannedStep(name="binaries", status=status, detail=f"from the source of {lock.llama_cpp.tag}, with {with_}")
 
 
 def lines(plan: Plan) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
-from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import programs
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import FilesPin
@@ -81,41 +80,9 @@ def environment_action(work: Work, lock: Lock, log: Path) -> Action:
     return action
 
 
-def binaries_action(work: Work, lock: Lock) -> Action:
-    """Fetch and unpack the release archive that fits this machine, and see that its programs start."""
-
-    def action(tell: Tell) -> str:
-        choice = pins.choose(work, lock.assets)
-        key = binaries_key(choice)
-        before = work.store.has("binaries", key)
-        downloads = work.store.folder("downloads")
-        tell(f"note: {choice.archive.name}: {choice.reason}")
-
-        def make(dest: Path) -> None:
-            work.online(choice.archive.name)
-            releases.install(choice, dest, downloads, lambda done, total: tell(pins.progress(done, total)), work.settings.github)
-
-        path = work.store.ensure("binaries", key, make)
-        releases.probe(path, pins.this_host())
-        return "current" if before else "done"
-
-    return action
-
-
-def binaries_key(choice: releases.Choice) -> str:
-    """The store key of an installed choice: a digest over its archives."""
-    parts = [
-        choice.archive.sha256 or choice.archive.name,
-        (choice.runtime.sha256 or choice.runtime.name) if choice.runtime else "",
-    ]
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
-
-
-def tool(work: Work, lock: Lock, name: str) -> Path:
-    """An installed program of the release, by name."""
-    return releases.find_tool(
-        work.store.entry("binaries", binaries_key(pins.choose(work, lock.assets))), name, pins.this_host().system
-    )
+def binaries_step(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Step:
+    """The step that gets the programs; only a build has something to log."""
+    return Step(name="binaries", action=programs.action(work, lock, log, jobs), log=log if programs.from_source(work) else None)
 
 
 def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
@@ -172,7 +139,7 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     ]
     quantizing = [build for build in stale if build.of]
     if quantizing:
-        made.append(Step(name="binaries", action=binaries_action(work, lock)))
+        made.append(binaries_step(work, lock, bench.log("binaries"), bench.jobs))
     here = {step.name for step in made} | {build.name for build in stale}
     names = locks.names(work.job)
     after = () if "source" in ended or _ordinary(stale) else ("source",)
@@ -183,7 +150,7 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
         if build.of:
             of = next((f"verify {other.name}" for other in stale if other.output == build.of), None)
             needs: Iterable[str] = ("binaries", *([of] if of else []))
-            action = outputs.quantize_action(bench, build, functools.partial(tool, work, lock, "llama-quantize"))
+            action = outputs.quantize_action(bench, build, functools.partial(programs.tool, work, lock, "llama-quantize"))
         else:
             fetched = _fetched([build], names).values()
             needs = ("environment", *(["source"] if "source" in here else []), *fetched)
