@@ -80,6 +80,7 @@ class Toolchain(msgspec.Struct, frozen=True, kw_only=True):
     cc: str
     cxx: str
     version: str
+    machine: str = ""
     nvcc: str = ""
     nvcc_version: str = ""
     capabilities: tuple[str, ...] = ()
@@ -107,7 +108,8 @@ def _msvc(toolchain: Toolchain) -> bool:
 
 def key(pin: SourcePin, toolchain: Toolchain) -> str:
     """The store key of a build: what the source is, what is built of it, how, and with which compiler."""
-    parts = [pin.commit or pin.package, PROGRAMS, options(pin, toolchain), toolchain.version, toolchain.nvcc_version]
+    made_with = [toolchain.machine, toolchain.version, toolchain.nvcc_version]
+    parts = [pin.commit or pin.package, PROGRAMS, options(pin, toolchain), made_with]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]
 
 
@@ -152,7 +154,8 @@ def toolchain(host: Host) -> Toolchain:
     nvcc = _nvcc() if host.cuda and host.capabilities else ""
     said = _said(nvcc, "--version") if nvcc else []
     release = next((line.strip() for line in said if "release" in line), "")
-    found = Toolchain(cc=pair[0] if pair else "", cxx=pair[1] if pair else "", version=version)
+    here = " ".join(filter(None, (host.system, host.arch, host.libc.split(" ")[0])))
+    found = Toolchain(cc=pair[0] if pair else "", cxx=pair[1] if pair else "", version=version, machine=here)
     return msgspec.structs.replace(found, nvcc=nvcc, nvcc_version=release, capabilities=host.capabilities) if release else found
 
 

@@ -41,6 +41,7 @@ from llamacpp_orchestrator.steps import Event
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import run as run_steps
 from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.store import remove
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +84,7 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
         made = _chosen(building.builds(work, lock, options.force), options.only)
         done, errors = _make(work, lock, made, options, report, frozenset(event.step for event in events))
         events += done
-    return result(began, events, errors, made, work)
+    return result(began, events, errors, [build for build in made if not build.output.temporary], work)
 
 
 def _chosen(made: list[Build], only: str) -> list[Build]:
@@ -150,10 +151,13 @@ def _make(
     work: Work, lock: Lock, made: list[Build], options: Options, report: Reporter, ended: frozenset[str]
 ) -> tuple[list[Event], list[OrchestrateError]]:
     stale = [build for build in made if not build.current]
-    for build in made:
-        if build.current:
-            report(Event(f"convert {build.name}", "current"))
-    current = [Event(f"{stages.verb(build)} {build.name}", "current") for build in made if build.current]
+    current = [
+        Event(f"{stages.verb(build)} {build.name}", "current") for build in made if build.current and not build.output.temporary
+    ]
+    for event in current:
+        report(event)
+    for folder in building.unneeded(work, made):
+        remove(folder)
     if not stale:
         return current, []
     warm = convert.Warm(
@@ -166,6 +170,7 @@ def _make(
         logs=_logs(work),
         converter=warm.convert if forks else convert.run_alone,
         held={},
+        waiting=outputs.waiting(stale),
         force=options.force,
         jobs=options.jobs,
     )
@@ -175,7 +180,10 @@ def _make(
         artifact.may_write(build.output.path, artifact.read(build.output.path), options.force)
     if "source" in ended:
         stages.check_outtypes(work, building.tree(work, lock))
-    plan.check_offline(work, lock, stale, any(build.of for build in stale))
+    quantizing = any(build.of for build in stale)
+    plan.check_offline(work, lock, stale, quantizing)
+    if quantizing and programs.ready(work, lock):
+        stages.check_types(work, lock)
     plan.check_space(plan.needs(work, lock, stale))
     try:
         events = _carry_out(stages.of_run(bench, stale, ended), options, report)

@@ -10,6 +10,7 @@ import msgspec
 
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import programs
@@ -28,7 +29,8 @@ BITS = {
     "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "tq1_0": 2.0, "tq2_0": 2.5, "auto": 16.0,
     "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6, "q5_0": 5.6, "q5_1": 6.1, "q4_k_m": 5.0, "q4_k_s": 4.7, "q4_0": 4.7, "q4_1": 5.2,
     "q3_k_l": 4.4, "q3_k_m": 4.1, "q3_k_s": 3.7, "q2_k": 3.5, "iq4_xs": 4.5, "iq4_nl": 4.7, "iq3_m": 3.8, "iq2_m": 3.0,
-    "iq1_s": 2.1,
+    "iq1_s": 2.1, "iq1_m": 2.3, "iq2_xxs": 2.5, "iq2_xs": 2.7, "iq2_s": 2.9, "iq3_xxs": 3.5, "iq3_xs": 3.7, "iq3_s": 3.8,
+    "q2_k_s": 3.4, "q3_k": 4.1, "q4_k": 5.0, "q5_k": 5.8, "q1_0": 1.5, "q2_0": 2.6, "mxfp4_moe": 4.7,
 }  # fmt: skip
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000
@@ -77,7 +79,8 @@ def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
     if any(build.of for build in stale) and programs.from_source(work) and not programs.here(work, lock):
         found.append(Need(str(work.store.root), BUILD_BYTES, "building the programs", exact=False))
     for build in stale:
-        found.append(Need(str(build.output.path.parent), estimate(lock, build), build.name, exact=False))
+        folder = building.visible(build.output).parent
+        found.append(Need(str(folder), estimate(lock, build), build.name, exact=False))
     return tuple(found)
 
 
@@ -164,10 +167,21 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
     for build in made:
         verb = "quantize" if build.of else "convert"
         status = "current" if build.current else "run"
-        steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, command=str(final(build))))
+        steps += [step for step in _matrix(work, build) if step not in steps]
+        detail = "temporary, until all is made of it" if build.output.temporary else ""
+        steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, detail=detail, command=str(final(build))))
     found = needs(work, lock, stale)
     folders = dict.fromkeys(need.folder for need in found)
     return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(existing(folder)).free for folder in folders})
+
+
+def _matrix(work: Work, build: Build) -> list[PlannedStep]:
+    matrix = build.matrix
+    if build.current or not (build.of and matrix and matrix.text) or imatrix.ready(matrix, work.store):
+        return []
+    made_by = imatrix.command(Path(imatrix.TOOL), build.of.path, str(matrix.text), matrix.args, Path())
+    detail = f"at most {matrix.minutes} minutes"
+    return [PlannedStep(name=f"imatrix {build.of.path.name}", status="run", detail=detail, command=str(made_by))]
 
 
 def final(build: Build) -> Command:

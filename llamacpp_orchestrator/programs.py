@@ -11,6 +11,7 @@ from llamacpp_orchestrator import compile as compiling
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import releases
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.steps import Action
@@ -45,6 +46,14 @@ def _release_key(choice: releases.Choice) -> str:
 def here(work: Work, lock: Lock) -> bool:
     """Whether the programs are on this machine already."""
     return work.store.has(*place(work, lock))
+
+
+def ready(work: Work, lock: Lock) -> bool:
+    """The same, where a machine that nothing fits is no error yet: the step that needs the programs will tell."""
+    try:
+        return here(work, lock)
+    except OrchestrateError:
+        return False
 
 
 def lacking(work: Work, lock: Lock) -> str:

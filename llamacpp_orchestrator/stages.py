@@ -6,14 +6,18 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import programs
+from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import FilesPin
@@ -24,6 +28,7 @@ from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.yamltext import nearest
 
 # What every tag's scripts have taken since b3878: with these, nothing about the types needs the tree to be here first.
 ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
@@ -42,6 +47,17 @@ def check_outtypes(work: Work, tree: Path) -> None:
                     f"{work.file.name}: {name}: {work.job.llama_cpp.tag} has no outtype `{outtype}` for {kind}s",
                     f"it has {', '.join(known)}{also}",
                 )
+
+
+def check_types(work: Work, lock: Lock) -> None:
+    """Raise JobError for a type that this tag's llama-quantize does not list, with the nearest that it does."""
+    known = quantize.types(programs.tool(work, lock, "llama-quantize"))
+    for model in work.job.models:
+        for type_ in quantize.unknown(model.quantize, known):
+            raise JobError(
+                f"{work.file.name}: {model.name}: the llama-quantize of {work.job.llama_cpp.tag} has no type `{type_}`",
+                nearest(type_, known),
+            )
 
 
 def source_action(work: Work, lock: Lock) -> Action:
@@ -139,7 +155,8 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     ]
     quantizing = [build for build in stale if build.of]
     if quantizing:
-        made.append(binaries_step(work, lock, bench.log("binaries"), bench.jobs))
+        made.append(_programs(bench))
+        made += _matrices(bench, stale)
     here = {step.name for step in made} | {build.name for build in stale}
     names = locks.names(work.job)
     after = () if "source" in ended or _ordinary(stale) else ("source",)
@@ -148,8 +165,8 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     for build in stale:
         log = bench.log(f"{verb(build)} {build.name}")
         if build.of:
-            of = next((f"verify {other.name}" for other in stale if other.output == build.of), None)
-            needs: Iterable[str] = ("binaries", *([of] if of else []))
+            matrix = [f"imatrix {build.of.path.name}"] if build.matrix and not imatrix.ready(build.matrix, work.store) else []
+            needs: Iterable[str] = ("binaries", *_origin(build, stale), *matrix)
             action = outputs.quantize_action(bench, build, functools.partial(programs.tool, work, lock, "llama-quantize"))
         else:
             fetched = _fetched([build], names).values()
@@ -159,6 +176,35 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
         made.append(Step(name=step, action=action, needs=tuple(needs), heavy=True, log=log))
         made.append(Step(name=f"verify {build.name}", action=outputs.verify_action(bench, build), needs=(step,), log=log))
     return made
+
+
+def _origin(build: Build, stale: list[Build]) -> list[str]:
+    return [f"verify {other.name}" for other in stale if other.output == build.of]
+
+
+def _programs(bench: Bench) -> Step:
+    step = binaries_step(bench.work, bench.lock, bench.log("binaries"), bench.jobs)
+
+    def action(tell: Tell) -> str:
+        status = step.action(tell)
+        check_types(bench.work, bench.lock)
+        return status
+
+    return msgspec.structs.replace(step, action=action)
+
+
+def _matrices(bench: Bench, stale: list[Build]) -> list[Step]:
+    """A step for each matrix that must be made first."""
+    store, made = bench.work.store, dict[str, Step]()
+    for build in stale:
+        if build.of and build.matrix and not imatrix.ready(build.matrix, store):
+            name = f"imatrix {build.of.path.name}"
+            action = outputs.imatrix_action(
+                bench, build, functools.partial(programs.tool, bench.work, bench.lock, "llama-imatrix")
+            )
+            needs = ("binaries", *_origin(build, stale))
+            made.setdefault(name, Step(name=name, action=action, needs=needs, heavy=True, log=bench.log(name)))
+    return list(made.values())
 
 
 def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:

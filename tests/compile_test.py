@@ -80,6 +80,7 @@ def test_another_source_compiler_or_toolkit_is_another_build() -> None:
         msgspec.structs.replace(GCC, version="13"),
         msgspec.structs.replace(CUDA, nvcc_version="release 13"),
     )
+    chains += (msgspec.structs.replace(GCC, machine="linux arm64"),)
     keys = [compiling.key(pin, toolchain) for pin in pins_ for toolchain in chains]
     assert len(set(keys)) == len(keys)
     assert compiling.key(PIN, GCC) == compiling.key(msgspec.structs.replace(PIN, repo="https://mirror"), GCC)
@@ -218,7 +219,9 @@ def test_a_missing_compiler_says_what_to_install(system: str, word: str, tmp_pat
 def test_visual_studio_is_found_by_its_own_finder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "VSWHERE", str(script(tmp_path / "vswhere", "echo 17.11.35222")))
     monkeypatch.setenv("PATH", "/nowhere")
-    assert compiling.toolchain(machine("windows")) == Toolchain(cc="", cxx="", version="Visual Studio 17.11.35222")
+    assert compiling.toolchain(machine("windows")) == Toolchain(
+        cc="", cxx="", version="Visual Studio 17.11.35222", machine="windows x64"
+    )
     script(tmp_path / "bin" / "cl", 'echo "Microsoft (R) C/C++ Optimizing Compiler Version 19.41"; [ $# = 0 ]')
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert compiling.toolchain(machine("windows")).version.endswith("19.41")

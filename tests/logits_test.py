@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +57,15 @@ def test_base_and_adapters_answer_as_transformers_and_peft_do(
         assert answer["tokens"] >= 5 and answer["top"] and answer["worst"] < 0.05, answers
     # An adapter that did nothing would agree with its base, not with PEFT; here it must not agree with the bare base.
     assert verdict(judge, "tiny-llama", "-", gguf, world / "dist" / "tiny-llama-lora-b-lora-f32.gguf")["worst"] > 0.05
+
+
+def test_quantized_files_of_a_tag_built_from_source_load_and_answer_nearly_alike(
+    judge: Path, orchestrate: Callable[..., Answer], job: Callable[..., Path], built: dict[str, Any], data: Path, world: Path
+) -> None:
+    shutil.copytree(data / "tiny-llama", world / "tiny-llama")
+    kinds = ("Q8_0", "Q6_K", "Q4_K_M", "IQ4_NL", "Q4_0")
+    answer = orchestrate("run", job({"source": "./tiny-llama", "outtype": "f16", "quantize": list(kinds)}, binaries=built))
+    assert answer.code == 0, answer.err
+    worst = [verdict(judge, "tiny-llama", "-", world / "dist" / f"tiny-llama-{kind}.gguf", "-")["worst"] for kind in kinds]
+    # The fewer bits, the further off, and none is nonsense: over 32,000 tokens of equal weight that would be about 10.
+    assert worst[0] < 0.1 and worst[0] <= min(worst) and max(worst) < 2, worst
