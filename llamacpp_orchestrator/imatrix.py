@@ -24,6 +24,7 @@ from llamacpp_orchestrator.store import Store
 
 TOOL, SOURCE = "{llama-imatrix}", "{source}"
 FOLDER = "imatrix"
+GPU_WORDS = {"-ngl", "--gpu-layers", "--n-gpu-layers"}
 LACKING = r"need at least (\d+) tokens|tokenizes to only (\d+) tokens"
 
 
@@ -72,7 +73,10 @@ def _name(text: str) -> str:
 def command(tool: Path, source: Path, text: str, args: tuple[str, ...], folder: Path) -> Command:
     """The call that makes a matrix in `folder`, where the text lies too; on the processor, for sums of a GPU vary."""
     words = ("-m", str(source), "-f", text, "-o", _name(text), "-c", "512", "-ngl", "0", *args)
-    return Command((str(tool), *words), cwd=str(folder), env=quantize.tool_env(tool))
+    # With no layers of its own a GPU would still be given the larger products.
+    unseen = {} if GPU_WORDS & set(args) else {"CUDA_VISIBLE_DEVICES": ""}
+    env = tuple(sorted({**dict(quantize.tool_env(tool)), **unseen}.items()))
+    return Command((str(tool), *words), cwd=str(folder), env=env)
 
 
 def ready(matrix: Matrix, store: Store) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -106,7 +107,8 @@ def _built(work: Work, lock: Lock, log: Path, jobs: int, tell: Tell) -> Path:
         chosen = toolchain(host)
         asked = compiling.options(pin, chosen)
         compiling.build(tree, aside / "out", dest, made_with, chosen, asked, compiling.jobs(jobs, host), log, tell)
-        remove(aside)
+        with contextlib.suppress(OSError):  # on Windows a scanner may still hold a file; the programs are none the worse
+            remove(aside)
 
     return work.store.ensure(kind, key, make)
 

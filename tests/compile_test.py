@@ -26,7 +26,6 @@ from llamacpp_orchestrator.host import Host
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import SourcePin
 from tests.conftest import TAG
-from tests.conftest import Answer
 from tests.source_test import run_git
 
 GCC = Toolchain(cc="cc", cxx="c++", version="c++ (Debian 12.2.0) 12.2.0")
@@ -283,9 +282,9 @@ def test_a_cmake_too_old_for_the_tree_does_not_count(tree: Path, monkeypatch: py
 
 
 def test_cmake_and_ninja_come_as_wheels_where_the_system_has_none(
-    orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, job: Callable[..., Path], tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = a_work(job(str(data / "tiny-llama")))
+    work = a_work(job("org/m"))
     (tree / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.14)\n")
     compilers, empty = os.environ["PATH"], tree.parent / "empty"
     monkeypatch.setenv("PATH", str(empty))
@@ -317,7 +316,7 @@ def a_lock(pin: SourcePin) -> Lock:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file:// addresses of Windows are another matter")
 def test_a_small_llama_cpp_is_fetched_whole_built_once_and_found(
-    world: Path, job: Callable[..., Path], data: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, job: Callable[..., Path], tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("convert_hf_to_gguf.py", "src/other.txt"):
         (tree / name).parent.mkdir(exist_ok=True)
@@ -329,7 +328,7 @@ def test_a_small_llama_cpp_is_fetched_whole_built_once_and_found(
     run_git(tree, "tag", "b5000")
     monkeypatch.setenv("ORCHESTRATE_LLAMA_CPP_FROM", "git")
     monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(world / "cache"))
-    work = a_work(job(str(data / "tiny-llama"), binaries={"backend": "source"}))
+    work = a_work(job("org/m", binaries={"backend": "source"}))
     pin = SourcePin(tag="b5000", repo=tree.as_uri(), tree="0" * 64, commit=commit)
     action = programs.action(work, a_lock(pin), world / "log")
     with pytest.raises(IntegrityError, match="not the locked one"):

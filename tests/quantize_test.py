@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -177,6 +178,16 @@ def test_words_of_llama_imatrix(message: str, tail: str, hint: str) -> None:
     assert hint in imatrix.explain(CommandFailed(message, code=1, tail=tail))[1]
 
 
+def test_a_matrix_is_made_on_the_processor_unless_layers_are_given_away() -> None:
+    asked = imatrix.command(Path("/b/i"), Path("/m.gguf"), "t.txt", ("--chunks", "3"), Path("/c"))
+    assert asked.argv[1:7] == ("-m", str(Path("/m.gguf")), "-f", "t.txt", "-o", "t.txt.imatrix.gguf") and asked.cwd == str(
+        Path("/c")
+    )
+    assert dict(asked.env)["CUDA_VISIBLE_DEVICES"] == "" and asked.argv[-2:] == ("--chunks", "3")
+    given = dict(imatrix.command(Path("/b/i"), Path("/m"), "t", ("-ngl", "99"), Path("/c")).env)
+    assert given.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 @pytest.fixture
 def text(world: Path) -> Path:
     """Words enough for some pieces of 512 tokens."""
@@ -314,7 +325,7 @@ def test_the_programs_of_a_job_with_no_release(
     file = job(str(data / "tiny-llama"), binaries=built)
     answer = orchestrate("exec", file, "--", "llama-quantize", "--help")
     assert answer.code == 1 and "Q4_K_M" in answer.out and "assets" not in (world / "job.lock.yaml").read_text()
-    assert "version: 11434 (b11434)" in orchestrate("exec", file, "--", "llama-imatrix", "--version").err
+    assert "11434" in orchestrate("exec", file, "--", "llama-imatrix", "--version").err
     answer = orchestrate("doctor", file)
     assert "built from source with" in answer.out
     shown = orchestrate("plan", job({"source": str(data / "tiny-llama"), "quantize": ["Q8_0"]}, binaries=built), "--json").json()
