@@ -12,10 +12,12 @@ from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
+from llamacpp_orchestrator.imatrix import Matrix
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
@@ -27,7 +29,7 @@ TOOL = "{llama-quantize}"
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
-    """One output with all that decides its bytes; `of` is the output that a quantized one is made from."""
+    """One output with all that decides its bytes; a quantized one is made `of` an output, perhaps with a matrix."""
 
     output: Output
     name: str
@@ -37,6 +39,7 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     current: bool
     needs: tuple[tuple[Wanted, str], ...] = ()
     of: Output | None = None
+    matrix: Matrix | None = None
 
     @property
     def stage(self) -> Path:
@@ -69,16 +72,38 @@ def view(work: Work, pin: FilesPin, name: str) -> Path:
 
 
 def builds(work: Work, lock: Lock, force: bool = False) -> list[Build]:
-    """All outputs of a job in its order, quantized ones after what they are made from."""
+    """All outputs of a job in its order, quantized ones after what they are made from; temporary ones only where needed."""
     made: dict[Path, Build] = {}
-    for output in spec.outputs(work.job, work.file.parent):
+    for _, output in spec.placed(work.job, work.file.parent):
         made[output.path] = (
             _quantized(work, lock, output, made, force) if output.kind == "quantized" else _converted(work, lock, output, force)
         )
-    return list(made.values())
+    needed = {build.of.path for build in made.values() if build.of and not build.current}
+    return [build for build in made.values() if not build.output.temporary or build.output.path in needed]
 
 
-def _converted(work: Work, lock: Lock, output: Output, force: bool) -> Build:
+def hidden(output: Output) -> Output:
+    """An output where it lies: a temporary one in a folder of its own beside its place, which goes with it."""
+    if not output.temporary:
+        return output
+    folder = f".{hashlib.sha256(output.path.name.encode()).hexdigest()[:12]}.unquantized"
+    return msgspec.structs.replace(output, path=output.path.parent / folder / output.path.name)
+
+
+def visible(output: Output) -> Path:
+    """Where an output would lie if it were kept."""
+    return output.path.parent.parent / output.path.name if output.temporary else output.path
+
+
+def unneeded(work: Work, made: list[Build]) -> list[Path]:
+    """The folders of temporary outputs that a run before may have left, and that nothing is to be made of any more."""
+    asked = [hidden(output).path for _, output in spec.placed(work.job, work.file.parent) if output.temporary]
+    needed = {build.output.path for build in made}
+    return [path.parent for path in asked if path not in needed and path.parent.is_dir()]
+
+
+def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
+    output = hidden(asked)
     model, lora = output.model, output.lora
     base = lock.files(locks.base_wanted(model))
     base_view = view(work, base, model.name)
@@ -101,7 +126,11 @@ def _converted(work: Work, lock: Lock, output: Output, force: bool) -> Build:
         known = {str(base_view): "{model}", str(lora_view): "{adapter}"}
     known |= {str(python(work, lock)): "{python}", str(tree(work, lock)): "{tree}", str(draft.parent): "{output}"}
     rule = adapters.RULE if lora else ""
-    return _build(work, lock, output, command, known, inputs, force, needs=needs, rule=rule)
+    return _build(work, lock, output, command, known, inputs, force, name=_name(work, asked), needs=needs, rule=rule)
+
+
+def _name(work: Work, output: Output) -> str:
+    return Path(os.path.relpath(output.path, work.file.parent / work.job.output)).as_posix()
 
 
 def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], force: bool) -> Build:
@@ -110,14 +139,25 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
         for build in made.values()
         if build.output.model == output.model and build.output.kind == "model" and build.output.type in spec.UNQUANTIZED
     )
-    files = shards(of.output)
+    # A temporary file comes and goes, so whether it is here must not show.
+    model, files = output.model, [] if of.output.temporary else shards(of.output)
+    matrix = imatrix.find(model.imatrix, work.file.parent, work.store, of.recipe, lock.llama_cpp.tree)
     command = quantize.command(
-        Path(TOOL), files[0] if files else of.output.path, _stage_path(output), output.type, len(files) > 1
+        Path(TOOL),
+        files[0] if files else of.output.path,
+        _stage_path(output),
+        output.type,
+        len(files) > 1,
+        model.quantize_args,
+        matrix.word() if matrix else "",
     )
     known = {str(of.output.path.parent): "{source}", str(_stage_path(output).parent): "{output}"}
-    inputs = (Input(name=of.name, digest=of.recipe),)
-    # A file that will be made anew may come out differently, so what is made from it is not current either.
-    return _build(work, lock, output, command, known, inputs, force or not of.current, of=of.output)
+    inputs = (Input(name=of.name, digest=of.recipe), *([matrix.input()] if matrix else []))
+    # A file that will be made anew may come out differently, so what is made from it is not current either; a temporary
+    # one is made anew only for what is not current by itself.
+    anew = force or not (of.current or of.output.temporary)
+    name = _name(work, output)
+    return _build(work, lock, output, command, known, inputs, anew, name=name, of=of.output, matrix=matrix)
 
 
 def _build(
@@ -129,17 +169,28 @@ def _build(
     inputs: tuple[Input, ...],
     force: bool,
     *,
+    name: str,
     needs: tuple[tuple[Wanted, str], ...] = (),
     of: Output | None = None,
     rule: str = "",
+    matrix: Matrix | None = None,
 ) -> Build:
     shown = portable(command.argv, known)
     made_by = lock.environment.pin().digest() if lock.environment else f"unpinned {work.job.environment.path}"
     parts = [shown, inputs, lock.llama_cpp.tree, made_by, *([rule] if rule else [])]
     recipe = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
     current = not force and artifact.is_current(artifact.read(output.path), recipe, output.path.parent)
-    name = Path(os.path.relpath(output.path, work.file.parent / work.job.output)).as_posix()
-    return Build(output=output, name=name, command=command, inputs=inputs, recipe=recipe, current=current, needs=needs, of=of)
+    return Build(
+        output=output,
+        name=name,
+        command=command,
+        inputs=inputs,
+        recipe=recipe,
+        current=current,
+        needs=needs,
+        of=of,
+        matrix=matrix,
+    )
 
 
 def portable(argv: tuple[str, ...], known: dict[str, str]) -> tuple[str, ...]:

@@ -107,8 +107,11 @@ def _done(act: Callable[[Tell], object]) -> Callable[[Tell], str]:
 def chosen(work: Work, lock: Lock, platform: str) -> tuple[releases.Asset, ...]:
     """The archives of the release that a platform would use; none where the job runs no program."""
     asked = work.job.binaries
-    if not locks.uses_binaries(work.job) or asked.backend in ("none", "source"):
+    if not locks.uses_binaries(work.job) or asked.backend == "none":
         return ()
+    if asked.backend == "source":
+        message = f"{work.file.name}: a bundle cannot hold programs that are built from source"
+        raise JobError(message, "set binaries.backend to one with archives, such as cpu, or leave out `quantize`")
     choice = releases.choose(work.job.llama_cpp.tag, lock.assets, machine(platform), asked.backend, asked.cuda)
     return tuple(asset for asset in (choice.archive, choice.runtime) if asset)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import compile as compiling
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
@@ -35,6 +36,7 @@ SETTINGS = {
     "pypi": "PIP_INDEX_URL, or ORCHESTRATE_LLAMA_CPP_FROM=git",
     "api": "ORCHESTRATE_GITHUB_API_URL and ORCHESTRATE_GITHUB_URL; conversions alone need no programs",
     "hub": "HF_ENDPOINT",
+    "compiler": "binaries.backend to cpu, or install a compiler",
     "packages": "PIP_INDEX_URL",
     "torch": "ORCHESTRATE_TORCH_INDEX; without it torch comes from the package index",
 }
@@ -127,7 +129,9 @@ def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
     for route in settings.llama_cpp_from:
         for url in git.addresses(job.llama_cpp.repo, settings) if route == "git" else settings.index.index_urls:
             yield Probe(name="llama.cpp", setting=SETTINGS[route], ask=functools.partial(_source, work, route, url))
-    if job.binaries.backend not in ("none", "source"):
+    if job.binaries.backend == "source":
+        yield Probe(name="binaries", setting=SETTINGS["compiler"], ask=functools.partial(_compiler, found))
+    elif job.binaries.backend != "none":
         for api in settings.github_api:
             one = msgspec.structs.replace(settings, github_api=(api,))
             ask = functools.partial(_release, work, one, found)
@@ -184,6 +188,10 @@ def _package(url: str, project: str) -> str:
     if not file:
         raise NetworkError(f"{download.shown(url)} has no page for {project}, or does not answer")
     return f"{download.shown(url)}: {project}, data from {download.probe(file[-1].url)}"
+
+
+def _compiler(found: host.Host) -> str:
+    return f"built from source with {compiling.toolchain(found).said()}"
 
 
 def _servers(settings: Settings) -> Iterator[Line]:

@@ -22,6 +22,7 @@ from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Build
@@ -42,6 +43,7 @@ from llamacpp_orchestrator.steps import Event
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import run as run_steps
 from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.store import remove
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +86,7 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
         made = _chosen(building.builds(work, lock, options.force), options.only)
         done, errors = _make(work, lock, made, options, report, frozenset(event.step for event in events))
         events += done
-    return result(began, events, errors, made, work)
+    return result(began, events, errors, [build for build in made if not build.output.temporary], work)
 
 
 def _chosen(made: list[Build], only: str) -> list[Build]:
@@ -151,10 +153,13 @@ def _make(
     work: Work, lock: Lock, made: list[Build], options: Options, report: Reporter, ended: frozenset[str]
 ) -> tuple[list[Event], list[OrchestrateError]]:
     stale = [build for build in made if not build.current]
-    for build in made:
-        if build.current:
-            report(Event(f"convert {build.name}", "current"))
-    current = [Event(f"{stages.verb(build)} {build.name}", "current") for build in made if build.current]
+    current = [
+        Event(f"{stages.verb(build)} {build.name}", "current") for build in made if build.current and not build.output.temporary
+    ]
+    for event in current:
+        report(event)
+    for folder in building.unneeded(work, made):
+        remove(folder)
     if not stale:
         return current, []
     warm = convert.Warm(
@@ -167,7 +172,9 @@ def _make(
         logs=_logs(work),
         converter=warm.convert if forks else convert.run_alone,
         held={},
+        waiting=outputs.waiting(stale),
         force=options.force,
+        jobs=options.jobs,
     )
     for build in made:
         outputs.heal(bench, build)
@@ -175,7 +182,10 @@ def _make(
         artifact.may_write(build.output.path, artifact.read(build.output.path), options.force)
     if "source" in ended:
         preflight.check_job(work.job, work.file.name, building.tree(work, lock))
-    plan.check_offline(work, lock, stale, any(build.of for build in stale))
+    quantizing = any(build.of for build in stale)
+    plan.check_offline(work, lock, stale, quantizing)
+    if quantizing and programs.ready(work, lock):
+        stages.check_types(work, lock)
     plan.check_space(plan.needs(work, lock, stale))
     try:
         events = _carry_out(stages.of_run(bench, stale, ended), options, report)
@@ -273,7 +283,7 @@ def setup(work: Work, options: Options, report: Reporter) -> Result:
         if not any(event.step == "source" for event in events):
             made.append(Step(name="source", action=stages.source_action(work, lock)))
         if work.job.binaries.backend != "none":
-            made.append(Step(name="binaries", action=stages.binaries_action(work, lock)))
+            made.append(stages.binaries_step(work, lock, _logs(work) / "binaries.log", options.jobs))
         done = _carry_out(made, options, report)
         events, errors = events + done, [_error(event) for event in done if event.status == "failed"]
     return result(began, events, errors, [], work)
@@ -309,13 +319,13 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> Command
     made = (
         Step(name="environment", action=stages.environment_action(work, lock, log), log=log)
         if script
-        else Step(name="binaries", action=stages.binaries_action(work, lock))
+        else stages.binaries_step(work, lock, _logs(work) / "binaries.log")
     )
     failed = [_error(event) for event in _carry_out([made], Options(), report) if event.status == "failed"]
     if failed:
         raise first(failed)
     if not script:
-        program = stages.tool(work, lock, name)
+        program = programs.tool(work, lock, name)
         return Command((str(program), *rest), env=quantize.tool_env(program))
     tree = pins.get_tree(work, lock.llama_cpp, lambda text: None)
     if not (tree / name).is_file():

@@ -195,15 +195,30 @@ KNOWN = (
 # The same for llama-quantize.
 QUANTIZER = (
     (
-        r"invalid ftype '([^']*)'|invalid ftype|usage: ",
+        r"invalid ftype '([^']*)'|invalid ftype",
         "this tag's llama-quantize does not know the type ({0})",
         "see the list: orchestrate exec JOB -- llama-quantize",
+    ),
+    (
+        r"failed to load imatrix|missing imatrix metadata|no data in file",
+        "this tag cannot read the importance matrix",
+        "is it one? the tag makes its own from a text: `imatrix: {text: FILE}`",
+    ),
+    (
+        r"imatrix size \d+ is different",
+        "the importance matrix belongs to another model",
+        "make one of this model: `imatrix: {text: FILE}`",
     ),
     (
         r"(?i)missing importance matrix for tensor (\S+)|importance matrix|missing importance"
         r"|imatrix.*(?:required|missing)|requires.*imatrix",
         "this type needs an importance matrix ({0})",
-        "choose a type that does not, for example Q4_K_M",
+        "set `imatrix`, or choose a type that needs none, for example Q4_K_M",
+    ),
+    (
+        r"(?i)usage: |allowed quantization types|invalid (?:ggml_|quantization )?type|malformed",
+        "this tag's llama-quantize does not take these arguments",
+        "correct `quantize_args`; the tool's help: orchestrate exec JOB -- llama-quantize",
     ),
     (
         r"requantizing from type (\w+) is disabled|cannot dequantize/convert tensor type (\w+)",

@@ -15,6 +15,7 @@ from llamacpp_orchestrator import spec
 from llamacpp_orchestrator import yamltext
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.spec import Job
+from llamacpp_orchestrator.spec import Model
 from llamacpp_orchestrator.yamltext import Reading
 
 LONGEST_FILE, SHARD_SUFFIX = 250, len("-00001-of-00001")
@@ -116,10 +117,9 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
         if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not model.loras):
             alone = "`none` stands alone: no other type, nothing to quantize, and adapters to convert"
             yamltext.say(reading, f"{where}.outtype", alone)
-        elif not model.outtype:
+        elif not model.outtype and not model.quantize:
             yamltext.say(reading, f"{where}.outtype", "expected at least one type, or none")
-        elif model.quantize and not set(model.outtype) & set(spec.UNQUANTIZED):
-            yamltext.say(reading, f"{where}.quantize", f"needs one of {', '.join(spec.UNQUANTIZED)} in outtype to start from")
+        _check_quantize(model, where, reading)
         for number, lora in enumerate(model.loras):
             if not lora.outtype or "none" in lora.outtype:
                 complaint = "expected at least one type; leave the adapter out instead"
@@ -139,6 +139,22 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
         seen.setdefault(key, where)
 
 
+def _check_quantize(model: Model, where: str, reading: Reading) -> None:
+    matrix = model.imatrix
+    for key in ("imatrix", "quantize_args"):
+        if getattr(model, key) and not model.quantize:
+            yamltext.say(reading, f"{where}.{key}", "nothing uses it: no type stands under `quantize`")
+    if matrix and (matrix.file is None) == (matrix.text is None):
+        yamltext.say(reading, f"{where}.imatrix", "expected `file` or `text`, and not both")
+    elif matrix and matrix.file and (matrix.chunks or matrix.args):
+        yamltext.say(reading, f"{where}.imatrix", "`chunks` and `args` are for one that is made from a `text`")
+    needing = [type_ for type_ in model.quantize if type_.upper() in spec.NEED_IMATRIX]
+    if needing and not matrix:
+        yamltext.say(
+            reading, f"{where}.quantize", f"{', '.join(needing)} cannot be made without an importance matrix; set `imatrix`"
+        )
+
+
 def _look_up(job: Job, path: Path, reading: Reading) -> None:
     sources = [(f"models[{index}]", model) for index, model in enumerate(job.models)]
     named: list[tuple[str, str]] = [(f"{where}.source", model.source) for where, model in sources]
@@ -149,6 +165,12 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
         found = rules.folder(text, path.parent)
         if not found.is_dir():
             yamltext.say(reading, where, f"{found} {'is not a folder' if found.exists() else 'does not exist'}")
+    for where, model in sources:
+        matrix = model.imatrix
+        for key, name in (("file", matrix.file), ("text", matrix.text)) if matrix else ():
+            if name and not (place := rules.folder(name, path.parent)).is_file():
+                key = f".{key}" if f"{where}.imatrix.{key}" in reading.lines else ""
+                yamltext.say(reading, f"{where}.imatrix{key}", f"{place} is not a file")
     if (dest := rules.folder(job.output, path.parent)).exists() and not dest.is_dir():
         yamltext.say(reading, "output", f"{dest} is not a folder")
     yamltext.done(reading)
@@ -162,6 +184,7 @@ def schema() -> dict[str, Any]:
     for part, key in (("Model", "outtype"), ("Lora", "outtype")):
         del parts[part][key]["type"]
         parts[part][key] |= {"anyOf": [text, {"type": "array", "items": parts[part][key].pop("items")}]}
+    parts["Model"]["imatrix"]["anyOf"].insert(0, text)
     for part, key in (("Job", "models"), ("Model", "loras")):
         parts[part][key]["items"] = {"anyOf": [text, parts[part][key]["items"]]}
     for part, key in (("Binaries", "cuda"), ("Environment", "python")):

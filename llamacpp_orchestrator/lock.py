@@ -28,6 +28,7 @@ HEADER = "# Written by orchestrate; commit it beside its job. `orchestrate lock 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Commit = Annotated[str, Meta(pattern="^([0-9a-f]{40})?$")]
 Package = Annotated[str, Meta(pattern="^([\\w-]+==[\\d.]+ sha256:[0-9a-f]{64})?$")]
+WITHOUT_RELEASE = ("none", "source")  # backends that need nothing of a release
 # What `--upgrade` may name, and which parts of the lock then move.
 UPGRADES = {
     "": (),
@@ -148,7 +149,7 @@ def names(job: Job) -> dict[Wanted, str]:
 
 
 def uses_binaries(job: Job) -> bool:
-    """Whether anything in the job runs a released program."""
+    """Whether anything in the job runs a program of the tag."""
     return any(model.quantize for model in job.models)
 
 
@@ -227,7 +228,7 @@ def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
         )
     elif found["environment"] is None and job.environment.path is None:
         reasons.append("environment: python, torch or overrides have changed")
-    if uses_binaries(job) and job.binaries.backend != "none" and found["assets"] is None:
+    if uses_binaries(job) and job.binaries.backend not in WITHOUT_RELEASE and found["assets"] is None:
         reasons.append("binaries: the release's assets are not locked")
     reasons += [f"{wanted.source}: not locked as it is asked for" for wanted in all_wanted(job) if wanted not in found["models"]]
     gone = [pin.wanted.source for pin in lock.models if pin.wanted not in found["models"]]

@@ -15,6 +15,7 @@ from filelock import Timeout
 import llamacpp_orchestrator
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import quantize
@@ -35,15 +36,22 @@ Converter = Callable[[Command, Path, Tell], None]
 
 
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one run makes things: logs, converter, the locks it holds, whether it may overwrite, digests of tokenizers."""
+    """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite.
+
+    `waiting` has for each temporary output what is still to be made of it, `notes` what a receipt is to tell, `hashes` the
+    digests of tokenizers.
+    """
 
     work: Work
     lock: Lock
     logs: Path
     converter: Converter
     held: dict[Path, FileLock]
+    waiting: dict[Path, set[Path]] = {}
+    notes: dict[Path, tuple[str, ...]] = {}
     force: bool = False
     hashes: dict[Path, str] = {}
+    jobs: int = 0
 
     def log(self, step: str) -> Path:
         """The log file of one step."""
@@ -113,11 +121,26 @@ def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Act
         assert build.of is not None
         shards = building.shards(build.of)
         draft = build.stage / build.output.path.name
-        quantize.run(
-            quantize.command(tool(), shards[0], draft, build.output.type, len(shards) > 1),
-            bench.log(f"quantize {build.name}"),
-            tell,
-        )
+        matrix, args = build.matrix, build.output.model.quantize_args
+        if matrix:
+            imatrix.lay(matrix, bench.work.store, build.stage)
+        word = matrix.word() if matrix else ""
+        asked = quantize.command(tool(), shards[0], draft, build.output.type, len(shards) > 1, args, word)
+        bench.notes[build.output.path] = quantize.run(asked, bench.log(f"quantize {build.name}"), tell)
+        for note in bench.notes[build.output.path]:
+            tell(f"note: {build.name}: {note}")
+        return "done"
+
+    return action
+
+
+def imatrix_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:
+    """Make the matrix that an output is quantized with, from the same file."""
+
+    def action(tell: Tell) -> str:
+        assert build.of is not None and build.matrix is not None
+        log = bench.log(f"imatrix {build.of.path.name}")
+        imatrix.make(build.matrix, bench.work.store, tool(), building.shards(build.of)[0], log, tell)
         return "done"
 
     return action
@@ -162,6 +185,7 @@ def verify_action(bench: Bench, build: Build) -> Action:
         path = build.output.path
         if not build.stage.exists():
             release(bench, build)
+            _spare(bench, build)
             return "current"
         files = sorted(build.stage.glob("*.gguf"))
         if not files:
@@ -175,9 +199,29 @@ def verify_action(bench: Bench, build: Build) -> Action:
         artifact.write(build.stage / path.name, _receipt(bench, build, files))
         publish(build)
         release(bench, build)
+        _spare(bench, build)
         return "done"
 
     return action
+
+
+def waiting(stale: list[Build]) -> dict[Path, set[Path]]:
+    """For each temporary output what is to be made of it."""
+    found: dict[Path, set[Path]] = {}
+    for build in stale:
+        if build.of and build.of.temporary:
+            found.setdefault(build.of.path, set()).add(build.output.path)
+    return found
+
+
+def _spare(bench: Bench, build: Build) -> None:
+    """Remove the temporary output that this one was made of, once nothing else is to be made of it."""
+    path = build.of.path if build.of else build.output.path
+    left = bench.waiting.get(path, set())
+    left.discard(build.output.path)
+    # Two may end at once; only one of them finds it in its place.
+    if build.of and not left and bench.waiting.pop(path, None) is not None:
+        remove(path.parent)
 
 
 def publish(build: Build) -> None:
@@ -218,7 +262,7 @@ def _receipt(bench: Bench, build: Build, files: list[Path]) -> artifact.Receipt:
         ),
         files=tuple(artifact.record(file) for file in files),
         job=_way(bench.work.file, build.output.path.parent),
-        notes=found.notes,
+        notes=(*found.notes, *bench.notes.get(build.output.path, ())),
     )
 
 
@@ -253,4 +297,6 @@ def clean(bench: Bench, made: list[Build]) -> None:
     for build in made:
         if build.output.path in bench.held:
             remove(build.stage)
+            if build.output.temporary and artifact.read(build.output.path) is None:
+                remove(build.output.path.parent)
             release(bench, build)

@@ -99,7 +99,7 @@ def steps(work: Work, found: Found, binaries: bool = False, first_use: bool = Fa
         made.append(Step(name="source", action=_source(work, found)))
     if stale_environment:
         made.append(Step(name="environment", action=_environment(work, found), needs=("source",)))
-    if (binaries or locks.uses_binaries(job)) and job.binaries.backend != "none":
+    if (binaries or locks.uses_binaries(job)) and job.binaries.backend not in locks.WITHOUT_RELEASE:
         pinning = first_use and not work.settings.offline
         if found.assets is None or (pinning and _unpinned(work, found.assets)):
             made.append(Step(name="binaries", action=_assets(work, found, pinning)))
@@ -133,22 +133,36 @@ def _resolved(work: Work, tell: Tell) -> SourcePin:
     return download.first_answer(work.settings.llama_cpp_from, ask, tell)
 
 
+def checkout(work: Work, pin: SourcePin, dest: Path, tell: Tell, everything: bool = False) -> str:
+    """Put the files of a pin, by the routes that are set, into an empty folder; the digest of the converter tree among them."""
+    work.online(f"the {'source' if everything else 'converter tree'} of {pin.tag}")
+
+    def ask(route: str) -> None:
+        remove(dest)
+        dest.mkdir()
+        fits = bool(pin.commit) == (route == "git")
+        module, settings = ROUTES[route], work.settings
+        resolved = (pin.commit or pin.package) if fits else module.resolve(pin.repo, pin.tag, settings, tell)
+        module.checkout(pin.repo, pin.tag, resolved, dest, settings, tell, everything)
+
+    download.first_answer(work.settings.llama_cpp_from, ask, tell)
+    return source.tree_digest(dest)
+
+
+def check_tree(pin: SourcePin, have: str) -> None:
+    """Raise IntegrityError when the digest of a converter tree is not the locked one."""
+    if pin.tree and have != pin.tree:
+        raise IntegrityError(
+            f"the converter tree of {pin.tag} is not the locked one: locked {pin.tree}, found {have}",
+            "the tag was moved or the source altered it; `orchestrate lock JOB --upgrade llama_cpp` accepts the new one",
+        )
+
+
 def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
     """The converter tree of a pin, by the routes that are set; IntegrityError when its content is not the locked one."""
 
     def make(dest: Path) -> None:
-        work.online(f"the converter tree of {pin.tag}")
-
-        def ask(route: str) -> None:
-            remove(dest)
-            dest.mkdir()
-            fits = bool(pin.commit) == (route == "git")
-            module, settings = ROUTES[route], work.settings
-            resolved = (pin.commit or pin.package) if fits else module.resolve(pin.repo, pin.tag, settings, tell)
-            module.checkout(pin.repo, pin.tag, resolved, dest, settings, tell)
-
-        download.first_answer(work.settings.llama_cpp_from, ask, tell)
-        write_atomically(dest / TREE_MARK, source.tree_digest(dest))
+        write_atomically(dest / TREE_MARK, checkout(work, pin, dest, tell))
 
     def unhealthy(path: Path) -> str:
         known = path / TREE_MARK
@@ -156,12 +170,7 @@ def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
         return "" if same else "the cached converter tree was changed"
 
     path = work.store.ensure("source", pin.key(), make, unhealthy)
-    have = (path / TREE_MARK).read_text(encoding="utf-8")
-    if pin.tree and have != pin.tree:
-        raise IntegrityError(
-            f"the converter tree of {pin.tag} is not the locked one: locked {pin.tree}, found {have}",
-            "the tag was moved or the source altered it; `orchestrate lock JOB --upgrade llama_cpp` accepts the new one",
-        )
+    check_tree(pin, (path / TREE_MARK).read_text(encoding="utf-8"))
     return path
 
 

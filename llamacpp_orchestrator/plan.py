@@ -10,11 +10,11 @@ import msgspec
 
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
-from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import spec
-from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -29,10 +29,12 @@ BITS = {
     "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "tq1_0": 2.0, "tq2_0": 2.5, "auto": 16.0,
     "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6, "q5_0": 5.6, "q5_1": 6.1, "q4_k_m": 5.0, "q4_k_s": 4.7, "q4_0": 4.7, "q4_1": 5.2,
     "q3_k_l": 4.4, "q3_k_m": 4.1, "q3_k_s": 3.7, "q2_k": 3.5, "iq4_xs": 4.5, "iq4_nl": 4.7, "iq3_m": 3.8, "iq2_m": 3.0,
-    "iq1_s": 2.1,
+    "iq1_s": 2.1, "iq1_m": 2.3, "iq2_xxs": 2.5, "iq2_xs": 2.7, "iq2_s": 2.9, "iq3_xxs": 3.5, "iq3_xs": 3.7, "iq3_s": 3.8,
+    "q2_k_s": 3.4, "q3_k": 4.1, "q4_k": 5.0, "q5_k": 5.8, "q1_0": 1.5, "q2_0": 2.6, "mxfp4_moe": 4.7,
 }  # fmt: skip
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000
+BUILD_BYTES = 1_000_000_000
 MARGIN = 50_000_000
 
 
@@ -74,8 +76,11 @@ def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
     if stale and pinned and not work.store.has("environments", pinned.pin().digest()):
         size = ENVIRONMENT_BYTES.get(pinned.torch, GPU_ENVIRONMENT_BYTES)
         found.append(Need(str(work.store.root), size, "the Python environment", exact=False))
+    if any(build.of for build in stale) and programs.from_source(work) and not programs.here(work, lock):
+        found.append(Need(str(work.store.root), BUILD_BYTES, "building the programs", exact=False))
     for build in stale:
-        found.append(Need(str(build.output.path.parent), estimate(lock, build), build.name, exact=False))
+        folder = building.visible(build.output).parent
+        found.append(Need(str(folder), estimate(lock, build), build.name, exact=False))
     return tuple(found)
 
 
@@ -91,7 +96,7 @@ def missing_bytes(pin: FilesPin) -> int:
     return sum(file.size for file in missing_files(pin))
 
 
-def check_offline(work: Work, lock: Lock, stale: Iterable[Build], programs: bool) -> None:
+def check_offline(work: Work, lock: Lock, stale: Iterable[Build], quantizing: bool) -> None:
     """Raise NetworkError that lists what would have to be fetched, if something would and the network may not be asked."""
     if not work.settings.offline:
         return
@@ -101,8 +106,8 @@ def check_offline(work: Work, lock: Lock, stale: Iterable[Build], programs: bool
     built = lock.environment is None or work.store.has("environments", lock.environment.pin().digest())
     if not built and work.settings.index.index_urls:
         lacking.append("the Python environment")
-    if programs and not work.store.has("binaries", stages.binaries_key(choice := pins.choose(work, lock.assets))):
-        lacking += [] if releases.here(choice, work.store.folder("downloads")) else [choice.archive.name]
+    if quantizing and (absent := programs.lacking(work, lock)):
+        lacking.append(absent)
     for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
         lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in missing_files(pin)]
     if lacking:
@@ -163,10 +168,21 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
     for build in made:
         verb = "quantize" if build.of else "convert"
         status = "current" if build.current else "run"
-        steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, command=str(final(build))))
+        steps += [step for step in _matrix(work, build) if step not in steps]
+        detail = "temporary, until all is made of it" if build.output.temporary else ""
+        steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, detail=detail, command=str(final(build))))
     found = needs(work, lock, stale)
     folders = dict.fromkeys(need.folder for need in found)
     return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(existing(folder)).free for folder in folders})
+
+
+def _matrix(work: Work, build: Build) -> list[PlannedStep]:
+    matrix = build.matrix
+    if build.current or not (build.of and matrix and matrix.text) or imatrix.ready(matrix, work.store):
+        return []
+    made_by = imatrix.command(Path(imatrix.TOOL), build.of.path, str(matrix.text), matrix.args, Path())
+    detail = f"at most {matrix.minutes} minutes"
+    return [PlannedStep(name=f"imatrix {build.of.path.name}", status="run", detail=detail, command=str(made_by))]
 
 
 def final(build: Build) -> Command:
@@ -187,7 +203,15 @@ def _setup(work: Work, lock: Lock, binaries: bool) -> list[PlannedStep]:
         made.append(PlannedStep(name="environment", status="cached" if have else "run", detail=detail))
     else:
         made.append(PlannedStep(name="environment", status="own", detail=f"{work.job.environment.path} (unpinned)"))
-    return made + ([PlannedStep(name="binaries", status="run", detail=f"of release {lock.llama_cpp.tag}")] if binaries else [])
+    return made + ([_binaries(work, lock)] if binaries else [])
+
+
+def _binaries(work: Work, lock: Lock) -> PlannedStep:
+    if not programs.from_source(work):
+        return PlannedStep(name="binaries", status="run", detail=f"of release {lock.llama_cpp.tag}")
+    status = "cached" if programs.here(work, lock) else "build"
+    with_ = programs.toolchain(pins.this_host()).said()
+    return PlannedStep(name="binaries", status=status, detail=f"from the source of {lock.llama_cpp.tag}, with {with_}")
 
 
 def lines(plan: Plan) -> list[str]:

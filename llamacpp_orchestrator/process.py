@@ -70,20 +70,45 @@ def capture(command: Command, timeout: float = 60.0) -> str:
     return out.decode(errors="replace")
 
 
-def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = None) -> None:
-    """Run long work: both streams go to `log` and line by line to `on_line`; CommandFailed carries the last lines."""
+def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = None, limit: float = 0.0) -> None:
+    """Run long work: both streams go to `log` and line by line to `on_line`; CommandFailed carries the last lines.
+
+    After `limit` seconds, if not 0, the work is ended and has failed.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink, _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         sink.write(f"$ {command}\n".encode())
         assert child.stdout is not None
-        for raw in child.stdout:
-            sink.write(raw)
-            sink.flush()
-            if on_line:
-                on_line(raw.decode(errors="replace").rstrip())
-        code = child.wait()
+        with _limited(child, limit) as late:
+            for raw in child.stdout:
+                sink.write(raw)
+                sink.flush()
+                if on_line:
+                    on_line(raw.decode(errors="replace").rstrip())
+            code = child.wait()
+    if late.is_set():
+        message = f"`{Path(command.argv[0]).name}` took longer than {limit / 60:.0f} min"
+        raise CommandFailed(message, code=code, tail=tail_of(log), log=log)
     if code:
         raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail_of(log), log=log)
+
+
+@contextmanager
+def _limited(child: subprocess.Popen[bytes], limit: float) -> Iterator[threading.Event]:
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        stop(child)
+
+    timer = threading.Timer(limit, end)
+    timer.daemon = True
+    if limit:
+        timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
 
 
 def start(command: Command, *, stderr: Path) -> subprocess.Popen[bytes]:

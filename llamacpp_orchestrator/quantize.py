@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import tempfile
 from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 from llamacpp_orchestrator import explain as explaining
@@ -11,11 +15,51 @@ from llamacpp_orchestrator import process
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.process import Command
 
+# How the tool says that a tensor gets another type than it should: now, and before 2026.
+FALLBACKS = (
+    r"required for type +(?P<wanted>\w+)\).*-> falling back to +(?P<used>\w+)",
+    r"required for (?P<wanted>\w+) - using fallback quantization (?P<used>\w+)",
+)
 
-def command(tool: Path, source: Path, outfile: Path, quantized: str, split: bool) -> Command:
+
+def command(
+    tool: Path, source: Path, outfile: Path, quantized: str, split: bool, args: tuple[str, ...] = (), matrix: str = ""
+) -> Command:
     """The call that makes one type of one file; always with all three arguments, or the tool picks a name by itself."""
-    kept = ("--keep-split",) if split else ()
+    kept = (*(("--keep-split",) if split else ()), *(("--imatrix", matrix) if matrix else ()), *args)
     return Command((str(tool), *kept, str(source), str(outfile), quantized), cwd=str(outfile.parent), env=tool_env(tool))
+
+
+def types(tool: Path) -> tuple[str, ...]:
+    """The types that a tool lists in its help, which it ends with exit code 1; () when it lists none."""
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(CommandFailed):
+        process.stream(Command((str(tool), "--help"), env=tool_env(tool)), Path(scratch) / "log", lines.append)
+    return listed("\n".join(lines))
+
+
+def listed(usage: str) -> tuple[str, ...]:
+    """The types in such a help: "  15  or  Q4_K_M  : 4.58G", or without a number."""
+    _, _, table = usage.lower().partition("allowed quantization types")
+    begin = len(usage) - len(table)
+    return tuple(re.findall(r"^\s*(?:\d+\s+or\s+)?([A-Za-z]\w*)\s*:", usage[begin:] if table else "", re.MULTILINE))
+
+
+def unknown(asked: Iterable[str], known: tuple[str, ...]) -> list[str]:
+    """The types that a tool does not know; it compares without case, and takes the numbers of its list as well."""
+    words = {word.lower() for word in known}
+    return [word for word in asked if words and word.lower() not in words and not word.isdigit()]
+
+
+def fallbacks(lines: Iterable[str]) -> tuple[str, ...]:
+    """What the tool said about tensors whose rows do not fit the type, one line for each type that stands in."""
+    said = [found for line in lines for pattern in FALLBACKS if (found := re.search(pattern, line))]
+    pairs = [(found["wanted"].lower(), found["used"].lower()) for found in said]
+    return tuple(
+        f"{pairs.count(pair)} tensor{'s have' if pairs.count(pair) > 1 else ' has'} rows that {pair[0]} cannot hold, "
+        f"and {'are' if pairs.count(pair) > 1 else 'is'} {pair[1]} instead"
+        for pair in dict.fromkeys(pairs)
+    )
 
 
 def tool_env(tool: Path) -> tuple[tuple[str, str], ...]:
@@ -24,20 +68,25 @@ def tool_env(tool: Path) -> tuple[tuple[str, str], ...]:
     return process.clean_env(LD_LIBRARY_PATH=library_path)
 
 
-def run(asked: Command, log: Path, tell: Callable[[str], None]) -> None:
-    """Quantize; the tool counts its tensors as `[  12/ 201]`, which is the progress."""
+def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ...]:
+    """Quantize, and return what is to be noted; the tool counts its tensors as `[  12/ 201]`, which is the progress."""
+    lines: list[str] = []
 
     def on_line(line: str) -> None:
+        lines.append(line)
         if line.startswith("[") and "]" in line:
             tell(line[1 : line.index("]")].replace(" ", ""))
 
     try:
         process.stream(asked, log, on_line)
     except CommandFailed as error:
-        cause, hint = explain(error.tail)
-        raise CommandFailed(
-            f"{cause}{error.message}\n{error.tail}", code=error.code, tail=error.tail, hint=hint, log=log
-        ) from error
+        # Where the tool does not like its arguments it says so first, and then its whole help.
+        said = next((line.strip() for line in lines if re.search(r"^\S*: (invalid|malformed|missing|bad) ", line.strip())), "")
+        cause, hint = explain("\n".join((said, error.tail)))
+        shown = said or error.tail
+        message = f"{cause}{error.message}\n{shown}"
+        raise CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=log) from error
+    return fallbacks(lines)
 
 
 def explain(tail: str) -> tuple[str, str]:

@@ -18,9 +18,9 @@ from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
-from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.artifact import Receipt
 from llamacpp_orchestrator.driver import Options
 from llamacpp_orchestrator.errors import JobError
@@ -134,7 +134,7 @@ def recheck(path: Path, settings: Settings) -> list[str]:
     if lock.environment and work.store.has("environments", key := lock.environment.pin().digest()):
         complaints += environment.altered(work.store.entry("environments", key))
     if lock.assets and locks.uses_binaries(work.job):
-        complaints += stages.altered_binaries(work, lock)
+        complaints += programs.altered(work, lock)
     return complaints + [line for pin in lock.models for line in _changed(work, pin)]
 
 

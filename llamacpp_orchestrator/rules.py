@@ -19,6 +19,13 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?",
 OURS = ("--outfile", "--outtype", "--model-name", "--remote")
 OURS_ADAPTER = ("--outfile", "--outtype", "--base", "--base-model-id")
 LONGEST_NAME = 200
+# Options of llama-quantize that the job has keys for, that would make no file, or whose file nothing pins.
+NOT_FOR_QUANTIZE = {
+    "--imatrix": "write it under `imatrix`",
+    "--keep-split": "a split model is quantized to a split one already",
+    "--dry-run": "`orchestrate plan` shows what would be done",
+    "--tensor-type-file": "write each of its lines as --tensor-type",
+}
 
 
 def matching(pattern: str, wanted: str) -> dict[str, Any]:
@@ -97,6 +104,16 @@ def not_ours(ours: Sequence[str]) -> dict[str, Any]:
         return f"{option} is not yours to give: the job sets {taken}" if taken else ""
 
     return {"check": check}
+
+
+def quantize_word(word: str) -> str:
+    """An argument of llama-quantize, which knows its options by their whole names."""
+    return f"{word} is not taken here: {NOT_FOR_QUANTIZE[word]}" if word in NOT_FOR_QUANTIZE else ""
+
+
+def some_file(text: str) -> str:
+    """A path to a file."""
+    return "" if text.strip() and "\0" not in text else "expected a file"
 
 
 def nonempty(text: str) -> str:

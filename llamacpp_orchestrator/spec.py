@@ -16,6 +16,10 @@ from llamacpp_orchestrator.rules import is_folder as is_folder
 
 BACKENDS = ("auto", "cuda", "vulkan", "rocm", "sycl", "openvino", "metal", "cpu", "none", "source")
 UNQUANTIZED = ("f32", "bf16", "f16")
+BETWEEN = "bf16"  # what is quantized where no unquantized file is wanted
+# Every tag's llama-quantize refuses these without an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp);
+# some also refuse others, and say so themselves.
+NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S")
 DEFAULT_TAG = "b11434"
 
 Type = Annotated[str, Meta(extra=rules.matching(r"\w{1,40}", "a type such as bf16"))]
@@ -52,6 +56,20 @@ class Lora(Record, frozen=True, kw_only=True):
     ] = ()
 
 
+class Imatrix(Record, frozen=True, kw_only=True):
+    """An importance matrix: a file, or a text to make one from."""
+
+    file: Annotated[str | None, Meta(description="A file that llama-imatrix made", extra={"check": rules.some_file})] = None
+    text: Annotated[str | None, Meta(description="A text to make one from", extra={"check": rules.some_file})] = None
+    chunks: Annotated[
+        int, Meta(description="How many pieces of the text; 0 = all", extra=rules.matching(r"0|[1-9]\d{0,6}", "a number"))
+    ] = 0
+    minutes: Annotated[
+        int, Meta(description="How long it may take", extra=rules.matching(r"[1-9]\d{0,4}", "a number of minutes"))
+    ] = 120
+    args: Annotated[tuple[str, ...], Meta(description="Passed to llama-imatrix")] = ()
+
+
 class Model(Record, frozen=True, kw_only=True):
     """A model to convert, the types to quantize it to, and its adapters."""
 
@@ -63,6 +81,13 @@ class Model(Record, frozen=True, kw_only=True):
         str, Meta(description="File name, relative to output; {name} and {type} are filled in", extra={"check": rules.template})
     ] = "{name}-{type}.gguf"
     quantize: Annotated[tuple[Type, ...], Meta(description="Types of llama-quantize, such as Q4_K_M")] = ()
+    quantize_args: Annotated[
+        tuple[Annotated[str, Meta(extra={"check": rules.quantize_word})], ...], Meta(description="Passed to llama-quantize")
+    ] = ()
+    imatrix: Annotated[
+        Imatrix | None,
+        Meta(description="Which weights matter, for llama-quantize", extra={"short": lambda text: {"file": text}}),
+    ] = None
     args: Annotated[
         tuple[Annotated[str, Meta(extra=rules.not_ours(rules.OURS))], ...], Meta(description="Passed to convert_hf_to_gguf.py")
     ] = ()
@@ -142,30 +167,43 @@ class Job(Record, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """One file that a job makes; `kind` is model, adapter or quantized."""
+    """One file that a job makes; `kind` is model, adapter or quantized, a `temporary` one is there only to be quantized."""
 
     path: Path
     kind: str
     type: str
     model: Model
     lora: Lora | None = None
+    temporary: bool = False
 
 
 def outputs(job: Job, base: Path) -> tuple[Output, ...]:
-    """Every file that a job makes, in its order: a model's own types, the quantized ones, its adapters."""
-    return tuple(output for _, output in placed(job, base))
+    """Every file that a job makes and keeps, in its order: a model's own types, the quantized ones, its adapters."""
+    return tuple(output for _, output in placed(job, base) if not output.temporary)
 
 
 def placed(job: Job, base: Path) -> Iterator[tuple[str, Output]]:
-    """Every output with the key of the job that asks for it."""
+    """Every output with the key of the job that asks for it, temporary ones at the place where they would be kept."""
     root = folder(job.output, base)
     for index, model in enumerate(job.models):
         where = f"models[{index}]"
         types = [("outtype", "model", kind) for kind in model.outtype if kind != "none"]
+        if model.quantize and not set(model.outtype) & set(UNQUANTIZED):
+            between = Output(path=_between(root, model), kind="model", type=BETWEEN, model=model, temporary=True)
+            yield f"{where}.quantize", between
         for key, kind, type_ in types + [("quantize", "quantized", type_) for type_ in model.quantize]:
-            path = Path(os.path.normpath(root / model.outfile.format(name=model.name, type=type_)))
-            yield f"{where}.{key}", Output(path=path, kind=kind, type=type_, model=model)
+            yield f"{where}.{key}", Output(path=_path(root, model, type_), kind=kind, type=type_, model=model)
         for number, lora in enumerate(model.loras):
             for type_ in lora.outtype:
                 path = Path(os.path.normpath(root / f"{model.name}-{lora.name}-lora-{type_}.gguf"))
                 yield f"{where}.loras[{number}]", Output(path=path, kind="adapter", type=type_, model=model, lora=lora)
+
+
+def _path(root: Path, model: Model, type_: str) -> Path:
+    return Path(os.path.normpath(root / model.outfile.format(name=model.name, type=type_)))
+
+
+def _between(root: Path, model: Model) -> Path:
+    path = _path(root, model, BETWEEN)
+    taken = {str(_path(root, model, type_)).casefold() for type_ in (*model.outtype, *model.quantize)}
+    return path.with_name(f"{path.stem}-{BETWEEN}.gguf") if str(path).casefold() in taken else path

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+
+import msgspec
 
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import preflight
-from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import programs
+from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.outputs import Bench
@@ -24,14 +28,21 @@ from llamacpp_orchestrator.spec import Output
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
-from llamacpp_orchestrator.store import MARK
-from llamacpp_orchestrator.store import folder_sha256
-from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.yamltext import nearest
 
-CONTENT_MARK = "content.sha256"
-MARKS = (CONTENT_MARK, MARK)
 # What every tag's scripts have taken since b3878: with these and without options, downloads need not wait for the tree.
 ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
+
+
+def check_types(work: Work, lock: Lock) -> None:
+    """Raise JobError for a type that this tag's llama-quantize does not list, with the nearest that it does."""
+    known = quantize.types(programs.tool(work, lock, "llama-quantize"))
+    for model in work.job.models:
+        for type_ in quantize.unknown(model.quantize, known):
+            raise JobError(
+                f"{work.file.name}: {model.name}: the llama-quantize of {work.job.llama_cpp.tag} has no type `{type_}`",
+                nearest(type_, known),
+            )
 
 
 def source_action(work: Work, lock: Lock) -> Action:
@@ -71,51 +82,9 @@ def environment_action(work: Work, lock: Lock, log: Path) -> Action:
     return action
 
 
-def binaries_action(work: Work, lock: Lock) -> Action:
-    """Fetch and unpack the release archive that fits this machine, and see that its programs start."""
-
-    def action(tell: Tell) -> str:
-        choice = pins.choose(work, lock.assets)
-        key = binaries_key(choice)
-        before = work.store.has("binaries", key)
-        tell(f"note: {choice.archive.name}: {choice.reason}")
-
-        def make(dest: Path) -> None:
-            if not releases.here(choice, work.store.folder("downloads")):
-                work.online(choice.archive.name)
-            releases.install(choice, dest, work.store.folder("downloads"), work.settings, tell)
-            write_atomically(dest / CONTENT_MARK, folder_sha256(dest))
-
-        path = work.store.ensure("binaries", key, make)
-        releases.probe(path, pins.this_host())
-        return "current" if before else "done"
-
-    return action
-
-
-def binaries_key(choice: releases.Choice) -> str:
-    """The store key of an installed choice: a digest over its archives."""
-    parts = [
-        choice.archive.sha256 or choice.archive.name,
-        (choice.runtime.sha256 or choice.runtime.name) if choice.runtime else "",
-    ]
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
-
-
-def altered_binaries(work: Work, lock: Lock) -> list[str]:
-    """Whether the installed programs are still what their archives held, whose digests were checked."""
-    folder = work.store.entry("binaries", binaries_key(pins.choose(work, lock.assets)))
-    mark = folder / CONTENT_MARK
-    if not mark.is_file() or mark.read_text(encoding="utf-8") == folder_sha256(folder, lambda name: name not in MARKS):
-        return []
-    return [f"the release's programs in {folder} were changed after they were unpacked"]
-
-
-def tool(work: Work, lock: Lock, name: str) -> Path:
-    """An installed program of the release, by name."""
-    return releases.find_tool(
-        work.store.entry("binaries", binaries_key(pins.choose(work, lock.assets))), name, pins.this_host().system
-    )
+def binaries_step(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Step:
+    """The step that gets the programs; only a build has something to log."""
+    return Step(name="binaries", action=programs.action(work, lock, log, jobs), log=log if programs.from_source(work) else None)
 
 
 def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
@@ -184,7 +153,8 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     ]
     quantizing = [build for build in stale if build.of]
     if quantizing:
-        made.append(Step(name="binaries", action=binaries_action(work, lock)))
+        made.append(_programs(bench))
+        made += _matrices(bench, stale)
     here = {step.name for step in made} | {build.name for build in stale}
     names = locks.names(work.job)
     after = () if "source" in ended or _ordinary(stale) else ("source",)
@@ -193,9 +163,9 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     for build in stale:
         log = bench.log(f"{verb(build)} {build.name}")
         if build.of:
-            of = next((f"verify {other.name}" for other in stale if other.output == build.of), None)
-            needs: Iterable[str] = ("binaries", *([of] if of else []))
-            action = outputs.quantize_action(bench, build, functools.partial(tool, work, lock, "llama-quantize"))
+            matrix = [f"imatrix {build.of.path.name}"] if build.matrix and not imatrix.ready(build.matrix, work.store) else []
+            needs: Iterable[str] = ("binaries", *_origin(build, stale), *matrix)
+            action = outputs.quantize_action(bench, build, functools.partial(programs.tool, work, lock, "llama-quantize"))
         else:
             fetched = _fetched([build], names).values()
             needs = ("environment", *(["source"] if "source" in here else []), *fetched)
@@ -204,6 +174,35 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
         made.append(Step(name=step, action=action, needs=tuple(needs), heavy=True, log=log))
         made.append(Step(name=f"verify {build.name}", action=outputs.verify_action(bench, build), needs=(step,), log=log))
     return made
+
+
+def _origin(build: Build, stale: list[Build]) -> list[str]:
+    return [f"verify {other.name}" for other in stale if other.output == build.of]
+
+
+def _programs(bench: Bench) -> Step:
+    step = binaries_step(bench.work, bench.lock, bench.log("binaries"), bench.jobs)
+
+    def action(tell: Tell) -> str:
+        status = step.action(tell)
+        check_types(bench.work, bench.lock)
+        return status
+
+    return msgspec.structs.replace(step, action=action)
+
+
+def _matrices(bench: Bench, stale: list[Build]) -> list[Step]:
+    """A step for each matrix that must be made first."""
+    store, made = bench.work.store, dict[str, Step]()
+    for build in stale:
+        if build.of and build.matrix and not imatrix.ready(build.matrix, store):
+            name = f"imatrix {build.of.path.name}"
+            action = outputs.imatrix_action(
+                bench, build, functools.partial(programs.tool, bench.work, bench.lock, "llama-imatrix")
+            )
+            needs = ("binaries", *_origin(build, stale))
+            made.setdefault(name, Step(name=name, action=action, needs=needs, heavy=True, log=bench.log(name)))
+    return list(made.values())
 
 
 def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import msgspec
+import platformdirs
 import pytest
 import yaml
 from pypi_simple import PyPISimple
@@ -169,6 +170,25 @@ def copy(world: Path, data: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(data / name, world / to))
 
     return make
+
+
+@pytest.fixture
+def built(
+    world: Path, shared_cache: Path, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path
+) -> dict[str, Any]:
+    """Programs built from the tag's source, once on a machine for all sessions, and the key of a job that asks for them."""
+    asked, here = {"backend": "source"}, shared_cache / "builds"
+    if not list(here.glob("*/complete.json")):
+        kept = Path(platformdirs.user_cache_dir("llamacpp-orchestrator-tests")) / TAG / "builds"
+        for mark in kept.glob("*/complete.json"):
+            shutil.copytree(mark.parent, here / mark.parent.name, dirs_exist_ok=True)
+        answer = orchestrate("setup", job(str(data / "tiny-llama"), name="setup.yaml", binaries=asked))
+        assert answer.code == 0, answer.err
+        for mark in here.glob("*/complete.json"):
+            if not (kept / mark.parent.name).exists():
+                draft = Path(shutil.copytree(mark.parent, kept / f".{os.getpid()}"))
+                draft.rename(kept / mark.parent.name)
+    return asked
 
 
 def installed(name: str) -> Path:

@@ -163,6 +163,9 @@ def test_a_converter_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("main: invalid ftype 'Q9'", "llama-quantize"),
         ("this quantization requires an importance matrix! it is required", "Q4_K_M"),
+        ("load_imatrix: failed to load imatrix from 'x'", "from a text"),
+        ("imatrix size 64 is different from tensor size 128 for x", "of this model"),
+        ("usage: llama-quantize [--help]", "quantize_args"),
         ("No space left on device", "free some space"),
         ("other", "log"),
     ],

@@ -123,3 +123,15 @@ def test_adapters_with_scales_of_their_own_act_as_in_peft(
             continue
         assert "scaled as PEFT does" in receipt.notes[0] and f"note: {mine.name}: {receipt.notes[0]}" in answer.err
         assert verdict(judge, "tiny-llama", name, gguf, bare)["worst"] > CLOSE, name
+
+
+def test_quantized_files_of_a_tag_built_from_source_load_and_answer_nearly_alike(
+    judge: Path, orchestrate: Callable[..., Answer], job: Callable[..., Path], built: dict[str, Any], data: Path, world: Path
+) -> None:
+    shutil.copytree(data / "tiny-llama", world / "tiny-llama")
+    kinds = ("Q8_0", "Q6_K", "Q4_K_M", "IQ4_NL", "Q4_0")
+    answer = orchestrate("run", job({"source": "./tiny-llama", "outtype": "f16", "quantize": list(kinds)}, binaries=built))
+    assert answer.code == 0, answer.err
+    worst = [verdict(judge, "tiny-llama", "-", world / "dist" / f"tiny-llama-{kind}.gguf", "-")["worst"] for kind in kinds]
+    # The fewer bits, the further off, and none is nonsense: over 32,000 tokens of equal weight that would be about 10.
+    assert worst[0] < 0.1 and worst[0] <= min(worst) and max(worst) < 2, worst

@@ -191,6 +191,14 @@ def test_long_work_is_logged_line_by_line(tmp_path: Path) -> None:
     assert failed.value.code == 4 and failed.value.tail.endswith("b") and failed.value.log == tmp_path / "y.log"
 
 
+def test_long_work_may_have_a_limit(tmp_path: Path) -> None:
+    process.stream(python("print('in time')"), tmp_path / "x.log", limit=60.0)
+    began = time.monotonic()
+    with pytest.raises(CommandFailed, match="took longer than 0 min") as late:
+        process.stream(python("print('begun', flush=True); import time; time.sleep(60)"), tmp_path / "y.log", limit=1.5)
+    assert time.monotonic() - began < 30 and late.value.tail.endswith("begun")
+
+
 @pytest.mark.parametrize(("code", "words"), [(-9, "memory"), (-15, "signal 15"), (2, "exit code 2")])
 def test_how_a_process_ended(code: int, words: str) -> None:
     assert words in process.ended(code)

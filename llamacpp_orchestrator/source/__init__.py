@@ -26,6 +26,11 @@ def wanted(path: str) -> bool:
     return (path in FILES or path.startswith(FOLDERS)) and "__pycache__" not in path and ".." not in path.split("/")
 
 
+def whole(path: str) -> bool:
+    """The same for a build of the programs: all of llama.cpp, and nothing of git's own."""
+    return not path.startswith(".git/")
+
+
 def tree_digest(root: Path) -> str:
     """The sha256 over the sorted paths and contents of a converter tree."""
     return folder_sha256(root, wanted)

@@ -26,6 +26,7 @@ from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import PATTERNS
 from llamacpp_orchestrator.source import wanted
+from llamacpp_orchestrator.source import whole
 
 Tell = Callable[[str], None]
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -87,43 +88,45 @@ def nearest(listed: str, tag: str) -> list[str]:
     return [f"b{number}" for number in sorted(sorted(numbers, key=lambda number: abs(number - wished))[:4])]
 
 
-def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell) -> None:
-    """Put the wanted files of one commit into an empty folder; nothing of git stays there.
+def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell, everything: bool = False) -> None:
+    """Put the wanted files of one commit, or all of them, into an empty folder; nothing of git stays there.
 
     IntegrityError when the tag means another commit by now.
     """
     urls = addresses(repo, settings)
     _check_tag(tag)
-    download.first_answer(urls, lambda url: _fetch(url, tag, resolved, dest), tell)
+    download.first_answer(urls, lambda url: _fetch(url, tag, resolved, dest, everything), tell)
     if not (dest / "convert_hf_to_gguf.py").is_file():
         lacking = f"{download.shown(urls[0])} at {tag} has no convert_hf_to_gguf.py"
         raise OrchestrateError(lacking, "choose a llama.cpp tag from b3878 on")
 
 
-def _fetch(url: str, tag: str, resolved: str, dest: Path) -> None:
+def _fetch(url: str, tag: str, resolved: str, dest: Path, everything: bool) -> None:
     what = resolved if COMMIT.fullmatch(tag) else f"refs/tags/{tag}"
     with tempfile.TemporaryDirectory(dir=dest.parent, prefix=".git-", ignore_cleanup_errors=True) as scratch:
-        lean, whole = Path(scratch) / "lean", Path(scratch) / "whole"
+        lean, full = Path(scratch) / "lean", Path(scratch) / "full"
         try:
-            root = _tree(lean, url, what, tag, resolved, "--filter=blob:none")
+            root = _tree(full, url, what, tag, resolved, ()) if everything else _tree(lean, url, what, tag, resolved, PATTERNS)
         except (IntegrityError, Stopped):
             raise
         except OrchestrateError as error:
             # The checkout after a blobless fetch asks for files by their ids, which some servers refuse.
-            if isinstance(error, NetworkError) and error.status:
+            if everything or (isinstance(error, NetworkError) and error.status):
                 raise
-            root = _tree(whole, url, what, tag, resolved)
-        _take(root, dest)
+            root = _tree(full, url, what, tag, resolved, PATTERNS, lean=False)
+        _take(root, dest, whole if everything else wanted)
 
 
-def _tree(root: Path, url: str, what: str, tag: str, resolved: str, *how: str) -> Path:
+def _tree(root: Path, url: str, what: str, tag: str, resolved: str, patterns: tuple[str, ...], lean: bool = True) -> Path:
     root.mkdir()
     _git(root, url, "init", "--quiet", "--template=", ".")
-    # Written by hand: `git sparse-checkout set --no-cone` is not in git 2.34 and older.
-    (root / ".git" / "info").mkdir(exist_ok=True)
-    (root / ".git" / "info" / "sparse-checkout").write_text("\n".join(PATTERNS) + "\n", encoding="utf-8", newline="\n")
-    _git(root, url, "config", "core.sparseCheckout", "true")
+    if patterns:
+        # Written by hand: `git sparse-checkout set --no-cone` is not in git 2.34 and older.
+        (root / ".git" / "info").mkdir(exist_ok=True)
+        (root / ".git" / "info" / "sparse-checkout").write_text("\n".join(patterns) + "\n", encoding="utf-8", newline="\n")
+        _git(root, url, "config", "core.sparseCheckout", "true")
     _git(root, url, "remote", "add", "origin", url)
+    how = ("--filter=blob:none",) if patterns and lean else ()
     asked = ("fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", *how, "origin", what)
     _git(root, url, *asked, limit=FETCH_SECONDS)
     fetched = _git(root, url, "rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
@@ -134,10 +137,10 @@ def _tree(root: Path, url: str, what: str, tag: str, resolved: str, *how: str) -
     return root
 
 
-def _take(root: Path, dest: Path) -> None:
+def _take(root: Path, dest: Path, kept: Callable[[str], bool]) -> None:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_file() and not path.is_symlink() and wanted(name):
+        if path.is_file() and not path.is_symlink() and kept(name):
             (dest / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, dest / name)
 

