@@ -83,8 +83,9 @@ def _converted(work: Work, lock: Lock, output: Output, force: bool) -> Build:
     base_view = view(work, base, model.name)
     draft = _stage_path(output)
     if lora is None:
+        args = model.args + (("--mmproj",) if output.kind == "mmproj" else ())
         command = convert.model_command(
-            str(python(work, lock)), tree(work, lock), base_view, draft, output.type, model.name, model.args
+            str(python(work, lock)), tree(work, lock), base_view, draft, output.type, model.name, args
         )
         inputs = _inputs(model.name, base, weights=True)
         needs: tuple[tuple[Wanted, str], ...] = ((base.wanted, model.name),)

@@ -29,6 +29,7 @@ def orchestrate() -> None:
 
 @orchestrate.command()
 @click.argument("jobs_files", metavar="JOB...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
 @sharing.shared
 def run(jobs_files: tuple[Path, ...], **flags: Any) -> None:
     """Do the whole job: set up, fetch, convert, quantize, verify."""

@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.process import Command
 
@@ -23,6 +25,11 @@ POLL_SECONDS = 0.02
 
 # Upstream's own words → what they likely mean, and what to do. First match wins.
 KNOWN = (
+    (
+        r"vision_config / audio_config not found|This model does not support multimodal",
+        "the model has no vision or audio part",
+        "leave `mmproj` out for this model",
+    ),
     (
         r"Model (\S+) is not supported",
         "this tag's converter does not know the architecture {0}",
@@ -93,6 +100,35 @@ def outtypes(tree: Path, kind: str) -> tuple[str, ...]:
             if isinstance(choices, (ast.List, ast.Tuple)):
                 return tuple(str(item.value) for item in choices.elts if isinstance(item, ast.Constant))
     return ()
+
+
+def check_projector(tree: Path, tag: str, name: str, config: dict[str, Any]) -> None:
+    """Raise JobError when a tag has no projector for a model, or cannot make any, as far as its source tells."""
+    text = (tree / SCRIPTS["model"]).read_bytes()
+    if b'"--mmproj"' not in text:
+        raise JobError(
+            f"{name}: {tag} cannot make projectors (its script has no --mmproj)", "pin a newer tag, or leave `mmproj` out"
+        )
+    known = projectors(tree)
+    vision = config.get("vision_config")
+    named = (vision.get("architectures") if isinstance(vision, dict) else None) or config.get("architectures")
+    if not known or not isinstance(named, list) or not named or named[0] in known:
+        return
+    if not any(config.get(key) for key in ("vision_config", "audio_config")):
+        raise JobError(
+            f"{name} has no vision or audio part: its config.json says {named[0]}", "leave `mmproj` out for this model"
+        )
+    raise JobError(f"{name}: {tag} has no projector for {named[0]}", "pin a newer tag, or leave `mmproj` out")
+
+
+def projectors(tree: Path) -> frozenset[str]:
+    """The architectures that this tag makes projectors for, read from its source; empty when it does not say."""
+    table = tree / "conversion" / "__init__.py"
+    if table.is_file():
+        for node in ast.parse(table.read_bytes()).body:
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MMPROJ_MODEL_MAP" and node.value:
+                return frozenset(ast.literal_eval(node.value))
+    return frozenset()
 
 
 def model_command(python: str, tree: Path, view: Path, outfile: Path, outtype: str, name: str, args: tuple[str, ...]) -> Command:

@@ -112,13 +112,17 @@ def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
 def _check(job: Job, base: Path, reading: Reading) -> None:
     for index, model in enumerate(job.models):
         where = f"models[{index}]"
-        if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not model.loras):
+        if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not (model.loras or model.mmproj)):
             alone = "`none` stands alone: no other type, nothing to quantize, and adapters to convert"
             yamltext.say(reading, f"{where}.outtype", alone)
         elif not model.outtype:
             yamltext.say(reading, f"{where}.outtype", "expected at least one type, or none")
         elif model.quantize and not set(model.outtype) & set(spec.UNQUANTIZED):
             yamltext.say(reading, f"{where}.quantize", f"needs one of {', '.join(spec.UNQUANTIZED)} in outtype to start from")
+        if "none" in model.mmproj:
+            yamltext.say(reading, f"{where}.mmproj", "expected at least one type; leave the key out instead")
+        if model.ollama and "none" in model.outtype:
+            yamltext.say(reading, f"{where}.ollama", "needs a file of the model itself, and outtype is none")
         for number, lora in enumerate(model.loras):
             if not lora.outtype or "none" in lora.outtype:
                 complaint = "expected at least one type; leave the adapter out instead"
@@ -158,7 +162,7 @@ def schema() -> dict[str, Any]:
     found = msgspec.json.schema(Job)
     parts = {name: part["properties"] for name, part in found["$defs"].items()}
     text = {"type": "string"}
-    for part, key in (("Model", "outtype"), ("Lora", "outtype")):
+    for part, key in (("Model", "outtype"), ("Model", "mmproj"), ("Lora", "outtype")):
         del parts[part][key]["type"]
         parts[part][key] |= {"anyOf": [text, {"type": "array", "items": parts[part][key].pop("items")}]}
     for part, key in (("Job", "models"), ("Model", "loras")):

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
@@ -30,6 +31,7 @@ BITS = {
     "q3_k_l": 4.4, "q3_k_m": 4.1, "q3_k_s": 3.7, "q2_k": 3.5, "iq4_xs": 4.5, "iq4_nl": 4.7, "iq3_m": 3.8, "iq2_m": 3.0,
     "iq1_s": 2.1,
 }  # fmt: skip
+PROJECTOR_SHARE = 5  # what looks and listens is rarely more than a fifth of a model
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000
 MARGIN = 50_000_000
@@ -113,6 +115,8 @@ def estimate(lock: Lock, build: Build) -> int:
     output = build.output
     wanted = locks.lora_wanted(output.lora) if output.lora else locks.base_wanted(output.model)
     weights = sum(file.size for file in lock.files(wanted).files if file.path.endswith(".safetensors"))
+    if output.kind == "mmproj":
+        weights //= PROJECTOR_SHARE
     return int(weights / 2 * BITS.get(output.type.lower(), 16.0) / 8)
 
 
@@ -162,6 +166,8 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
         verb = "quantize" if build.of else "convert"
         status = "current" if build.current else "run"
         steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, command=str(final(build))))
+    for each in handoff.find(made):
+        steps.append(PlannedStep(name=f"modelfile {each.path.name}", status=handoff.status(work, lock, each), detail=each.name))
     found = needs(work, lock, stale)
     folders = dict.fromkeys(need.folder for need in found)
     return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(existing(folder)).free for folder in folders})

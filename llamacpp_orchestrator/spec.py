@@ -66,6 +66,10 @@ class Model(Record, frozen=True, kw_only=True):
     args: Annotated[
         tuple[Annotated[str, Meta(extra=rules.not_ours(rules.OURS))], ...], Meta(description="Passed to convert_hf_to_gguf.py")
     ] = ()
+    mmproj: Annotated[
+        Types, Meta(description="Types of the projector file of a vision or audio model, made beside the model")
+    ] = ()
+    ollama: Annotated[bool, Meta(description="Write a Modelfile for Ollama beside each file")] = False
     trust_remote_code: Annotated[bool, Meta(description="Let the model's own Python code run")] = False
     loras: Annotated[tuple[Lora, ...], Meta(description="Adapters of this model")] = ()
 
@@ -142,7 +146,7 @@ class Job(Record, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """One file that a job makes; `kind` is model, adapter or quantized."""
+    """One file that a job makes; `kind` is model, quantized, mmproj or adapter."""
 
     path: Path
     kind: str
@@ -152,7 +156,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def outputs(job: Job, base: Path) -> tuple[Output, ...]:
-    """Every file that a job makes, in its order: a model's own types, the quantized ones, its adapters."""
+    """Every file that a job makes, in its order: a model's own types, the quantized ones, its projectors, its adapters."""
     return tuple(output for _, output in placed(job, base))
 
 
@@ -165,6 +169,9 @@ def placed(job: Job, base: Path) -> Iterator[tuple[str, Output]]:
         for key, kind, type_ in types + [("quantize", "quantized", type_) for type_ in model.quantize]:
             path = Path(os.path.normpath(root / model.outfile.format(name=model.name, type=type_)))
             yield f"{where}.{key}", Output(path=path, kind=kind, type=type_, model=model)
+        for type_ in model.mmproj:
+            path = Path(os.path.normpath(root / f"mmproj-{model.name}-{type_}.gguf"))
+            yield f"{where}.mmproj", Output(path=path, kind="mmproj", type=type_, model=model)
         for number, lora in enumerate(model.loras):
             for type_ in lora.outtype:
                 path = Path(os.path.normpath(root / f"{model.name}-{lora.name}-lora-{type_}.gguf"))

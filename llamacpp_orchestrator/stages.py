@@ -34,6 +34,7 @@ def check_outtypes(work: Work, tree: Path) -> None:
     """Raise JobError for a type that this tag's scripts do not have, with those that they do."""
     for model in work.job.models:
         asked = [("model", model.name, each) for each in model.outtype if each != "none"]
+        asked += [("model", model.name, each) for each in model.mmproj]
         asked += [("adapter", lora.name, each) for lora in model.loras for each in lora.outtype]
         for kind, name, outtype in asked:
             known = convert.outtypes(tree, kind)
@@ -133,16 +134,27 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
             return "" if whole else "files behind the view have gone"
 
         before = view.exists() and not unhealthy(view.parent)
-        work.store.ensure("views", view.parent.name, lambda entry: _fill(work, pin, entry / name, tell), unhealthy)
+        if before:
+            _check_projector(work, lock, wanted, view)
+        work.store.ensure("views", view.parent.name, lambda entry: _fill(work, lock, pin, entry / name, tell), unhealthy)
         return "current" if before else "done"
 
     return action
 
 
-def _fill(work: Work, pin: FilesPin, view: Path, tell: Tell) -> None:
+def _check_projector(work: Work, lock: Lock, wanted: Wanted, folder: Path) -> None:
+    # Told by the small files alone, before gigabytes are fetched for nothing.
+    for model in work.job.models:
+        if model.mmproj and "--mistral-format" not in model.args and locks.base_wanted(model) == wanted:
+            tree, tag = building.tree(work, lock), work.job.llama_cpp.tag
+            convert.check_projector(tree, tag, model.name, pins.read_json(folder / "config.json"))
+
+
+def _fill(work: Work, lock: Lock, pin: FilesPin, view: Path, tell: Tell) -> None:
     wanted = pin.wanted
     if wanted in pins.local_folders(work):
         origin = work.folder(wanted.source)
+        _check_projector(work, lock, wanted, origin)
     else:
         light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
         for files in (light, pin.files):
@@ -151,6 +163,7 @@ def _fill(work: Work, pin: FilesPin, view: Path, tell: Tell) -> None:
                 work.online(f"{file.path} of {wanted.source}")
             origin = hub.fetch(snapshot, work.settings, lambda done, total: tell(pins.progress(done, total)))
             pins.examine(origin, wanted, files)
+            _check_projector(work, lock, wanted, origin)
     hub.make_view(pin.files, origin, view)
 
 
@@ -201,4 +214,4 @@ def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted,
 
 
 def _ordinary(stale: list[Build]) -> bool:
-    return all(build.output.type in ALWAYS[build.output.kind] for build in stale if not build.of)
+    return all(build.output.type in ALWAYS.get(build.output.kind, ()) for build in stale if not build.of)
