@@ -262,7 +262,10 @@ def cache_list(as_json: bool) -> None:
 
 @cache.command(name="prune")
 @click.option(
-    "--kind", "kinds", multiple=True, help="Only entries of this kind: source, binaries, environments, views, downloads, logs."
+    "--kind",
+    "kinds",
+    multiple=True,
+    help="Only entries of this kind: source, binaries, environments, views, chats, downloads, logs.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:

@@ -75,7 +75,7 @@ def find(made: Iterable[Build]) -> list[Handoff]:
         best = next((other for other in files if other.output.kind == "quantized"), files[0])
         projector = next((other for other in mine if other.output.kind == "mmproj"), None)
         path = output.path.with_name(output.path.name.removesuffix(".gguf") + ".Modelfile")
-        name = ollama.model_name(path.stem)
+        name = ollama.model_name(build.name.removesuffix(".gguf"))
         base = best if output.kind == "adapter" else build
         found.append(Handoff(path=path, name=name, made=build, base=base, projector=projector))
     return found

@@ -28,7 +28,7 @@ Job = Callable[..., Path]
 Copy = Callable[..., Path]
 
 
-def kind(bos: str | None, eos: str, *special: str, adds: bool | None = True, ends: tuple[str, ...] = ()) -> dict[str, Any]:
+def kind(bos: str | None, eos: str, *special: str, adds: bool | str | None = True, ends: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"bos": bos, "eos": eos, "special": special, "adds_bos": adds, "ends": ends}
 
 
@@ -50,6 +50,8 @@ FAMILIES = {
     "awkward": kind(None, "</s>", '}}"""', adds=False),
     "refusing": kind(None, "</s>"),
     "base": kind("<s>", "</s>"),
+    "bpe": kind("<s>", "</s>", adds="qwen2"),
+    "tekken": kind("<s>", "</s>", adds="tekken"),
 }
 QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 NO_SYSTEM = "the source's template takes no system message; Ollama leaves one out"
@@ -73,6 +75,8 @@ REFUSED = {
     "thinking": "for user, assistant, user, assistant, user it says 'assistant\\nyes<|im_end|>",
     "refusing": "it refuses a conversation of user (nobody may speak)",
     "base": "the source has no chat template; is it a base model?",
+    "bpe": "the source has no chat template",
+    "tekken": "the source has no chat template",
 }
 
 
@@ -113,6 +117,13 @@ def test_a_template_that_they_cannot(family: str, answers: dict[str, Answer]) ->
     found = ollama.chat(answers[family])
     assert REFUSED[family] in found.reason
     assert (found.template, found.system) == ("", "") and found.stops
+
+
+@pytest.mark.parametrize(
+    ("family", "adds"), [("llama3", True), ("gemma3", False), ("llama2", True), ("bpe", False), ("tekken", True)]
+)
+def test_whether_the_runtime_adds_the_first_token(family: str, adds: bool, answers: dict[str, Answer]) -> None:
+    assert answers[family].adds_bos is adds
 
 
 def heard(answer: Answer, talk: ollama.Talk, text: str) -> str:

@@ -13,11 +13,21 @@ sys.path.insert(0, sys.argv[1])
 from gguf import GGUFReader
 from transformers import AutoTokenizer
 
+# The kinds of BPE for which llama.cpp adds a first token though the file does not say so; src/llama-vocab.cpp.
+BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken", "chameleon", "gemma4")
+
+
+def value(reader: GGUFReader, name: str) -> bytes:
+    field = reader.fields.get(f"tokenizer.ggml.{name}")
+    return bytes(field.parts[field.data[0]]) if field else b""
+
 
 def adds_bos(gguf: str) -> bool:
-    # Where the file does not say, Ollama takes it that one is wanted.
-    field = GGUFReader(gguf).fields.get("tokenizer.ggml.add_bos_token")
-    return True if field is None else bool(field.parts[field.data[0]][0])
+    reader = GGUFReader(gguf)
+    said, model, pre = (value(reader, name) for name in ("add_bos_token", "model", "pre"))
+    if said and pre != b"gemma4":
+        return said != b"\0"
+    return model != b"gpt2" or pre.decode() in BOS
 
 
 def read(path: Path) -> dict[str, Any]:

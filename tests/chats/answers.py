@@ -36,7 +36,10 @@ for family, kind in json.load(sys.stdin).items():
     if ends:
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     writer = GGUFWriter(folder / "x.gguf", "llama")
-    if kind["adds_bos"] is not None:
+    if isinstance(kind["adds_bos"], str):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(kind["adds_bos"])
+    elif kind["adds_bos"] is not None:
         writer.add_add_bos_token(kind["adds_bos"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
