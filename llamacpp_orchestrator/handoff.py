@@ -21,7 +21,6 @@ from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
@@ -92,8 +91,12 @@ def check_program(works: Iterable[Work]) -> None:
 
 
 def check(found: Iterable[Handoff], force: bool) -> None:
-    """Raise JobError for what is in the way of a Modelfile and is not ours."""
+    """Raise JobError for what is in the way of a Modelfile and is not ours, and for names that one cannot hold."""
     for each in found:
+        if hidden := next((build.name for build in each.needs if not build.name.isprintable()), None):
+            raise JobError(
+                f"Ollama cannot read the file name {hidden!r}: it drops letters that cannot be seen", "set `name` or `outfile`"
+            )
         if each.path.is_dir() or (not force and _read(each.path) and not _read(each.path).startswith(ollama.MARK)):
             raise JobError(f"{each.path} exists already, and orchestrate did not write it", "move it away, or use --force")
 
@@ -169,8 +172,6 @@ def _write(work: Work, lock: Lock, each: Handoff, log: Path) -> Action:
         if reason := split(each):
             tell(f"note: {reason}")
             return "done"
-        if not str(each.path.name).isprintable() or not all(_way(build, each.path).isprintable() for build in each.needs):
-            raise OrchestrateError(f"Ollama cannot read the file name {each.path.name!r}", "set `name` or `outfile`")
         made = text(work, lock, each)
         if made is None:
             work.store.ensure("chats", _key(work, lock, each), lambda dest: _ask(work, lock, each, dest, log, tell))

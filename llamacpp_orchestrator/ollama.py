@@ -276,7 +276,7 @@ def _define(mode: str) -> str:
 
 def _literal(text: str) -> str:
     # A brace before an action, three quotes (the end of a Modelfile's text) and what its parser drops must stand in an action.
-    hidden = re.compile(r'\{(?=\{|$)|"(?="")|[^\n\t -~\x80-\U0010ffff]|[\x80-\U0010ffff]')
+    hidden = re.compile(r'\{(?=\{|$)|"(?="")|[^\n\t -~]')
     return hidden.sub(lambda found: found[0] if found[0].isprintable() and found[0] not in '{"' else _action(found[0]), text)
 
 

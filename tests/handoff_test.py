@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_modelfiles_lie_beside_the_outputs_and_are_written_once(
 
 
 def test_a_finished_job_starts_no_python_for_its_modelfiles(
-    orchestrate: Orchestrate, job: Job, copy: Copy, world: Path, monkeypatch: pytest.MonkeyPatch
+    orchestrate: Orchestrate, job: Job, copy: Copy, world: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chatting(copy("tiny-llama"))
     file = job({"source": "./model", "outtype": "f16"})
@@ -99,10 +100,18 @@ def test_a_finished_job_starts_no_python_for_its_modelfiles(
     (world / "dist" / "model-f16.Modelfile").unlink()
     monkeypatch.setattr("llamacpp_orchestrator.build.python", lambda work, lock: world / "no" / "python")
     assert steps(orchestrate("run", file, "--json"))["modelfile model-f16.Modelfile"] == "done"
-    (world / "model" / "special_tokens_map.json").write_text("{}")
-    assert orchestrate("lock", file, "--upgrade").code == 0
-    failed = orchestrate("run", file, "--json")
-    assert failed.code == 1 and "no/python" in failed.err.replace("\\", "/")
+    shutil.rmtree(shared_cache / "chats")
+    failed = orchestrate("run", file)
+    assert failed.code == 1 and "the chat template of model could not be looked at" in failed.err and "hint: " in failed.err
+
+
+def test_a_name_that_a_modelfile_cannot_hold_is_told_before_the_work(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path
+) -> None:
+    model = {"source": str(data / "tiny-llama"), "name": "a\u3000b", "outtype": "f16", "ollama": True}
+    answer = orchestrate("run", job(model))
+    assert answer.code == 2 and "Ollama cannot read the file name 'a\\u3000b-f16.gguf'" in answer.err
+    assert not (world / "dist").exists()
 
 
 def test_a_base_model_and_a_template_out_of_reach_are_said(orchestrate: Orchestrate, job: Job, copy: Copy, world: Path) -> None:
