@@ -109,8 +109,9 @@ def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
     base_view = view(work, base, model.name)
     draft = _stage_path(output)
     if lora is None:
+        args = model.args + (("--mmproj",) if output.kind == "mmproj" else ())
         command = convert.model_command(
-            str(python(work, lock)), tree(work, lock), base_view, draft, output.type, model.name, model.args
+            str(python(work, lock)), tree(work, lock), base_view, draft, output.type, model.name, args
         )
         inputs = _inputs(model.name, base, weights=True)
         needs: tuple[tuple[Wanted, str], ...] = ((base.wanted, model.name),)

@@ -32,6 +32,7 @@ def orchestrate() -> None:
 @click.option(
     "--bundle", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="Take all from a bundle; ask no server."
 )
+@click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
 @sharing.shared
 def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None:
     """Do the whole job: set up, fetch, convert, quantize, verify."""
@@ -299,7 +300,7 @@ def cache_list(as_json: bool) -> None:
     "--kind",
     "kinds",
     multiple=True,
-    help="Only entries of this kind: source, binaries, builds, environments, views, imatrix, bundles, downloads, logs.",
+    help="Only entries of this kind: source, binaries, builds, environments, views, imatrix, chats, bundles, downloads, logs.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:

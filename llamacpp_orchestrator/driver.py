@@ -15,6 +15,7 @@ from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import bundle
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import download
+from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
@@ -35,6 +36,7 @@ from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Found
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.report import Handed
 from llamacpp_orchestrator.report import Made
 from llamacpp_orchestrator.report import Reporter
 from llamacpp_orchestrator.report import Result
@@ -58,11 +60,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     read_lock: bool = True
     write_lock: bool = True
     downloads: bool = True
+    ollama_create: bool = False
 
 
 def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result:
     """Run jobs one after the other as if they were one; the first that fails is the last, unless told to keep going."""
     results: list[Result] = []
+    if options.ollama_create:
+        handoff.check_program(works)
     for work in works:
         results.append(run(work, options, report))
         if results[-1].errors and not options.keep_going:
@@ -72,6 +77,7 @@ def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result
         seconds=round(sum(result.seconds for result in results), 3),
         steps=tuple(step for result in results for step in result.steps),
         outputs=tuple(output for result in results for output in result.outputs),
+        ollama=tuple(each for result in results for each in result.ollama),
         errors=tuple(error for result in results for error in result.errors),
     )
 
@@ -81,12 +87,21 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
     began = time.monotonic()
     lock, events, errors = settle(work, options, report)
     made: list[Build] = []
+    handed: tuple[Handed, ...] = ()
     if lock:
         pins.drift(work, lock)
         made = _chosen(building.builds(work, lock, options.force), options.only)
+        asked = [] if options.only else handoff.find(made)
+        handoff.check(asked, options.force)
         done, errors = _make(work, lock, made, options, report, frozenset(event.step for event in events))
         events += done
-    return result(began, events, errors, [build for build in made if not build.output.temporary], work)
+        if asked and (options.keep_going or not errors):
+            asked = [each for each in asked if handoff.ready(each)]
+            done = _carry_out(handoff.steps(work, lock, asked, _logs(work), options.ollama_create), options, report)
+            events, errors = events + done, errors + [_error(event) for event in done if event.status == "failed"]
+            handed = handoff.handed(work, lock, asked)
+    kept = [build for build in made if not build.output.temporary]
+    return msgspec.structs.replace(result(began, events, errors, kept, work), ollama=handed)
 
 
 def _chosen(made: list[Build], only: str) -> list[Build]:

@@ -12,6 +12,11 @@ MERGE = "merge the adapter into its base and convert that"
 
 # Upstream's own words → what they likely mean, and what to do. First match wins: what is told exactly comes before what is not.
 KNOWN = (
+    (
+        r"vision_config / audio_config not found|This model does not support multimodal",
+        "the model has no vision or audio part",
+        "leave `mmproj` out for this model",
+    ),
     # The model and the tag do not fit.
     (
         r"Model (\S+) is not supported",

@@ -114,12 +114,16 @@ def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
 def _check(job: Job, base: Path, reading: Reading) -> None:
     for index, model in enumerate(job.models):
         where = f"models[{index}]"
-        if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not model.loras):
+        if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not (model.loras or model.mmproj)):
             alone = "`none` stands alone: no other type, nothing to quantize, and adapters to convert"
             yamltext.say(reading, f"{where}.outtype", alone)
         elif not model.outtype and not model.quantize:
             yamltext.say(reading, f"{where}.outtype", "expected at least one type, or none")
         _check_quantize(model, where, reading)
+        if "none" in model.mmproj:
+            yamltext.say(reading, f"{where}.mmproj", "expected at least one type; leave the key out instead")
+        if model.ollama and "none" in model.outtype:
+            yamltext.say(reading, f"{where}.ollama", "needs a file of the model itself, and outtype is none")
         for number, lora in enumerate(model.loras):
             if not lora.outtype or "none" in lora.outtype:
                 complaint = "expected at least one type; leave the adapter out instead"
@@ -181,7 +185,7 @@ def schema() -> dict[str, Any]:
     found = msgspec.json.schema(Job)
     parts = {name: part["properties"] for name, part in found["$defs"].items()}
     text = {"type": "string"}
-    for part, key in (("Model", "outtype"), ("Lora", "outtype")):
+    for part, key in (("Model", "outtype"), ("Model", "mmproj"), ("Lora", "outtype")):
         del parts[part][key]["type"]
         parts[part][key] |= {"anyOf": [text, {"type": "array", "items": parts[part][key].pop("items")}]}
     parts["Model"]["imatrix"]["anyOf"].insert(0, text)

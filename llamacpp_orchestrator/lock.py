@@ -110,7 +110,7 @@ def path_for(job_file: Path) -> Path:
 
 def base_wanted(model: spec.Model) -> Wanted:
     """What a model's own conversion needs, or what its adapters need of it when it is not converted itself."""
-    weights = model.outtype != ("none",)
+    weights = model.outtype != ("none",) or bool(model.mmproj)
     return _wanted(model.source, "model", model.revision, weights, model.trust_remote_code)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
@@ -32,6 +33,7 @@ BITS = {
     "iq1_s": 2.1, "iq1_m": 2.3, "iq2_xxs": 2.5, "iq2_xs": 2.7, "iq2_s": 2.9, "iq3_xxs": 3.5, "iq3_xs": 3.7, "iq3_s": 3.8,
     "q2_k_s": 3.4, "q3_k": 4.1, "q4_k": 5.0, "q5_k": 5.8, "q1_0": 1.5, "q2_0": 2.6, "mxfp4_moe": 4.7,
 }  # fmt: skip
+PROJECTOR_SHARE = 5  # what looks and listens is rarely more than a fifth of a model
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000
 BUILD_BYTES = 1_000_000_000
@@ -120,6 +122,8 @@ def estimate(lock: Lock, build: Build) -> int:
     output = build.output
     wanted = locks.lora_wanted(output.lora) if output.lora else locks.base_wanted(output.model)
     weights = sum(file.size for file in lock.files(wanted).files if file.path.endswith(".safetensors"))
+    if output.kind == "mmproj":
+        weights //= PROJECTOR_SHARE
     return int(weights / 2 * BITS.get(output.type.lower(), 16.0) / 8)
 
 
@@ -171,6 +175,8 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
         steps += [step for step in _matrix(work, build) if step not in steps]
         detail = "temporary, until all is made of it" if build.output.temporary else ""
         steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, detail=detail, command=str(final(build))))
+    for each in handoff.find(made):
+        steps.append(PlannedStep(name=f"modelfile {each.path.name}", status=handoff.status(work, lock, each), detail=each.name))
     found = needs(work, lock, stale)
     folders = dict.fromkeys(need.folder for need in found)
     return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(existing(folder)).free for folder in folders})

@@ -52,6 +52,7 @@ def check_job(job: Job, file: str, tree: Path) -> None:
     """Raise JobError for a type or an option that this tag's scripts do not have, with those that they do."""
     for model in job.models:
         asked = [("model", model.name, each) for each in model.outtype if each != "none"]
+        asked += [("model", model.name, each) for each in model.mmproj]
         asked += [("adapter", lora.name, each) for lora in model.loras for each in lora.outtype]
         for kind, name, outtype in asked:
             known = scripts.outtypes(tree, kind)
@@ -116,6 +117,26 @@ def check_architecture(subject: Subject, config: dict[str, Any], mmproj: bool = 
         near = difflib.get_close_matches(name, sorted(able), 3, 0.6)
         hint += f"; the nearest that it knows: {', '.join(near)}" if near else ""
     raise OrchestrateError(f"{subject.source}: {subject.tag} does not know {what} {name}", hint)
+
+
+def check_projector(tree: Path, tag: str, name: str, config: dict[str, Any]) -> None:
+    """Raise JobError when a tag has no projector for a model, or cannot make any, as far as its source tells."""
+    text = (tree / scripts.SCRIPTS["model"]).read_bytes()
+    if b'"--mmproj"' not in text:
+        raise JobError(
+            f"{name}: {tag} cannot make projectors (its script has no --mmproj)", "pin a newer tag, or leave `mmproj` out"
+        )
+    registry = scripts.architectures(tree)
+    known = registry.mmproj if registry else frozenset()
+    vision = config.get("vision_config")
+    named = (vision.get("architectures") if isinstance(vision, dict) else None) or config.get("architectures")
+    if not known or not isinstance(named, list) or not named or named[0] in known:
+        return
+    if not any(config.get(key) for key in ("vision_config", "audio_config")):
+        raise JobError(
+            f"{name} has no vision or audio part: its config.json says {named[0]}", "leave `mmproj` out for this model"
+        )
+    raise JobError(f"{name}: {tag} has no projector for {named[0]}", "pin a newer tag, or leave `mmproj` out")
 
 
 def _knows(tree: Path, name: str, mmproj: bool) -> bool:

@@ -48,6 +48,17 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
+class Handed(msgspec.Struct, frozen=True, kw_only=True):
+    """One Modelfile, the two commands that bring it into Ollama, and why it has no template where it has none."""
+
+    name: str
+    path: str
+    create: str
+    run: str
+    template: bool
+    reason: str = ""
+
+
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one step ended."""
 
@@ -64,16 +75,18 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     steps: tuple[StepResult, ...]
     outputs: tuple[Made, ...]
+    ollama: tuple[Handed, ...] = ()
     errors: tuple[OrchestrateError, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The result as `--json` prints it."""
-        plain = {name: msgspec.to_builtins(getattr(self, name)) for name in ("status", "seconds", "steps", "outputs")}
+        plain = {name: msgspec.to_builtins(getattr(self, name)) for name in ("status", "seconds", "steps", "outputs", "ollama")}
         return plain | ({"error": self.errors[0].lines()} if self.errors else {})
 
     def lines(self) -> list[str]:
         """The files as text, one a line."""
-        return [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {made.path}" for made in self.outputs]
+        files = [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {made.path}" for made in self.outputs]
+        return files + [f"{'ollama':<8}{command}" for each in self.ollama for command in (each.create, each.run)]
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):

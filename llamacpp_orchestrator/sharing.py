@@ -78,7 +78,8 @@ def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Opti
     from llamacpp_orchestrator.driver import Options
 
     chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
-    return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept, write_lock=kept, upgrade=upgrade)
+    more = {"read_lock": kept, "write_lock": kept, "upgrade": upgrade, "ollama_create": flags.get("ollama_create", False)}
+    return Options(**chosen, jobs=flags["jobs"] or 0, **more)
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
             result = driver.run_all(works, options(flags, kept), show)
     except OrchestrateError as error:
         if flags["as_json"]:
-            failed = {"status": "failed", "error": error.lines(), "seconds": 0.0, "steps": [], "outputs": []}
+            failed = {"status": "failed", "error": error.lines(), "seconds": 0.0, "steps": [], "outputs": [], "ollama": []}
             report.result(failed, (), as_json=True)
         raise
     finish(result, flags)

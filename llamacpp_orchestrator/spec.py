@@ -91,6 +91,10 @@ class Model(Record, frozen=True, kw_only=True):
     args: Annotated[
         tuple[Annotated[str, Meta(extra=rules.not_ours(rules.OURS))], ...], Meta(description="Passed to convert_hf_to_gguf.py")
     ] = ()
+    mmproj: Annotated[
+        Types, Meta(description="Types of the projector file of a vision or audio model, made beside the model")
+    ] = ()
+    ollama: Annotated[bool, Meta(description="Write a Modelfile for Ollama beside each file")] = False
     trust_remote_code: Annotated[bool, Meta(description="Let the model's own Python code run")] = False
     loras: Annotated[tuple[Lora, ...], Meta(description="Adapters of this model")] = ()
 
@@ -167,7 +171,7 @@ class Job(Record, frozen=True, kw_only=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """One file that a job makes; `kind` is model, adapter or quantized, a `temporary` one is there only to be quantized."""
+    """One file that a job makes: a model, quantized, mmproj or adapter; a `temporary` one is there only to be quantized."""
 
     path: Path
     kind: str
@@ -178,7 +182,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def outputs(job: Job, base: Path) -> tuple[Output, ...]:
-    """Every file that a job makes and keeps, in its order: a model's own types, the quantized ones, its adapters."""
+    """Every file that a job makes and keeps, in its order: a model's own types, the quantized ones, projectors, adapters."""
     return tuple(output for _, output in placed(job, base) if not output.temporary)
 
 
@@ -193,6 +197,9 @@ def placed(job: Job, base: Path) -> Iterator[tuple[str, Output]]:
             yield f"{where}.quantize", between
         for key, kind, type_ in types + [("quantize", "quantized", type_) for type_ in model.quantize]:
             yield f"{where}.{key}", Output(path=_path(root, model, type_), kind=kind, type=type_, model=model)
+        for type_ in model.mmproj:
+            path = Path(os.path.normpath(root / f"mmproj-{model.name}-{type_}.gguf"))
+            yield f"{where}.mmproj", Output(path=path, kind="mmproj", type=type_, model=model)
         for number, lora in enumerate(model.loras):
             for type_ in lora.outtype:
                 path = Path(os.path.normpath(root / f"{model.name}-{lora.name}-lora-{type_}.gguf"))

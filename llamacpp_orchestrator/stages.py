@@ -120,19 +120,22 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
 
 
 def _check(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: Tell) -> None:
+    """Told by the small files alone, before gigabytes are fetched for nothing."""
     for model in work.job.models if wanted.kind == "model" else ():
         if locks.base_wanted(model) == wanted:
-            preflight.check_model(
-                preflight.Subject(
-                    tree=pins.get_tree(work, lock.llama_cpp, tell),
-                    tag=lock.llama_cpp.tag,
-                    folder=view,
-                    source=wanted.source,
-                    args=model.args,
-                    weights=wanted.weights,
-                    trees=work.store.folder("source"),
-                )
+            tree, tag = pins.get_tree(work, lock.llama_cpp, tell), lock.llama_cpp.tag
+            subject = preflight.Subject(
+                tree=tree,
+                tag=tag,
+                folder=view,
+                source=wanted.source,
+                args=model.args,
+                weights=wanted.weights,
+                trees=work.store.folder("source"),
             )
+            preflight.check_model(subject)
+            if model.mmproj and "--mistral-format" not in model.args:
+                preflight.check_projector(tree, tag, model.name, hub.read_json(view / "config.json"))
 
 
 def verb(build: Build) -> str:
@@ -213,6 +216,6 @@ def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted,
 
 def _ordinary(stale: list[Build]) -> bool:
     def usual(output: Output) -> bool:
-        return output.type in ALWAYS[output.kind] and not (output.lora or output.model).args
+        return output.type in ALWAYS.get(output.kind, ()) and not (output.lora or output.model).args
 
     return all(usual(build.output) for build in stale if not build.of)

@@ -17,7 +17,7 @@ from filelock import FileLock
 from llamacpp_orchestrator.errors import OrchestrateError
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
-ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "bundles")
+ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "chats", "bundles")
 PRUNED = (*ENTRIES, "downloads", "logs", "memo")
 MARK = "complete.json"
 

@@ -474,7 +474,7 @@ def test_a_package_gives_everything_of_upstream_and_nothing_of_its_own(server: S
     empty = dest.parent / "empty"
     empty.mkdir()
     with pytest.raises(OrchestrateError, match="holds no convert_hf_to_gguf.py"):
-        pypi.checkout("", "b9761", pypi.resolve("", "b9761", there), empty, there, nothing, everything=True)
+        pypi.checkout("", "b9761", pypi.resolve("", "b9761", there, nothing), empty, there, nothing, everything=True)
 
 
 def test_a_package_that_is_not_there_names_the_nearest(server: Server) -> None:
