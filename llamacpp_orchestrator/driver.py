@@ -173,7 +173,7 @@ def _make(
         artifact.may_write(build.output.path, artifact.read(build.output.path), options.force)
     if "source" in ended:
         stages.check_outtypes(work, building.tree(work, lock))
-    plan.check_offline(work, lock, stale, any(build.of for build in stale))
+    plan.check_offline(work, lock, stale, any(map(building.needs_programs, stale)))
     plan.check_space(plan.needs(work, lock, stale))
     try:
         events = _carry_out(stages.of_run(bench, stale, ended), options, report)

@@ -70,10 +70,18 @@ def capture(command: Command, timeout: float = 60.0) -> str:
     return out.decode(errors="replace")
 
 
-def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = None) -> None:
-    """Run long work: both streams go to `log` and line by line to `on_line`; CommandFailed carries the last lines."""
+def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = None, limit: float = 0.0) -> None:
+    """Run long work: both streams go to `log` and line by line to `on_line`; CommandFailed carries the last lines.
+
+    A `limit` is the seconds after which it is ended; 0 is none.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as sink, _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+    late = threading.Event()
+    with (
+        log.open("ab") as sink,
+        _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child,
+        _ended(child, limit, late),
+    ):
         sink.write(f"$ {command}\n".encode())
         assert child.stdout is not None
         for raw in child.stdout:
@@ -82,6 +90,10 @@ def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = 
             if on_line:
                 on_line(raw.decode(errors="replace").rstrip())
         code = child.wait()
+    if late.is_set():
+        raise CommandFailed(
+            f"`{Path(command.argv[0]).name}` was not done in {limit:.0f} s", code=code, tail=tail_of(log), log=log
+        )
     if code:
         raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail_of(log), log=log)
 
@@ -144,6 +156,21 @@ def last_lines(text: str) -> str:
     """The last few lines of a text; of a line redrawn with carriage returns only what is seen at the end."""
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.strip("\n").split("\n")]
     return "\n".join(lines[-TAIL_LINES:])
+
+
+@contextmanager
+def _ended(child: subprocess.Popen[bytes], limit: float, late: threading.Event) -> Iterator[None]:
+    def end() -> None:
+        late.set()
+        stop(child)
+
+    timer = threading.Timer(limit, end)
+    if limit:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

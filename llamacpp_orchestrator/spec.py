@@ -15,6 +15,7 @@ from llamacpp_orchestrator.rules import folder as folder
 from llamacpp_orchestrator.rules import is_folder as is_folder
 
 BACKENDS = ("auto", "cuda", "vulkan", "rocm", "sycl", "openvino", "metal", "cpu", "none", "source")
+VERIFY = ("auto", "structure", "content", "load")
 UNQUANTIZED = ("f32", "bf16", "f16")
 DEFAULT_TAG = "b11434"
 
@@ -67,6 +68,14 @@ class Model(Record, frozen=True, kw_only=True):
         tuple[Annotated[str, Meta(extra=rules.not_ours(rules.OURS))], ...], Meta(description="Passed to convert_hf_to_gguf.py")
     ] = ()
     trust_remote_code: Annotated[bool, Meta(description="Let the model's own Python code run")] = False
+    verify: Annotated[
+        str,
+        Meta(
+            description="How deep its outputs are checked; auto: content, and load where the job has the programs anyway",
+            extra={"words": VERIFY},
+            extra_json_schema={"enum": list(VERIFY)},
+        ),
+    ] = "auto"
     loras: Annotated[tuple[Lora, ...], Meta(description="Adapters of this model")] = ()
 
 

@@ -170,8 +170,8 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
             log=bench.log("environment"),
         )
     ]
-    quantizing = [build for build in stale if build.of]
-    if quantizing:
+    programs = any(map(building.needs_programs, stale))
+    if programs:
         made.append(Step(name="binaries", action=binaries_action(work, lock)))
     here = {step.name for step in made} | {build.name for build in stale}
     names = locks.names(work.job)
@@ -190,8 +190,20 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
             action = outputs.convert_action(bench, build)
         step = f"{verb(build)} {build.name}"
         made.append(Step(name=step, action=action, needs=tuple(needs), heavy=True, log=log))
-        made.append(Step(name=f"verify {build.name}", action=outputs.verify_action(bench, build), needs=(step,), log=log))
+        made.append(_verified(bench, build, stale, Step(name=step, action=action, log=log)))
     return made
+
+
+def _verified(bench: Bench, build: Build, stale: list[Build], after: Step) -> Step:
+    """The step that checks an output; to be loaded it needs the programs, and an adapter its base."""
+    model, needs = build.output.model, [after.name]
+    loads = model.verify == "load" or (model.verify == "auto" and model.quantize and any(map(building.needs_programs, stale)))
+    if loads:
+        needs.append("binaries")
+        base = outputs.base_of(bench, build) if build.output.lora else None
+        needs += [f"verify {other.name}" for other in stale if base and other.output.path == base.path]
+    find = functools.partial(tool, bench.work, bench.lock) if loads else None
+    return Step(name=f"verify {build.name}", action=outputs.verify_action(bench, build, find), needs=tuple(needs), log=after.log)
 
 
 def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:
