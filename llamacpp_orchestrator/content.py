@@ -77,12 +77,13 @@ def account(sides: Sides) -> Findings:
     sums = _balanced(sides)
     failures, notes = [], []
     siblings = Counter(match[2] for name in sides.output if (match := BLOCK.fullmatch(name)))
+    empty = set(empty_blocks(sides))
     gone = [name for name in due if name not in sides.output and name != "output.weight"]
     for name in gone:
         match = BLOCK.fullmatch(name)
         if match and siblings[match[2]]:
             failures.append(f"{name} is not there, though the source has it and other blocks do too")
-        elif name in CORE:
+        elif name in CORE or (match and int(match[1]) in empty):
             failures.append(f"{name} is not there, though the source has it")
         elif not match or int(match[1]) not in sums:
             notes.append(name)

@@ -115,6 +115,8 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
         if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not model.loras):
             alone = "`none` stands alone: no other type, nothing to quantize, and adapters to convert"
             yamltext.say(reading, f"{where}.outtype", alone)
+        elif model.verify == "load" and job.binaries.backend == "none":
+            yamltext.say(reading, f"{where}.verify", "`load` needs the release's programs, and binaries.backend is none")
         elif not model.outtype:
             yamltext.say(reading, f"{where}.outtype", "expected at least one type, or none")
         elif model.quantize and not set(model.outtype) & set(spec.UNQUANTIZED):
