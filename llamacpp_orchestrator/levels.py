@@ -16,6 +16,7 @@ from llamacpp_orchestrator import verify
 from llamacpp_orchestrator import vocabulary
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.content import Sides
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.process import Command
@@ -216,6 +217,9 @@ def _ask(subject: Subject, asked: dict[str, Any], run: Run, tell: Callable[[str]
     try:
         run(Command(command, cwd=str(subject.scratch), env=subject.env), subject.log, tell)
         return dict(json.loads(answer.read_text(encoding="utf-8")))
+    except CommandFailed as error:
+        hint = "the comparison itself failed, see the log; `verify: structure` for this model does without it"
+        raise CommandFailed(error.message, code=error.code, tail=error.tail, hint=hint, log=error.log) from error
     finally:
         question.unlink(missing_ok=True)
         answer.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.levels import Subject
@@ -142,6 +143,9 @@ def _outputs(world: Path, cache: Path) -> None:
     assert "tokenizer.chat_template is not as in the file" in complaint(
         respelled(made, b"{% for message", b"{%-for message"), of=(made,)
     )
+    with pytest.raises(CommandFailed) as caught:
+        levels.check(msgspec.structs.replace(subject, python=str(world / "nowhere")), convert.run_alone, lambda text: None)
+    assert "`verify: structure` for this model does without it" in caught.value.hint
     part = levels.check(msgspec.structs.replace(subject, args=("--mtp",)), convert.run_alone, lambda text: None)
     assert "only a part of the model was asked for (--mtp)" in part.notes[0]
 

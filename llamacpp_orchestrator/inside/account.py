@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 
 WINDOW = 4096
-CHUNK = WINDOW << 12
+CHUNK = 34 * WINDOW << 7  # whole blocks of q8_0, whole windows
 # The largest number that becomes zero, by the type that it is written in; q8_0 also divides by 127.
 TINY = {0: 1e-45, 1: 2.0**-25, 30: 1e-40, 8: 127 * 2.0**-25}
 BLOCKS = {0: ("<u4", 1), 1: ("<u2", 1), 30: ("<u2", 1), 8: (("V", 34), 32)}
