@@ -56,7 +56,10 @@ class Versions(Record, frozen=True, kw_only=True):
 
 
 class Receipt(Record, frozen=True, kw_only=True):
-    """All that is known about one output; `recipe` digests what decides its bytes, `job` is the way to the job file from here."""
+    """All that is known about one output; `recipe` digests what decides its bytes, `job` is the way to the job file from here.
+
+    `levels` names the checks that it has passed; a receipt of old names none.
+    """
 
     path: str
     kind: str
@@ -68,6 +71,7 @@ class Receipt(Record, frozen=True, kw_only=True):
     files: tuple[FileRecord, ...]
     job: str = ""
     notes: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
     format: int = FORMAT
 
 

@@ -47,6 +47,11 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
         return _stage_path(self.output).parent
 
 
+def needs_programs(build: Build) -> bool:
+    """Whether an output cannot be made, or not be checked as the job says, without the release's programs."""
+    return bool(build.of) or build.output.model.verify == "load"
+
+
 def tree(work: Work, lock: Lock) -> Path:
     """Where the converter tree of a lock lies."""
     return work.store.entry("source", lock.llama_cpp.key())

@@ -154,20 +154,26 @@ def setup(job: Path, **flags: Any) -> None:
 @orchestrate.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--deep", is_flag=True, help="Also hash again what they were made from: converter tree, models, adapters.")
+@click.option(
+    "--level", type=click.Choice(("structure", "content", "load")), help="Also compare them with their source, or load them."
+)
 @sharing.speaking
-def verify(paths: tuple[Path, ...], deep: bool, **flags: Any) -> None:
+def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any) -> None:
     """Check outputs (files, or folders of them) against their receipts."""
     from llamacpp_orchestrator import artifact
     from llamacpp_orchestrator import report
 
     outputs = [output for path in paths for output in artifact.outputs(path)]
     complaints = [(path, artifact.recheck(path)) for path in outputs]
-    if deep:
+    if deep or level:
         from llamacpp_orchestrator import reproduce
         from llamacpp_orchestrator import settings
 
         here = settings.load(os.environ)
-        complaints = [(path, found or reproduce.recheck(path, here)) for path, found in complaints]
+        if level:
+            complaints = [(path, found or reproduce.check(path, here, level)) for path, found in complaints]
+        if deep:
+            complaints = [(path, found or reproduce.recheck(path, here)) for path, found in complaints]
     checked = [report.Checked(path=str(path), complaints=tuple(found)) for path, found in complaints]
     report.result(checked, [line for each in checked for line in each.lines()], flags["as_json"])
     if any(found.complaints for found in checked):

@@ -197,9 +197,8 @@ def _make(
         artifact.may_write(build.output.path, artifact.read(build.output.path), options.force)
     if "source" in ended:
         preflight.check_job(work.job, work.file.name, building.tree(work, lock))
-    quantizing = any(build.of for build in stale)
-    plan.check_offline(work, lock, stale, quantizing)
-    if quantizing and programs.ready(work, lock):
+    plan.check_offline(work, lock, stale, any(map(building.needs_programs, stale)))
+    if any(build.of for build in stale) and programs.ready(work, lock):
         stages.check_types(work, lock)
     plan.check_space(plan.needs(work, lock, stale))
     try:

@@ -16,17 +16,19 @@ import llamacpp_orchestrator
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import imatrix
+from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import rescale
-from llamacpp_orchestrator import verify
+from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.spec import Output
 from llamacpp_orchestrator.steps import NOTE
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Tell
@@ -178,8 +180,39 @@ def heal(bench: Bench, build: Build) -> None:
             publish(build)
 
 
-def verify_action(bench: Bench, build: Build) -> Action:
-    """Check what lies in the stage folder, rename it into its final place and write the receipt."""
+def base_of(bench: Bench, build: Build) -> Output | None:
+    """The first file that the job makes of an adapter's base, on which the adapter can be tried."""
+    made = spec.outputs(bench.work.job, bench.work.file.parent)
+    return next((output for output in made if output.kind == "model" and output.model == build.output.model), None)
+
+
+def subject(bench: Bench, build: Build, files: list[Path], find: Callable[[str], Path] | None) -> levels.Subject:
+    """An output with all that the checks of it need."""
+    work, lock = bench.work, bench.lock
+    views = [building.view(work, lock.files(wanted), name) for wanted, name in build.needs]
+    base = base_of(bench, build) if build.output.lora else None
+    return levels.Subject(
+        kind=build.output.kind,
+        files=tuple(files),
+        level=build.output.model.verify,
+        args=(*(build.output.lora or build.output.model).args, *(("--mmproj",) if build.output.kind == "mmproj" else ())),
+        views=tuple(views),
+        of=tuple(building.shards(build.of)) if build.of else (),
+        base=tuple(building.shards(base)) if base else (),
+        python=str(building.python(work, lock)),
+        tree=building.tree(work, lock),
+        env=building.converter_env(work),
+        scratch=files[0].parent,
+        log=bench.log(f"verify {build.name}"),
+        find=find,
+    )
+
+
+def verify_action(bench: Bench, build: Build, find: Callable[[str], Path] | None = None) -> Action:
+    """Check what lies in the stage folder, rename it into its final place and write the receipt.
+
+    What fails stays in the stage folder for a look; the next run replaces it.
+    """
 
     def action(tell: Tell) -> str:
         path = build.output.path
@@ -192,11 +225,11 @@ def verify_action(bench: Bench, build: Build) -> Action:
             raise OrchestrateError(
                 f"upstream said that it was done, but wrote no {build.output.path.name}", "the log holds its output"
             )
-        verify.check_set(tuple(files))
+        verdict = _checked(bench, build, files, find, tell)
         known = artifact.read(path)
         for file in files:
             artifact.may_write(path.parent / file.name, known, bench.force)
-        artifact.write(build.stage / path.name, _receipt(bench, build, files))
+        artifact.write(build.stage / path.name, _receipt(bench, build, files, verdict))
         publish(build)
         release(bench, build)
         _spare(bench, build)
@@ -224,6 +257,18 @@ def _spare(bench: Bench, build: Build) -> None:
         remove(path.parent)
 
 
+def _checked(bench: Bench, build: Build, files: list[Path], find: Callable[[str], Path] | None, tell: Tell) -> levels.Verdict:
+    try:
+        verdict = levels.check(subject(bench, build, files, find), bench.converter, tell)
+    except OrchestrateError as error:
+        release(bench, build)
+        error.hint += f"\nthe file is kept for a look, until the next run: {files[0]}"
+        raise
+    for note in verdict.notes:
+        tell(f"{NOTE}{note}")
+    return verdict
+
+
 def publish(build: Build) -> None:
     """Rename a checked output into its final place, its receipt last.
 
@@ -243,7 +288,7 @@ def publish(build: Build) -> None:
     remove(build.stage)
 
 
-def _receipt(bench: Bench, build: Build, files: list[Path]) -> artifact.Receipt:
+def _receipt(bench: Bench, build: Build, files: list[Path], verdict: levels.Verdict) -> artifact.Receipt:
     lock, found = bench.lock, rescale.judge(bench.work, bench.lock, build)
     return artifact.Receipt(
         path=build.output.path.name,
@@ -261,8 +306,9 @@ def _receipt(bench: Bench, build: Build, files: list[Path]) -> artifact.Receipt:
             lock=locks.digest(lock),
         ),
         files=tuple(artifact.record(file) for file in files),
+        levels=verdict.levels,
         job=_way(bench.work.file, build.output.path.parent),
-        notes=(*found.notes, *bench.notes.get(build.output.path, ())),
+        notes=(*found.notes, *bench.notes.get(build.output.path, ()), *verdict.notes),
     )
 
 

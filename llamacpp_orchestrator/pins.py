@@ -203,7 +203,7 @@ def choose(work: Work, assets: tuple[releases.Asset, ...]) -> releases.Choice:
     """The archive of a release for this machine; OrchestrateError when none fits, with what would."""
     asked = work.job.binaries
     if asked.backend == "none":
-        message = f"{work.file.name}: `quantize` needs the release binaries, and binaries.backend is none"
+        message = f"{work.file.name}: `quantize` and `verify: load` need the release binaries, and binaries.backend is none"
         raise JobError(message, "set `backend: cpu`")
     usable = tuple(asset for asset in assets if work.archives is None or asset.name in work.archives)
     return releases.choose(work.job.llama_cpp.tag, usable, this_host(), asked.backend, asked.cuda)

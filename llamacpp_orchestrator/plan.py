@@ -159,7 +159,7 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
     stale = [build for build in made if not build.current]
     steps: list[PlannedStep] = []
     if stale:
-        steps += _setup(work, lock, any(build.of for build in stale))
+        steps += _setup(work, lock, any(map(building.needs_programs, stale)))
         for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
             missing = missing_bytes(pin)
             where = "" if spec.is_folder(pin.wanted.source) else f" at {pin.commit}"

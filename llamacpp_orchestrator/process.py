@@ -87,10 +87,15 @@ def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = 
                     on_line(raw.decode(errors="replace").rstrip())
             code = child.wait()
     if late.is_set():
-        message = f"`{Path(command.argv[0]).name}` took longer than {limit / 60:.0f} min"
+        message = f"`{Path(command.argv[0]).name}` took longer than {shown_seconds(limit)}"
         raise CommandFailed(message, code=code, tail=tail_of(log), log=log)
     if code:
         raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail_of(log), log=log)
+
+
+def shown_seconds(seconds: float) -> str:
+    """A time limit for people: 90 s, 5 min."""
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -12,11 +13,14 @@ import msgspec
 
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import driver
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import jobfile
+from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import source
@@ -25,8 +29,10 @@ from llamacpp_orchestrator.artifact import Receipt
 from llamacpp_orchestrator.driver import Options
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import Reporter
@@ -121,6 +127,37 @@ def _differences(work: Work, lock: Lock, old: Path, new: Path) -> list[str]:
     lines: list[str] = json.loads(said)
     more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
     return lines[:MOST_LINES] + more or ["metadata and tensors are equal; only their layout differs"]
+
+
+def check(path: Path, settings: Settings, level: str) -> list[str]:
+    """What is wrong with an output by a level of checks; [] is good. JobError when what they need is not on this machine."""
+    receipt, work, lock = origin(path, settings)
+    build = next((each for each in building.builds(work, lock) if each.output.path.name == receipt.path), None)
+    if build is None:
+        raise JobError(f"{work.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
+    bench = Bench(work=work, lock=lock, logs=work.store.folder("logs"), converter=convert.run_alone, held={})
+    files = [build.output.path.parent / file.name for file in receipt.files]
+    find = functools.partial(programs.tool, work, lock) if level == levels.LOAD else None
+    subject = outputs.subject(bench, build, files, find)
+    needed = (*subject.views, subject.tree, Path(subject.python), *subject.of)
+    if find and not programs.ready(work, lock):
+        raise JobError(
+            f"the programs of {lock.llama_cpp.tag}, which `load` needs, are not on this machine",
+            f"get them with: orchestrate setup {work.file.name}",
+        )
+    if build.of and not subject.of and level != levels.STRUCTURE:
+        raise JobError(
+            f"{receipt.path} was made from a temporary file, which is gone", "reproduce it, or check it with --level structure"
+        )
+    if missing := [path for path in needed if not path.exists()]:
+        raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: orchestrate run {work.file.name}")
+    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="verify-") as scratch:
+        asked = msgspec.structs.replace(subject, level=level, scratch=Path(scratch))
+        try:
+            levels.check(asked, bench.converter, lambda text: None)
+        except OrchestrateError as error:
+            return [error.message]
+    return []
 
 
 def recheck(path: Path, settings: Settings) -> list[str]:

@@ -15,6 +15,7 @@ from llamacpp_orchestrator.rules import folder as folder
 from llamacpp_orchestrator.rules import is_folder as is_folder
 
 BACKENDS = ("auto", "cuda", "vulkan", "rocm", "sycl", "openvino", "metal", "cpu", "none", "source")
+VERIFY = ("auto", "structure", "content", "load")
 UNQUANTIZED = ("f32", "bf16", "f16")
 BETWEEN = "bf16"  # what is quantized where no unquantized file is wanted
 # Every tag's llama-quantize refuses these without an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp);
@@ -96,6 +97,14 @@ class Model(Record, frozen=True, kw_only=True):
     ] = ()
     ollama: Annotated[bool, Meta(description="Write a Modelfile for Ollama beside each file")] = False
     trust_remote_code: Annotated[bool, Meta(description="Let the model's own Python code run")] = False
+    verify: Annotated[
+        str,
+        Meta(
+            description="How deep its outputs are checked; auto: content, and load where the job has the programs anyway",
+            extra={"words": VERIFY},
+            extra_json_schema={"enum": list(VERIFY)},
+        ),
+    ] = "auto"
     loras: Annotated[tuple[Lora, ...], Meta(description="Adapters of this model")] = ()
 
 

@@ -36,8 +36,9 @@ ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "ad
 
 def check_types(work: Work, lock: Lock) -> None:
     """Raise JobError for a type that this tag's llama-quantize does not list, with the nearest that it does."""
-    known = quantize.types(programs.tool(work, lock, "llama-quantize"))
-    for model in work.job.models:
+    asking = [model for model in work.job.models if model.quantize]
+    known = quantize.types(programs.tool(work, lock, "llama-quantize")) if asking else ()
+    for model in asking:
         for type_ in quantize.unknown(model.quantize, known):
             raise JobError(
                 f"{work.file.name}: {model.name}: the llama-quantize of {work.job.llama_cpp.tag} has no type `{type_}`",
@@ -154,8 +155,7 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
             log=bench.log("environment"),
         )
     ]
-    quantizing = [build for build in stale if build.of]
-    if quantizing:
+    if any(map(building.needs_programs, stale)):
         made.append(_programs(bench))
         made += _matrices(bench, stale)
     here = {step.name for step in made} | {build.name for build in stale}
@@ -175,7 +175,7 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
             action = outputs.convert_action(bench, build)
         step = f"{verb(build)} {build.name}"
         made.append(Step(name=step, action=action, needs=tuple(needs), heavy=True, log=log))
-        made.append(Step(name=f"verify {build.name}", action=outputs.verify_action(bench, build), needs=(step,), log=log))
+        made.append(_verified(bench, build, stale, Step(name=step, action=action, log=log)))
     return made
 
 
@@ -206,6 +206,18 @@ def _matrices(bench: Bench, stale: list[Build]) -> list[Step]:
             needs = ("binaries", *_origin(build, stale))
             made.setdefault(name, Step(name=name, action=action, needs=needs, heavy=True, log=bench.log(name)))
     return list(made.values())
+
+
+def _verified(bench: Bench, build: Build, stale: list[Build], after: Step) -> Step:
+    """The step that checks an output; to be loaded it needs the programs, and an adapter its base."""
+    model, needs = build.output.model, [after.name]
+    loads = model.verify == "load" or (model.verify == "auto" and model.quantize and any(map(building.needs_programs, stale)))
+    if loads:
+        needs.append("binaries")
+        base = outputs.base_of(bench, build) if build.output.lora else None
+        needs += [f"verify {other.name}" for other in stale if base and other.output.path == base.path]
+    find = functools.partial(programs.tool, bench.work, bench.lock) if loads else None
+    return Step(name=f"verify {build.name}", action=outputs.verify_action(bench, build, find), needs=tuple(needs), log=after.log)
 
 
 def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ FLOATS = {0: (4, 3, 8), 1: (2, 1, 5), 8: (34, 1, 5), 30: (2, 1, 8)}
 # A value's type → its struct format; 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 MAX_KEYS, MAX_TENSORS, MAX_STRINGS, MAX_NAME, MAX_DIMENSIONS = 1 << 16, 1 << 18, 1 << 23, 1 << 16, 4
+LONGEST_TEXT = 1 << 24
 LENGTH = struct.Struct("<Q")
+WANTED = ("general.", "split.", "adapter.")
 CHUNK = 34 << 16
 AGAIN = "the file is cut or damaged: make or copy it again"
 
@@ -52,6 +55,19 @@ class Tensor(msgspec.Struct, frozen=True):
     type: int
     start: int
     size: int
+    shape: tuple[int, ...] = ()
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+class Contents(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the headers of one output say: the metadata of its first file, and every tensor with the file it lies in."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, tuple[Path, Tensor]]
 
 
 def check(path: Path) -> Checks:
@@ -73,13 +89,25 @@ def check_set(paths: Sequence[Path]) -> tuple[Checks, ...]:
     return found
 
 
+def contents(paths: Sequence[Path]) -> Contents:
+    """All metadata and tensors of one output, which check_set has found to be whole."""
+    metadata: dict[str, Any] = {}
+    tensors: dict[str, tuple[Path, Tensor]] = {}
+    for path in sorted(paths):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _, meta, placed = _header(path.name, data, path.stat().st_size, everything=True)
+        metadata = metadata or meta
+        tensors.update({tensor.name: (path, tensor) for tensor in placed})
+    return Contents(metadata=metadata, tensors=tensors)
+
+
 def _checked(path: Path, numbers: bool) -> Checks:
     try:
         with path.open("rb") as file:
             if not (size := path.stat().st_size):
                 raise IntegrityError(f"{path.name} is empty", AGAIN)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                checks, tensors = _header(path.name, data, size)
+                checks, _, tensors = _header(path.name, data, size)
                 for tensor in tensors if numbers else ():
                     _check_numbers(path.name, data, tensor)
                 return checks
@@ -89,7 +117,7 @@ def _checked(path: Path, numbers: bool) -> Checks:
         raise IntegrityError(f"{path.name} ends in the middle of its header", AGAIN) from error
 
 
-def _header(name: str, data: mmap.mmap, size: int) -> tuple[Checks, list[Tensor]]:
+def _header(name: str, data: mmap.mmap, size: int, everything: bool = False) -> tuple[Checks, dict[str, Any], list[Tensor]]:
     if data[:4] != b"GGUF":
         made = "llama-quantize writes the header last, so it was cut off" if not any(data[:4]) else "is it another format?"
         raise IntegrityError(f"{name} is no GGUF: it begins with {data[:4]!r}; {made}", AGAIN)
@@ -105,14 +133,14 @@ def _header(name: str, data: mmap.mmap, size: int) -> tuple[Checks, list[Tensor]
     for _ in range(keys):
         key, at = _text(data, at)
         kind, at = _unpack("I", data, at)
-        value, at = _value(data, at, kind, wanted=key.startswith(("general.", "split.", "adapter.")))
+        value, at = _value(data, at, kind, wanted=everything or key.startswith(WANTED))
         meta[key] = value
     checks = _facts(version, count, size, meta)
     if not count and not checks.split_tensors:
         raise IntegrityError(f"{name} holds no weights (0 tensors)", "are the model's *.safetensors there, and an adapter's too?")
     if not checks.architecture and not checks.split[0]:
         raise IntegrityError(f"{name} names no architecture, so nothing can load it", AGAIN)
-    return checks, _tensors(name, data, at, checks, meta.get("general.alignment", 32))
+    return checks, meta, _tensors(name, data, at, checks, meta.get("general.alignment", 32))
 
 
 def _facts(version: int, count: int, size: int, meta: dict[str, Any]) -> Checks:
@@ -148,9 +176,9 @@ def _tensors(name: str, data: mmap.mmap, at: int, checks: Checks, alignment: Any
             raise IntegrityError(f"{name} holds tensor {key[:80]} twice", AGAIN)
         if offset % alignment:
             raise IntegrityError(f"{name}: tensor {key[:80]} begins at {offset}, not at a multiple of {alignment}", AGAIN)
-        found[key] = Tensor(key, kind, offset, _bytes(name, key, kind, shape))
+        found[key] = Tensor(key, kind, offset, _bytes(name, key, kind, shape), tuple(shape))
     begin = -(-at // alignment) * alignment
-    placed = [Tensor(one.name, one.type, begin + one.start, one.size) for one in found.values()]
+    placed = [msgspec.structs.replace(one, start=begin + one.start) for one in found.values()]
     _check_places(name, sorted(placed, key=lambda one: (one.start, one.size)), checks.size)
     return placed
 
@@ -214,16 +242,20 @@ def _value(data: mmap.mmap, at: int, kind: int, wanted: bool) -> tuple[Any, int]
     if kind == 8:
         (length,) = LENGTH.unpack_from(data, at)
         end = at + 8 + length
-        return data[at + 8 : min(end, at + 8 + MAX_NAME)].decode("utf-8", "replace") if wanted else None, end
+        return data[at + 8 : min(end, at + 8 + LONGEST_TEXT)].decode("utf-8", "replace") if wanted else None, end
     if kind != 9:
         raise EOFError
     item, count = struct.unpack_from("<IQ", data, at)
     at += 12
     if item in SCALARS:
-        return None, at + count * struct.calcsize(SCALARS[item])
+        end = at + count * struct.calcsize(SCALARS[item])
+        return list(struct.unpack_from(f"<{count}{SCALARS[item]}", data, at)) if wanted and end <= len(data) else None, end
     if item != 8 or count > MAX_STRINGS:
         raise EOFError
-    unpack = LENGTH.unpack_from
+    unpack, texts = LENGTH.unpack_from, []
     for _ in range(count):
-        at += 8 + unpack(data, at)[0]
-    return None, at
+        end = at + 8 + unpack(data, at)[0]
+        if wanted:
+            texts.append(data[at + 8 : end].decode("utf-8", "replace"))
+        at = end
+    return texts if wanted else None, at

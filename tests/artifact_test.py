@@ -146,3 +146,16 @@ def test_unknown_keys_of_a_later_version_do_not_disturb(made: Path) -> None:
     known = msgspec.json.decode(beside.read_bytes())
     beside.write_bytes(msgspec.json.encode({**known, "later": 1}))
     assert artifact.read(made) == receipt(made)
+
+
+def test_a_receipt_from_before_the_levels_is_read_and_current(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"x")
+    file = artifact.record(tmp_path / "x.gguf")
+    versions = artifact.Versions(tool="0", tag="b1", commit="", tree="", environment="")
+    old = artifact.Receipt(
+        path="x.gguf", kind="model", type="f16", recipe="r", command=(), inputs=(), versions=versions, files=(file,)
+    )
+    said = msgspec.to_builtins(old)
+    del said["levels"]
+    artifact.receipt_path(tmp_path / "x.gguf").write_bytes(msgspec.json.encode(said))
+    assert artifact.read(tmp_path / "x.gguf") == old and artifact.is_current(old, "r", tmp_path)

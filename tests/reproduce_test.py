@@ -11,6 +11,7 @@ import yaml
 
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.store import file_sha256
 from tests.conftest import Answer
 
@@ -119,3 +120,24 @@ def test_what_becomes_of_the_rest_of_the_lock_is_no_matter(made: Path, orchestra
     file.write_text(yaml.safe_dump(asked))
     answer = orchestrate("reproduce", made, "--offline")
     assert answer.code == 3 and "was made with lock" in answer.err
+
+
+def test_a_level_is_checked_again_against_the_source(made: Path, orchestrate: Run, world: Path) -> None:
+    folder = made.parent
+    answer = orchestrate("verify", folder, "--level", "content")
+    assert answer.code == 0, answer.err
+    assert not [path for path in folder.iterdir() if path.suffix not in (".gguf", ".json")] and not list(folder.glob("a*.json"))
+    place = verify.contents([made]).tensors["blk.1.ffn_up.weight"][1]
+    content = made.read_bytes()
+    made.write_bytes(content[: place.start] + bytes(place.size) + content[place.start + place.size :])
+    receipt = artifact.read(made)
+    assert receipt
+    artifact.write(made, msgspec.structs.replace(receipt, files=(artifact.record(made),)))
+    assert orchestrate("verify", made).code == 0
+    answer = orchestrate("verify", made, "--level", "content")
+    assert answer.code == 1 and "blk.1.ffn_up.weight has 8192 zeros in 8192 numbers" in answer.out
+    answer = orchestrate("verify", made, "--level", "load")
+    assert answer.code == 2 and "programs" in answer.err, answer.err
+    (world / "job.yaml").write_text((world / "job.yaml").read_text().replace("tiny", "small"))
+    answer = orchestrate("verify", made, "--level", "content")
+    assert answer.code == 2 and "makes no tiny-f16.gguf any more" in answer.err

@@ -139,6 +139,22 @@ def test_a_locked_run_wants_a_digest_for_what_it_would_use(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+def test_outputs_are_loaded_where_the_job_says_so(
+    linux: None, github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path
+) -> None:
+    # Loads only what is there: an adapter before its base would fail.
+    github.archive = release(TOOL.replace("\n", '\n[ "$1" = -m ] && { test -f "$2" && exit 0; exit 1; }\n', 1))
+    model = {"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [str(data / "lora-a")], "verify": "load"}
+    file = job(model, binaries={"backend": "cpu"})
+    made = orchestrate("run", file)
+    assert made.code == 0, made.err
+    for name in ("tiny-llama-f16.gguf", "tiny-llama-lora-a-lora-f16.gguf"):
+        receipt = artifact.read(world / "dist" / name)
+        assert receipt and receipt.levels == ("structure", "content", "load")
+    assert orchestrate("verify", world / "dist", "--level", "load").code == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
 def test_a_tool_that_cannot_start_and_a_backend_that_is_not_there(
     linux: None, github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path
 ) -> None:

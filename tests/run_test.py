@@ -264,8 +264,12 @@ def test_nan_weights_are_caught_though_upstream_is_content(orchestrate: Orchestr
     raw = weights.read_bytes()
     weights.write_bytes(raw[:-2] + b"\xc0\x7f")
     answer = orchestrate("run", job({"source": "./model", "outtype": "f16"}))
-    assert answer.code == 1 and "failed  verify model-f16.gguf" in answer.err
-    assert leftovers(world / "dist") == []
+    assert answer.code == 1 and "failed  verify model-f16.gguf" in answer.err and "holds NaN" in answer.err
+    stage = orchestrate_stage(world / "dist" / "model-f16.gguf")
+    assert leftovers(world / "dist") == [stage.name, "model-f16.gguf"] and f"{stage / 'model-f16.gguf'}" in answer.err
+    weights.write_bytes(raw)
+    assert orchestrate("lock", world / "job.yaml", "--upgrade").code == 0 and orchestrate("run", world / "job.yaml").code == 0
+    assert leftovers(world / "dist") == ["model-f16.gguf"]
 
 
 def test_an_adapter_of_another_base_is_refused(orchestrate: Orchestrate, job: Job, copy: Copy, data: Path, world: Path) -> None:

@@ -197,6 +197,8 @@ def test_complaints_of_the_repo(repo: str, said: str) -> None:
         ("source: a/b\n    outtype: [none, f16]", "`none` stands alone"),
         ("source: a/b\n    outtype: none\n    loras: [./x]\n    quantize: [Q8_0]", "`none` stands alone"),
         ("source: a/b\n    quantize: Q4_0", "expected a list, found text"),
+        ("source: a/b\n    verify: contents", "content"),
+        ("source: a/b\n    verify: load\nbinaries: {backend: none}", "`load` needs the tag's programs"),
         ("source: a/b\n    trust_remote_code: no", 'expected true or false, found "no"'),
         ("source: a/b\n    loras: [{source: ./x, outtype: none}]", "loras[0].outtype: expected at least one type"),
         ("source: a/b\n    loras: [5]", 'job.yaml:5: models[0].loras[0].source: "5" is neither'),

@@ -1,0 +1,131 @@
+"""What a GGUF's tensors are to their source's, by the tag's own name map: account.py ASKED ANSWER, with the environment's python.
+
+ASKED and ANSWER are JSON files. Asked: {"package", "architecture", "blocks", "source": {name: [file, start, end, dtype]},
+"output": {name: [file, start, end, type]}, "expect": folder of the model or ""}. Answered: {"mapped": {source name: output name},
+"known": names outside the blocks that the architecture has, "zeros": {output name: [zeros, zeros that the source explains]},
+"expected": {output name: elements} by the model's class in transformers, or null where nobody knows}.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+WINDOW = 4096
+CHUNK = 34 * WINDOW << 7  # whole blocks of q8_0, whole windows
+# The largest number that becomes zero, by the type that it is written in; q8_0 also divides by 127.
+TINY = {0: 1e-45, 1: 2.0**-25, 30: 1e-40, 8: 127 * 2.0**-25}
+BLOCKS = {0: ("<u4", 1), 1: ("<u2", 1), 30: ("<u2", 1), 8: (("V", 34), 32)}
+SIGN = {"<u4": 0x7FFFFFFF, "<u2": 0x7FFF}
+
+
+def target(names: Any, name: str) -> str:
+    """The name that the tag's converter gives to a tensor; the experts of a block become one tensor."""
+    plain = re.sub(r"\.experts\.\d+\.", ".experts.", name.replace("language_model.", ""))
+    plain = plain.replace("e_score_correction_bias", "e_score_correction.bias")
+    for each in (plain, plain.split(".", 1)[-1], f"model.{plain}", f"transformer.{plain}"):
+        if found := names.get_name(each, (".weight", ".bias")):
+            return str(found)
+    return ""
+
+
+def pieces(place: list[Any]) -> Iterator[Any]:
+    path, start, end, _ = place
+    data = numpy.memmap(path, dtype=numpy.uint8, mode="r")
+    for at in range(start, end, CHUNK):
+        yield data[at : min(at + CHUNK, end)]
+
+
+def has_gap(place: list[Any]) -> bool:
+    """Whether 4 KB in a row are zero, or all of a smaller tensor."""
+    for piece in pieces(place):
+        whole = len(piece) // WINDOW * WINDOW
+        if whole and not piece[:whole].view(numpy.uint64).reshape(-1, WINDOW // 8).any(axis=1).all():
+            return True
+        if not whole and not piece.any():
+            return True
+    return False
+
+
+def zeros_written(place: list[Any]) -> int:
+    count = 0
+    for piece in pieces(place):
+        if place[3] == 8:
+            count += 32 * int((~piece.reshape(-1, 34).any(axis=1)).sum())
+        else:
+            kind = str(BLOCKS[place[3]][0])
+            count += len(piece) // int(kind[-1]) - int(numpy.count_nonzero(piece.view(kind) & SIGN[kind]))
+    return count
+
+
+def zeros_due(place: list[Any], written: int) -> int | None:
+    """How many numbers of a source's tensor become zero when written in a type; None for numbers of an unknown kind."""
+    count = 0
+    for piece in pieces(place):
+        if place[3] == "BF16":
+            numbers = (piece.view("<u2").astype(numpy.uint32) << 16).view(numpy.float32)
+        elif place[3] in ("F64", "F32", "F16"):
+            numbers = piece.view(f"<f{int(place[3][1:]) // 8}")
+        else:
+            return None
+        count += int((numpy.abs(numbers) <= TINY[written]).sum())
+    return count
+
+
+def zeros(asked: dict[str, Any], mapped: dict[str, str]) -> dict[str, list[int]]:
+    sources: dict[str, list[str]] = {}
+    for name, to in mapped.items():
+        sources.setdefault(to, []).append(name)
+    found = {}
+    for name, place in asked["output"].items():
+        if place[3] in TINY and place[2] > place[1] and has_gap(place):
+            due = [zeros_due(asked["source"][each], place[3]) for each in sources.get(name, ())]
+            known = [each for each in due if each is not None]
+            found[name] = [zeros_written(place), sum(known) if known and len(known) == len(due) else -1]
+    return found
+
+
+def expected(folder: Path, names: Any) -> dict[str, int] | None:
+    """What the model's class in transformers consists of; nothing is loaded but its config."""
+    import torch
+    import transformers
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = getattr(transformers, config["architectures"][0])
+        with torch.device("meta"):
+            model = kind(kind.config_class.from_dict(config))
+        shapes = {name: tensor.numel() for name, tensor in model.named_parameters()}
+    except Exception as error:
+        print(f"transformers cannot tell what this model consists of: {error}", file=sys.stderr)
+        return None
+    found: dict[str, int] = {}
+    for name, count in shapes.items():
+        if to := target(names, name):
+            found[to] = found.get(to, 0) + count
+    return found
+
+
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    sys.path.insert(0, asked["package"])
+    import gguf
+
+    arch = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == asked["architecture"]), None)
+    if arch is None:
+        return {"mapped": {}, "known": [], "zeros": zeros(asked, {}), "expected": None}
+    names = gguf.get_tensor_name_map(arch, asked["blocks"])
+    mapped = {name: target(names, name) for name in asked["source"]}
+    if asked["expect"]:
+        return {"mapped": mapped, "known": [], "zeros": {}, "expected": expected(Path(asked["expect"]), names)}
+    known = [gguf.TENSOR_NAMES[kind] for kind in gguf.MODEL_TENSORS[arch]]
+    known = [f"{name}.weight" for name in known if "{bid}" not in name]
+    return {"mapped": mapped, "known": known, "zeros": zeros(asked, mapped), "expected": None}
+
+
+if __name__ == "__main__":
+    said = answer(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(sys.argv[2]).write_text(json.dumps(said), encoding="utf-8")

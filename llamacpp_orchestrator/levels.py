@@ -1,0 +1,225 @@
+"""How deep an output is checked: the levels by name, and each of them carried out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator import content
+from llamacpp_orchestrator import loading
+from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import verify
+from llamacpp_orchestrator import vocabulary
+from llamacpp_orchestrator.content import Findings
+from llamacpp_orchestrator.content import Sides
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.verify import Contents
+
+AUTO, STRUCTURE, CONTENT, LOAD = "auto", "structure", "content", "load"
+LEVELS = (STRUCTURE, CONTENT, LOAD)
+ACCOUNT = Path(__file__).parent / "inside" / "account.py"
+# Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
+PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")
+UNLIKE = (
+    "get the source's files again, or see what upstream said about them in the log; `verify: structure` does without this check"
+)
+Run = Callable[[Command, Path, Callable[[str], None]], None]
+
+
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output."""
+
+    kind: str
+    files: tuple[Path, ...]
+    level: str = CONTENT
+    args: tuple[str, ...] = ()
+    views: tuple[Path, ...] = ()
+    of: tuple[Path, ...] = ()
+    base: tuple[Path, ...] = ()
+    python: str = ""
+    tree: Path = Path()
+    env: tuple[tuple[str, str], ...] = ()
+    scratch: Path = Path()
+    log: Path = Path()
+    find: Callable[[str], Path] | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The levels that an output has passed, and what a reader should know about it."""
+
+    levels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def upto(level: str) -> tuple[str, ...]:
+    """A level with all that come before it; auto goes as far as it can."""
+    return LEVELS if level == AUTO else LEVELS[: LEVELS.index(level) + 1]
+
+
+def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
+    """Check an output as deep as asked; IntegrityError or CommandFailed say which level failed and why."""
+    checks = verify.check_set(subject.files)
+    passed: tuple[str, ...] = (STRUCTURE,)
+    notes: tuple[str, ...] = ()
+    if CONTENT in upto(subject.level):
+        tell("comparing it with its source")
+        found = _content(subject, run, tell)
+        if found.failures:
+            more = f"; and {len(found.failures) - 1} more: {found.failures[1]}" if found.failures[1:] else ""
+            message = f"{subject.files[0].name} is not what its source is: {found.failures[0]}{more}"
+            raise IntegrityError(message, UNLIKE)
+        passed, notes = (*passed, CONTENT), found.notes
+    if subject.find and LOAD in upto(subject.level):
+        tell("loading it with llama.cpp")
+        why = _load(subject, checks[0], subject.find)
+        passed, notes = (passed, (*notes, why)) if why else ((*passed, LOAD), notes)
+    return Verdict(levels=passed, notes=notes)
+
+
+def _load(subject: Subject, checks: verify.Checks, find: Callable[[str], Path]) -> str:
+    """Load an output; why that was left out, or "". What was not asked for may fail for reasons of the machine's own."""
+    if checks.architecture == "clip":
+        return "a projector is loaded only together with its model, so it was not loaded"
+    if subject.kind == "adapter" and not subject.base:
+        return "the job makes no base to load the adapter on, so it was not loaded"
+    try:
+        loading.check(subject.files, subject.base if subject.kind == "adapter" else (), checks, find, subject.log)
+    except OrchestrateError as error:
+        if subject.level == AUTO and not loading.blames(error):
+            return f"it was not loaded: {error.message.splitlines()[0]}"
+        raise
+    return ""
+
+
+def _content(subject: Subject, run: Run, tell: Callable[[str], None]) -> Findings:
+    have = verify.contents(subject.files)
+    if subject.of:
+        return _quantized(verify.contents(subject.of), have)
+    if subject.kind == "adapter":
+        return _adapter(subject.views[1], have)
+    model = subject.views[0]
+    if any(word.split("=")[0].startswith(PARTS) for word in subject.args):
+        return Findings(
+            notes=(f"only a part of the model was asked for ({' '.join(subject.args)}), so it was not compared with it",)
+        )
+    rows = have.tensors["token_embd.weight"][1].shape if "token_embd.weight" in have.tensors else ()
+    words = vocabulary.compare(vocabulary.read(model), have.metadata, rows[-1] if rows else 0)
+    return _tensors(subject, have, run, tell) + words
+
+
+def _shapes(have: Contents) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, (_, tensor) in have.tensors.items()}
+
+
+def _quantized(before: Contents, after: Contents) -> Findings:
+    found = content.same_shape(_shapes(before), _shapes(after))
+    keys = [key for key in before.metadata if key.startswith("tokenizer.")]
+    changed = [key for key in keys if before.metadata[key] != after.metadata.get(key)]
+    said = f"{content.listed(changed)} is not as in the file that it was made from"
+    return found + Findings(failures=(said,) if changed else ())
+
+
+def _adapter(folder: Path, have: Contents) -> Findings:
+    file = folder / "adapter_model.safetensors"
+    header = modelfiles.safetensors_header(file)
+    header.pop("__metadata__", None)
+    begin = modelfiles.data_begin(file)
+    theirs = {
+        name for name, value in header.items() if "lora_B" in name or "lora_embedding_B" in name
+        if _silent(file, *(begin + at for at in value["data_offsets"]))
+    }  # fmt: skip
+    mine = {
+        name for name, (path, each) in have.tensors.items()
+        if name.endswith("lora_b") and _silent(path, each.start, each.start + each.size)
+    }  # fmt: skip
+    found = content.adapter({name: tuple(value["shape"]) for name, value in header.items()}, _shapes(have), (theirs, mine))
+    asked = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("lora_alpha")
+    alpha = have.metadata.get("adapter.lora.alpha")
+    same = isinstance(asked, (int, float)) and isinstance(alpha, float) and abs(alpha - asked) <= 1e-6 * abs(asked)
+    return found + Findings(failures=() if same else (f"its alpha is {alpha}, where the source's is {asked}",))
+
+
+def _silent(path: Path, start: int, end: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < end and (chunk := file.read(min(1 << 20, end - start))):
+            if any(chunk):
+                return False
+            start += len(chunk)
+    return True
+
+
+def _weights(folder: Path) -> dict[str, list[Any]]:
+    """Every tensor of a model's safetensors: its file, where its bytes begin and end there, its type, its shape."""
+    found: dict[str, list[Any]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        begin, header = modelfiles.data_begin(path), modelfiles.safetensors_header(path)
+        for name, value in header.items():
+            if name != "__metadata__":
+                start, end = value["data_offsets"]
+                found[name] = [str(path), begin + start, begin + end, value["dtype"], value["shape"]]
+    return found
+
+
+def _tensors(subject: Subject, have: Contents, run: Run, tell: Callable[[str], None]) -> Findings:
+    model = subject.views[0]
+    source = _weights(model)
+    if not source:
+        return Findings(notes=("its source has no safetensors, so its tensors were not compared",))
+    architecture = str(have.metadata.get("general.architecture"))
+    blocks = have.metadata.get(f"{architecture}.block_count", 0)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    asked = {
+        "package": str(subject.tree / "gguf-py"),
+        "architecture": architecture,
+        "blocks": blocks,
+        "source": {name: place[:4] for name, place in source.items()},
+        "output": {
+            name: [str(path), each.start, each.start + each.size, each.type] for name, (path, each) in have.tensors.items()
+        },
+        "expect": "",
+    }
+    said = _ask(subject, asked, run, tell)
+    sides = Sides(
+        source={name: tuple(place[4]) for name, place in source.items()},
+        output=_shapes(have),
+        mapped=said["mapped"],
+        known=tuple(said["known"]) if "LM" in str(config.get("architectures")) else (),
+        blocks=blocks,
+        headless=_headless(config, model),
+    )
+    found = content.account(sides) + content.zeroed(sides, {name: (mine, due) for name, (mine, due) in said["zeros"].items()})
+    doubtful = content.doubts(sides)
+    if found.failures or not (doubtful.absent or doubtful.shapes):
+        return found
+    expected = _ask(subject, asked | {"output": {}, "expect": str(model)}, run, tell)["expected"]
+    return found + content.decide(sides, doubtful, expected)
+
+
+def _headless(config: dict[str, Any], folder: Path) -> bool:
+    inner = config.get("text_config")
+    said = config.get("tie_word_embeddings", inner.get("tie_word_embeddings") if isinstance(inner, dict) else None)
+    # What sentence-transformers saved only reads: it needs no matrix that turns numbers into tokens.
+    return bool(said) or (folder / "modules.json").is_file()
+
+
+def _ask(subject: Subject, asked: dict[str, Any], run: Run, tell: Callable[[str], None]) -> dict[str, Any]:
+    question, answer = subject.scratch / "asked.json", subject.scratch / "answer.json"
+    question.write_text(json.dumps(asked), encoding="utf-8")
+    command = (subject.python, str(ACCOUNT), str(question), str(answer))
+    try:
+        run(Command(command, cwd=str(subject.scratch), env=subject.env), subject.log, tell)
+        return dict(json.loads(answer.read_text(encoding="utf-8")))
+    except CommandFailed as error:
+        hint = "the comparison itself failed, see the log; `verify: structure` for this model does without it"
+        raise CommandFailed(error.message, code=error.code, tail=error.tail, hint=hint, log=error.log) from error
+    finally:
+        question.unlink(missing_ok=True)
+        answer.unlink(missing_ok=True)

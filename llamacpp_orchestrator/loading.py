@@ -1,0 +1,93 @@
+"""Proof by use: the tag's own program loads an output and goes one token far, as every user will."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
+
+from llamacpp_orchestrator import process
+from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.verify import Checks
+
+# In the order of choice: from b7356 llama-cli is a chat alone, and from then on the first is there.
+PROGRAMS = ("llama-completion", "llama-cli")
+EMBEDDING = "llama-embedding"
+# Architectures that only read (src/llama-arch.cpp); they load well, and then have no token to say.
+ENCODERS = re.compile(r".*bert.*|t5encoder|gemma-embedding|wavtokenizer-dec")
+# What the loader says when the file itself is to blame (src/llama-model-loader.cpp, src/llama-model.cpp).
+BLAME = re.compile(
+    r"missing tensor '[^']*'|tensor '[^']*' (?:not found|has wrong shape[^\n]*)|wrong number of tensors[^\n]*"
+    r"|unknown[^\n]*architecture[^\n]*|error loading model[^\n]*"
+)
+LOADED = re.compile(r"llama_model_loader: loaded meta data|print_info: |llm_load_print_meta: ")
+ABORTED = (134, -6, 3)
+LIMIT_SECONDS, BYTES_PER_SECOND = 120.0, 10_000_000
+
+
+def command(tool: Path, files: Sequence[Path], base: Sequence[Path], help_text: str) -> Command:
+    """The call that loads a model, or an adapter on its base, and makes one token, on the processor."""
+    model, more = (base[0], ("--lora", str(files[0]))) if base else (files[0], ())
+    words = ["-m", str(model), *more, "-p", "a", "-c", "64", "-ngl", "0"]
+    if tool.stem != EMBEDDING:
+        words += ["-n", "1"]
+        words += ["-no-cnv"] if "-no-cnv" in help_text else []
+    return Command((str(tool), *words), cwd=str(model.parent), env=quantize.tool_env(tool))
+
+
+def limit(files: Sequence[Path], base: Sequence[Path]) -> float:
+    """Seconds that loading may take: a slow disk reads 10 MB in one."""
+    return LIMIT_SECONDS + sum(path.stat().st_size for path in (*files, *base)) / BYTES_PER_SECOND
+
+
+def program(architecture: str, find: Callable[[str], Path]) -> Path:
+    """The program of this tag that fits an architecture; raises as `find` does when there is none."""
+    wanted = (EMBEDDING, *PROGRAMS) if ENCODERS.fullmatch(architecture) else PROGRAMS
+    for name in wanted[:-1]:
+        try:
+            return find(name)
+        except OrchestrateError:
+            continue
+    return find(wanted[-1])
+
+
+def blames(error: OrchestrateError) -> bool:
+    """Whether a failure to load is the file's own fault, and not the machine's."""
+    return bool(BLAME.search(error.message))
+
+
+def judge(words: str, error: CommandFailed, architecture: str) -> str:
+    """Why a program that ended badly did so by its words, or "" where it had loaded well."""
+    if found := BLAME.search(words):
+        return found[0].strip()
+    if ENCODERS.fullmatch(architecture) and error.code in ABORTED and LOADED.search(words):
+        return ""
+    return error.message
+
+
+def check(files: Sequence[Path], base: Sequence[Path], checks: Checks, find: Callable[[str], Path], log: Path) -> None:
+    """Load an output; CommandFailed with the loader's own words when it cannot be."""
+    architecture = checks.architecture
+    tool = program(architecture, find)
+    try:
+        said = process.capture(Command((str(tool), "--help"), env=quantize.tool_env(tool)))
+    except CommandFailed as error:
+        said = error.tail
+    asked = command(tool, files, base, said)
+    begin = log.stat().st_size if log.exists() else 0
+    try:
+        process.stream(asked, log, limit=limit(files, base))
+    except CommandFailed as error:
+        words = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else error.tail
+        if why := judge(words, error, architecture):
+            raise CommandFailed(
+                f"{tool.stem} cannot load {files[0].name}: {why}",
+                code=error.code,
+                tail=error.tail,
+                hint="the source is damaged or this tag converts it wrongly: get the source's files again, or pin a newer tag",
+                log=log,
+            ) from error
