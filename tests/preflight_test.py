@@ -177,6 +177,17 @@ def test_quantized_weights(tag: str, config: Any, index: str, words: str, subjec
     assert words in said and bool(words) is bool(said)
 
 
+def test_packed_weights_are_seen_in_their_headers(subject: Callable[..., Subject], data: Path) -> None:
+    asked = subject("0.3.1", LLAMA)
+    (asked.folder / "a.safetensors").write_bytes(b"damaged, which is told elsewhere")
+    shutil.copy(data / "tiny-llama" / "model.safetensors", asked.folder)
+    assert refused(asked) == ""
+    makers.tensors(
+        asked.folder / "model.safetensors", lambda found: found | {"model.layers.0.mlp.up_proj.qweight": makers.zeros(4)}
+    )
+    assert "(gptq or awq), which 0.3.1 cannot read" in refused(asked)
+
+
 def test_quantized_bases_of_adapters_are_refused_as_upstream_does(subject: Callable[..., Subject]) -> None:
     assert "(awq)" in refused(subject("b11434", quantized("awq"), weights=False))
     assert refused(subject("0.3.1", quantized("awq"), {"model.safetensors.index.json": PACKED}, weights=False)) == ""
