@@ -24,7 +24,8 @@ BLAME = re.compile(
     r"missing tensor '[^']*'|tensor '[^']*' (?:not found|has wrong shape[^\n]*)|wrong number of tensors[^\n]*"
     r"|unknown[^\n]*architecture[^\n]*|error loading model[^\n]*"
 )
-LOADED = re.compile(r"llama_model_loader: loaded meta data|print_info: |llm_load_print_meta: ")
+# What is said once a model is in memory; newer programs do not say that they have read it, but go on to what comes next.
+LOADED = re.compile(r"llama_model_loader: loaded meta data|print_info: |llm_load_print_meta: |system_info: n_threads")
 ABORTED = (134, -6, 3)
 LIMIT_SECONDS, BYTES_PER_SECOND = 120.0, 10_000_000
 
