@@ -308,6 +308,12 @@ def test_a_split_model_is_quantized_to_a_split_one(
     assert answer.code == 0, answer.err
     names = [Path(output["path"]).name for output in answer.json()["outputs"]]
     assert len(names) > 1 and names[0] == f"tiny-llama-Q8_0-00001-of-{len(names):05}.gguf" and hidden(world / "dist") == []
+    # The same where the split source is kept, whether the receipt is of a first run or of an earlier version's second.
+    kept = job(model | {"outtype": "bf16"}, binaries=built)
+    assert orchestrate("run", kept).code == 0
+    assert {output["status"] for output in orchestrate("run", kept, "--json").json()["outputs"]} == {"current"}
+    command = next(step["command"] for step in orchestrate("plan", kept, "--json").json()["steps"] if "Q8_0" in step["name"])
+    assert "--keep-split" in command and "-00001-of-" in command
 
 
 def test_a_text_that_is_too_short(
