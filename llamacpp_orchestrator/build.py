@@ -42,6 +42,11 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     matrix: Matrix | None = None
 
     @property
+    def origin(self) -> str:
+        """The name of what a quantized output is made from."""
+        return self.inputs[0].name
+
+    @property
     def stage(self) -> Path:
         """The folder beside the final place in which it is made."""
         return _stage_path(self.output).parent
@@ -145,25 +150,37 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
         for build in made.values()
         if build.output.model == output.model and build.output.kind == "model" and build.output.type in spec.UNQUANTIZED
     )
-    # A temporary file comes and goes, so whether it is here must not show.
-    model, files = output.model, [] if of.output.temporary else shards(of.output)
+    model = output.model
     matrix = imatrix.find(model.imatrix, work.file.parent, work.store, of.recipe, lock.llama_cpp.tree)
-    command = quantize.command(
-        Path(TOOL),
-        files[0] if files else of.output.path,
-        _stage_path(output),
-        output.type,
-        len(files) > 1,
-        model.quantize_args,
-        matrix.word() if matrix else "",
-    )
-    known = {str(of.output.path.parent): "{source}", str(_stage_path(output).parent): "{output}"}
+    word, draft = matrix.word() if matrix else "", _stage_path(output)
+
+    def command(source: Path, split: bool) -> Command:
+        return quantize.command(Path(TOOL), source, draft, output.type, split, model.quantize_args, word)
+
+    known = {str(of.output.path.parent): "{source}", str(draft.parent): "{output}"}
     inputs = (Input(name=of.name, digest=of.recipe), *([matrix.input()] if matrix else []))
     # A file that will be made anew may come out differently, so what is made from it is not current either; a temporary
     # one is made anew only for what is not current by itself.
     anew = force or not (of.current or of.output.temporary)
-    name = _name(work, output)
-    return _build(work, lock, output, command, known, inputs, anew, name=name, of=of.output, matrix=matrix)
+    build = _build(
+        work,
+        lock,
+        output,
+        command(of.output.path, False),
+        known,
+        inputs,
+        anew,
+        name=_name(work, output),
+        of=of.output,
+        matrix=matrix,
+    )
+    if len(files := shards(of.output)) < 2:
+        return build
+    # The recipe is the one of before the source was there, in how many files ever it came; receipts may have the other.
+    split = command(files[0], True)
+    recipe = _recipe(work, lock, split, known, inputs)
+    current = build.current or (not anew and artifact.is_current(artifact.read(output.path), recipe, output.path.parent))
+    return msgspec.structs.replace(build, command=split, current=current)
 
 
 def _build(
@@ -181,10 +198,7 @@ def _build(
     rule: str = "",
     matrix: Matrix | None = None,
 ) -> Build:
-    shown = portable(command.argv, known)
-    made_by = lock.environment.pin().digest() if lock.environment else f"unpinned {work.job.environment.path}"
-    parts = [shown, inputs, lock.llama_cpp.tree, made_by, *([rule] if rule else [])]
-    recipe = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+    recipe = _recipe(work, lock, command, known, inputs, rule)
     current = not force and artifact.is_current(artifact.read(output.path), recipe, output.path.parent)
     return Build(
         output=output,
@@ -197,6 +211,13 @@ def _build(
         of=of,
         matrix=matrix,
     )
+
+
+def _recipe(work: Work, lock: Lock, command: Command, known: dict[str, str], inputs: tuple[Input, ...], rule: str = "") -> str:
+    shown = portable(command.argv, known)
+    made_by = lock.environment.pin().digest() if lock.environment else f"unpinned {work.job.environment.path}"
+    parts = [shown, inputs, lock.llama_cpp.tree, made_by, *([rule] if rule else [])]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
 def portable(argv: tuple[str, ...], known: dict[str, str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -116,10 +117,13 @@ def explain(error: CommandFailed) -> tuple[str, str]:
 
 
 def lay(matrix: Matrix, store: Store, stage: Path) -> None:
-    """Put the matrix where the tool is told to look for it."""
+    """Put the matrix where the tool is told to look for it; OrchestrateError when it has gone."""
     origin = matrix.given or store.entry(FOLDER, matrix.digest) / matrix.name
     (stage / FOLDER).mkdir(exist_ok=True)
     try:
-        os.link(origin, stage / FOLDER / matrix.name)
-    except OSError:
+        with contextlib.suppress(OSError):
+            os.link(origin, stage / FOLDER / matrix.name)
+            return
         shutil.copyfile(origin, stage / FOLDER / matrix.name)
+    except OSError as error:
+        raise OrchestrateError(f"{origin} cannot be read: {error.strerror}", "was it moved or removed?") from error

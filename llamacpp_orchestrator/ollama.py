@@ -90,7 +90,7 @@ def chat(answer: Answer) -> Chat:
     if answer.error:
         return Chat(reason=f"the tokenizer cannot be loaded ({' '.join(answer.error.split())[:200]})")
     if not answer.said:
-        return Chat(stops=stops, reason="the source has no chat template; is it a base model?")
+        return Chat(stops=stops, reason="the source has no chat template, as base models have none")
     said = {talk: _heard(talk, each, answer) for talk, each in zip(TALKS, answer.said, strict=True)}
     links = learn(said)
     stops = tuple(dict.fromkeys([*stops, *_turn(links, answer.special)]))

@@ -141,7 +141,7 @@ def imatrix_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Acti
 
     def action(tell: Tell) -> str:
         assert build.of is not None and build.matrix is not None
-        log = bench.log(f"imatrix {build.of.path.name}")
+        log = bench.log(f"imatrix {build.origin}")
         imatrix.make(build.matrix, bench.work.store, tool(), building.shards(build.of)[0], log, tell)
         return "done"
 

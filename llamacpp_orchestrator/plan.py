@@ -188,7 +188,7 @@ def _matrix(work: Work, build: Build) -> list[PlannedStep]:
         return []
     made_by = imatrix.command(Path(imatrix.TOOL), build.of.path, str(matrix.text), matrix.args, Path())
     detail = f"at most {matrix.minutes} minutes"
-    return [PlannedStep(name=f"imatrix {build.of.path.name}", status="run", detail=detail, command=str(made_by))]
+    return [PlannedStep(name=f"imatrix {build.origin}", status="run", detail=detail, command=str(made_by))]
 
 
 def final(build: Build) -> Command:

@@ -166,7 +166,7 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     for build in stale:
         log = bench.log(f"{verb(build)} {build.name}")
         if build.of:
-            matrix = [f"imatrix {build.of.path.name}"] if build.matrix and not imatrix.ready(build.matrix, work.store) else []
+            matrix = [f"imatrix {build.origin}"] if build.matrix and not imatrix.ready(build.matrix, work.store) else []
             needs: Iterable[str] = ("binaries", *_origin(build, stale), *matrix)
             action = outputs.quantize_action(bench, build, functools.partial(programs.tool, work, lock, "llama-quantize"))
         else:
@@ -199,7 +199,7 @@ def _matrices(bench: Bench, stale: list[Build]) -> list[Step]:
     store, made = bench.work.store, dict[str, Step]()
     for build in stale:
         if build.of and build.matrix and not imatrix.ready(build.matrix, store):
-            name = f"imatrix {build.of.path.name}"
+            name = f"imatrix {build.origin}"
             action = outputs.imatrix_action(
                 bench, build, functools.partial(programs.tool, bench.work, bench.lock, "llama-imatrix")
             )

@@ -78,8 +78,8 @@ def test_another_source_compiler_or_toolkit_is_another_build() -> None:
         CUDA,
         msgspec.structs.replace(GCC, version="13"),
         msgspec.structs.replace(CUDA, nvcc_version="release 13"),
+        msgspec.structs.replace(GCC, machine="linux arm64"),
     )
-    chains += (msgspec.structs.replace(GCC, machine="linux arm64"),)
     keys = [compiling.key(pin, toolchain) for pin in pins_ for toolchain in chains]
     assert len(set(keys)) == len(keys)
     assert compiling.key(PIN, GCC) == compiling.key(msgspec.structs.replace(PIN, repo="https://mirror"), GCC)

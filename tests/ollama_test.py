@@ -74,7 +74,7 @@ REFUSED = {
     "mistral-v3": "for system, user, assistant, user it says",
     "thinking": "for user, assistant, user, assistant, user it says 'assistant\\nyes<|im_end|>",
     "refusing": "it refuses a conversation of user (nobody may speak)",
-    "base": "the source has no chat template; is it a base model?",
+    "base": "the source has no chat template, as base models have none",
     "bpe": "the source has no chat template",
     "tekken": "the source has no chat template",
 }

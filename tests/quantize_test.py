@@ -20,6 +20,7 @@ from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.compile import Toolchain
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.store import Store
 from llamacpp_orchestrator.store import file_sha256
 from tests.conftest import TAG
@@ -188,6 +189,30 @@ def test_a_matrix_is_made_on_the_processor_unless_layers_are_given_away() -> Non
     assert given.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+def test_a_tool_that_says_done_and_has_made_no_matrix(tmp_path: Path) -> None:
+    store, tool = Store(tmp_path / "cache"), tmp_path / "llama-imatrix"
+    (tmp_path / "t.txt").write_text("words")
+    tool.write_text("#!/bin/sh\necho 'tokenizes to only 1 tokens'\n")
+    tool.chmod(0o755)
+    matrix = imatrix.find(spec.Imatrix(text="t.txt"), tmp_path, store, "r", "t")
+    assert matrix
+    with pytest.raises(OrchestrateError, match="the text is too short: .* wrote no matrix"):
+        imatrix.make(matrix, store, tool, tmp_path / "m.gguf", tmp_path / "log", lambda text: None)
+    assert not imatrix.ready(matrix, store)
+    tool.write_text('#!/bin/sh\necho matrix > "$6"\n')
+    imatrix.make(matrix, store, tool, tmp_path / "m.gguf", tmp_path / "log", lambda text: None)
+    (tmp_path / "stage").mkdir()
+    for _ in range(2):  # the second time a file is in the way of the link
+        imatrix.lay(matrix, store, tmp_path / "stage")
+        assert (tmp_path / "stage" / matrix.word()).read_text() == "matrix\n"
+        (tmp_path / "stage" / matrix.word()).unlink()
+        (tmp_path / "stage" / matrix.word()).write_text("old")
+    shutil.rmtree(store.root)
+    with pytest.raises(OrchestrateError, match="t.txt.imatrix.gguf cannot be read"):
+        imatrix.lay(matrix, store, tmp_path / "stage")
+
+
 @pytest.fixture
 def text(world: Path) -> Path:
     """Words enough for some pieces of 512 tokens."""
@@ -308,6 +333,12 @@ def test_a_split_model_is_quantized_to_a_split_one(
     assert answer.code == 0, answer.err
     names = [Path(output["path"]).name for output in answer.json()["outputs"]]
     assert len(names) > 1 and names[0] == f"tiny-llama-Q8_0-00001-of-{len(names):05}.gguf" and hidden(world / "dist") == []
+    # The same where the split source is kept, whether the receipt is of a first run or of an earlier version's second.
+    kept = job(model | {"outtype": "bf16"}, binaries=built)
+    assert orchestrate("run", kept).code == 0
+    assert {output["status"] for output in orchestrate("run", kept, "--json").json()["outputs"]} == {"current"}
+    command = next(step["command"] for step in orchestrate("plan", kept, "--json").json()["steps"] if "Q8_0" in step["name"])
+    assert "--keep-split" in command and "-00001-of-" in command
 
 
 def test_a_text_that_is_too_short(
