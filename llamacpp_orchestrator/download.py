@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -214,7 +215,10 @@ def _number(text: str) -> int:
 
 
 def _why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else type(error).__name__
+    # The library wraps what happened twice, with all that it had tried; what happened stands in the middle.
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    text = re.sub(r"^<?\w+\(host=[^)]*\)( object at \w+>)?: ", "", str(cause or error))
+    return f"{type(cause or error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
 
 
 def _wait(seconds: float) -> None:

@@ -306,6 +306,7 @@ def setup(work: Work, options: Options, report: Reporter) -> Result:
 def pack(work: Work, options: Options, platform: str, file: Path, report: Reporter) -> Path:
     """Pack all that the lock names for a platform into one file; where it lies. Raises the failures of what could not be had."""
     platform = platform or bundle.platform_of(pins.this_host())
+    bundle.machine(platform)
     lock = bundle.pinned(work, _settled(work, options, report), platform, lambda text: report(Event("lock", "note", text)))
     with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="bundle-") as scratch:
         made = bundle.steps(work, lock, platform, Path(scratch), file)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import TextIO
@@ -85,7 +86,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     def lines(self) -> list[str]:
         """The files as text, one a line."""
-        files = [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {made.path}" for made in self.outputs]
+        files = [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {_near(made.path)}" for made in self.outputs]
         return files + [f"{'ollama':<8}{command}" for each in self.ollama for command in (each.create, each.run)]
 
 
@@ -98,6 +99,12 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     def lines(self) -> list[str]:
         """The same as text."""
         return [f"{'failed' if self.complaints else 'ok':<8}{self.path}", *(f"        {line}" for line in self.complaints)]
+
+
+def _near(path: str) -> str:
+    """A path as one would type it here."""
+    here = str(Path.cwd()) + os.sep
+    return path.removeprefix(here)
 
 
 def voice(stream: TextIO, environ: Iterable[str], *, quiet: bool, verbose: bool, progress: bool) -> Voice:

@@ -198,3 +198,11 @@ def test_platforms() -> None:
     assert bundle.machine(bundle.platform_of(here)) is here and isinstance(here, host.Host)
     with pytest.raises(OrchestrateError, match='did you mean "linux-x64"'):
         bundle.machine("linux-x86")
+
+
+def test_an_unknown_platform_is_told_before_anything_is_asked(
+    orchestrate: Orchestrate, job: Callable[..., Path], world: Path
+) -> None:
+    (world / "model").mkdir()
+    answer = orchestrate("bundle", job("./model"), "-o", "x.tar", "--platform", "beos-x64")
+    assert answer.code == 2 and "--platform beos-x64: no such platform" in answer.err and "source" not in answer.err
