@@ -1,0 +1,73 @@
+"""The main job at tags of different times: what the driver makes is byte for byte what upstream's scripts make by hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llamacpp_orchestrator.store import file_sha256
+from tests.conftest import Answer
+from tests.stage.github import GitHub
+from tests.stage.github import git
+
+# A tag, and where its real tree comes from: the oldest out of the package that carried it in October 2024.
+ERAS = {"b3878": "0.3.1", "b9760": "b9760", "b11434": "b11434"}
+
+
+@pytest.fixture(scope="module")
+def history(tree: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository like upstream's, with the trees of three times under their tags."""
+    root = tmp_path_factory.mktemp("history")
+    place = root / "ggml-org" / "llama.cpp"
+    place.mkdir(parents=True)
+    git("init", "-q", "-b", "master", at=place)
+    git("config", "uploadpack.allowFilter", "true", at=place)
+    for tag, package in ERAS.items():
+        for old in place.iterdir():
+            if old.name != ".git":
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        shutil.copytree(tree(package), place, dirs_exist_ok=True)
+        for words in (("add", "-A"), ("commit", "-q", "-m", tag), ("tag", tag)):
+            git(*words, at=place)
+    return root
+
+
+@pytest.fixture
+def upstream(world: Path, history: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
+    """github.com with that repository."""
+    with GitHub(history) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        monkeypatch.setenv("ORCHESTRATE_GITHUB_URL", server.url)
+        monkeypatch.setenv("ORCHESTRATE_LLAMA_CPP_FROM", "git")
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a plan shows commands for another shell there")
+@pytest.mark.parametrize("tag", ERAS)
+def test_base_and_adapter_are_what_the_scripts_make_by_hand(
+    tag: str, upstream: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path
+) -> None:
+    model = {"source": str(data / "tiny-llama"), "outtype": ["f16", "q8_0"], "loras": [str(data / "lora-a")]}
+    file = job(model, llama_cpp={"tag": tag})
+    made = orchestrate("run", file, "--json")
+    assert made.code == 0, made.err
+    assert [output["type"] for output in made.json()["outputs"]] == ["f16", "q8_0", "f16"]
+    shown = orchestrate("plan", file, "--force", "--json").json()
+    commands = [step["command"] for step in shown["steps"] if step["name"].startswith("convert")]
+    assert len(commands) == 3
+    (world / "by-hand").mkdir()
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    for command in commands:
+        bare = command.replace(str(world / "dist"), str(world / "by-hand"))
+        subprocess.run(bare, shell=True, check=True, env=environment, capture_output=True)
+    ours, theirs = ({path.name: file_sha256(path) for path in (world / folder).glob("*.gguf")} for folder in ("dist", "by-hand"))
+    assert ours == theirs and len(ours) == 3
+    assert any("/info/refs" in path for path in upstream.seen)
