@@ -131,7 +131,9 @@ def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
             yield Probe(name="llama.cpp", setting=SETTINGS[route], ask=functools.partial(_source, work, route, url))
     if job.binaries.backend == "source":
         yield Probe(name="binaries", setting=SETTINGS["compiler"], ask=functools.partial(_compiler, found))
-    elif job.binaries.backend != "none":
+    elif job.binaries.backend == "none":
+        yield Probe(name="binaries", setting="", ask=lambda: "none, as the job says")
+    else:
         for api in settings.github_api:
             one = msgspec.structs.replace(settings, github_api=(api,))
             ask = functools.partial(_release, work, one, found)
@@ -186,7 +188,7 @@ def _package(url: str, project: str) -> str:
         return f"{url} is a folder"
     file = indexes.listed(url, project)
     if not file:
-        raise NetworkError(f"{download.shown(url)} has no page for {project}, or does not answer")
+        raise NetworkError(f"{download.shown(url)} cannot be reached, or has no page for {project}")
     return f"{download.shown(url)}: {project}, data from {download.probe(file[-1].url)}"
 
 

@@ -178,6 +178,7 @@ ADAPTERS: dict[str, tuple[Spoil, Spoil, str]] = {
 # No run makes these here, or none within a second; the place says where the words stand.
 LITERAL = {
     "gguf-py/gguf/gguf_writer.py": ("ValueError: Duplicated tensor name 'output.weight'", "twice (output.weight)"),
+    "conversion/base.py": ("ValueError: vision_config / audio_config not found in hparams", "no vision or audio part"),
     "conversion/phi.py": ("NotImplementedError: The rope scaling type foo is not supported yet", "such a model: The rope"),
     "conversion/llava.py": ("ValueError: Unsupported hidden_act: tanh", "such a model: Unsupported hidden_act: tanh"),
     "conversion/llama.py": ("KeyError: 'intermediate_size_moe'", "looks for `intermediate_size_moe`"),
@@ -249,7 +250,9 @@ def test_a_long_list_is_cut_and_no_brace_of_the_log_is_taken_for_ours() -> None:
 # As llama-quantize of b11434 says it, or (without a model that large) as src/llama-quant.cpp and src/llama-model.cpp have it.
 TOOL = {
     "llama_quantize: invalid ftype 'Q9_K'": ("the type (Q9_K)", "llama-quantize"),
-    "usage: llama-quantize [--help] [--allow-requantize]": ("does not know the type: ", "llama-quantize"),
+    "usage: llama-quantize [--help] [--allow-requantize]": ("does not take these arguments: ", "quantize_args"),
+    "load_imatrix: failed to load imatrix from 'x'": ("cannot read the importance matrix: ", "from a text"),
+    "imatrix size 64 is different from tensor size 128 for x": ("belongs to another model: ", "of this model"),
     "Missing importance matrix for tensor blk.0.ffn_up.weight in a very low-bit quantization": (
         "(blk.0.ffn_up.weight)",
         "Q4_K_M",
