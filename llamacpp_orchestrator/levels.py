@@ -12,6 +12,7 @@ import msgspec
 from llamacpp_orchestrator import content
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator import vocabulary
 from llamacpp_orchestrator.content import Findings
@@ -128,8 +129,8 @@ def _quantized(before: Contents, after: Contents) -> Findings:
 
 def _adapter(folder: Path, have: Contents) -> Findings:
     file = folder / "adapter_model.safetensors"
-    header = modelfiles.safetensors_header(file)
-    header.pop("__metadata__", None)
+    # PEFT saves the base's own vocabulary beside an adapter that changes it; that is not the adapter's, and stays out.
+    header = {name: value for name, value in modelfiles.safetensors_header(file).items() if scales.MATRIX.fullmatch(name)}
     begin = modelfiles.data_begin(file)
     theirs = {
         name for name, value in header.items() if "lora_B" in name or "lora_embedding_B" in name

@@ -85,9 +85,8 @@ def test_a_plan_shows_everything_and_touches_nothing(
     assert all(need["bytes"] > 0 for need in document["needs"])
 
 
-def test_an_environment_of_ones_own(orchestrate: Orchestrate, job: Job, data: Path, world: Path, shared_cache: Path) -> None:
-    assert orchestrate("setup", job(str(data / "tiny-llama"), binaries={"backend": "none"})).code == 0
-    venv = next((shared_cache / "environments").glob("*/venv"))
+def test_an_environment_of_ones_own(orchestrate: Orchestrate, job: Job, data: Path, world: Path, python: Path) -> None:
+    venv = python.parents[1]
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"}, environment={"path": str(venv)}, name="own.yaml")
     assert "own     environment" in orchestrate("plan", file).out
     assert orchestrate("run", file).code == 0

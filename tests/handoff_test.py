@@ -171,7 +171,7 @@ def test_ollama_create_hands_over_each_modelfile(
     )
     answer = orchestrate("run", file, "--ollama-create", "--json", "--jobs", "1")
     assert answer.code == 0, answer.err
-    assert [name for name, status in steps(answer).items() if name.startswith("ollama") and status == "done"] == [
+    assert sorted(name for name, status in steps(answer).items() if name.startswith("ollama") and status == "done") == [
         "ollama tiny-llama-f16",
         "ollama tiny-llama-f32",
     ]

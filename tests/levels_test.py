@@ -13,7 +13,6 @@ import pytest
 
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import convert
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import verify
@@ -76,7 +75,7 @@ SPOILED = {
 
 
 def test_what_a_source_lacks_is_told_though_upstream_is_content(
-    orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], world: Path, shared_cache: Path
+    orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], world: Path, shared_cache: Path, python: Path
 ) -> None:
     for name in ("sound", "unchecked", *SPOILED):
         folder = copy("tiny-llama", name)
@@ -96,19 +95,18 @@ def test_what_a_source_lacks_is_told_though_upstream_is_content(
     for name, passed in (("sound", ("structure", "content")), ("unchecked", ("structure",))):
         receipt = artifact.read(world / "dist" / f"{name}-f16.gguf")
         assert receipt and receipt.levels == passed and receipt.notes == ()
-    _outputs(world, shared_cache)
+    _outputs(world, shared_cache, python)
 
 
-def _outputs(world: Path, cache: Path) -> None:
+def _outputs(world: Path, cache: Path, python: Path) -> None:
     """What is not the sound source's is told of an output, whatever made it so."""
     made = world / "dist" / "sound-f16.gguf"
-    tree = next(path for path in (cache / "source").iterdir() if path.name.endswith(TAG))
-    (venv,) = (cache / "environments").glob("*/venv")
+    tree = cache / "source" / f"package-{TAG}"
     subject = Subject(
         kind="model",
         files=(made,),
         views=(world / "sound",),
-        python=str(environment.python_in(venv)),
+        python=str(python),
         tree=tree,
         env=convert.environment(world),
         scratch=world,

@@ -29,7 +29,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv = tmp_path_factory.mktemp("judge") / "venv"
     index = settings.load(os.environ).index
     env = process.clean_env(**indexes.index_variables(index, None, os.environ))
-    python = environment.choose_python(NEEDED[2:4], (), settings.load(os.environ), None)
+    python = environment.choose_python(NEEDED[2:4], (), settings.load(os.environ).index, None)
     process.capture(Command((indexes.uv(), "venv", "--quiet", "--python", python, str(venv)), env=env))
     install = (indexes.uv(), "pip", "install", "--quiet", "--python", str(environment.python_in(venv)), *NEEDED)
     process.capture(Command(install, env=env), timeout=900)

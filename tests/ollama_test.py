@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import ollama
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.ollama import Answer
 from llamacpp_orchestrator.ollama import Chat
 from tests.conftest import ROOT
+from tests.conftest import TAG
 from tests.conftest import Answer as Said
 
 Orchestrate = Callable[..., Said]
@@ -81,17 +81,15 @@ REFUSED = {
 
 
 @pytest.fixture
-def answers(orchestrate: Orchestrate, job: Job, data: Path, shared_cache: Path) -> dict[str, Answer]:
+def answers(python: Path, shared_cache: Path) -> dict[str, Answer]:
     """What inside/chat.py says of each family, run once by the real environment's python."""
     to = shared_cache / "answers"
     if not (to / list(FAMILIES)[-1]).exists():
-        assert orchestrate("setup", job(str(data / "tiny-llama"), binaries={"backend": "none"})).code == 0
         to.mkdir()
         (to / "talks.json").write_text(json.dumps(ollama.TALKS))
-        folder = next((shared_cache / "environments").glob("*/venv"))
-        package = next((shared_cache / "source").glob("*/gguf-py"))
+        package = shared_cache / "source" / f"package-{TAG}" / "gguf-py"
         script = ROOT / "tests" / "chats" / "answers.py"
-        argv = [environment.python_in(folder), script, package, handoff.SCRIPT, to / "talks.json", to]
+        argv = [python, script, package, handoff.SCRIPT, to / "talks.json", to]
         env = dict(process.clean_env(HF_HUB_OFFLINE="1", PYTHONUTF8="1"))
         subprocess.run(argv, input=json.dumps(FAMILIES).encode(), env=env, check=True)
     return {name: msgspec.json.decode((to / name / "answer.json").read_bytes(), type=Answer) for name in FAMILIES}

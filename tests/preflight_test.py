@@ -392,4 +392,4 @@ def test_a_view_of_before_is_looked_at_again_for_another_tag(
     file.write_text(text)
     again = orchestrate("run", file)
     assert again.code == 1 and f"./model: b9760 does not know the architecture {NEW}" in again.err
-    assert "to one that does: b11434" in again.err
+    assert "set `llama_cpp.tag` to one that does: " in again.err and "b11434" in again.err.partition("to one that does: ")[2]
