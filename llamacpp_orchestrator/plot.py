@@ -50,12 +50,12 @@ def steps(low: float, high: float) -> tuple[int, ...]:
 
 
 def spread(wanted: Sequence[tuple[float, float, float]]) -> tuple[float, ...]:
-    """Heights of labels near those that are wanted, given as (left, right, height), so that none lies on another."""
+    """Heights of labels, moved up from those that are wanted, given as (left, right, height), until none lies on another."""
     placed: dict[int, float] = {}
-    for index in sorted(range(len(wanted)), key=lambda index: wanted[index][2]):
+    for index in sorted(range(len(wanted)), key=lambda index: -wanted[index][2]):
         left, right, height = wanted[index]
         near = [y for other, y in placed.items() if wanted[other][0] < right and left < wanted[other][1]]
-        placed[index] = max([height, *(y + LINE for y in near)])
+        placed[index] = min([height, *(y - LINE for y in near)])
     return tuple(placed[index] for index in range(len(wanted)))
 
 
@@ -89,18 +89,19 @@ def _marks(points: Sequence[Point]) -> tuple[float, ...]:
 
 
 def _points(placed: Sequence[tuple[Point, float, float]]) -> list[str]:
+    # More bits cost less: above a point on its right there is most room.
     boxes = []
     for point, x, y in placed:
         wide = len(point.label) * LETTER
-        left = x + 10 if x + 10 + wide < WIDTH else x - 10 - wide
-        boxes.append((left, left + wide, y + 4))
+        left = x + 7 if x + 7 + wide < WIDTH else x - 7 - wide
+        boxes.append((left, left + wide, y - 4))
     parts = []
     for (point, x, y), (left, right, _), height in zip(placed, boxes, spread(boxes), strict=True):
-        side = (left - 2, "start", left) if left > x else (right + 2, "end", right)
-        if height > y + 5:
-            parts.append(_line("lead", x, y, side[0], height - 4))
+        edge, anchor = (left, "start") if left > x else (right, "end")
+        if height < y - 5:
+            parts.append(_line("lead", x, y, edge, height + 2))
         parts.append(f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-        parts.append(_said(side[2], height, point.label, side[1]))
+        parts.append(_said(edge, height, point.label, anchor))
     return parts
 
 

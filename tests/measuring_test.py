@@ -12,7 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.store import file_sha256
 from tests.conftest import Answer
 
@@ -153,9 +156,52 @@ def test_a_file_of_the_user_is_never_overwritten(
     assert orchestrate("run", file, "--force").code == 2
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is out of reach here")
-def test_a_text_out_of_reach(orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, text: Path) -> None:
-    file = job({"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": "words.txt"}, binaries=built)
-    text.chmod(0)
-    answer = orchestrate("run", file)
-    assert answer.code == 2 and "cannot be read" in answer.err
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="such a file is Linux's own")
+def test_a_text_that_cannot_be_read(orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path) -> None:
+    model = {"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": "/proc/self/mem"}
+    answer = orchestrate("run", job(model, binaries=built))
+    assert answer.code == 2 and "quality: /proc/self/mem cannot be read" in answer.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+def test_a_tool_that_ends_before_its_words_are_written(
+    orchestrate: Orchestrate,
+    job: Job,
+    built: dict[str, Any],
+    data: Path,
+    world: Path,
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script, calls = world / "perplexity.sh", world / "calls"
+    real = programs.tool
+
+    def tool(work: Work, lock: Lock, name: str) -> Path:
+        if name != "llama-perplexity":
+            return real(work, lock, name)
+        script.write_text(
+            f'#!/bin/sh\necho "$@" >> "{calls}"\n[ "$(grep -c -- --kl-divergence\\  "{calls}")" = "$TIMES" ] && exit 0\n'
+            f'exec "{real(work, lock, name)}" "$@"\n'.replace("$TIMES", times)
+        )
+        script.chmod(0o755)
+        return script
+
+    monkeypatch.setattr("llamacpp_orchestrator.programs.tool", tool)
+    model = {"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": {"text": "words.txt", "chunks": 1}}
+    times = "1"
+    answer = orchestrate("run", job(model, binaries=built), "--json")
+    assert answer.code == 0, answer.err
+    assert "note: llama-perplexity ended before its result was written; asking again" in answer.err
+    assert answer.json()["quality"][0]["types"][0]["kld"] > 0
+    assert len(calls.read_text().splitlines()) == 3
+
+    monkeypatch.setattr("llamacpp_orchestrator.measuring.TRIES", 1)
+    calls.unlink()
+    again = orchestrate("run", job(model, binaries=built), "--force")
+    assert again.code == 1 and "its result is not whole" in again.err
+
+    calls.unlink()
+    script.unlink()
+    times = "0"  # already the unquantized one, which keeps nothing then
+    last = orchestrate("run", job(model, binaries=built), "--force")
+    assert last.code == 1 and "the file between could not be written" in last.err and "is the disk full?" in last.err

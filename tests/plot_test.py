@@ -38,7 +38,7 @@ def test_plain_marks(low: float, high: float, marks: tuple[int, ...]) -> None:
 
 def test_labels_keep_out_of_each_other() -> None:
     heights = plot.spread([(0, 10, 100), (5, 15, 98), (40, 50, 99), (0, 10, 300)])
-    assert heights == (98 + plot.LINE, 98, 99, 300)
+    assert heights == (100, 100 - plot.LINE, 99, 300)
 
 
 def test_the_picture() -> None:
