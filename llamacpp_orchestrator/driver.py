@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import tempfile
 import time
@@ -18,14 +19,17 @@ from llamacpp_orchestrator import download
 from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import measuring
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import programs
+from llamacpp_orchestrator import quality
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import stages
+from llamacpp_orchestrator import summary
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
@@ -36,11 +40,11 @@ from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Found
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.quality import Asked
 from llamacpp_orchestrator.report import Handed
-from llamacpp_orchestrator.report import Made
+from llamacpp_orchestrator.report import Quality
 from llamacpp_orchestrator.report import Reporter
 from llamacpp_orchestrator.report import Result
-from llamacpp_orchestrator.report import StepResult
 from llamacpp_orchestrator.steps import Event
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import run as run_steps
@@ -78,6 +82,7 @@ def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result
         steps=tuple(step for result in results for step in result.steps),
         outputs=tuple(output for result in results for output in result.outputs),
         ollama=tuple(each for result in results for each in result.ollama),
+        quality=tuple(each for result in results for each in result.quality),
         errors=tuple(error for result in results for error in result.errors),
     )
 
@@ -88,11 +93,14 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
     lock, events, errors = settle(work, options, report)
     made: list[Build] = []
     handed: tuple[Handed, ...] = ()
+    measured: tuple[Quality, ...] = ()
     if lock:
         pins.drift(work, lock)
         made = _chosen(building.builds(work, lock, options.force), options.only)
         asked = [] if options.only else handoff.find(made)
         handoff.check(asked, options.force)
+        comparing = [] if options.only else quality.find(work, made)
+        quality.check(comparing, options.force)
         done, errors = _make(work, lock, made, options, report, frozenset(event.step for event in events))
         events += done
         if asked and (options.keep_going or not errors):
@@ -100,8 +108,11 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
             done = _carry_out(handoff.steps(work, lock, asked, _logs(work), options.ollama_create), options, report)
             events, errors = events + done, errors + [_error(event) for event in done if event.status == "failed"]
             handed = handoff.handed(work, lock, asked)
+        if comparing and (options.keep_going or not errors):
+            done, measured = _measure(work, lock, comparing, options, report, frozenset(event.step for event in events))
+            events, errors = events + done, errors + [_error(event) for event in done if event.status == "failed"]
     kept = [build for build in made if not build.output.temporary]
-    return msgspec.structs.replace(result(began, events, errors, kept, work), ollama=handed)
+    return msgspec.structs.replace(summary.result(began, events, errors, kept), ollama=handed, quality=measured)
 
 
 def _chosen(made: list[Build], only: str) -> list[Build]:
@@ -200,7 +211,7 @@ def _make(
     plan.check_offline(work, lock, stale, any(map(building.needs_programs, stale)))
     if any(build.of for build in stale) and programs.ready(work, lock):
         stages.check_types(work, lock)
-    plan.check_space(plan.needs(work, lock, stale))
+    plan.check_space(plan.needs(work, lock, stale) + plan.measuring(work, lock, quality.find(work, made)))
     try:
         events = _carry_out(stages.of_run(bench, stale, ended), options, report)
     finally:
@@ -209,47 +220,31 @@ def _make(
     return current + events, [_error(event) for event in events if event.status == "failed"]
 
 
-def result(began: float, events: list[Event], errors: list[OrchestrateError], made: list[Build], work: Work) -> Result:
-    """What a run came to, as plain data."""
-    merged: dict[str, Event] = {}
-    for event in events:
-        seconds = event.seconds + (merged[event.step].seconds if event.step in merged else 0.0)
-        merged[event.step] = msgspec.structs.replace(event, seconds=seconds)
-    ended = {event.step: event.status for event in merged.values()}
-    outputs: list[Made] = []
-    for build in made:
-        status = "current" if build.current or ended.get(f"verify {build.name}") == "current" else "built"
-        if build.current or ended.get(f"verify {build.name}") in ("done", "current"):
-            outputs += _outputs(build, status)
-    return Result(
-        status="failed" if errors else "ok",
-        seconds=round(time.monotonic() - began, 3),
-        steps=tuple(
-            StepResult(
-                name=event.step, status=event.status, seconds=round(event.seconds, 3), log=str(event.log) if event.log else None
+def _measure(
+    work: Work, lock: Lock, asked: list[Asked], options: Options, report: Reporter, ended: frozenset[str]
+) -> tuple[list[Event], tuple[Quality, ...]]:
+    """Measure one model after the other: each file of answers is large, and the tool uses every core by itself."""
+    events: list[Event] = []
+    there = [each for each in map(quality.finished, asked) if each]
+    for each in there:
+        if not options.keep_going and any(event.status == "failed" for event in events):
+            break
+        with measuring.alone(work, each) as folder:
+            desk = measuring.Desk(
+                work=work,
+                lock=lock,
+                each=each,
+                folder=folder,
+                logs=_logs(work),
+                tool=functools.partial(programs.tool, work, lock, "llama-perplexity"),
+                space=functools.partial(plan.check_space, plan.measuring(work, lock, [each], options.force)),
+                known={} if options.force else quality.measured(work, lock, each),
             )
-            for event in merged.values()
-        ),
-        outputs=tuple(outputs),
-        errors=tuple(errors),
-    )
-
-
-def _outputs(build: Build, status: str) -> list[Made]:
-    output, receipt = build.output, artifact.read(build.output.path)
-    source = output.lora.source if output.lora else output.model.source
-    return [
-        Made(
-            path=str(output.path.parent / file.name),
-            kind=output.kind,
-            type=output.type,
-            size=file.size,
-            sha256=file.sha256,
-            status=status,
-            source=source,
-        )
-        for file in (receipt.files if receipt else ())
-    ]
+            before = [] if "binaries" in ended else [stages.binaries_step(work, lock, _logs(work) / "binaries.log", options.jobs)]
+            made = measuring.steps(desk, tuple(step.name for step in before), options.force)
+            events += _carry_out([*before, *made] if len(made) > 1 else made, msgspec.structs.replace(options, jobs=1), report)
+            ended |= {event.step for event in events if event.status in ("done", "current")}
+    return events, tuple(filter(None, (quality.shown(work, lock, each) for each in there)))
 
 
 def _jobs(options: Options) -> int:
@@ -300,7 +295,7 @@ def setup(work: Work, options: Options, report: Reporter) -> Result:
             made.append(stages.binaries_step(work, lock, _logs(work) / "binaries.log", options.jobs))
         done = _carry_out(made, options, report)
         events, errors = events + done, [_error(event) for event in done if event.status == "failed"]
-    return result(began, events, errors, [], work)
+    return summary.result(began, events, errors, [])
 
 
 def pack(work: Work, options: Options, platform: str, file: Path, report: Reporter) -> Path:

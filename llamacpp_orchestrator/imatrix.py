@@ -74,10 +74,14 @@ def _name(text: str) -> str:
 def command(tool: Path, source: Path, text: str, args: tuple[str, ...], folder: Path) -> Command:
     """The call that makes a matrix in `folder`, where the text lies too; on the processor, for sums of a GPU vary."""
     words = ("-m", str(source), "-f", text, "-o", _name(text), "-c", "512", "-ngl", "0", *args)
+    return Command((str(tool), *words), cwd=str(folder), env=tool_env(tool, args))
+
+
+def tool_env(tool: Path, args: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """The environment of a program that is to compute on the processor, unless the arguments speak of a GPU."""
     # With no layers of its own a GPU would still be given the larger products.
     unseen = {} if GPU_WORDS & set(args) else {"CUDA_VISIBLE_DEVICES": ""}
-    env = tuple(sorted({**dict(quantize.tool_env(tool)), **unseen}.items()))
-    return Command((str(tool), *words), cwd=str(folder), env=env)
+    return tuple(sorted({**dict(quantize.tool_env(tool)), **unseen}.items()))
 
 
 def ready(matrix: Matrix, store: Store) -> bool:

@@ -130,6 +130,10 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
             if not lora.outtype or "none" in lora.outtype:
                 complaint = "expected at least one type; leave the adapter out instead"
                 yamltext.say(reading, f"{where}.loras[{number}].outtype", complaint)
+    _check_names(job, base, reading)
+
+
+def _check_names(job: Job, base: Path, reading: Reading) -> None:
     seen: dict[str, str] = {}
     for where, output in spec.placed(job, base):
         name, args = output.path.name, (output.lora or output.model).args
@@ -137,11 +141,12 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
         if len(name.encode()) > limit:
             complaint = f"the file name {name[:40]}... has {len(name.encode())} bytes; at most {limit} can be used"
             yamltext.say(reading, where, complaint)
-        key = unicodedata.normalize("NFC", os.path.realpath(output.path)).casefold()
+    for where, path in [(where, output.path) for where, output in spec.placed(job, base)] + list(spec.reports(job, base)):
+        key = unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
         if key in seen:
             other = reading.lines.get(seen[key].split(".")[0], 1)
             also = f"{seen[key]} (line {reading.lines.get(seen[key], other)})"
-            yamltext.say(reading, where, f"makes the file {name}, and so does {also}; set `name` or `outfile`, or drop one")
+            yamltext.say(reading, where, f"makes the file {path.name}, and so does {also}; set `name` or `outfile`, or drop one")
         seen.setdefault(key, where)
 
 
@@ -154,6 +159,11 @@ def _check_quantize(model: Model, where: str, reading: Reading) -> None:
         yamltext.say(reading, f"{where}.imatrix", "expected `file` or `text`, and not both")
     elif matrix and matrix.file and (matrix.chunks or matrix.args):
         yamltext.say(reading, f"{where}.imatrix", "`chunks` and `args` are for one that is made from a `text`")
+    if model.quality and not model.quantize:
+        yamltext.say(reading, f"{where}.quality", "nothing is measured: no type stands under `quantize`")
+    elif model.quality and not set(model.outtype) & set(spec.UNQUANTIZED):
+        complaint = "compares with the unquantized file, and none is kept: add bf16 to `outtype`"
+        yamltext.say(reading, f"{where}.quality", complaint)
     needing = [type_ for type_ in model.quantize if type_.upper() in spec.NEED_IMATRIX]
     if needing and not matrix:
         yamltext.say(
@@ -172,11 +182,12 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
         if not found.is_dir():
             yamltext.say(reading, where, f"{found} {'is not a folder' if found.exists() else 'does not exist'}")
     for where, model in sources:
-        matrix = model.imatrix
-        for key, name in (("file", matrix.file), ("text", matrix.text)) if matrix else ():
+        matrix, quality = model.imatrix, model.quality
+        files = [("imatrix", "file", matrix.file), ("imatrix", "text", matrix.text)] if matrix else []
+        for part, key, name in files + ([("quality", "text", quality.text)] if quality else []):
             if name and not (place := rules.folder(name, path.parent)).is_file():
-                key = f".{key}" if f"{where}.imatrix.{key}" in reading.lines else ""
-                yamltext.say(reading, f"{where}.imatrix{key}", f"{place} is not a file")
+                key = f".{key}" if f"{where}.{part}.{key}" in reading.lines else ""
+                yamltext.say(reading, f"{where}.{part}{key}", f"{place} is not a file")
     if (dest := rules.folder(job.output, path.parent)).exists() and not dest.is_dir():
         yamltext.say(reading, "output", f"{dest} is not a folder")
     yamltext.done(reading)
@@ -190,7 +201,8 @@ def schema() -> dict[str, Any]:
     for part, key in (("Model", "outtype"), ("Model", "mmproj"), ("Lora", "outtype")):
         del parts[part][key]["type"]
         parts[part][key] |= {"anyOf": [text, {"type": "array", "items": parts[part][key].pop("items")}]}
-    parts["Model"]["imatrix"]["anyOf"].insert(0, text)
+    for key in ("imatrix", "quality"):
+        parts["Model"][key]["anyOf"].insert(0, text)
     for part, key in (("Job", "models"), ("Model", "loras")):
         parts[part][key]["items"] = {"anyOf": [text, parts[part][key]["items"]]}
     for part, key in (("Binaries", "cuda"), ("Environment", "python")):

@@ -15,6 +15,7 @@ from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import programs
+from llamacpp_orchestrator import quality
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import NetworkError
@@ -23,6 +24,7 @@ from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.quality import Asked
 from llamacpp_orchestrator.report import size
 
 # Bits per weight, from ggml's block layouts; K-quants and IQ types mix, so theirs are upstream's averages, rounded up.
@@ -84,6 +86,14 @@ def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
         folder = building.visible(build.output).parent
         found.append(Need(str(folder), estimate(lock, build), build.name, exact=False))
     return tuple(found)
+
+
+def measuring(work: Work, lock: Lock, asked: Iterable[Asked], force: bool = False) -> tuple[Need, ...]:
+    """What the largest of the reports needs while it is made: they are made one after the other."""
+    folder = str(work.store.root / "downloads")
+    left = [each for each in asked if force or quality.stale(work, lock, each)]
+    found = [Need(folder, quality.estimate(each), f"measuring {each.base.output.model.name}", exact=False) for each in left]
+    return tuple(sorted(found, key=lambda need: -need.bytes)[:1])
 
 
 def missing_files(pin: FilesPin) -> tuple[hub.HubFile, ...]:
@@ -177,7 +187,10 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
         steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, detail=detail, command=str(final(build))))
     for each in handoff.find(made):
         steps.append(PlannedStep(name=f"modelfile {each.path.name}", status=handoff.status(work, lock, each), detail=each.name))
-    found = needs(work, lock, stale)
+    asked = quality.find(work, made)
+    for one in asked:
+        steps += _measured(work, lock, one, force)
+    found = needs(work, lock, stale) + measuring(work, lock, asked, force)
     folders = dict.fromkeys(need.folder for need in found)
     return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(existing(folder)).free for folder in folders})
 
@@ -189,6 +202,16 @@ def _matrix(work: Work, build: Build) -> list[PlannedStep]:
     made_by = imatrix.command(Path(imatrix.TOOL), build.of.path, str(matrix.text), matrix.args, Path())
     detail = f"at most {matrix.minutes} minutes"
     return [PlannedStep(name=f"imatrix {build.origin}", status="run", detail=detail, command=str(made_by))]
+
+
+def _measured(work: Work, lock: Lock, each: Asked, force: bool) -> list[PlannedStep]:
+    left, found = quality.stale(work, lock, each), []
+    for build in (each.base, *each.made):
+        text = each.text if build == each.base else None
+        asked = str(quality.command(Path(quality.TOOL), build.output.path, each.asked, text))
+        status = "run" if force or build in left or not build.current else "current"
+        found.append(PlannedStep(name=quality.name(build), status=status, command=asked))
+    return found
 
 
 def final(build: Build) -> Command:

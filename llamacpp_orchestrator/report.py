@@ -60,6 +60,48 @@ class Handed(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class Measure(msgspec.Struct, frozen=True, kw_only=True):
+    """What one file has kept of the unquantized model: perplexity, KL divergence, how often (%) both guess the same next token.
+
+    Those of the unquantized file itself have no divergence; `key` tells what decides the numbers, sizes are bytes.
+    """
+
+    file: str
+    type: str
+    size: int
+    bits: float
+    ppl: float
+    ppl_error: float | None = None
+    kld: float | None = None
+    kld_error: float | None = None
+    kld_median: float | None = None
+    kld_max: float | None = None
+    same_top: float | None = None
+    same_top_error: float | None = None
+    key: str = ""
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """The measurements of one model's files, and where the report and its plot lie."""
+
+    model: str
+    report: str
+    plot: str
+    unquantized: Measure
+    types: tuple[Measure, ...]
+
+    def lines(self) -> list[str]:
+        """The same as a table."""
+        rows = (self.unquantized, *self.types)
+        return [f"{'quality':<8}{line}" for line in (*map(_measure, rows), *([self.plot] if self.types else []))]
+
+
+def _measure(row: Measure) -> str:
+    same = f"{row.same_top:6.2f} % same" if row.same_top is not None else ""
+    divergence = f"KLD {row.kld:.6f}" if row.kld is not None else ""
+    return f"{size(row.size):>9}  {row.bits:5.2f} bits  PPL {row.ppl:10.4f}  {divergence:<12}  {same:<13}  {row.file}"
+
+
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one step ended."""
 
@@ -77,16 +119,19 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[StepResult, ...]
     outputs: tuple[Made, ...]
     ollama: tuple[Handed, ...] = ()
+    quality: tuple[Quality, ...] = ()
     errors: tuple[OrchestrateError, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The result as `--json` prints it."""
-        plain = {name: msgspec.to_builtins(getattr(self, name)) for name in ("status", "seconds", "steps", "outputs", "ollama")}
+        names = ("status", "seconds", "steps", "outputs", "quality", "ollama")
+        plain = {name: msgspec.to_builtins(getattr(self, name)) for name in names}
         return plain | ({"error": self.errors[0].lines()} if self.errors else {})
 
     def lines(self) -> list[str]:
         """The files as text, one a line."""
         files = [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {_near(made.path)}" for made in self.outputs]
+        files += [line for each in self.quality for line in each.lines()]
         return files + [f"{'ollama':<8}{command}" for each in self.ollama for command in (each.create, each.run)]
 
 

@@ -18,6 +18,11 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?",
 # What the driver itself passes to upstream's scripts, and what would make them ask the network.
 OURS = ("--outfile", "--outtype", "--model-name", "--remote")
 OURS_ADAPTER = ("--outfile", "--outtype", "--base", "--base-model-id")
+OURS_PERPLEXITY = (
+    "-m", "--model", "-f", "--file", "-bf", "--binary-file", "-p", "--prompt", "--chunks", "--kl-divergence",
+    "--kl-divergence-base", "--save-all-logits", "--hellaswag", "--winogrande", "--multiple-choice", "--ppl-stride",
+    "--ppl-output-type", "-h", "--help",
+)  # fmt: skip
 LONGEST_NAME = 200
 # Options of llama-quantize that the job has keys for, that would make no file, or whose file nothing pins.
 NOT_FOR_QUANTIZE = {
@@ -109,6 +114,11 @@ def not_ours(ours: Sequence[str]) -> dict[str, Any]:
 def quantize_word(word: str) -> str:
     """An argument of llama-quantize, which knows its options by their whole names."""
     return f"{word} is not taken here: {NOT_FOR_QUANTIZE[word]}" if word in NOT_FOR_QUANTIZE else ""
+
+
+def perplexity_word(word: str) -> str:
+    """An argument of llama-perplexity that leaves alone what is measured, and against what."""
+    return f"{word} is not yours to give: `quality` says what is measured" if word in OURS_PERPLEXITY else ""
 
 
 def some_file(text: str) -> str:

@@ -71,6 +71,21 @@ class Imatrix(Record, frozen=True, kw_only=True):
     args: Annotated[tuple[str, ...], Meta(description="Passed to llama-imatrix")] = ()
 
 
+class Quality(Record, frozen=True, kw_only=True):
+    """How much the quantized files differ from the unquantized one, measured on a text."""
+
+    text: Annotated[str, Meta(description="A text to measure on", extra={"check": rules.some_file})]
+    chunks: Annotated[
+        int, Meta(description="How many pieces of the text; 0 = all", extra=rules.matching(r"0|[1-9]\d{0,6}", "a number"))
+    ] = 0
+    minutes: Annotated[
+        int, Meta(description="How long each file may take", extra=rules.matching(r"[1-9]\d{0,4}", "a number of minutes"))
+    ] = 60
+    args: Annotated[
+        tuple[Annotated[str, Meta(extra={"check": rules.perplexity_word})], ...], Meta(description="Passed to llama-perplexity")
+    ] = ()
+
+
 class Model(Record, frozen=True, kw_only=True):
     """A model to convert, the types to quantize it to, and its adapters."""
 
@@ -88,6 +103,13 @@ class Model(Record, frozen=True, kw_only=True):
     imatrix: Annotated[
         Imatrix | None,
         Meta(description="Which weights matter, for llama-quantize", extra={"short": lambda text: {"file": text}}),
+    ] = None
+    quality: Annotated[
+        Quality | None,
+        Meta(
+            description="Measure what quantizing costs, on this text: perplexity and KL divergence",
+            extra={"short": lambda text: {"text": text}},
+        ),
     ] = None
     args: Annotated[
         tuple[Annotated[str, Meta(extra=rules.not_ours(rules.OURS))], ...], Meta(description="Passed to convert_hf_to_gguf.py")
@@ -213,6 +235,19 @@ def placed(job: Job, base: Path) -> Iterator[tuple[str, Output]]:
             for type_ in lora.outtype:
                 path = Path(os.path.normpath(root / f"{model.name}-{lora.name}-lora-{type_}.gguf"))
                 yield f"{where}.loras[{number}]", Output(path=path, kind="adapter", type=type_, model=model, lora=lora)
+
+
+def reports(job: Job, base: Path) -> Iterator[tuple[str, Path]]:
+    """Every report on quality with the key of the job that asks for it; it lies beside the unquantized file."""
+    for index, model in enumerate(job.models):
+        kept = next((type_ for type_ in model.outtype if type_ in UNQUANTIZED), None)
+        if model.quality and kept:
+            yield f"models[{index}].quality", report_path(_path(folder(job.output, base), model, kept), model)
+
+
+def report_path(unquantized: Path, model: Model) -> Path:
+    """Where the report on the quality of a model's files lies."""
+    return unquantized.with_name(f"{model.name}-quality.json")
 
 
 def _path(root: Path, model: Model, type_: str) -> Path:

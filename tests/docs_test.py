@@ -134,6 +134,7 @@ def test_the_full_config_has_every_key() -> None:
         (job["environment"], spec.Environment),
         (model, spec.Model),
         (model["loras"][0], spec.Lora),
+        (model["quality"], spec.Quality),
         (model["imatrix"] | {"file": "instead of text"}, spec.Imatrix),
     ):
         assert said.keys() == set(record.__struct_fields__)

@@ -1,0 +1,58 @@
+"""What a run came to, as plain data: its steps, its outputs, its errors."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.report import Made
+from llamacpp_orchestrator.report import Result
+from llamacpp_orchestrator.report import StepResult
+from llamacpp_orchestrator.steps import Event
+
+
+def result(began: float, events: list[Event], errors: list[OrchestrateError], made: list[Build]) -> Result:
+    """What a run came to, as plain data."""
+    merged: dict[str, Event] = {}
+    for event in events:
+        seconds = event.seconds + (merged[event.step].seconds if event.step in merged else 0.0)
+        merged[event.step] = msgspec.structs.replace(event, seconds=seconds)
+    ended = {event.step: event.status for event in merged.values()}
+    outputs: list[Made] = []
+    for build in made:
+        status = "current" if build.current or ended.get(f"verify {build.name}") == "current" else "built"
+        if build.current or ended.get(f"verify {build.name}") in ("done", "current"):
+            outputs += _outputs(build, status)
+    return Result(
+        status="failed" if errors else "ok",
+        seconds=round(time.monotonic() - began, 3),
+        steps=tuple(
+            StepResult(
+                name=event.step, status=event.status, seconds=round(event.seconds, 3), log=str(event.log) if event.log else None
+            )
+            for event in merged.values()
+        ),
+        outputs=tuple(outputs),
+        errors=tuple(errors),
+    )
+
+
+def _outputs(build: Build, status: str) -> list[Made]:
+    output, receipt = build.output, artifact.read(build.output.path)
+    source = output.lora.source if output.lora else output.model.source
+    return [
+        Made(
+            path=str(output.path.parent / file.name),
+            kind=output.kind,
+            type=output.type,
+            size=file.size,
+            sha256=file.sha256,
+            status=status,
+            source=source,
+        )
+        for file in (receipt.files if receipt else ())
+    ]
