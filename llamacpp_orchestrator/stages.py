@@ -18,6 +18,7 @@ from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
@@ -211,13 +212,18 @@ def _matrices(bench: Bench, stale: list[Build]) -> list[Step]:
 def _verified(bench: Bench, build: Build, stale: list[Build], after: Step) -> Step:
     """The step that checks an output; to be loaded it needs the programs, and an adapter its base."""
     model, needs = build.output.model, [after.name]
-    loads = model.verify == "load" or (model.verify == "auto" and model.quantize and any(map(building.needs_programs, stale)))
+    loads = model.verify in spec.RUNNING or (
+        model.verify == "auto" and model.quantize and any(map(building.needs_programs, stale))
+    )
     if loads:
         needs.append("binaries")
         base = outputs.base_of(bench, build) if build.output.lora else None
         needs += [f"verify {other.name}" for other in stale if base and other.output.path == base.path]
+    if model.verify == "logits":
+        needs += ["environment", *_fetched([build], locks.names(bench.work.job)).values()]
     find = functools.partial(programs.tool, bench.work, bench.lock) if loads else None
-    return Step(name=f"verify {build.name}", action=outputs.verify_action(bench, build, find), needs=tuple(needs), log=after.log)
+    action = outputs.verify_action(bench, build, find)
+    return Step(name=f"verify {build.name}", action=action, needs=tuple(needs), heavy=model.verify == "logits", log=after.log)
 
 
 def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:
