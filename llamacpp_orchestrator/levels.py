@@ -117,6 +117,8 @@ def _logits(
     left_out = ""
     if loading.ENCODERS.fullmatch(architecture):
         left_out = "it reads and says nothing"
+    elif architecture in logits.PAIRS:
+        left_out = "it answers to a text and does not go on with it"
     elif _partial(subject):
         left_out = "only a part of the model was asked for"
     elif subject.remote:

@@ -101,7 +101,7 @@ class Model(Record, frozen=True, kw_only=True):
     verify: Annotated[
         str,
         Meta(
-            description="How deep its outputs are checked; auto: content, and load where the job has the programs anyway",
+            description="How deep its outputs are checked; auto: content, and load where the programs are there anyway",
             extra={"words": VERIFY},
             extra_json_schema={"enum": list(VERIFY)},
         ),

@@ -14,6 +14,7 @@ from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
+from llamacpp_orchestrator import peft
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import programs
@@ -59,29 +60,36 @@ def source_action(work: Work, lock: Lock) -> Action:
 
 
 def environment_action(work: Work, lock: Lock, log: Path) -> Action:
-    """Build the locked environment, or probe the user's own."""
+    """Build the locked environment, or probe the user's own; and get what adapters are compared with, if they are to be."""
 
     def action(tell: Tell) -> str:
-        if lock.environment is None:
-            environment.own(work.folder(str(work.job.environment.path)), work.file)
-            return "current"
-        pin = lock.environment.pin()
-        before = work.store.has("environments", pin.digest())
-
-        def make(dest: Path) -> None:
-            if work.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
-                work.online("the Python environment")
-            environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
-
-        work.store.ensure(
-            "environments",
-            pin.digest(),
-            make,
-            environment.unhealthy,
-        )
-        return "current" if before else "done"
+        status = _environment(work, lock, log, tell)
+        if any(model.verify == "logits" and model.loras for model in work.job.models):
+            peft.folder(work, lock, log, tell)
+        return status
 
     return action
+
+
+def _environment(work: Work, lock: Lock, log: Path, tell: Tell) -> str:
+    if lock.environment is None:
+        environment.own(work.folder(str(work.job.environment.path)), work.file)
+        return "current"
+    pin = lock.environment.pin()
+    before = work.store.has("environments", pin.digest())
+
+    def make(dest: Path) -> None:
+        if work.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
+            work.online("the Python environment")
+        environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
+
+    work.store.ensure(
+        "environments",
+        pin.digest(),
+        make,
+        environment.unhealthy,
+    )
+    return "current" if before else "done"
 
 
 def binaries_step(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Step:
