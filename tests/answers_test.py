@@ -178,10 +178,11 @@ def test_models_and_adapters_go_on_as_transformers_and_peft_do(
         receipt = artifact.read(Path(output["path"]))
         assert receipt and receipt.levels == ("structure", "content", "load", "logits"), receipt
         assert "over 31 positions" in receipt.notes[-1] and ("adapter" in receipt.notes[-1]) == (output["kind"] == "adapter")
-    # Other numbers in one matrix: all is in its place, and acts otherwise.
+    # The rows of one matrix are others' now: all is sound, and acts otherwise.
     strong, plain = (world / "dist" / f"tiny-{name}-lora-f16.gguf" for name in ("rs", "lora-a"))
-    place = verify.contents([plain]).tensors["blk.0.attn_q.weight.lora_b"][1]
-    spoil(plain, place.start, bytes(reversed(plain.read_bytes()[place.start : place.start + place.size])))
+    place = verify.contents([plain]).tensors["blk.1.attn_v.weight.lora_b"][1]
+    numbers = plain.read_bytes()[place.start : place.start + place.size]
+    spoil(plain, place.start, numbers[64:] + numbers[:64])
     answer = orchestrate("verify", plain, "--level", "load")
     assert answer.code == 0, answer.err
     answer = orchestrate("verify", plain, "--level", "logits")
