@@ -54,7 +54,16 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
 
 def needs_programs(build: Build) -> bool:
     """Whether an output cannot be made, or not be checked as the job says, without the release's programs."""
-    return bool(build.of) or build.output.model.verify == "load"
+    return bool(build.of) or build.output.model.verify in spec.RUNNING
+
+
+def waiting(stale: list[Build]) -> dict[Path, set[Path]]:
+    """For each temporary output what is to be made of it."""
+    found: dict[Path, set[Path]] = {}
+    for build in stale:
+        if build.of and build.of.temporary:
+            found.setdefault(build.of.path, set()).add(build.output.path)
+    return found
 
 
 def tree(work: Work, lock: Lock) -> Path:
@@ -140,6 +149,11 @@ def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
     return _build(work, lock, output, command, known, inputs, force, name=_name(work, asked), needs=needs, rule=rule)
 
 
+def source_of(model: spec.Model) -> tuple[tuple[Wanted, str], ...]:
+    """The files of a model, with the name of its view, as in `needs`."""
+    return ((locks.base_wanted(model), model.name),)
+
+
 def _name(work: Work, output: Output) -> str:
     return Path(os.path.relpath(output.path, work.file.parent / work.job.output)).as_posix()
 
@@ -171,6 +185,8 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
         inputs,
         anew,
         name=_name(work, output),
+        # It is compared with the source itself, which is otherwise needed only for what it is made of.
+        needs=source_of(model) if model.verify == "logits" else (),
         of=of.output,
         matrix=matrix,
     )

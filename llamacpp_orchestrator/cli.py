@@ -155,7 +155,9 @@ def setup(job: Path, **flags: Any) -> None:
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--deep", is_flag=True, help="Also hash again what they were made from: converter tree, models, adapters.")
 @click.option(
-    "--level", type=click.Choice(("structure", "content", "load")), help="Also compare them with their source, or load them."
+    "--level",
+    type=click.Choice(("structure", "content", "load", "logits")),
+    help="Also compare them with their source, load them, or compare what they say next.",
 )
 @sharing.speaking
 def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any) -> None:

@@ -198,7 +198,7 @@ def _make(
         logs=_logs(work),
         converter=warm.convert if forks else convert.run_alone,
         held={},
-        waiting=outputs.waiting(stale),
+        waiting=building.waiting(stale),
         force=options.force,
         jobs=options.jobs,
     )

@@ -117,8 +117,8 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
         if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not (model.loras or model.mmproj)):
             alone = "`none` stands alone: no other type, nothing to quantize, and adapters to convert"
             yamltext.say(reading, f"{where}.outtype", alone)
-        elif model.verify == "load" and job.binaries.backend == "none":
-            yamltext.say(reading, f"{where}.verify", "`load` needs the tag's programs, and binaries.backend is none")
+        elif model.verify in spec.RUNNING and job.binaries.backend == "none":
+            yamltext.say(reading, f"{where}.verify", f"`{model.verify}` needs the tag's programs, and binaries.backend is none")
         elif not model.outtype and not model.quantize:
             yamltext.say(reading, f"{where}.outtype", "expected at least one type, or none")
         _check_quantize(model, where, reading)

@@ -11,6 +11,7 @@ import msgspec
 
 from llamacpp_orchestrator import content
 from llamacpp_orchestrator import loading
+from llamacpp_orchestrator import logits
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import verify
@@ -23,8 +24,8 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.verify import Contents
 
-AUTO, STRUCTURE, CONTENT, LOAD = "auto", "structure", "content", "load"
-LEVELS = (STRUCTURE, CONTENT, LOAD)
+AUTO, STRUCTURE, CONTENT, LOAD, LOGITS = "auto", "structure", "content", "load", "logits"
+LEVELS = (STRUCTURE, CONTENT, LOAD, LOGITS)
 ACCOUNT = Path(__file__).parent / "inside" / "account.py"
 # Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
 PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")
@@ -35,7 +36,10 @@ Run = Callable[[Command, Path, Callable[[str], None]], None]
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output."""
+    """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output.
+
+    `remote`: the source brings code of its own; `packages` answers with a folder that holds PEFT.
+    """
 
     kind: str
     files: tuple[Path, ...]
@@ -47,6 +51,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     python: str = ""
     tree: Path = Path()
     env: tuple[tuple[str, str], ...] = ()
+    remote: bool = False
+    packages: Callable[[Callable[[str], None]], Path] | None = None
     scratch: Path = Path()
     log: Path = Path()
     find: Callable[[str], Path] | None = None
@@ -60,8 +66,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def upto(level: str) -> tuple[str, ...]:
-    """A level with all that come before it; auto goes as far as it can."""
-    return LEVELS if level == AUTO else LEVELS[: LEVELS.index(level) + 1]
+    """A level with all that come before it; auto goes as far as can be done in no time."""
+    return LEVELS[: LEVELS.index(LOAD if level == AUTO else level) + 1]
 
 
 def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
@@ -81,6 +87,12 @@ def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
         tell("loading it with llama.cpp")
         why = _load(subject, checks[0], subject.find)
         passed, notes = (passed, (*notes, why)) if why else ((*passed, LOAD), notes)
+        if not why and LOGITS in upto(subject.level):
+            tell("comparing what it says next with its source")
+            found, done = _logits(subject, checks[0].architecture, subject.find, tell)
+            if found.failures:
+                raise IntegrityError(found.failures[0], logits.WRONG, subject.log)
+            passed, notes = (*passed, *((LOGITS,) if done else ())), (*notes, *found.notes)
     return Verdict(levels=passed, notes=notes)
 
 
@@ -99,6 +111,40 @@ def _load(subject: Subject, checks: verify.Checks, find: Callable[[str], Path]) 
     return ""
 
 
+def _logits(
+    subject: Subject, architecture: str, find: Callable[[str], Path], tell: Callable[[str], None]
+) -> tuple[Findings, bool]:
+    """Compare next tokens; what was found, and whether there was anything to compare."""
+    left_out = ""
+    if loading.ENCODERS.fullmatch(architecture):
+        left_out = "it reads and says nothing"
+    elif architecture in logits.PAIRS:
+        left_out = "it answers to a text and does not go on with it"
+    elif _partial(subject):
+        left_out = "only a part of the model was asked for"
+    elif subject.remote:
+        left_out = "its source brings code of its own"
+    if left_out:
+        return Findings(notes=(f"{left_out}, so its next tokens were not compared",)), False
+    adapter = subject.kind == "adapter"
+    sides = logits.Sides(
+        files=subject.files,
+        base=subject.base if adapter else (),
+        model=subject.views[0],
+        adapter=subject.views[1] if adapter else None,
+        packages=subject.packages,
+        python=subject.python,
+        env=subject.env,
+        scratch=subject.scratch,
+        log=subject.log,
+    )
+    return logits.check(sides, find, tell)
+
+
+def _partial(subject: Subject) -> bool:
+    return any(word.split("=")[0].startswith(PARTS) for word in subject.args)
+
+
 def _content(subject: Subject, run: Run, tell: Callable[[str], None]) -> Findings:
     have = verify.contents(subject.files)
     if subject.of:
@@ -106,7 +152,7 @@ def _content(subject: Subject, run: Run, tell: Callable[[str], None]) -> Finding
     if subject.kind == "adapter":
         return _adapter(subject.views[1], have)
     model = subject.views[0]
-    if any(word.split("=")[0].startswith(PARTS) for word in subject.args):
+    if _partial(subject):
         return Findings(
             notes=(f"only a part of the model was asked for ({' '.join(subject.args)}), so it was not compared with it",)
         )

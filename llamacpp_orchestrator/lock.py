@@ -150,7 +150,7 @@ def names(job: Job) -> dict[Wanted, str]:
 
 def uses_binaries(job: Job) -> bool:
     """Whether anything in the job runs a program of the tag."""
-    return any(model.quantize or model.verify == "load" for model in job.models)
+    return any(model.quantize or model.verify in spec.RUNNING for model in job.models)
 
 
 def fitting(job: Job, lock: Lock | None, upgrade: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import peft
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import rescale
@@ -189,7 +191,9 @@ def base_of(bench: Bench, build: Build) -> Output | None:
 def subject(bench: Bench, build: Build, files: list[Path], find: Callable[[str], Path] | None) -> levels.Subject:
     """An output with all that the checks of it need."""
     work, lock = bench.work, bench.lock
-    views = [building.view(work, lock.files(wanted), name) for wanted, name in build.needs]
+    views = [
+        building.view(work, lock.files(wanted), name) for wanted, name in build.needs or building.source_of(build.output.model)
+    ]
     base = base_of(bench, build) if build.output.lora else None
     return levels.Subject(
         kind=build.output.kind,
@@ -202,6 +206,8 @@ def subject(bench: Bench, build: Build, files: list[Path], find: Callable[[str],
         python=str(building.python(work, lock)),
         tree=building.tree(work, lock),
         env=building.converter_env(work),
+        remote=build.output.model.trust_remote_code,
+        packages=functools.partial(peft.folder, work, lock, bench.log(f"verify {build.name}")),
         scratch=files[0].parent,
         log=bench.log(f"verify {build.name}"),
         find=find,
@@ -236,15 +242,6 @@ def verify_action(bench: Bench, build: Build, find: Callable[[str], Path] | None
         return "done"
 
     return action
-
-
-def waiting(stale: list[Build]) -> dict[Path, set[Path]]:
-    """For each temporary output what is to be made of it."""
-    found: dict[Path, set[Path]] = {}
-    for build in stale:
-        if build.of and build.of.temporary:
-            found.setdefault(build.of.path, set()).add(build.output.path)
-    return found
 
 
 def _spare(bench: Bench, build: Build) -> None:

@@ -137,12 +137,13 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         raise JobError(f"{work.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
     bench = Bench(work=work, lock=lock, logs=work.store.folder("logs"), converter=convert.run_alone, held={})
     files = [build.output.path.parent / file.name for file in receipt.files]
-    find = functools.partial(programs.tool, work, lock) if level == levels.LOAD else None
+    find = functools.partial(programs.tool, work, lock) if level in spec.RUNNING else None
     subject = outputs.subject(bench, build, files, find)
-    needed = (*subject.views, subject.tree, Path(subject.python), *subject.of)
+    views = () if build.of and level != levels.LOGITS else subject.views
+    needed = (*views, subject.tree, Path(subject.python), *subject.of)
     if find and not programs.ready(work, lock):
         raise JobError(
-            f"the programs of {lock.llama_cpp.tag}, which `load` needs, are not on this machine",
+            f"the programs of {lock.llama_cpp.tag}, which `{level}` needs, are not on this machine",
             f"get them with: orchestrate setup {work.file.name}",
         )
     if build.of and not subject.of and level != levels.STRUCTURE:

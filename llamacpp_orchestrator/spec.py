@@ -15,7 +15,8 @@ from llamacpp_orchestrator.rules import folder as folder
 from llamacpp_orchestrator.rules import is_folder as is_folder
 
 BACKENDS = ("auto", "cuda", "vulkan", "rocm", "sycl", "openvino", "metal", "cpu", "none", "source")
-VERIFY = ("auto", "structure", "content", "load")
+VERIFY = ("auto", "structure", "content", "load", "logits")
+RUNNING = ("load", "logits")  # those of them that run the tag's programs
 UNQUANTIZED = ("f32", "bf16", "f16")
 BETWEEN = "bf16"  # what is quantized where no unquantized file is wanted
 # Every tag's llama-quantize refuses these without an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp);
@@ -122,7 +123,7 @@ class Model(Record, frozen=True, kw_only=True):
     verify: Annotated[
         str,
         Meta(
-            description="How deep its outputs are checked; auto: content, and load where the job has the programs anyway",
+            description="How deep its outputs are checked; auto: content, and load where the programs are there anyway",
             extra={"words": VERIFY},
             extra_json_schema={"enum": list(VERIFY)},
         ),

@@ -14,10 +14,12 @@ from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
+from llamacpp_orchestrator import peft
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
@@ -58,29 +60,36 @@ def source_action(work: Work, lock: Lock) -> Action:
 
 
 def environment_action(work: Work, lock: Lock, log: Path) -> Action:
-    """Build the locked environment, or probe the user's own."""
+    """Build the locked environment, or probe the user's own; and get what adapters are compared with, if they are to be."""
 
     def action(tell: Tell) -> str:
-        if lock.environment is None:
-            environment.own(work.folder(str(work.job.environment.path)), work.file)
-            return "current"
-        pin = lock.environment.pin()
-        before = work.store.has("environments", pin.digest())
-
-        def make(dest: Path) -> None:
-            if work.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
-                work.online("the Python environment")
-            environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
-
-        work.store.ensure(
-            "environments",
-            pin.digest(),
-            make,
-            environment.unhealthy,
-        )
-        return "current" if before else "done"
+        status = _environment(work, lock, log, tell)
+        if any(model.verify == "logits" and model.loras for model in work.job.models):
+            peft.folder(work, lock, log, tell)
+        return status
 
     return action
+
+
+def _environment(work: Work, lock: Lock, log: Path, tell: Tell) -> str:
+    if lock.environment is None:
+        environment.own(work.folder(str(work.job.environment.path)), work.file)
+        return "current"
+    pin = lock.environment.pin()
+    before = work.store.has("environments", pin.digest())
+
+    def make(dest: Path) -> None:
+        if work.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
+            work.online("the Python environment")
+        environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
+
+    work.store.ensure(
+        "environments",
+        pin.digest(),
+        make,
+        environment.unhealthy,
+    )
+    return "current" if before else "done"
 
 
 def binaries_step(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Step:
@@ -211,13 +220,18 @@ def _matrices(bench: Bench, stale: list[Build]) -> list[Step]:
 def _verified(bench: Bench, build: Build, stale: list[Build], after: Step) -> Step:
     """The step that checks an output; to be loaded it needs the programs, and an adapter its base."""
     model, needs = build.output.model, [after.name]
-    loads = model.verify == "load" or (model.verify == "auto" and model.quantize and any(map(building.needs_programs, stale)))
+    loads = model.verify in spec.RUNNING or (
+        model.verify == "auto" and model.quantize and any(map(building.needs_programs, stale))
+    )
     if loads:
         needs.append("binaries")
         base = outputs.base_of(bench, build) if build.output.lora else None
         needs += [f"verify {other.name}" for other in stale if base and other.output.path == base.path]
+    if model.verify == "logits":
+        needs += ["environment", *_fetched([build], locks.names(bench.work.job)).values()]
     find = functools.partial(programs.tool, bench.work, bench.lock) if loads else None
-    return Step(name=f"verify {build.name}", action=outputs.verify_action(bench, build, find), needs=tuple(needs), log=after.log)
+    action = outputs.verify_action(bench, build, find)
+    return Step(name=f"verify {build.name}", action=action, needs=tuple(needs), heavy=model.verify == "logits", log=after.log)
 
 
 def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:

@@ -251,13 +251,48 @@ def test_what_cannot_be_loaded_alone_is_a_note(tmp_path: Path) -> None:
         assert found.levels == ("structure", "content") and "so it was not loaded" in found.notes[0]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+@pytest.mark.parametrize(
+    ("architecture", "more", "said"),
+    [
+        ("bert", {}, "it reads and says nothing"),
+        ("t5", {}, "it answers to a text"),
+        ("llama", {"args": ("--mtp",)}, "only a part of the model"),
+        ("llama", {"remote": True}, "its source brings code of its own"),
+    ],
+)
+def test_what_has_no_next_token_to_compare_is_a_note(tmp_path: Path, architecture: str, more: dict[str, Any], said: str) -> None:
+    from tests.verify_test import gguf
+
+    (tmp_path / "x.gguf").write_bytes(gguf(keys=[("general.architecture", 8, architecture)]))
+    tool = tmp_path / "llama-completion"
+    tool.write_text(PROGRAM.format(words="exit 0"))
+    tool.chmod(0o755)
+    files, log = (tmp_path / "x.gguf",), tmp_path / "log"
+    subject = Subject(kind="quantized", files=files, of=files, level="logits", log=log, find=lambda name: tool, **more)
+    found = levels.check(subject, convert.run_alone, lambda text: None)
+    assert found.levels == ("structure", "content", "load")
+    assert found.notes[-1].startswith(said) and found.notes[-1].endswith("so its next tokens were not compared")
+
+
+def test_what_was_not_loaded_is_not_compared_either(tmp_path: Path) -> None:
+    from tests.verify_test import gguf
+
+    files = (tmp_path / "p.gguf",)
+    files[0].write_bytes(gguf(keys=[("general.architecture", 8, "clip")]))
+    subject = Subject(kind="model", files=files, of=files, level="logits", find=lambda name: tmp_path)
+    found = levels.check(subject, convert.run_alone, lambda text: None)
+    assert found.levels == ("structure", "content") and len(found.notes) == 1
+
+
 @pytest.mark.parametrize(
     ("level", "names"),
     [
         ("structure", ("structure",)),
         ("content", ("structure", "content")),
-        ("load", levels.LEVELS),
-        ("auto", levels.LEVELS),
+        ("load", ("structure", "content", "load")),
+        ("auto", ("structure", "content", "load")),
+        ("logits", levels.LEVELS),
     ],
 )
 def test_a_level_holds_all_before_it(level: str, names: tuple[str, ...]) -> None:

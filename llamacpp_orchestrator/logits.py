@@ -1,0 +1,243 @@
+"""Proof by comparison: what an output says next, in the tag's own program, is what transformers and PEFT say of its source."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import threading
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator import loading
+from llamacpp_orchestrator import process
+from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.content import Findings
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.process import Command
+
+TOOL = "llama-perplexity"
+REFERENCE = Path(__file__).parent / "inside" / "reference.py"
+# The program wants twice as many tokens as this, and records what follows those of the second half.
+CONTEXT = 64
+# The beginning of Alice's Adventures in Wonderland (Lewis Carroll, 1865): some 300 tokens, whatever the tokenizer.
+TEXT = """\
+Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do: once or twice she had
+peeped into the book her sister was reading, but it had no pictures or conversations in it, "and what is the use of a book,"
+thought Alice, "without pictures or conversations?"
+So she was considering in her own mind (as well as she could, for the hot day made her feel very sleepy and stupid), whether the
+pleasure of making a daisy-chain would be worth the trouble of getting up and picking the daisies, when suddenly a White Rabbit
+with pink eyes ran close by her.
+There was nothing so very remarkable in that; nor did Alice think it so very much out of the way to hear the Rabbit say to itself,
+"Oh dear! Oh dear! I shall be late!" (when she thought it over afterwards, it occurred to her that she ought to have wondered at
+this, but at the time it all seemed quite natural); but when the Rabbit actually took a watch out of its waistcoat-pocket, and
+looked at it, and then hurried on, Alice started to her feet.
+"""
+# Architectures with an encoder before the decoder (src/llama-arch.cpp).
+PAIRS = ("t5",)
+HEAD = struct.Struct("<8s3i")
+MAGIC = b"_logits_"
+F32, F16, Q8_0, BF16 = 0, 1, 8, 30
+# An adapter must come closer to PEFT than its own effect by this factor, as far as sums of 16-bit numbers can tell.
+SHARE, FLOOR = 0.1, 1e-3
+EXTRA_SECONDS = 1800.0
+LESS = "`verify: load` does without this comparison"
+WRONG = "the tag converts this model wrongly, or its source is damaged: pin a newer tag, or get the source's files again"
+# A model in float32 takes much memory; two at once may take too much.
+_one_at_a_time = threading.Lock()
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What llama-perplexity has recorded: the tokens of its first piece, and where the rows for the second half of them lie."""
+
+    tokens: tuple[int, ...]
+    vocabulary: int
+    first: int
+    rows: int
+    start: int
+    stride: int
+
+
+class Position(msgspec.Struct, frozen=True, array_like=True):
+    """One next token: KL divergence, the source's likeliest, the output's, and how far the source has that behind its own."""
+
+    kl: float
+    expected: int
+    found: int
+    behind: float
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What inside/reference.py found; `effect` is the mean KL divergence between the model with and without its adapter."""
+
+    unable: str = ""
+    positions: tuple[Position, ...] = ()
+    effect: float = 0.0
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """How far an output may be off: in mean KL divergence, and in the log-probability of a token that it prefers; None: any."""
+
+    kl: float
+    behind: float | None
+
+
+# The less exact a type is, the nearer two tokens may be for it to prefer the wrong one.
+BOUNDS = {F32: Bounds(0.01, 0.001), F16: Bounds(0.01, 0.02), BF16: Bounds(0.01, 0.05), Q8_0: Bounds(0.02, 0.2)}
+OTHER = Bounds(0.5, None)
+
+
+class Sides(msgspec.Struct, frozen=True, kw_only=True):
+    """An output (an adapter with the `base` that it is tried on), and what it was made from; `packages` brings PEFT."""
+
+    files: tuple[Path, ...]
+    base: tuple[Path, ...] = ()
+    model: Path
+    adapter: Path | None = None
+    packages: Callable[[Callable[[str], None]], Path] | None = None
+    python: str
+    env: tuple[tuple[str, str], ...] = ()
+    scratch: Path
+    log: Path
+
+
+def command(tool: Path, files: Sequence[Path], base: Sequence[Path], folder: Path, ends: bool) -> Command:
+    """The call that records next tokens of `logits.txt` in `logits.bin`, on the processor; `ends`: its texts get an end."""
+    model = (base or files)[0]
+    more = ("--lora", str(files[0])) if base else ()
+    # The program stops at a vocabulary that adds an end to each text; which tokens are compared does not matter.
+    endless = ("--override-kv", "tokenizer.ggml.add_eos_token=bool:false") if ends else ()
+    words = (
+        "-m",
+        str(model),
+        *more,
+        *endless,
+        "-f",
+        "logits.txt",
+        "--kl-divergence-base",
+        "logits.bin",
+        "--chunks",
+        "1",
+        "-ngl",
+        "0",
+    )
+    size = str(CONTEXT)
+    env = dict(quantize.tool_env(tool)) | {"CUDA_VISIBLE_DEVICES": ""}
+    argv = (str(tool), *words, "-c", size, "-b", size, "-ctk", "f32", "-ctv", "f32")
+    return Command(argv, cwd=str(folder), env=tuple(sorted(env.items())))
+
+
+def read(path: Path) -> Record:
+    """What a file of llama-perplexity holds (tools/perplexity/perplexity.cpp); OrchestrateError when it is not whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(HEAD.size)
+        magic, context, vocabulary, pieces = HEAD.unpack(head) if len(head) == HEAD.size else (b"", 0, 0, 0)
+        if magic != MAGIC or min(context, vocabulary, pieces) < 1:
+            raise _unreadable(f"it begins with {head[:8]!r}")
+        first, start = context // 2, HEAD.size + 4 * context * pieces
+        rows, stride = context - 1 - first, 2 * (2 * ((vocabulary + 1) // 2) + 4)
+        if size != start + pieces * rows * stride:
+            raise _unreadable(f"it has {size} bytes, not {start + pieces * rows * stride}")
+        tokens = struct.unpack(f"<{context}i", file.read(4 * context))
+    return Record(tokens=tokens, vocabulary=vocabulary, first=first, rows=rows, start=start, stride=stride)
+
+
+def _unreadable(why: str) -> OrchestrateError:
+    return OrchestrateError(f"what this tag's {TOOL} has recorded cannot be read: {why}", LESS)
+
+
+def bounds(types: Iterable[int]) -> Bounds:
+    """How far tensors of such types (gguf-py/gguf/constants.py, GGMLQuantizationType) may be off, by the least exact of them."""
+    found = [BOUNDS.get(each, OTHER) for each in types]
+    return max(found, key=lambda each: (each.kl, each.behind or 0.0), default=BOUNDS[F32])
+
+
+def judge(name: str, answer: Answer, allowed: Bounds, first: int = 0) -> Findings:
+    """Whether an output says next what its source says; `first` is the number of the first position."""
+    mean = math.fsum(each.kl for each in answer.positions) / len(answer.positions)
+    most = allowed.kl
+    if answer.effect and most <= BOUNDS[F32].kl:
+        most = min(most, max(SHARE * answer.effect, FLOOR))
+    figures = f"mean KL divergence {shown(mean)} over {len(answer.positions)} positions"
+    figures += f" (what the adapter changes: {shown(answer.effect)})" if answer.effect else ""
+    other = [(number, each) for number, each in enumerate(answer.positions, first) if each.found != each.expected]
+    far = [pair for pair in other if allowed.behind is not None and not pair[1].behind <= allowed.behind]
+    if far or not mean <= most:
+        number, each = max(far or enumerate(answer.positions, first), key=lambda pair: (pair[1].behind, pair[1].kl))
+        tokens = f"at position {number} its likeliest token is {each.found}, the source's {each.expected}"
+        said = f"{name} does not go on as its source does: {tokens}; {figures}, where {shown(most)} is allowed"
+        return Findings(failures=(said,))
+    near = " (nearly tied)" if allowed.behind is not None else ""
+    same = f"{len(other)} of the top tokens differ{near}" if other else "all top tokens equal"
+    return Findings(notes=(f"logits: {figures}, {same}",))
+
+
+def shown(number: float) -> str:
+    """A divergence for people; what rounding alone makes of 0 is 0."""
+    return f"{max(number, 0.0):.2g}" if not math.isnan(number) else "nan"
+
+
+def check(sides: Sides, find: Callable[[str], Path], tell: Callable[[str], None]) -> tuple[Findings, bool]:
+    """Compare an output with its source, and whether that could be done; CommandFailed when one of the two cannot be run."""
+    have = verify.contents(sides.files)
+    whole = verify.contents(sides.base) if sides.base else have
+    types = {each.type for _, each in (*have.tensors.values(), *whole.tensors.values()) if len(each.shape) > 1}
+    folder = sides.scratch
+    text, record = folder / "logits.txt", folder / "logits.bin"
+    try:
+        with _one_at_a_time:
+            text.write_text(TEXT, encoding="utf-8", newline="\n")
+            _record(sides, find(TOOL), bool(whole.metadata.get("tokenizer.ggml.add_eos_token")))
+            if not record.is_file():
+                raise OrchestrateError(f"{TOOL} said that it was done, but has recorded nothing", LESS, sides.log)
+            found = read(record)
+            answer = _ask(sides, found, record, tell)
+    finally:
+        text.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+    if answer.unable:
+        return Findings(notes=(f"{answer.unable}, so its next tokens were not compared",)), False
+    return judge(sides.files[0].name, answer, bounds(types), found.first), True
+
+
+def _record(sides: Sides, tool: Path, ends: bool) -> None:
+    try:
+        asked = command(tool, sides.files, sides.base, sides.scratch, ends)
+        process.stream(asked, sides.log, limit=loading.limit(sides.files, sides.base))
+    except CommandFailed as error:
+        message = f"{TOOL} cannot run {sides.files[0].name}: {error.message}\n{error.tail}"
+        raise CommandFailed(message, code=error.code, tail=error.tail, hint=LESS, log=error.log) from error
+
+
+def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) -> Answer:
+    question, answer = sides.scratch / "asked.json", sides.scratch / "answer.json"
+    asked = {
+        "model": str(sides.model),
+        "adapter": str(sides.adapter or ""),
+        "packages": str(sides.packages(tell)) if sides.adapter and sides.packages else "",
+        "tokens": record.tokens,
+        "record": [str(path), record.start, record.stride],
+        "first": record.first,
+        "rows": record.rows,
+        "vocabulary": record.vocabulary,
+    }
+    question.write_text(json.dumps(asked), encoding="utf-8")
+    tell("asking transformers")
+    try:
+        words = Command((sides.python, str(REFERENCE), str(question), str(answer)), cwd=str(sides.scratch), env=sides.env)
+        process.stream(words, sides.log, limit=EXTRA_SECONDS + loading.limit(sides.files, sides.base))
+        return msgspec.json.decode(answer.read_bytes(), type=Answer)
+    except CommandFailed as error:
+        message = f"transformers cannot run the source of {sides.files[0].name}: {error.message}\n{error.tail}"
+        hint = f"in float32 it takes 4 bytes of memory for each parameter; {LESS}"
+        raise CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=error.log) from error
+    finally:
+        question.unlink(missing_ok=True)
+        answer.unlink(missing_ok=True)
