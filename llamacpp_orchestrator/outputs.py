@@ -262,7 +262,7 @@ def _checked(bench: Bench, build: Build, files: list[Path], find: Callable[[str]
         error.hint += f"\nthe file is kept for a look, until the next run: {files[0]}"
         raise
     for note in verdict.notes:
-        tell(f"{NOTE}{note}")
+        tell(f"{NOTE}{build.output.path.name}: {note}")
     return verdict
 
 
