@@ -14,6 +14,7 @@ from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
@@ -88,6 +89,20 @@ def view(work: Work, pin: FilesPin, name: str) -> Path:
     origin = str(work.folder(pin.wanted.source)) if spec.is_folder(pin.wanted.source) else ""
     key = msgspec.json.encode([name, origin, pin.commit, pin.files])
     return work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name
+
+
+def preflighted(work: Work, lock: Lock, model: spec.Model, view: Path) -> preflight.Subject:
+    """A model in its view, as far as it is here, with the tag that is to convert it."""
+    wanted = locks.base_wanted(model)
+    return preflight.Subject(
+        tree=tree(work, lock),
+        tag=lock.llama_cpp.tag,
+        folder=view,
+        source=wanted.source,
+        args=model.args,
+        weights=wanted.weights,
+        trees=work.store.folder("source"),
+    )
 
 
 def builds(work: Work, lock: Lock, force: bool = False) -> list[Build]:

@@ -38,6 +38,7 @@ from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import file_sha256
+from llamacpp_orchestrator.store import link
 from llamacpp_orchestrator.store import write_atomically
 from llamacpp_orchestrator.yamltext import nearest
 
@@ -118,7 +119,7 @@ def chosen(work: Work, lock: Lock, platform: str) -> tuple[releases.Asset, ...]:
 
 def _archives(work: Work, assets: tuple[releases.Asset, ...], folder: Path, tell: Tell) -> None:
     for asset in assets:
-        _link(releases.fetched(asset, work.store.folder("downloads"), work.settings, tell), folder / asset.name)
+        link(releases.fetched(asset, work.store.folder("downloads"), work.settings, tell), folder / asset.name)
 
 
 def _wheels(work: Work, lock: Lock, platform: str, folder: Path, tell: Tell) -> None:
@@ -262,7 +263,7 @@ def _place(work: Work, lock: Lock, folder: Path) -> None:
     work.store.ensure("source", lock.llama_cpp.key(), tree)
     for asset in lock.assets:
         if (packed := folder / "archives" / asset.name).is_file():
-            _link(packed, releases.file_of(asset, work.store.folder("downloads")))
+            link(packed, releases.file_of(asset, work.store.folder("downloads")))
     for number, pin in enumerate(lock.models):
         if not spec.is_folder(pin.wanted.source):
             _into_hub_cache(pin, folder / "models" / str(number))
@@ -272,13 +273,3 @@ def _into_hub_cache(pin: FilesPin, folder: Path) -> None:
     snapshot = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
     for file in hub.missing(snapshot):
         hub.place(snapshot, file, folder / file.path)
-
-
-def _link(file: Path, dest: Path) -> None:
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    staged = dest.with_name(f"{dest.name}.{os.getpid()}.new")
-    try:
-        os.link(file, staged)
-    except OSError:
-        shutil.copyfile(file, staged)
-    os.replace(staged, dest)

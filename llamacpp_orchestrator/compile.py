@@ -217,7 +217,7 @@ def install_makers(dest: Path, settings: Settings, log: Path) -> None:
     except CommandFailed as error:
         hint = "install cmake and ninja with the system's package manager, or set an index that has them (PIP_INDEX_URL)"
         message = f"cmake and ninja could not be installed; uv says:\n{error.tail}"
-        raise CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=log) from error
+        raise error.retold(message, hint, log) from error
 
 
 def installed_makers(venv: Path) -> tuple[str, str]:
@@ -297,7 +297,7 @@ def _failed(error: CommandFailed, what: str) -> CommandFailed:
     cause, remedy = explain(error.tail)
     message = f"{what}{f' ({cause})' if cause else ''}; its last words:\n{error.tail}"
     hint = remedy or "the log holds the whole output; another tag or compiler may do"
-    return CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=error.log)
+    return error.retold(message, hint)
 
 
 def _collect(folder: Path, dest: Path, wanted: tuple[str, ...]) -> None:

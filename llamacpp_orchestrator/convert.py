@@ -56,7 +56,7 @@ def failed(error: CommandFailed) -> CommandFailed:
         "run again with --jobs 1, or free some memory" if error.code == -9 else "the log holds upstream's whole output"
     )
     message = f"{cause}: {error.message}" if cause else f"{error.message}; its last words:\n{shown}"
-    return CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=error.log)
+    return error.retold(message, hint)
 
 
 def progress_of(line: str) -> str:

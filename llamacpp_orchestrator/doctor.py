@@ -75,11 +75,9 @@ def examine(work: Work | None, settings: Settings) -> list[Line]:
         _disk("cache", settings.cache),
         _disk("models", hub.cache_folder()),
     ]
-    if work is None:
-        return lines + list(_servers(settings))
-    lines.append(_disk("output", work.file.parent / work.job.output))
+    lines += [_disk("output", work.file.parent / work.job.output)] if work else []
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return lines + list(pool.map(_answer, _probes(work, found)))
+        return lines + list(pool.map(_answer, _probes(work, found) if work else _servers(settings)))
 
 
 def lacking(lines: Iterable[Line]) -> list[str]:
@@ -196,21 +194,26 @@ def _compiler(found: host.Host) -> str:
     return f"built from source with {compiling.toolchain(found).said()}"
 
 
-def _servers(settings: Settings) -> Iterator[Line]:
-    import requests
-
+def _servers(settings: Settings) -> Iterator[Probe]:
+    """Every server that is set, only greeted: without a job nothing says what it would be asked for."""
     asked = [
-        *(("github", url, f"{SETTINGS['git']}") for url in settings.github),
-        *(("github api", url, SETTINGS["api"]) for url in settings.github_api),
-        *(("hugging face", url, SETTINGS["hub"]) for url in settings.huggingface),
-        *(("packages", url, SETTINGS["packages"]) for url in settings.index.index_urls if url.startswith("http")),
-        *(("torch", f"{url}/torch/", SETTINGS["torch"]) for url in indexes.torch_indexes("cpu", settings)),
+        *(("github", url, "git") for url in settings.github),
+        *(("github api", url, "api") for url in settings.github_api),
+        *(("hugging face", url, "hub") for url in settings.huggingface),
+        *(("packages", url, "packages") for url in settings.index.index_urls if url.startswith("http")),
+        *(("torch", f"{url}/torch/", "torch") for url in indexes.torch_indexes("cpu", settings)),
     ]
     for name, url, setting in asked:
-        try:
-            status = requests.get(url, timeout=(5, 10), stream=True).status_code
-            yield Line(name=name, ok=status < 500, said=f"{download.shown(url)} answers {status}")
-        except requests.RequestException as error:
-            yield Line(
-                name=name, ok=False, said=f"{download.shown(url)} cannot be reached ({type(error).__name__}); set {setting}"
-            )
+        yield Probe(name=name, setting=SETTINGS[setting], ask=functools.partial(_greet, url))
+
+
+def _greet(url: str) -> str:
+    import requests
+
+    try:
+        status = requests.get(url, timeout=(5, 10), stream=True).status_code
+    except requests.RequestException as error:
+        raise NetworkError(f"{download.shown(url)} cannot be reached ({type(error).__name__})") from error
+    if status >= 500:
+        raise NetworkError(f"{download.shown(url)} answers {status}", status=status)
+    return f"{download.shown(url)} answers {status}"

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import tempfile
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,11 +107,11 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
         if asked and (options.keep_going or not errors):
             asked = [each for each in asked if handoff.ready(each)]
             done = _carry_out(handoff.steps(work, lock, asked, _logs(work), options.ollama_create), options, report)
-            events, errors = events + done, errors + [_error(event) for event in done if event.status == "failed"]
+            events, errors = events + done, errors + _failures(done)
             handed = handoff.handed(work, lock, asked)
         if comparing and (options.keep_going or not errors):
             done, measured = _measure(work, lock, comparing, options, report, frozenset(event.step for event in events))
-            events, errors = events + done, errors + [_error(event) for event in done if event.status == "failed"]
+            events, errors = events + done, errors + _failures(done)
     kept = [build for build in made if not build.output.temporary]
     return msgspec.structs.replace(summary.result(began, events, errors, kept), ollama=handed, quality=measured)
 
@@ -141,7 +142,7 @@ def settle(
     found = Found(**locks.fitting(work.job, old, options.upgrade))
     asked = pins.steps(work, found, binaries, options.downloads and not options.locked)
     events = _carry_out(asked, msgspec.structs.replace(options, keep_going=True), _quietly(report))
-    errors = [_error(event) for event in events if event.status == "failed"]
+    errors = _failures(events)
     if errors:
         return None, events, errors
     lock = found.lock(work.job)
@@ -217,7 +218,7 @@ def _make(
     finally:
         warm.close()
         outputs.clean(bench, stale)
-    return current + events, [_error(event) for event in events if event.status == "failed"]
+    return current + events, _failures(events)
 
 
 def _measure(
@@ -262,11 +263,19 @@ def _logs(work: Work) -> Path:
     return made
 
 
-def _error(event: Event) -> OrchestrateError:
-    if isinstance(event.error, OrchestrateError):
-        return event.error
-    assert event.error is not None
-    raise event.error
+def _failures(events: Iterable[Event]) -> list[OrchestrateError]:
+    """The errors of the steps that failed; a bug of ours among them is raised as what it is."""
+    found = []
+    for error in filter(None, (event.error for event in events)):
+        if not isinstance(error, OrchestrateError):
+            raise error
+        found.append(error)
+    return found
+
+
+def _do(steps: list[Step], options: Options, report: Reporter) -> None:
+    if failed := _failures(_carry_out(steps, options, report)):
+        raise first(failed)
 
 
 def write_lock(work: Work, options: Options, report: Reporter) -> Path:
@@ -294,7 +303,7 @@ def setup(work: Work, options: Options, report: Reporter) -> Result:
         if work.job.binaries.backend != "none":
             made.append(stages.binaries_step(work, lock, _logs(work) / "binaries.log", options.jobs))
         done = _carry_out(made, options, report)
-        events, errors = events + done, [_error(event) for event in done if event.status == "failed"]
+        events, errors = events + done, _failures(done)
     return summary.result(began, events, errors, [])
 
 
@@ -304,10 +313,7 @@ def pack(work: Work, options: Options, platform: str, file: Path, report: Report
     bundle.machine(platform)
     lock = bundle.pinned(work, _settled(work, options, report), platform, lambda text: report(Event("lock", "note", text)))
     with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="bundle-") as scratch:
-        made = bundle.steps(work, lock, platform, Path(scratch), file)
-        failed = [_error(event) for event in _carry_out(made, options, report) if event.status == "failed"]
-    if failed:
-        raise first(failed)
+        _do(bundle.steps(work, lock, platform, Path(scratch), file), options, report)
     return file
 
 
@@ -331,9 +337,7 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> Command
         if script
         else stages.binaries_step(work, lock, _logs(work) / "binaries.log")
     )
-    failed = [_error(event) for event in _carry_out([made], Options(), report) if event.status == "failed"]
-    if failed:
-        raise first(failed)
+    _do([made], Options(), report)
     if not script:
         program = programs.tool(work, lock, name)
         return Command((str(program), *rest), env=quantize.tool_env(program))

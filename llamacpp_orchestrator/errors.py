@@ -66,6 +66,10 @@ class CommandFailed(OrchestrateError):
         self.code = code
         self.tail = tail
 
+    def retold(self, message: str, hint: str, log: Path | None = None) -> CommandFailed:
+        """The same failure in the words of whoever knows what it means."""
+        return CommandFailed(message, code=self.code, tail=self.tail, hint=hint, log=log or self.log)
+
 
 class Stopped(OrchestrateError):
     """A signal asked us to end; everything made halfway has been cleaned up."""

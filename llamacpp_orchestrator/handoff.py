@@ -28,6 +28,7 @@ from llamacpp_orchestrator.report import Handed
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.store import text_of
 from llamacpp_orchestrator.store import write_atomically
 
 SCRIPT = Path(__file__).parent / "inside" / "chat.py"
@@ -97,15 +98,8 @@ def check(found: Iterable[Handoff], force: bool) -> None:
             raise JobError(
                 f"Ollama cannot read the file name {hidden!r}: it drops letters that cannot be seen", "set `name` or `outfile`"
             )
-        if each.path.is_dir() or (not force and _read(each.path) and not _read(each.path).startswith(ollama.MARK)):
+        if each.path.is_dir() or (not force and text_of(each.path) and not text_of(each.path).startswith(ollama.MARK)):
             raise JobError(f"{each.path} exists already, and orchestrate did not write it", "move it away, or use --force")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def ready(each: Handoff) -> bool:
@@ -133,7 +127,7 @@ def _way(build: Build, modelfile: Path) -> str:
 def status(work: Work, lock: Lock, each: Handoff) -> str:
     """Whether a run would write a Modelfile: "run" or "current"."""
     made = text(work, lock, each) if ready(each) and not split(each) else None
-    return "current" if made and _read(each.path) == made[0] else "run"
+    return "current" if made and text_of(each.path) == made[0] else "run"
 
 
 def split(each: Handoff) -> str:
@@ -179,7 +173,7 @@ def _write(work: Work, lock: Lock, each: Handoff, log: Path) -> Action:
         assert made is not None
         if made[1].reason:
             tell(f"note: {each.path.name} has no TEMPLATE: {made[1].reason}")
-        if _read(each.path) == made[0]:
+        if text_of(each.path) == made[0]:
             return "current"
         write_atomically(each.path, made[0])
         return "done"
@@ -204,13 +198,8 @@ def _ask(work: Work, lock: Lock, each: Handoff, dest: Path, log: Path, tell: Tel
     try:
         process.stream(Command(argv, cwd=str(dest), env=building.converter_env(work)), log)
     except CommandFailed as error:
-        raise CommandFailed(
-            f"the chat template of {model.name} could not be looked at: {error.message}; its last words:\n{error.tail}",
-            code=error.code,
-            tail=error.tail,
-            hint="leave `ollama` out for this model, or see the log",
-            log=log,
-        ) from error
+        message = f"the chat template of {model.name} could not be looked at: {error.message}; its last words:\n{error.tail}"
+        raise error.retold(message, "leave `ollama` out for this model, or see the log", log) from error
 
 
 def _create(each: Handoff, log: Path) -> Action:
@@ -224,7 +213,7 @@ def _create(each: Handoff, log: Path) -> Action:
             hint = next((hint for pattern, hint in KNOWN if re.search(pattern, error.tail, re.IGNORECASE)), "see the log")
             said = process.last_lines(error.tail).split("\n")[-1]
             message = f"Ollama did not take {each.path.name}: {error.message} ({said})"
-            raise CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=log) from error
+            raise error.retold(message, hint, log) from error
         return "done"
 
     return action
@@ -235,7 +224,7 @@ def handed(work: Work, lock: Lock, found: Iterable[Handoff]) -> tuple[Handed, ..
     shown = []
     for each in found:
         made = None if split(each) else text(work, lock, each)
-        if made is None or _read(each.path) != made[0]:
+        if made is None or text_of(each.path) != made[0]:
             continue
         create, run = map(str, each.commands)
         reason = made[1].reason

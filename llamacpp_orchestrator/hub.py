@@ -6,7 +6,6 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from llamacpp_orchestrator.modelfiles import read_json as read_json
 from llamacpp_orchestrator.modelfiles import safetensors_header as safetensors_header
 from llamacpp_orchestrator.modelfiles import select_files
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.store import link
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -306,19 +306,13 @@ def _download(snapshot: Snapshot, file: HubFile, place: Place, count: Callable[[
 def place(snapshot: Snapshot, file: HubFile, origin: Path) -> None:
     """Put a checked file into the hub's cache as the library would: a blob by its digest, and a link in the snapshot."""
     path, blob = cached(snapshot, file), _repository(snapshot) / "blobs" / (file.sha256 or file.oid)
-    for folder in (path.parent, blob.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    for dest in (blob, path):
-        staged = dest.with_name(f".{os.getpid()}.{blob.name}.new")
-        staged.unlink(missing_ok=True)
-        try:
-            if dest is path:
-                staged.symlink_to(os.path.relpath(blob, path.parent))
-            else:
-                os.link(origin, staged)
-        except OSError:
-            shutil.copyfile(origin, staged)  # no links on this disk, or not for this user
-        os.replace(staged, dest)
+    link(origin, blob)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        path.symlink_to(os.path.relpath(blob, path.parent))
+    except OSError:
+        link(blob, path)  # no symbolic links on this disk, or not for this user
 
 
 def probe(snapshot: Snapshot, file: HubFile, settings: Settings) -> str:

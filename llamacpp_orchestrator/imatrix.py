@@ -101,9 +101,7 @@ def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell
             process.stream(asked, log, limit=matrix.minutes * 60.0)
         except CommandFailed as error:
             cause, hint = explain(error)
-            raise CommandFailed(
-                f"{cause}{error.message}\n{error.tail}", code=error.code, tail=error.tail, hint=hint, log=log
-            ) from error
+            raise error.retold(f"{cause}{error.message}\n{error.tail}", hint, log) from error
         if not (dest / matrix.name).is_file():
             cause, hint = explain(CommandFailed("", code=0, tail=process.tail_of(log)))
             raise OrchestrateError(f"{cause}llama-imatrix said that it was done, but wrote no matrix", hint, log)

@@ -266,7 +266,7 @@ def _ask(subject: Subject, asked: dict[str, Any], run: Run, tell: Callable[[str]
         return dict(json.loads(answer.read_text(encoding="utf-8")))
     except CommandFailed as error:
         hint = "the comparison itself failed, see the log; `verify: structure` for this model does without it"
-        raise CommandFailed(error.message, code=error.code, tail=error.tail, hint=hint, log=error.log) from error
+        raise error.retold(error.message, hint) from error
     finally:
         question.unlink(missing_ok=True)
         answer.unlink(missing_ok=True)

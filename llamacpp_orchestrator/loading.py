@@ -85,10 +85,5 @@ def check(files: Sequence[Path], base: Sequence[Path], checks: Checks, find: Cal
     except CommandFailed as error:
         words = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else error.tail
         if why := judge(words, error, architecture):
-            raise CommandFailed(
-                f"{tool.stem} cannot load {files[0].name}: {why}",
-                code=error.code,
-                tail=error.tail,
-                hint="the source is damaged or this tag converts it wrongly: get the source's files again, or pin a newer tag",
-                log=log,
-            ) from error
+            hint = "the source is damaged or this tag converts it wrongly: get the source's files again, or pin a newer tag"
+            raise error.retold(f"{tool.stem} cannot load {files[0].name}: {why}", hint, log) from error

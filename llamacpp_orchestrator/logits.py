@@ -213,7 +213,7 @@ def _record(sides: Sides, tool: Path, ends: bool) -> None:
         process.stream(asked, sides.log, limit=loading.limit(sides.files, sides.base))
     except CommandFailed as error:
         message = f"{TOOL} cannot run {sides.files[0].name}: {error.message}\n{error.tail}"
-        raise CommandFailed(message, code=error.code, tail=error.tail, hint=LESS, log=error.log) from error
+        raise error.retold(message, LESS) from error
 
 
 def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) -> Answer:
@@ -237,7 +237,7 @@ def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) 
     except CommandFailed as error:
         message = f"transformers cannot run the source of {sides.files[0].name}: {error.message}\n{error.tail}"
         hint = f"in float32 it takes 4 bytes of memory for each parameter; {LESS}"
-        raise CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=error.log) from error
+        raise error.retold(message, hint) from error
     finally:
         question.unlink(missing_ok=True)
         answer.unlink(missing_ok=True)

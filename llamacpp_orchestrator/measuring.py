@@ -29,7 +29,9 @@ from llamacpp_orchestrator.steps import NOTE
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.steps import log_of
 from llamacpp_orchestrator.store import remove
+from llamacpp_orchestrator.store import text_of
 from llamacpp_orchestrator.store import write_atomically
 
 TRIES = 3
@@ -67,7 +69,7 @@ def steps(desk: Desk, needs: tuple[str, ...], force: bool) -> list[Step]:
     each, made = desk.each, list[Step]()
     asked = (each.base, *each.made) if force else quality.stale(desk.work, desk.lock, each)
     for build in asked:
-        log = desk.logs / f"{re.sub(r'[^A-Za-z0-9._-]', '-', quality.name(build))[:120]}.log"
+        log = log_of(quality.name(build), desk.logs)
         before = needs if build == each.base else (quality.name(each.base),)
         action = _keep(desk, log) if build == each.base else _compare(desk, build, log)
         made.append(Step(name=quality.name(build), action=action, needs=before, heavy=True, log=log))
@@ -155,9 +157,7 @@ def _run(desk: Desk, asked: Command, log: Path, tell: Tell) -> str:
         process.stream(msgspec.structs.replace(asked, cwd=str(desk.folder)), log, on_line, limit=minutes * 60.0)
     except CommandFailed as error:
         cause, hint = quality.explain(error)
-        raise CommandFailed(
-            f"{cause}{error.message}\n{error.tail}", code=error.code, tail=error.tail, hint=hint, log=log
-        ) from error
+        raise error.retold(f"{cause}{error.message}\n{error.tail}", hint, log) from error
     return "\n".join(lines)
 
 
@@ -181,7 +181,7 @@ def _write(desk: Desk) -> str:
     points = [plot.Point(label=row.type, x=row.bits, y=row.kld or 0.0) for row in report.types]
     texts = {each.path: msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"}
     texts |= {each.plot: plot.svg(title, "bits per weight", "mean KL divergence", points)} if points else {}
-    changed = [path for path, text in texts.items() if quality.text_of(path) != text]
+    changed = [path for path, text in texts.items() if text_of(path) != text]
     for path in changed:
         write_atomically(path, texts[path])
     return "done" if changed else "current"

@@ -34,6 +34,7 @@ from llamacpp_orchestrator.spec import Output
 from llamacpp_orchestrator.steps import NOTE
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.steps import log_of
 from llamacpp_orchestrator.store import remove
 
 Converter = Callable[[Command, Path, Tell], None]
@@ -59,7 +60,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
 
     def log(self, step: str) -> Path:
         """The log file of one step."""
-        return self.logs / f"{''.join(letter if letter.isalnum() or letter in '-._' else '-' for letter in step)[:120]}.log"
+        return log_of(step, self.logs)
 
 
 def convert_action(bench: Bench, build: Build) -> Action:
@@ -89,18 +90,11 @@ def convert_action(bench: Bench, build: Build) -> Action:
 
 
 def _check_tokenizer(bench: Bench, build: Build, tell: Tell) -> None:
-    work, lock, model = bench.work, bench.lock, build.output.model
+    work, lock = bench.work, bench.lock
     if build.output.lora:
         return
     (wanted, name), *_ = build.needs
-    subject = preflight.Subject(
-        tree=building.tree(work, lock),
-        tag=lock.llama_cpp.tag,
-        folder=building.view(work, lock.files(wanted), name),
-        source=wanted.source,
-        args=model.args,
-        trees=work.store.folder("source"),
-    )
+    subject = building.preflighted(work, lock, build.output.model, building.view(work, lock.files(wanted), name))
     if subject.folder not in bench.hashes:
         command = preflight.hash_command(subject, str(building.python(work, lock)), building.converter_env(work))
         log = bench.log(f"tokenizer {build.name}")

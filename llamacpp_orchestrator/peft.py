@@ -36,6 +36,6 @@ def folder(work: Work, lock: Lock, log: Path, tell: Tell) -> Path:
         except CommandFailed as error:
             hint = "check the network, or set an index that can be reached (PIP_INDEX_URL); `verify: load` does without PEFT"
             message = f"PEFT could not be installed; uv says:\n{error.tail}"
-            raise CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=log) from error
+            raise error.retold(message, hint, log) from error
 
     return work.store.ensure("environments", f"peft-{key[:32]}", make) / "packages"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import re
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import arguments
+from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -87,9 +87,8 @@ def _flags(subject: Subject) -> set[str]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where there is none: complaints about that are made elsewhere."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+    with contextlib.suppress(OrchestrateError):
+        return modelfiles.read_json(path)
     return {}
 
 

@@ -24,6 +24,7 @@ from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import Measure
 from llamacpp_orchestrator.report import Quality
+from llamacpp_orchestrator.store import text_of
 
 TOOL, LOGITS, MAKER = "{llama-perplexity}", "base.logits", "llamacpp-orchestrator"
 CONTEXT = 512
@@ -118,14 +119,6 @@ def check(found: Iterable[Asked], force: bool) -> None:
         for path in strange:
             if path.is_dir() or not force:
                 raise JobError(f"{path} exists already, and orchestrate did not write it", "move it away, or use --force")
-
-
-def text_of(path: Path) -> str:
-    """What a small file says; nothing when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def read(path: Path) -> Report | None:

@@ -85,7 +85,7 @@ def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ..
         cause, hint = explain("\n".join((said, error.tail)))
         shown = said or error.tail
         message = f"{cause}{error.message}\n{shown}"
-        raise CommandFailed(message, code=error.code, tail=error.tail, hint=hint, log=log) from error
+        raise error.retold(message, hint, log) from error
     return fallbacks(lines)
 
 

@@ -83,12 +83,7 @@ def _environment(work: Work, lock: Lock, log: Path, tell: Tell) -> str:
             work.online("the Python environment")
         environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
 
-    work.store.ensure(
-        "environments",
-        pin.digest(),
-        make,
-        environment.unhealthy,
-    )
+    work.store.ensure("environments", pin.digest(), make, environment.unhealthy)
     return "current" if before else "done"
 
 
@@ -133,19 +128,10 @@ def _check(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: Tell) -> No
     """Told by the small files alone, before gigabytes are fetched for nothing."""
     for model in work.job.models if wanted.kind == "model" else ():
         if locks.base_wanted(model) == wanted:
-            tree, tag = pins.get_tree(work, lock.llama_cpp, tell), lock.llama_cpp.tag
-            subject = preflight.Subject(
-                tree=tree,
-                tag=tag,
-                folder=view,
-                source=wanted.source,
-                args=model.args,
-                weights=wanted.weights,
-                trees=work.store.folder("source"),
-            )
-            preflight.check_model(subject)
+            tree = pins.get_tree(work, lock.llama_cpp, tell)
+            preflight.check_model(building.preflighted(work, lock, model, view))
             if model.mmproj and "--mistral-format" not in model.args:
-                preflight.check_projector(tree, tag, model.name, hub.read_json(view / "config.json"))
+                preflight.check_projector(tree, lock.llama_cpp.tag, model.name, hub.read_json(view / "config.json"))
 
 
 def verb(build: Build) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import hashlib
 import queue
 import threading
 import time
@@ -16,6 +17,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 
 Tell = Callable[[str], None]
 TELL_SECONDS = 0.2
+LONGEST_LOG = 120  # bytes
 NOTE = "note: "  # what a step says in these words is for everybody, not only for who watches
 Action = Callable[[Tell], str]
 
@@ -39,6 +41,14 @@ class Event(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     error: BaseException | None = None
     log: Path | None = None
+
+
+def log_of(step: str, folder: Path) -> Path:
+    """The log file of a step. A long name is cut where a file system would refuse it, and told apart by a digest."""
+    name = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in step)
+    if len(name.encode()) > LONGEST_LOG:
+        name = f"{name.encode()[:LONGEST_LOG].decode(errors='ignore')}-{hashlib.sha256(step.encode()).hexdigest()[:8]}"
+    return folder / f"{name}.log"
 
 
 def run(steps: Iterable[Step], jobs: int, keep_going: bool, report: Callable[[Event], None]) -> list[Event]:

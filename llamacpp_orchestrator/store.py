@@ -124,6 +124,25 @@ def write_atomically(path: Path, text: str) -> None:
         raise OrchestrateError(f"cannot write {path}: {error.strerror}", "check the folder's rights and free space") from error
 
 
+def text_of(path: Path) -> str:
+    """What a small file says; nothing when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def link(file: Path, dest: Path) -> None:
+    """Put a file into a place, which then has it whole or not at all; a copy where the disk has no links."""
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    staged = dest.with_name(f".{os.getpid()}.{os.urandom(6).hex()}.new")
+    try:
+        os.link(file, staged)
+    except OSError:
+        shutil.copyfile(file, staged)
+    os.replace(staged, dest)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder that is ours, read-only parts included; absent is fine."""
 

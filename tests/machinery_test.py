@@ -18,6 +18,7 @@ from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.steps import Event
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.steps import log_of
 from llamacpp_orchestrator.steps import run
 from llamacpp_orchestrator.store import Store
 
@@ -221,3 +222,13 @@ def test_a_program_on_our_own_terminal(capfd: pytest.CaptureFixture[str]) -> Non
     assert process.attached(python("print('seen'); raise SystemExit(5)")) == 5 and "seen" in capfd.readouterr().out
     with pytest.raises(CommandFailed):
         process.attached(Command(("/no/such/program",)))
+
+
+def test_logs_have_names_that_fit_and_that_no_two_steps_share(tmp_path: Path) -> None:
+    assert log_of("convert tiny/a b-f16.gguf", tmp_path) == tmp_path / "convert-tiny-a-b-f16.gguf.log"
+    # The longest names that outputs may have, in letters of one byte and of three, for two types.
+    steps = [f"convert {name}-{kind}.gguf" for name in ("x" * 236, "模" * 78) for kind in ("f16", "q8_0")]
+    logs = [log_of(step, tmp_path) for step in steps]
+    assert len(set(logs)) == len(steps)
+    for log in logs:
+        log.touch()
