@@ -18,12 +18,12 @@ from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.imatrix import Matrix
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.pins import Work
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.spec import Output
 
 TOOL = "{llama-quantize}"

@@ -18,11 +18,12 @@ import msgspec
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.host import Host
 from llamacpp_orchestrator.lock import SourcePin
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import remove
 
@@ -192,7 +193,7 @@ def _said(*argv: str) -> list[str]:
 def variables(**extra: str) -> tuple[tuple[str, str], ...]:
     """The environment of CMake and the compilers: flags of the user's own would change what is made, and have no say."""
     passed = {name: value for name, value in os.environ.items() if name.upper() in PASSED}
-    return process.clean_env(**passed, **extra)
+    return clean_env(**passed, **extra)
 
 
 def makers(tree: Path) -> tuple[str, str]:

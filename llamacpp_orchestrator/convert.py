@@ -13,9 +13,10 @@ from pathlib import Path
 
 from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.scripts import SCRIPTS
 
 HOST = Path(__file__).parent / "inside" / "host.py"
@@ -45,7 +46,7 @@ def environment(home: Path) -> tuple[tuple[str, str], ...]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     python = {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return process.clean_env(HF_HOME=str(home), **offline, **python)
+    return clean_env(HF_HOME=str(home), **offline, **python)
 
 
 def failed(error: CommandFailed) -> CommandFailed:

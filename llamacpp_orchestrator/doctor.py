@@ -21,11 +21,12 @@ from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.plan import existing
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import size
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import git
@@ -103,7 +104,7 @@ def _programs(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], str]]:
 
 def _program(name: str, argv: tuple[str, ...], hint: str) -> Line:
     try:
-        return Line(name=name, ok=True, said=process.capture(Command(argv, env=process.clean_env())).strip())
+        return Line(name=name, ok=True, said=process.capture(Command(argv, env=clean_env())).strip())
     except OrchestrateError as error:
         return Line(name=name, ok=False, said=f"{error.message.splitlines()[0]}; {hint}")
 

@@ -32,6 +32,7 @@ from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import stages
 from llamacpp_orchestrator import summary
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -40,7 +41,6 @@ from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Found
 from llamacpp_orchestrator.pins import Work
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.quality import Asked
 from llamacpp_orchestrator.report import Handed
 from llamacpp_orchestrator.report import Quality

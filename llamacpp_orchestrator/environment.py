@@ -28,10 +28,11 @@ from packaging.utils import parse_wheel_filename
 
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import file_sha256
@@ -254,7 +255,7 @@ def own(path: Path, job: Path) -> Path:
     if not python.exists():
         raise JobError(f"{job.name}: environment.path: no Python in {path}", "name the folder of a venv or conda environment")
     script = "import importlib.util as u,sys;print(*[m for m in sys.argv[1:] if u.find_spec(m) is None])"
-    missing = process.capture(Command((str(python), "-c", script, *PROBED), env=process.clean_env(PYTHONNOUSERSITE="1"))).split()
+    missing = process.capture(Command((str(python), "-c", script, *PROBED), env=clean_env(PYTHONNOUSERSITE="1"))).split()
     if missing:
         raise JobError(
             f"{job.name}: environment.path: {path} lacks {', '.join(missing)}",

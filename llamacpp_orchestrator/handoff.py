@@ -19,11 +19,12 @@ from llamacpp_orchestrator import ollama
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import Handed
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
@@ -206,7 +207,7 @@ def _create(each: Handoff, log: Path) -> Action:
     def action(tell: Tell) -> str:
         program = shutil.which("ollama") or "ollama"
         mine = {name: value for name, value in os.environ.items() if name.startswith("OLLAMA_")}
-        command = Command((program, *each.commands[0].argv[1:]), cwd=str(each.path.parent), env=process.clean_env(**mine))
+        command = Command((program, *each.commands[0].argv[1:]), cwd=str(each.path.parent), env=clean_env(**mine))
         try:
             process.stream(command, log, tell)
         except CommandFailed as error:

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 
 SYSTEMS = {"Windows": "windows", "Darwin": "macos"}
 ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
@@ -99,7 +100,7 @@ def _nvidia_smi(*arguments: str) -> str:
 
 def _said(*argv: str) -> str:
     try:
-        return process.capture(Command(argv, env=process.clean_env()), timeout=20.0)
+        return process.capture(Command(argv, env=clean_env()), timeout=20.0)
     except OrchestrateError:
         return ""
 

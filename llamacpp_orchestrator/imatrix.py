@@ -15,10 +15,10 @@ from llamacpp_orchestrator import process
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.spec import Imatrix
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import Store

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from llamacpp_orchestrator import download
-from llamacpp_orchestrator import process
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
@@ -99,7 +99,7 @@ def uv() -> str:
 
 def uv_env(index: Index, torch: str | None, offline: bool = False) -> tuple[tuple[str, str], ...]:
     """The whole environment of a call of uv."""
-    return process.clean_env(**index_variables(index, torch, os.environ), **({"UV_OFFLINE": "1"} if offline else {}))
+    return clean_env(**index_variables(index, torch, os.environ), **({"UV_OFFLINE": "1"} if offline else {}))
 
 
 def index_variables(index: Index, torch: str | None, environ: Mapping[str, str]) -> dict[str, str]:

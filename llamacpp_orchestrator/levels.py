@@ -16,12 +16,12 @@ from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator import vocabulary
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.content import Sides
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.verify import Contents
 
 AUTO, STRUCTURE, CONTENT, LOAD, LOGITS = "auto", "structure", "content", "load", "logits"

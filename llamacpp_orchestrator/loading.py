@@ -9,9 +9,9 @@ from pathlib import Path
 
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.verify import Checks
 
 # In the order of choice: from b7356 llama-cli is a chat alone, and from then on the first is there.

@@ -17,10 +17,10 @@ from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 
 TOOL = "llama-perplexity"
 REFERENCE = Path(__file__).parent / "inside" / "reference.py"

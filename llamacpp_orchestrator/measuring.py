@@ -19,11 +19,11 @@ from llamacpp_orchestrator import process
 from llamacpp_orchestrator import quality
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import Measure
 from llamacpp_orchestrator.steps import NOTE
 from llamacpp_orchestrator.steps import Action

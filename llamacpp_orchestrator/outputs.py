@@ -25,11 +25,11 @@ from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.spec import Output
 from llamacpp_orchestrator.steps import NOTE
 from llamacpp_orchestrator.steps import Action

@@ -10,10 +10,10 @@ import msgspec
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.steps import Tell
 
 # With what it needs besides that environment's own packages.

@@ -18,12 +18,12 @@ from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quality
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.quality import Asked
 from llamacpp_orchestrator.report import size
 

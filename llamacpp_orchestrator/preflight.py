@@ -15,11 +15,11 @@ import msgspec
 from llamacpp_orchestrator import arguments
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scripts
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.modelfiles import INDEX
 from llamacpp_orchestrator.modelfiles import safetensors_header
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.store import MARK
 

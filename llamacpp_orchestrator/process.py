@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -15,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-import msgspec
-
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
@@ -24,37 +22,9 @@ from llamacpp_orchestrator.errors import Stopped
 TAIL_LINES = 20
 GRACE_SECONDS = 3.0
 
-# What a child needs to find programs, libraries, certificates and a temporary folder. Everything else, tokens and
-# cloud credentials before all, stays with us.
-ALLOWED = frozenset(
-    """
-    PATH HOME USER LOGNAME LANG LC_ALL LC_CTYPE TZ TMPDIR TEMP TMP
-    SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT USERPROFILE APPDATA LOCALAPPDATA PROGRAMDATA PROGRAMFILES
-    NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE LD_LIBRARY_PATH SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE
-    CUDA_VISIBLE_DEVICES OMP_NUM_THREADS XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME
-    """.split()  # noqa: SIM905 - a list of forty quoted words is harder to read
-)
-
 _children: set[subprocess.Popen[bytes]] = set()
 _children_lock = threading.Lock()
 _stopping = threading.Event()
-
-
-class Command(msgspec.Struct, frozen=True):
-    """A program call as data; `env` is the whole environment it gets, `None` for `cwd` means ours."""
-
-    argv: tuple[str, ...]
-    cwd: str | None = None
-    env: tuple[tuple[str, str], ...] = ()
-
-    def __str__(self) -> str:
-        return subprocess.list2cmdline(self.argv) if os.name == "nt" else shlex.join(self.argv)
-
-
-def clean_env(**extra: str) -> tuple[tuple[str, str], ...]:
-    """The allowed part of our environment, with additions; names compare without case, as Windows does."""
-    kept = {name: value for name, value in os.environ.items() if name.upper() in ALLOWED}
-    return tuple(sorted({**kept, **extra}.items()))
 
 
 def capture(command: Command, timeout: float = 60.0) -> str:

@@ -17,11 +17,11 @@ from llamacpp_orchestrator import plot
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import Measure
 from llamacpp_orchestrator.report import Quality
 from llamacpp_orchestrator.store import text_of

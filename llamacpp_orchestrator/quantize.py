@@ -12,8 +12,9 @@ from pathlib import Path
 
 from llamacpp_orchestrator import explain as explaining
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
-from llamacpp_orchestrator.process import Command
 
 # How the tool says that a tensor gets another type than it should: now, and before 2026.
 FALLBACKS = (
@@ -65,7 +66,7 @@ def fallbacks(lines: Iterable[str]) -> tuple[str, ...]:
 def tool_env(tool: Path) -> tuple[tuple[str, str], ...]:
     """The environment of a released program; some eras find their libraries only when told where."""
     library_path = os.pathsep.join(filter(None, (str(tool.parent), os.environ.get("LD_LIBRARY_PATH", ""))))
-    return process.clean_env(LD_LIBRARY_PATH=library_path)
+    return clean_env(LD_LIBRARY_PATH=library_path)
 
 
 def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ...]:

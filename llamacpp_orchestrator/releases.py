@@ -25,12 +25,13 @@ from llamacpp_orchestrator.choice import Asset as Asset
 from llamacpp_orchestrator.choice import Choice as Choice
 from llamacpp_orchestrator.choice import build_number
 from llamacpp_orchestrator.choice import choose as choose
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.host import Host
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.settings import Settings
 
 GITHUB, GITHUB_API = "https://github.com", "https://api.github.com"
@@ -204,7 +205,7 @@ def probe(root: Path, host: Host) -> str:
         ctypes.windll.kernel32.SetErrorMode(0x8003)  # no dialog that waits for a click when a DLL is missing
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            command = Command((str(tool), "--version"), env=process.clean_env(LD_LIBRARY_PATH=paths))
+            command = Command((str(tool), "--version"), env=clean_env(LD_LIBRARY_PATH=paths))
             process.stream(command, Path(scratch) / "log", lines.append)
     except CommandFailed as error:
         # Old programs do not know --version and show their usage: they started, which is what is asked.

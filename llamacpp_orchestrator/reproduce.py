@@ -26,6 +26,7 @@ from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Receipt
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.driver import Options
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
@@ -34,7 +35,6 @@ from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Work
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.report import Reporter
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import Store

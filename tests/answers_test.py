@@ -14,8 +14,8 @@ import pytest
 
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import logits
-from llamacpp_orchestrator import process
 from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.logits import Answer as Said
@@ -249,7 +249,7 @@ def test_a_source_that_transformers_cannot_judge_is_a_note(
     assert orchestrate("run", job("./model")).code == 0
     change, said = SOURCES[name]
     change(model)
-    files, env = (world / "dist" / "model-bf16.gguf",), process.clean_env(HF_HUB_OFFLINE="1")
+    files, env = (world / "dist" / "model-bf16.gguf",), clean_env(HF_HUB_OFFLINE="1")
     sides = Sides(files=files, model=model, python=str(python), env=env, scratch=world, log=world / "log")
     found, done = logits.check(sides, lambda name: recorder, lambda text: None)
     assert not done and not found.failures and said in found.notes[0], found

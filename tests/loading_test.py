@@ -11,9 +11,9 @@ import pytest
 
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.verify import Checks
 
 NEW, OLD, OLDEST = ("llama-completion", "llama-cli", "llama-embedding"), ("llama-cli", "llama-embedding"), ("llama-cli",)

@@ -16,7 +16,8 @@ from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import settings
-from llamacpp_orchestrator.process import Command
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from tests.conftest import Answer
 
 INSIDE = Path(__file__).parent / "inside"
@@ -28,7 +29,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter that has a real llama.cpp, transformers and PEFT."""
     venv = tmp_path_factory.mktemp("judge") / "venv"
     index = settings.load(os.environ).index
-    env = process.clean_env(**indexes.index_variables(index, None, os.environ))
+    env = clean_env(**indexes.index_variables(index, None, os.environ))
     python = environment.choose_python(NEEDED[2:4], (), settings.load(os.environ).index, None)
     process.capture(Command((indexes.uv(), "venv", "--quiet", "--python", python, str(venv)), env=env))
     install = (indexes.uv(), "pip", "install", "--quiet", "--python", str(environment.python_in(venv)), *NEEDED)
@@ -41,7 +42,7 @@ def verdict(judge: Path, *argv: object) -> dict[str, float]:
 
 
 def inside(judge: Path, script: str, *argv: object) -> str:
-    env = process.clean_env(HF_HUB_OFFLINE="1")
+    env = clean_env(HF_HUB_OFFLINE="1")
     return process.capture(Command((str(judge), str(INSIDE / script), *map(str, argv)), env=env), timeout=300)
 
 

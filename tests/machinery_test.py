@@ -12,9 +12,10 @@ import pytest
 
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import store
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 from llamacpp_orchestrator.steps import Event
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
@@ -169,7 +170,7 @@ PYTHON = sys.executable
 
 
 def python(code: str) -> Command:
-    return Command((PYTHON, "-c", code), env=process.clean_env())
+    return Command((PYTHON, "-c", code), env=clean_env())
 
 
 def test_short_questions() -> None:

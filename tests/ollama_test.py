@@ -16,7 +16,7 @@ import pytest
 
 from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import ollama
-from llamacpp_orchestrator import process
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.ollama import Answer
 from llamacpp_orchestrator.ollama import Chat
 from tests.conftest import ROOT
@@ -90,7 +90,7 @@ def answers(python: Path, shared_cache: Path) -> dict[str, Answer]:
         package = shared_cache / "source" / f"package-{TAG}" / "gguf-py"
         script = ROOT / "tests" / "chats" / "answers.py"
         argv = [python, script, package, handoff.SCRIPT, to / "talks.json", to]
-        env = dict(process.clean_env(HF_HUB_OFFLINE="1", PYTHONUTF8="1"))
+        env = dict(clean_env(HF_HUB_OFFLINE="1", PYTHONUTF8="1"))
         subprocess.run(argv, input=json.dumps(FAMILIES).encode(), env=env, check=True)
     return {name: msgspec.json.decode((to / name / "answer.json").read_bytes(), type=Answer) for name in FAMILIES}
 

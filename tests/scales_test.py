@@ -17,9 +17,10 @@ from llamacpp_orchestrator import process
 from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import settings
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.process import Command
 
 MODULES = tuple(f"model.layers.{layer}.{name}" for layer in (0, 1, 10) for name in ("self_attn.q_proj", "mlp.up_proj"))
 
@@ -28,7 +29,7 @@ MODULES = tuple(f"model.layers.{layer}.{name}" for layer in (0, 1, 10) for name 
 def numeric(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An interpreter that has NumPy, as every environment for upstream's scripts does."""
     venv = tmp_path_factory.mktemp("numeric") / "venv"
-    env = process.clean_env(**indexes.index_variables(settings.load(os.environ).index, None, os.environ))
+    env = clean_env(**indexes.index_variables(settings.load(os.environ).index, None, os.environ))
     process.capture(Command((indexes.uv(), "venv", "--quiet", str(venv)), env=env))
     python = str(environment.python_in(venv))
     process.capture(Command((indexes.uv(), "pip", "install", "--quiet", "--python", python, "numpy"), env=env), timeout=300)

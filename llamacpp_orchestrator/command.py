@@ -1,0 +1,42 @@
+"""A program call as a value, and the part of our environment that a child may see."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+import msgspec
+
+# What a child needs to find programs, libraries, certificates and a temporary folder. Everything else, tokens and
+# cloud credentials before all, stays with us.
+ALLOWED = frozenset(
+    """
+    PATH HOME USER LOGNAME LANG LC_ALL LC_CTYPE TZ TMPDIR TEMP TMP
+    SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT USERPROFILE APPDATA LOCALAPPDATA PROGRAMDATA PROGRAMFILES
+    NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE LD_LIBRARY_PATH SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE
+    CUDA_VISIBLE_DEVICES OMP_NUM_THREADS XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME
+    """.split()  # noqa: SIM905 - a list of forty quoted words is harder to read
+)
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A program call as data; `env` is the whole environment it gets, `None` for `cwd` means ours."""
+
+    argv: tuple[str, ...]
+    cwd: str | None = None
+    env: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return _windows(self.argv) if os.name == "nt" else shlex.join(self.argv)
+
+
+def clean_env(**extra: str) -> tuple[tuple[str, str], ...]:
+    """The allowed part of our environment, with additions; names compare without case, as Windows does."""
+    kept = {name: value for name, value in os.environ.items() if name.upper() in ALLOWED}
+    return tuple(sorted({**kept, **extra}.items()))
+
+
+def _windows(argv: tuple[str, ...]) -> str:
+    import subprocess
+
+    return subprocess.list2cmdline(argv)
