@@ -10,12 +10,11 @@ import msgspec
 
 from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
-from llamacpp_orchestrator import convert
+from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import preflight
-from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
 from llamacpp_orchestrator.command import Command
@@ -81,7 +80,7 @@ def python(work: Work, lock: Lock) -> Path:
 
 def converter_env(work: Work) -> tuple[tuple[str, str], ...]:
     """The environment of every converter: its home for models is an empty folder of our cache."""
-    return convert.environment(work.store.folder("home"))
+    return calls.environment(work.store.folder("home"))
 
 
 def view(work: Work, pin: FilesPin, name: str) -> Path:
@@ -144,16 +143,14 @@ def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
     draft = _stage_path(output)
     if lora is None:
         args = model.args + (("--mmproj",) if output.kind == "mmproj" else ())
-        command = convert.model_command(
-            str(python(work, lock)), tree(work, lock), base_view, draft, output.type, model.name, args
-        )
+        command = calls.model_command(str(python(work, lock)), tree(work, lock), base_view, draft, output.type, model.name, args)
         inputs = _inputs(model.name, base, weights=True)
         needs: tuple[tuple[Wanted, str], ...] = ((base.wanted, model.name),)
         known = {str(base_view): "{model}"}
     else:
         mine = lock.files(locks.lora_wanted(lora))
         lora_view = view(work, mine, lora.name)
-        command = convert.adapter_command(
+        command = calls.adapter_command(
             str(python(work, lock)), tree(work, lock), base_view, lora_view, draft, output.type, lora.args
         )
         inputs = _inputs(model.name, base, weights=False) + _inputs(lora.name, mine, weights=True)
@@ -184,7 +181,7 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
     word, draft = matrix.word() if matrix else "", _stage_path(output)
 
     def command(source: Path, split: bool) -> Command:
-        return quantize.command(Path(TOOL), source, draft, output.type, split, model.quantize_args, word)
+        return calls.quantize_command(Path(TOOL), source, draft, output.type, split, model.quantize_args, word)
 
     known = {str(of.output.path.parent): "{source}", str(draft.parent): "{output}"}
     inputs = (Input(name=of.name, digest=of.recipe), *([matrix.input()] if matrix else []))

@@ -14,39 +14,11 @@ from pathlib import Path
 from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.scripts import SCRIPTS
 
 HOST = Path(__file__).parent / "inside" / "host.py"
 POLL_SECONDS = 0.02
-
-
-def model_command(python: str, tree: Path, view: Path, outfile: Path, outtype: str, name: str, args: tuple[str, ...]) -> Command:
-    """The call that converts a base; the job's own arguments come last, so that they have the last word."""
-    options = ("--outfile", str(outfile), "--outtype", outtype, "--model-name", name, *args)
-    return Command((python, str(tree / SCRIPTS["model"]), str(view), *options), cwd=str(outfile.parent))
-
-
-def adapter_command(
-    python: str, tree: Path, base: Path, view: Path, outfile: Path, outtype: str, args: tuple[str, ...]
-) -> Command:
-    """The call that converts an adapter; always with `--base`, or the script would ask the hub."""
-    options = ("--base", str(base), "--outfile", str(outfile), "--outtype", outtype, *args)
-    return Command((python, str(tree / SCRIPTS["adapter"]), str(view), *options), cwd=str(outfile.parent))
-
-
-def environment(home: Path) -> tuple[tuple[str, str], ...]:
-    """All that a converter may know: an allow-list of variables, an empty Hugging Face home, no network, UTF-8."""
-    offline = {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    python = {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return clean_env(HF_HOME=str(home), **offline, **python)
 
 
 def failed(error: CommandFailed) -> CommandFailed:

@@ -28,10 +28,10 @@ from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quality
-from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import stages
 from llamacpp_orchestrator import summary
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.calls import tool_env
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
@@ -340,7 +340,7 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> Command
     _do([made], Options(), report)
     if not script:
         program = programs.tool(work, lock, name)
-        return Command((str(program), *rest), env=quantize.tool_env(program))
+        return Command((str(program), *rest), env=tool_env(program))
     tree = pins.get_tree(work, lock.llama_cpp, lambda text: None)
     if not (tree / name).is_file():
         raise JobError(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import process
-from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
 from llamacpp_orchestrator.command import Command
@@ -81,7 +81,7 @@ def tool_env(tool: Path, args: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """The environment of a program that is to compute on the processor, unless the arguments speak of a GPU."""
     # With no layers of its own a GPU would still be given the larger products.
     unseen = {} if GPU_WORDS & set(args) else {"CUDA_VISIBLE_DEVICES": ""}
-    return tuple(sorted({**dict(quantize.tool_env(tool)), **unseen}.items()))
+    return tuple(sorted({**dict(calls.tool_env(tool)), **unseen}.items()))
 
 
 def ready(matrix: Matrix, store: Store) -> bool:

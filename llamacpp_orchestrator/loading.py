@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llamacpp_orchestrator import process
-from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator.calls import tool_env
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -37,7 +37,7 @@ def command(tool: Path, files: Sequence[Path], base: Sequence[Path], help_text: 
     if tool.stem != EMBEDDING:
         words += ["-n", "1"]
         words += ["-no-cnv"] if "-no-cnv" in help_text else []
-    return Command((str(tool), *words), cwd=str(model.parent), env=quantize.tool_env(tool))
+    return Command((str(tool), *words), cwd=str(model.parent), env=tool_env(tool))
 
 
 def limit(files: Sequence[Path], base: Sequence[Path]) -> float:
@@ -75,7 +75,7 @@ def check(files: Sequence[Path], base: Sequence[Path], checks: Checks, find: Cal
     architecture = checks.architecture
     tool = program(architecture, find)
     try:
-        said = process.capture(Command((str(tool), "--help"), env=quantize.tool_env(tool)))
+        said = process.capture(Command((str(tool), "--help"), env=tool_env(tool)))
     except CommandFailed as error:
         said = error.tail
     asked = command(tool, files, base, said)

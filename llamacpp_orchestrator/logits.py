@@ -15,8 +15,8 @@ import msgspec
 
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import process
-from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.calls import tool_env
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.errors import CommandFailed
@@ -128,7 +128,7 @@ def command(tool: Path, files: Sequence[Path], base: Sequence[Path], folder: Pat
         "0",
     )
     size = str(CONTEXT)
-    env = dict(quantize.tool_env(tool)) | {"CUDA_VISIBLE_DEVICES": ""}
+    env = dict(tool_env(tool)) | {"CUDA_VISIBLE_DEVICES": ""}
     argv = (str(tool), *words, "-c", size, "-b", size, "-ctk", "f32", "-ctv", "f32")
     return Command(argv, cwd=str(folder), env=tuple(sorted(env.items())))
 

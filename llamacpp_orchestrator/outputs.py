@@ -16,6 +16,7 @@ from filelock import Timeout
 import llamacpp_orchestrator
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import lock as locks
@@ -123,7 +124,7 @@ def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Act
         if matrix:
             imatrix.lay(matrix, bench.work.store, build.stage)
         word = matrix.word() if matrix else ""
-        asked = quantize.command(tool(), shards[0], draft, build.output.type, len(shards) > 1, args, word)
+        asked = calls.quantize_command(tool(), shards[0], draft, build.output.type, len(shards) > 1, args, word)
         bench.notes[build.output.path] = quantize.run(asked, bench.log(f"quantize {build.name}"), tell)
         for note in bench.notes[build.output.path]:
             tell(f"note: {build.name}: {note}")

@@ -15,6 +15,7 @@ import msgspec
 from llamacpp_orchestrator import arguments
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scripts
+from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -65,7 +66,7 @@ def check_job(job: Job, file: str, tree: Path) -> None:
         for kind, name, args in [("model", model.name, model.args), *(("adapter", each.name, each.args) for each in model.loras)]:
             if found := arguments.complaint(scripts.options(tree, kind), args):
                 what, hint = found
-                raise JobError(f"{file}: {name}: {scripts.SCRIPTS[kind]} of {job.llama_cpp.tag} {what}", hint)
+                raise JobError(f"{file}: {name}: {SCRIPTS[kind]} of {job.llama_cpp.tag} {what}", hint)
 
 
 def check_model(subject: Subject) -> None:
@@ -120,7 +121,7 @@ def check_architecture(subject: Subject, config: dict[str, Any], mmproj: bool = 
 
 def check_projector(tree: Path, tag: str, name: str, config: dict[str, Any]) -> None:
     """Raise JobError when a tag has no projector for a model, or cannot make any, as far as its source tells."""
-    text = (tree / scripts.SCRIPTS["model"]).read_bytes()
+    text = (tree / SCRIPTS["model"]).read_bytes()
     if b'"--mmproj"' not in text:
         raise JobError(
             f"{name}: {tag} cannot make projectors (its script has no --mmproj)", "pin a newer tag, or leave `mmproj` out"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from pathlib import Path
 
 from llamacpp_orchestrator import explain as explaining
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.calls import tool_env
 from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 
 # How the tool says that a tensor gets another type than it should: now, and before 2026.
@@ -21,14 +20,6 @@ FALLBACKS = (
     r"required for type +(?P<wanted>\w+)\).*-> falling back to +(?P<used>\w+)",
     r"required for (?P<wanted>\w+) - using fallback quantization (?P<used>\w+)",
 )
-
-
-def command(
-    tool: Path, source: Path, outfile: Path, quantized: str, split: bool, args: tuple[str, ...] = (), matrix: str = ""
-) -> Command:
-    """The call that makes one type of one file; always with all three arguments, or the tool picks a name by itself."""
-    kept = (*(("--keep-split",) if split else ()), *(("--imatrix", matrix) if matrix else ()), *args)
-    return Command((str(tool), *kept, str(source), str(outfile), quantized), cwd=str(outfile.parent), env=tool_env(tool))
 
 
 def types(tool: Path) -> tuple[str, ...]:
@@ -61,12 +52,6 @@ def fallbacks(lines: Iterable[str]) -> tuple[str, ...]:
         f"and {'are' if pairs.count(pair) > 1 else 'is'} {pair[1]} instead"
         for pair in dict.fromkeys(pairs)
     )
-
-
-def tool_env(tool: Path) -> tuple[tuple[str, str], ...]:
-    """The environment of a released program; some eras find their libraries only when told where."""
-    library_path = os.pathsep.join(filter(None, (str(tool.parent), os.environ.get("LD_LIBRARY_PATH", ""))))
-    return clean_env(LD_LIBRARY_PATH=library_path)
 
 
 def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ...]:

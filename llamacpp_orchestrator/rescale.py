@@ -13,12 +13,12 @@ from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.scales import Scales
-from llamacpp_orchestrator.scripts import SCRIPTS
 
 SCRIPT = Path(__file__).parent / "inside" / "scaler.py"
 FACTORS = "factors.json"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-SCRIPTS = {"model": "convert_hf_to_gguf.py", "adapter": "convert_lora_to_gguf.py"}
+from llamacpp_orchestrator.calls import SCRIPTS
+
 MAPS = ("TEXT_MODEL_MAP", "MMPROJ_MODEL_MAP")
 # How many words an option takes, by its action; "count" and the like never stand in these scripts.
 WORDLESS = ("store_true", "store_false", "store_const", "help", "version")
@@ -64,8 +65,8 @@ def _texts(nodes: list[ast.expr]) -> tuple[str, ...]:
 
 def options(tree: Path, kind: str) -> tuple[Option, ...]:
     """The options of one of the two scripts in their order, positional ones too; () when its source does not say."""
-    calls = (node for node in ast.walk(_parsed(tree / SCRIPTS[kind])) if isinstance(node, ast.Call))
-    found = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
+    asked = (node for node in ast.walk(_parsed(tree / SCRIPTS[kind])) if isinstance(node, ast.Call))
+    found = [call for call in asked if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
     return tuple(_option(call) for call in found if call.args and len(_texts(call.args)) == len(call.args))
 
 

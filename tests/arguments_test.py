@@ -11,6 +11,7 @@ import pytest
 
 from llamacpp_orchestrator import arguments
 from llamacpp_orchestrator import scripts
+from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.scripts import Option
 
 # Loads a real script and lets it parse each list of words; None where it takes them, else its complaint.
@@ -60,14 +61,14 @@ def verdicts(python: Path, tree: Path, kind: str, cases: list[list[str]]) -> lis
     positional = {"model": ["model"], "adapter": ["--base", "b", "lora"]}[kind]
     asked = json.dumps([[*positional, *words] for words in cases])
     said = subprocess.run(
-        [str(python), "-c", ASK, (tree / scripts.SCRIPTS[kind]).as_posix(), asked], stdout=subprocess.PIPE, check=True, text=True
+        [str(python), "-c", ASK, (tree / SCRIPTS[kind]).as_posix(), asked], stdout=subprocess.PIPE, check=True, text=True
     )
     known = scripts.options(tree, kind)
     ours = [" ".join(arguments.complaint(known, words) or ()) for words in cases]
     return list(zip(ours, json.loads(said.stdout.splitlines()[-1]), strict=True))
 
 
-@pytest.mark.parametrize(("tag", "kind"), [(tag, kind) for tag in ("0.3.1", "b11434") for kind in scripts.SCRIPTS])
+@pytest.mark.parametrize(("tag", "kind"), [(tag, kind) for tag in ("0.3.1", "b11434") for kind in SCRIPTS])
 def test_ours_is_the_verdict_of_argparse(tag: str, kind: str, tree: Callable[[str], Path], python: Path) -> None:
     table = MODEL if kind == "model" else ADAPTER
     for words, (ours, theirs) in zip(table, verdicts(python, tree(tag), kind, [words.split() for words in table]), strict=True):

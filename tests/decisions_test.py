@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator import build
+from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import indexes
@@ -154,7 +155,7 @@ def test_where_an_interpreter_may_be_forked(system: str, forks: bool) -> None:
 def test_a_converter_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "secret")
-    given = dict(convert.environment(Path("/home")))
+    given = dict(calls.environment(Path("/home")))
     assert "secret" not in given.values() and given["HF_HUB_OFFLINE"] == "1" and given["PYTHONUTF8"] == "1" and given["PATH"]
 
 
@@ -175,7 +176,7 @@ def test_llama_quantize_is_explained(said: str, hint: str) -> None:
 
 
 def test_the_quantize_command_names_its_output_and_keeps_a_split() -> None:
-    asked = quantize.command(Path("/b/llama-quantize"), Path("/o/a.gguf"), Path("/s/b.gguf"), "Q4_K_M", True)
+    asked = calls.quantize_command(Path("/b/llama-quantize"), Path("/o/a.gguf"), Path("/s/b.gguf"), "Q4_K_M", True)
     assert asked.argv[1:] == ("--keep-split", str(Path("/o/a.gguf")), str(Path("/s/b.gguf")), "Q4_K_M")
     assert dict(asked.env)["LD_LIBRARY_PATH"].startswith(str(Path("/b")))
 
@@ -281,7 +282,7 @@ def test_sizes_are_estimated_from_the_weights(kind: str, share: float) -> None:
     made = build.Build(
         output=output,
         name="x",
-        command=quantize.command(Path("q"), Path("a"), Path("b"), "c", False),
+        command=calls.quantize_command(Path("q"), Path("a"), Path("b"), "c", False),
         inputs=(),
         recipe="",
         current=False,

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator.errors import CommandFailed
@@ -204,7 +205,7 @@ def row(said: str) -> str:
 
 @pytest.mark.parametrize("tag", ["b9760", "b11434"])
 def test_real_failures_are_explained(tag: str, tree: Callable[[str], Path], python: Path, data: Path, tmp_path: Path) -> None:
-    env, root, wrong, seen = convert.environment(tmp_path), tree(tag), dict[str, str](), set[str]()
+    env, root, wrong, seen = calls.environment(tmp_path), tree(tag), dict[str, str](), set[str]()
     warm = convert.Warm(str(python), root, env, tmp_path / "warm.log")
     run = warm.convert if convert.can_fork("linux" if Path("/proc").is_dir() else "") else convert.run_alone
     cases = [(f"model {name}", *case) for name, case in MODELS.items()]
@@ -214,12 +215,12 @@ def test_real_failures_are_explained(tag: str, tree: Callable[[str], Path], pyth
         model = Path(shutil.copytree(data / "tiny-llama", place / "tiny-llama"))
         if isinstance(other, str):
             spoil(model)
-            command = convert.model_command(str(python), root, model, place / "out.gguf", "f16", "x", tuple(other.split()))
+            command = calls.model_command(str(python), root, model, place / "out.gguf", "f16", "x", tuple(other.split()))
         else:
             adapter = Path(shutil.copytree(data / "lora-a", place / "lora-a"))
             spoil(adapter)
             other(model)
-            command = convert.adapter_command(str(python), root, model, adapter, place / "out.gguf", "f16", ())
+            command = calls.adapter_command(str(python), root, model, adapter, place / "out.gguf", "f16", ())
         try:
             run(msgspec.structs.replace(command, env=env), place / "log", lambda said: None)
             wrong[name] = "it did not fail"

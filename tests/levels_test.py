@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import modelfiles
@@ -108,7 +109,7 @@ def _outputs(world: Path, cache: Path, python: Path) -> None:
         views=(world / "sound",),
         python=str(python),
         tree=tree,
-        env=convert.environment(world),
+        env=calls.environment(world),
         scratch=world,
         log=world / "verify.log",
     )

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import process
@@ -269,7 +270,7 @@ def test_where_the_vocabulary_is_another_matter_nothing_is_refused(
 def test_the_digest_is_that_of_upstream_and_known_or_not(
     subject: Callable[..., Subject], python: Path, cached: Path, data: Path, tmp_path: Path
 ) -> None:
-    env = convert.environment(tmp_path)
+    env = calls.environment(tmp_path)
     asked = msgspec.structs.replace(subject(), tree=cached / "package-b9760", tag="b9760", trees=cached)
     makers.byte_tokenizer(asked.folder)
     digest = preflight.hash_in(process.capture(preflight.hash_command(asked, str(python), env), timeout=120))
@@ -278,7 +279,7 @@ def test_the_digest_is_that_of_upstream_and_known_or_not(
     # Upstream prints the same when it gives up.
     model = Path(shutil.copytree(data / "tiny-llama", tmp_path / "whole"))
     makers.byte_tokenizer(model)
-    command = convert.model_command(str(python), asked.tree, model, tmp_path / "x.gguf", "f16", "x", ())
+    command = calls.model_command(str(python), asked.tree, model, tmp_path / "x.gguf", "f16", "x", ())
     log = tmp_path / "upstream.log"
     with pytest.raises(OrchestrateError, match="does not know the model's tokenizer"):
         convert.run_alone(msgspec.structs.replace(command, env=env), log, lambda said: None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import quantize
@@ -81,7 +82,9 @@ def test_tensors_that_a_type_cannot_hold_are_noted(lines: list[str], notes: list
 
 
 def test_the_command_with_a_matrix_and_arguments() -> None:
-    asked = quantize.command(Path("/b/q"), Path("/o/a.gguf"), Path("/s/b.gguf"), "IQ1_S", True, ("--pure",), "imatrix/m.gguf")
+    asked = calls.quantize_command(
+        Path("/b/q"), Path("/o/a.gguf"), Path("/s/b.gguf"), "IQ1_S", True, ("--pure",), "imatrix/m.gguf"
+    )
     assert asked.argv[1:5] == ("--keep-split", "--imatrix", "imatrix/m.gguf", "--pure") and asked.argv[-1] == "IQ1_S"
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import scripts
+from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.scripts import Architectures
 from llamacpp_orchestrator.scripts import Option
 
@@ -73,7 +74,7 @@ def test_each_tag_has_hashes_and_options_and_a_class_for_llama(tag: str, tree: T
     assert scripts.converter(root, "NoSuchModel") == []
     assert {"f32", "f16", "bf16", "q8_0", "auto"} <= set(scripts.outtypes(root, "model"))
     assert {"f32", "f16"} <= set(scripts.outtypes(root, "adapter"))
-    by_name = {name: option for kind in scripts.SCRIPTS for option in scripts.options(root, kind) for name in option.names}
+    by_name = {name: option for kind in SCRIPTS for option in scripts.options(root, kind) for name in option.names}
     assert by_name["--verbose"].words == 0 and by_name["--metadata"].words == 1 and by_name["lora_path"].words == 1
     assert by_name["--split-max-size"] == Option(names=("--split-max-size",))
 

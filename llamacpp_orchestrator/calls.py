@@ -1,0 +1,51 @@
+"""The calls that make every output, as values: upstream's two scripts and the tag's `llama-quantize`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
+
+SCRIPTS = {"model": "convert_hf_to_gguf.py", "adapter": "convert_lora_to_gguf.py"}
+
+
+def model_command(python: str, tree: Path, view: Path, outfile: Path, outtype: str, name: str, args: tuple[str, ...]) -> Command:
+    """The call that converts a base; the job's own arguments come last, so that they have the last word."""
+    options = ("--outfile", str(outfile), "--outtype", outtype, "--model-name", name, *args)
+    return Command((python, str(tree / SCRIPTS["model"]), str(view), *options), cwd=str(outfile.parent))
+
+
+def adapter_command(
+    python: str, tree: Path, base: Path, view: Path, outfile: Path, outtype: str, args: tuple[str, ...]
+) -> Command:
+    """The call that converts an adapter; always with `--base`, or the script would ask the hub."""
+    options = ("--base", str(base), "--outfile", str(outfile), "--outtype", outtype, *args)
+    return Command((python, str(tree / SCRIPTS["adapter"]), str(view), *options), cwd=str(outfile.parent))
+
+
+def environment(home: Path) -> tuple[tuple[str, str], ...]:
+    """All that a converter may know: an allow-list of variables, an empty Hugging Face home, no network, UTF-8."""
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    python = {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return clean_env(HF_HOME=str(home), **offline, **python)
+
+
+def quantize_command(
+    tool: Path, source: Path, outfile: Path, quantized: str, split: bool, args: tuple[str, ...] = (), matrix: str = ""
+) -> Command:
+    """The call that makes one type of one file; always with all three arguments, or the tool picks a name by itself."""
+    kept = (*(("--keep-split",) if split else ()), *(("--imatrix", matrix) if matrix else ()), *args)
+    return Command((str(tool), *kept, str(source), str(outfile), quantized), cwd=str(outfile.parent), env=tool_env(tool))
+
+
+def tool_env(tool: Path) -> tuple[tuple[str, str], ...]:
+    """The environment of a released program; some eras find their libraries only when told where."""
+    library_path = os.pathsep.join(filter(None, (str(tool.parent), os.environ.get("LD_LIBRARY_PATH", ""))))
+    return clean_env(LD_LIBRARY_PATH=library_path)
