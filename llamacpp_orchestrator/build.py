@@ -11,7 +11,6 @@ import msgspec
 from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import calls
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import preflight
@@ -19,6 +18,7 @@ from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.imatrix import Matrix
+from llamacpp_orchestrator.interpreter import python_in
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
@@ -74,8 +74,8 @@ def tree(work: Work, lock: Lock) -> Path:
 def python(work: Work, lock: Lock) -> Path:
     """The interpreter that runs the scripts: the built one, or the user's own."""
     if lock.environment is None:
-        return environment.python_in(work.folder(str(work.job.environment.path)))
-    return environment.python_in(work.store.entry("environments", lock.environment.pin().digest()) / "venv")
+        return python_in(work.folder(str(work.job.environment.path)))
+    return python_in(work.store.entry("environments", lock.environment.pin().digest()) / "venv")
 
 
 def converter_env(work: Work) -> tuple[tuple[str, str], ...]:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.command import Command
@@ -23,6 +22,7 @@ from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.host import Host
+from llamacpp_orchestrator.interpreter import python_in
 from llamacpp_orchestrator.lock import SourcePin
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import remove
@@ -212,7 +212,7 @@ def install_makers(dest: Path, settings: Settings, log: Path) -> None:
             Command((indexes.uv(), "venv", "--no-config", "--no-project", "--python", sys.executable, str(venv)), env=env),
             log,
         )
-        python = str(environment.python_in(venv))
+        python = str(python_in(venv))
         argv = (indexes.uv(), "pip", "install", "--no-config", "--no-build", "--python", python, *WHEELS)
         process.stream(Command(argv, env=env), log)
     except CommandFailed as error:
@@ -223,7 +223,7 @@ def install_makers(dest: Path, settings: Settings, log: Path) -> None:
 
 def installed_makers(venv: Path) -> tuple[str, str]:
     """CMake and Ninja out of such an environment."""
-    folder, ending = environment.python_in(venv).parent, ".exe" if os.name == "nt" else ""
+    folder, ending = python_in(venv).parent, ".exe" if os.name == "nt" else ""
     return str(folder / f"cmake{ending}"), str(folder / f"ninja{ending}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import functools
-import hashlib
 import json
 import os
 import re
@@ -13,9 +12,7 @@ import sys
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import msgspec
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement
 from packaging.tags import Tag
@@ -33,12 +30,11 @@ from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.interpreter import Pin
+from llamacpp_orchestrator.interpreter import python_in
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import file_sha256
-
-if TYPE_CHECKING:
-    pass
 
 COMPILE = ("pip", "compile", "--quiet", "--no-config", "--universal", "--generate-hashes", "--no-header", "--no-annotate")
 MINORS = ("3.12", "3.11", "3.10", "3.13", "3.14")
@@ -47,17 +43,6 @@ SCRIPTS = ("convert_hf_to_gguf", "convert_lora_to_gguf")
 DECISIVE = ("torch", "numpy")
 PROBED = ("numpy", "sentencepiece", "torch", "transformers", "safetensors")
 MACHINES = ("x86_64", "AMD64", "aarch64", "arm64", "ARM64")
-
-
-class Pin(msgspec.Struct, frozen=True, kw_only=True):
-    """A resolved environment: the interpreter's minor version and every package with its hashes, for all platforms."""
-
-    python: str
-    requirements: str
-
-    def digest(self) -> str:
-        """The content key of this set, in hex."""
-        return hashlib.sha256(f"{self.python}\n{self.requirements}".encode()).hexdigest()
 
 
 def upstream_requirements(tree: Path) -> tuple[str, ...]:
@@ -216,12 +201,6 @@ def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell:
         raise CommandFailed(
             f"the environment could not be built; uv says:\n{error.tail}", code=error.code, hint=hint, log=log
         ) from error
-
-
-def python_in(venv: Path) -> Path:
-    """The interpreter of a virtual or conda environment, in whichever of the three layouts."""
-    layouts = (venv / "bin" / "python", venv / "Scripts" / "python.exe", venv / "python.exe")
-    return next((path for path in layouts if path.exists()), layouts[os.name == "nt"])
 
 
 def unhealthy(dest: Path) -> str:

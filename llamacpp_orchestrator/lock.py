@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 from msgspec import Meta
 
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.hub import HubFile
+from llamacpp_orchestrator.interpreter import Pin
 from llamacpp_orchestrator.modelfiles import check_names
 from llamacpp_orchestrator.releases import Asset
 from llamacpp_orchestrator.spec import Job
@@ -63,9 +63,9 @@ class EnvironmentPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     python: Annotated[str, Meta(pattern=r"^3\.\d+$")]
     requirements: str
 
-    def pin(self) -> environment.Pin:
+    def pin(self) -> Pin:
         """The part that decides what is installed."""
-        return environment.Pin(python=self.python, requirements=self.requirements)
+        return Pin(python=self.python, requirements=self.requirements)
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -19,9 +19,9 @@ from packaging.utils import canonicalize_name
 from packaging.utils import parse_wheel_filename
 
 from llamacpp_orchestrator import download
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.interpreter import Pin
 from llamacpp_orchestrator.settings import Index
 
 AT_ONCE = 4
@@ -100,7 +100,7 @@ def _there(tag: str, platform: str) -> str:
 
 
 def collect(
-    pin: environment.Pin,
+    pin: Pin,
     platform: str,
     index: Index,
     torch: str | None,

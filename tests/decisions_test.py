@@ -24,6 +24,7 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.hub import HubFile
+from llamacpp_orchestrator.interpreter import python_in
 from llamacpp_orchestrator.releases import Asset
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
@@ -120,7 +121,7 @@ def test_python_is_found_in_every_layout(tmp_path: Path) -> None:
         venv = tmp_path / layout.replace("/", "-")
         (venv / layout).parent.mkdir(parents=True)
         (venv / layout).touch()
-        assert environment.python_in(venv) == venv / layout
+        assert python_in(venv) == venv / layout
     assert environment.unhealthy(tmp_path / "gone") == "its interpreter is gone"
 
 

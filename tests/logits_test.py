@@ -18,6 +18,7 @@ from llamacpp_orchestrator import process
 from llamacpp_orchestrator import settings
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
+from llamacpp_orchestrator.interpreter import python_in
 from tests.conftest import Answer
 
 INSIDE = Path(__file__).parent / "inside"
@@ -32,9 +33,9 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = clean_env(**indexes.index_variables(index, None, os.environ))
     python = environment.choose_python(NEEDED[2:4], (), settings.load(os.environ).index, None)
     process.capture(Command((indexes.uv(), "venv", "--quiet", "--python", python, str(venv)), env=env))
-    install = (indexes.uv(), "pip", "install", "--quiet", "--python", str(environment.python_in(venv)), *NEEDED)
+    install = (indexes.uv(), "pip", "install", "--quiet", "--python", str(python_in(venv)), *NEEDED)
     process.capture(Command(install, env=env), timeout=900)
-    return environment.python_in(venv)
+    return python_in(venv)
 
 
 def verdict(judge: Path, *argv: object) -> dict[str, float]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import rescale
@@ -21,6 +20,7 @@ from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.interpreter import python_in
 
 MODULES = tuple(f"model.layers.{layer}.{name}" for layer in (0, 1, 10) for name in ("self_attn.q_proj", "mlp.up_proj"))
 
@@ -31,7 +31,7 @@ def numeric(tmp_path_factory: pytest.TempPathFactory) -> str:
     venv = tmp_path_factory.mktemp("numeric") / "venv"
     env = clean_env(**indexes.index_variables(settings.load(os.environ).index, None, os.environ))
     process.capture(Command((indexes.uv(), "venv", "--quiet", str(venv)), env=env))
-    python = str(environment.python_in(venv))
+    python = str(python_in(venv))
     process.capture(Command((indexes.uv(), "pip", "install", "--quiet", "--python", python, "numpy"), env=env), timeout=300)
     return python
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import wheels
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.interpreter import Pin
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.store import file_sha256
 
@@ -78,12 +78,12 @@ def test_wheels_of_a_folder_are_taken_by_their_hash(tmp_path: Path) -> None:
     (near / "idna-3.20-py3-none-any.whl").write_bytes(b"PK" + good)
     (near / "idna-3.20-py2-none-any.whl").write_bytes(b"PK" + other)
     digest = hashlib.sha256(b"PK" + good).hexdigest()
-    pin = environment.Pin(python="3.11", requirements=f"idna==3.20 \\\n    --hash=sha256:{digest}\n")
+    pin = Pin(python="3.11", requirements=f"idna==3.20 \\\n    --hash=sha256:{digest}\n")
     index = Index(index_urls=("http://127.0.0.1:9/simple",), find_links=(str(near),))
     told: list[str] = []
     wheels.collect(pin, "linux-x64", index, None, tmp_path / "dest", file_sha256, told.append)
     assert [path.name for path in (tmp_path / "dest").iterdir()] == ["idna-3.20-py3-none-any.whl"]
     assert told == ["1/1 idna-3.20-py3-none-any.whl"]
-    lost = environment.Pin(python="3.11", requirements=f"idna==3.20 \\\n    --hash=sha256:{A}\n")
+    lost = Pin(python="3.11", requirements=f"idna==3.20 \\\n    --hash=sha256:{A}\n")
     with pytest.raises(OrchestrateError, match=r"no index has a wheel for macos-x64 of idna 3\.20"):
         wheels.collect(lost, "macos-x64", index, None, tmp_path / "none", file_sha256, told.append)
