@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.store import file_sha256
@@ -152,6 +151,8 @@ def recheck(path: Path) -> list[str]:
         return [f"{path.name} has no readable receipt, so nothing says what it should be"]
     if wrong := [difference for file in receipt.files if (difference := _difference(file, path.parent))]:
         return wrong
+    from llamacpp_orchestrator import verify
+
     try:
         verify.check_set([path.parent / file.name for file in receipt.files])
     except OrchestrateError as error:

@@ -22,8 +22,8 @@ from llamacpp_orchestrator.interpreter import python_in
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.spec import Output
+from llamacpp_orchestrator.work import Work
 
 TOOL = "{llama-quantize}"
 

@@ -33,13 +33,13 @@ from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import file_sha256
 from llamacpp_orchestrator.store import link
 from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.work import Work
 from llamacpp_orchestrator.yamltext import nearest
 
 LABEL = "bundle.json"

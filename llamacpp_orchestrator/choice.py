@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.host import Host
+
+if TYPE_CHECKING:
+    from llamacpp_orchestrator.host import Host
 
 Version = tuple[int, ...]
 NEWEST = 10**9

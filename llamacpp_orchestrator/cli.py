@@ -217,7 +217,7 @@ def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> 
     from llamacpp_orchestrator import report
     from llamacpp_orchestrator import reproduce
     from llamacpp_orchestrator import settings
-    from llamacpp_orchestrator.driver import Options
+    from llamacpp_orchestrator.work import Options
 
     here = msgspec.structs.replace(settings.load(os.environ), offline=offline)
     with sharing.shown(flags) as show:

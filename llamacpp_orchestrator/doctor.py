@@ -25,12 +25,12 @@ from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.plan import existing
 from llamacpp_orchestrator.report import size
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import git
 from llamacpp_orchestrator.source import pypi
+from llamacpp_orchestrator.work import Work
 
 SETTINGS = {
     "git": "ORCHESTRATE_GITHUB_URL, or ORCHESTRATE_LLAMA_CPP_FROM=pypi",

@@ -17,6 +17,7 @@ from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import bundle
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import download
+from llamacpp_orchestrator import folders
 from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import lock as locks
@@ -40,7 +41,6 @@ from llamacpp_orchestrator.errors import first
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.outputs import Bench
 from llamacpp_orchestrator.pins import Found
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.quality import Asked
 from llamacpp_orchestrator.report import Handed
 from llamacpp_orchestrator.report import Quality
@@ -51,21 +51,8 @@ from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import run as run_steps
 from llamacpp_orchestrator.store import Store
 from llamacpp_orchestrator.store import remove
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How to go about a job: the shared options of the commands."""
-
-    locked: bool = False
-    force: bool = False
-    keep_going: bool = False
-    upgrade: str = ""
-    only: str = ""
-    jobs: int = 0
-    read_lock: bool = True
-    write_lock: bool = True
-    downloads: bool = True
-    ollama_create: bool = False
+from llamacpp_orchestrator.work import Options
+from llamacpp_orchestrator.work import Work
 
 
 def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result:
@@ -96,7 +83,7 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
     handed: tuple[Handed, ...] = ()
     measured: tuple[Quality, ...] = ()
     if lock:
-        pins.drift(work, lock)
+        folders.drift(work, lock)
         made = _chosen(building.builds(work, lock, options.force), options.only)
         asked = [] if options.only else handoff.find(made)
         handoff.check(asked, options.force)
@@ -146,7 +133,7 @@ def settle(
     if errors:
         return None, events, errors
     lock = found.lock(work.job)
-    pins.check_pairs(work, pins.local_folders(work))
+    pins.check_pairs(work, folders.local_folders(work))
     if options.write_lock:
         for change in (*stale, *locks.moved(old, lock)) if old else ():
             report(Event("lock", "note", change))

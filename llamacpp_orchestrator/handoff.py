@@ -24,13 +24,13 @@ from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.report import Handed
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import text_of
 from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.work import Work
 
 SCRIPT = Path(__file__).parent / "inside" / "chat.py"
 # Ollama's own words → what to do. First match wins.

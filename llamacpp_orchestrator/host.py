@@ -17,8 +17,8 @@ from llamacpp_orchestrator import process
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.settings import system as system
 
-SYSTEMS = {"Windows": "windows", "Darwin": "macos"}
 ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
 # Where drivers put it when they do not put it on PATH: Windows (now and before 2020), and Linux under Windows.
 OLD_NVIDIA_SMI = "C:/Program Files/NVIDIA Corporation/NVSMI/nvidia-smi.exe"
@@ -55,11 +55,6 @@ def detect() -> Host:
     capabilities = tuple(sorted({gpu.capability for gpu in gpus if gpu.capability}, key=float))
     arch = ARCHITECTURES.get(platform.machine().lower(), "other")
     return Host(system=here, arch=arch, libc=_libc(here), cuda=cuda, capabilities=capabilities, cores=cores, memory=memory)
-
-
-def system() -> str:
-    """linux, windows or macos; other systems count as linux, which they resemble most."""
-    return SYSTEMS.get(platform.system(), "linux")
 
 
 def resources() -> tuple[int, int]:

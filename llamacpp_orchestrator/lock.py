@@ -13,13 +13,13 @@ import msgspec
 from msgspec import Meta
 
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.choice import Asset
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.hub import HubFile
 from llamacpp_orchestrator.interpreter import Pin
+from llamacpp_orchestrator.modelfiles import HubFile
 from llamacpp_orchestrator.modelfiles import check_names
-from llamacpp_orchestrator.releases import Asset
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.store import write_atomically
 from llamacpp_orchestrator.yamltext import nearest

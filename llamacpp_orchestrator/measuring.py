@@ -23,7 +23,6 @@ from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.report import Measure
 from llamacpp_orchestrator.steps import NOTE
 from llamacpp_orchestrator.steps import Action
@@ -33,6 +32,7 @@ from llamacpp_orchestrator.steps import log_of
 from llamacpp_orchestrator.store import remove
 from llamacpp_orchestrator.store import text_of
 from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.work import Work
 
 TRIES = 3
 

@@ -30,13 +30,13 @@ from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.spec import Output
 from llamacpp_orchestrator.steps import NOTE
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.steps import log_of
 from llamacpp_orchestrator.store import remove
+from llamacpp_orchestrator.work import Work
 
 Converter = Callable[[Command, Path, Tell], None]
 

@@ -13,8 +13,8 @@ from llamacpp_orchestrator import process
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.work import Work
 
 # With what it needs besides that environment's own packages.
 PACKAGES = ("peft==0.18.1", "accelerate==1.12.0", "psutil==7.2.2")

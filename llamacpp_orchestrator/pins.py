@@ -15,6 +15,7 @@ import msgspec
 from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import folders
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
@@ -23,52 +24,27 @@ from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import EnvironmentPin
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import SourcePin
 from llamacpp_orchestrator.lock import Wanted
-from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import git
 from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
-from llamacpp_orchestrator.store import Store
 from llamacpp_orchestrator.store import remove
 from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.work import Work
 
 Look = Callable[[Path, tuple[hub.HubFile, ...]], None]
 TREE_MARK = "tree.sha256"
 ROUTES = {"git": git, "pypi": pypi}
 
 this_host = functools.lru_cache(maxsize=1)(host.detect)
-
-
-class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One job on this machine: what was asked, relative to which file, with which settings and which cache.
-
-    Out of a bundle come `folders`, which stand for folders of the job, and `archives`, the only ones that may be chosen.
-    """
-
-    job: Job
-    file: Path
-    settings: Settings
-    store: Store
-    folders: dict[str, Path] = {}
-    archives: frozenset[str] | None = None
-
-    def folder(self, text: str) -> Path:
-        """A folder as the job names it."""
-        return self.folders.get(text) or spec.folder(text, self.file.parent)
-
-    def online(self, what: str) -> None:
-        """Raise NetworkError if the network would have to be asked and may not."""
-        if self.settings.offline:
-            raise NetworkError(f"--offline: {what} is not on this machine", "run the same command once without --offline")
 
 
 class Found(msgspec.Struct, kw_only=True):
@@ -247,15 +223,14 @@ def _files(work: Work, found: Found, wanted: Wanted) -> Action:
 
 def look(work: Work, wanted: Wanted, tell: Tell = lambda text: None) -> FilesPin:
     """The files that a source holds now; those in a folder are examined too, before anything is downloaded."""
+    if spec.is_folder(wanted.source):
+        found = folders.listed(work, wanted)
+        examine(work.folder(wanted.source), wanted, found.files)
+        return found
+    work.online(f"the list of files of {wanted.source}@{wanted.revision}")
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
-    if not spec.is_folder(wanted.source):
-        work.online(f"the list of files of {wanted.source}@{wanted.revision}")
-        snapshot = hub.list_hub(wanted.source, wanted.revision, work.settings, tell, **how)
-        return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files)
-    folder = work.folder(wanted.source)
-    snapshot = hub.list_folder(folder, sha256=work.store.sha256, **how)
-    examine(folder, wanted, snapshot.files)
-    return FilesPin(wanted=wanted, files=snapshot.files)
+    snapshot = hub.list_hub(wanted.source, wanted.revision, work.settings, tell, **how)
+    return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files)
 
 
 def origin(work: Work, pin: FilesPin, tell: Tell, look: Look = lambda folder, files: None) -> Path:
@@ -290,30 +265,11 @@ def examine(folder: Path, wanted: Wanted, files: tuple[hub.HubFile, ...]) -> Non
                 hub.check_remote_code(hub.read_json(folder / name), wanted.source)
 
 
-def check_pairs(work: Work, folders: dict[Wanted, Path]) -> None:
+def check_pairs(work: Work, places: dict[Wanted, Path]) -> None:
     """Refuse adapters that do not belong to their base, as far as the files at hand tell."""
     for model in work.job.models:
-        base = folders.get(locks.base_wanted(model))
+        base = places.get(locks.base_wanted(model))
         for lora in model.loras:
-            mine = folders.get(locks.lora_wanted(lora))
+            mine = places.get(locks.lora_wanted(lora))
             if base and mine:
                 adapters.check(mine, base, lora.name, model.name)
-
-
-def local_folders(work: Work) -> dict[Wanted, Path]:
-    """Where the files lie that come from folders."""
-    return {wanted: work.folder(wanted.source) for wanted in locks.all_wanted(work.job) if spec.is_folder(wanted.source)}
-
-
-def drift(work: Work, lock: Lock) -> None:
-    """Raise IntegrityError when a local folder no longer holds the locked content; unchanged files are not read again."""
-    for wanted, folder in local_folders(work).items():
-        now = {file.path: file.sha256 for file in look(work, wanted).files}
-        pinned = {file.path: file.sha256 for file in lock.files(wanted).files}
-        for name in sorted(now.keys() | pinned.keys()):
-            if now.get(name) != pinned.get(name):
-                raise IntegrityError(
-                    f"{folder / name} has changed since it was locked: "
-                    f"locked {pinned.get(name, 'no such file')}, found {now.get(name, 'no such file')}",
-                    f"if the change is meant: orchestrate lock {work.file.name} --upgrade",
-                )

@@ -23,9 +23,9 @@ from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.quality import Asked
 from llamacpp_orchestrator.report import size
+from llamacpp_orchestrator.work import Work
 
 # Bits per weight, from ggml's block layouts; K-quants and IQ types mix, so theirs are upstream's averages, rounded up.
 BITS = {

@@ -14,13 +14,13 @@ from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import MARK
 from llamacpp_orchestrator.store import folder_sha256
 from llamacpp_orchestrator.store import remove
 from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.work import Work
 
 MAKERS = "cmake-ninja"
 CONTENT_MARK = "content.sha256"

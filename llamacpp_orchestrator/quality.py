@@ -21,10 +21,10 @@ from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.report import Measure
 from llamacpp_orchestrator.report import Quality
 from llamacpp_orchestrator.store import text_of
+from llamacpp_orchestrator.work import Work
 
 TOOL, LOGITS, MAKER = "{llama-perplexity}", "base.logits", "llamacpp-orchestrator"
 CONTEXT = 512

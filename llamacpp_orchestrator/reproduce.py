@@ -27,17 +27,17 @@ from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Receipt
 from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.driver import Options
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.outputs import Bench
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.report import Reporter
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.work import Options
+from llamacpp_orchestrator.work import Work
 
 DIFFER = Path(__file__).parent / "inside" / "differ.py"
 MOST_LINES = 20

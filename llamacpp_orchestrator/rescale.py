@@ -17,8 +17,8 @@ from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.scales import Scales
+from llamacpp_orchestrator.work import Work
 
 SCRIPT = Path(__file__).parent / "inside" / "scaler.py"
 FACTORS = "factors.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterable
@@ -17,11 +18,11 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
-from llamacpp_orchestrator import host
 from llamacpp_orchestrator import yamltext
 from llamacpp_orchestrator.errors import JobError
 
 NAME = "llamacpp-orchestrator"
+SYSTEMS = {"Windows": "windows", "Darwin": "macos"}
 PYPI = "https://pypi.org/simple"
 ROUTES = ("git", "pypi")
 # Settings' field → the variable that wins over config.yaml, and the value without either. Each may name several places.
@@ -81,6 +82,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     cert: str = ""
+
+
+def system() -> str:
+    """linux, windows or macos; other systems count as linux, which they resemble most."""
+    return SYSTEMS.get(platform.system(), "linux")
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -185,7 +191,7 @@ def _urls(texts: Iterable[str], where: str, schemes: tuple[str, ...] = ("http", 
 
 def _pip(environ: Mapping[str, str]) -> dict[str, str]:
     texts = {}
-    for file in pip_config_files(host.system(), environ, Path.home(), Path(sys.prefix)):
+    for file in pip_config_files(system(), environ, Path.home(), Path(sys.prefix)):
         try:
             texts[str(file)] = file.read_text(encoding="utf-8-sig", errors="replace")
         except OSError:

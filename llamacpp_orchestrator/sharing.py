@@ -17,11 +17,11 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import first
 
 if TYPE_CHECKING:
-    from llamacpp_orchestrator.driver import Options
-    from llamacpp_orchestrator.pins import Work
     from llamacpp_orchestrator.report import Reporter
     from llamacpp_orchestrator.report import Result
     from llamacpp_orchestrator.spec import Job
+    from llamacpp_orchestrator.work import Options
+    from llamacpp_orchestrator.work import Work
 
 
 SPEAKING = (
@@ -66,8 +66,8 @@ def work(job: Job, file: Path, flags: dict[str, Any]) -> Work:
     import msgspec
 
     from llamacpp_orchestrator import settings
-    from llamacpp_orchestrator.pins import Work
     from llamacpp_orchestrator.store import Store
+    from llamacpp_orchestrator.work import Work
 
     found = msgspec.structs.replace(settings.load(os.environ), offline=flags.get("offline", False))
     return Work(job=job, file=file, settings=found, store=Store(found.cache))
@@ -75,7 +75,7 @@ def work(job: Job, file: Path, flags: dict[str, Any]) -> Work:
 
 def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Options:
     """How to go about a job; one without a file (`kept` false) has no lock beside it."""
-    from llamacpp_orchestrator.driver import Options
+    from llamacpp_orchestrator.work import Options
 
     chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
     more = {"read_lock": kept, "write_lock": kept, "upgrade": upgrade, "ollama_create": flags.get("ollama_create", False)}

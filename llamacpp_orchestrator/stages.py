@@ -25,11 +25,11 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.outputs import Bench
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.spec import Output
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.work import Work
 from llamacpp_orchestrator.yamltext import nearest
 
 # What every tag's scripts have taken since b3878: with these and without options, downloads need not wait for the tree.

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
 from llamacpp_orchestrator.errors import OrchestrateError
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
@@ -48,6 +46,8 @@ class Store:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold one name against every other process and thread of this machine."""
+        from filelock import FileLock
+
         path = self.folder("locks") / f"{name.replace('/', '-')}.lock"
         with FileLock(path, thread_local=False, is_singleton=False):
             yield

@@ -14,13 +14,14 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator import bundle
+from llamacpp_orchestrator import folders
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import settings
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.work import Work
 from tests.conftest import NOWHERE
 from tests.conftest import Answer
 from tests.stage.fixtures import TOOL
@@ -140,7 +141,7 @@ def test_a_sound_bundle_is_put_into_its_place(small: tuple[Path, Work]) -> None:
     # The folders come out of the bundle, and they are what was locked.
     lock = pins.locks.read(pins.locks.path_for(work.file))
     assert lock is not None
-    pins.drift(found, lock)
+    folders.drift(found, lock)
 
 
 @pytest.mark.parametrize(

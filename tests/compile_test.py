@@ -13,7 +13,6 @@ import pytest
 
 from llamacpp_orchestrator import compile as compiling
 from llamacpp_orchestrator import host
-from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import settings
@@ -25,6 +24,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.host import Host
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import SourcePin
+from llamacpp_orchestrator.work import Work
 from tests.conftest import TAG
 from tests.source_test import run_git
 
@@ -306,7 +306,7 @@ def test_no_index_for_cmake_is_told_in_uvs_words(tmp_path: Path, monkeypatch: py
     assert "package manager" in failed.value.hint
 
 
-def a_work(file: Path, offline: bool = False) -> pins.Work:
+def a_work(file: Path, offline: bool = False) -> Work:
     return sharing.load(file, {"offline": offline})
 
 

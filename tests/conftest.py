@@ -26,9 +26,9 @@ from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import settings
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator.__main__ import main
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.work import Work
 from tests.stage import TAG as TAG
 from tests.stage.fixtures import github as github
 from tests.stage.fixtures import hub as hub

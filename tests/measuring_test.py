@@ -15,8 +15,8 @@ import pytest
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.lock import Lock
-from llamacpp_orchestrator.pins import Work
 from llamacpp_orchestrator.store import file_sha256
+from llamacpp_orchestrator.work import Work
 from tests.conftest import Answer
 
 Orchestrate = Callable[..., Answer]
