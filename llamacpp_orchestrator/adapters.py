@@ -10,13 +10,11 @@ from typing import Any
 
 import msgspec
 
-from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.modelfiles import read_json
+from llamacpp_orchestrator.modelfiles import safetensors_header
 from llamacpp_orchestrator.scales import Scales
-
-# What a recipe says of the rules in `scales`: a file that was made by other rules is not current.
-RULE = "scaled as PEFT does"
 
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\..*?(\w+)\.lora_([AB])(?:\.\w+)?\.weight$")
 # (module, matrix, axis) whose length is the base's hidden size: what reads the residual stream, and what writes to it.
@@ -88,8 +86,8 @@ def check(adapter: Path, base: Path, name: str, base_name: str, script: Path | N
     Raises OrchestrateError when it cannot have been trained on that base, or cannot act in a GGUF as it was trained to;
     whether the tag knows of some kinds is told by its script, once that is here.
     """
-    config, base_config = hub.read_json(adapter / "adapter_config.json"), hub.read_json(base / "config.json")
-    header = hub.safetensors_header(adapter / "adapter_model.safetensors")
+    config, base_config = read_json(adapter / "adapter_config.json"), read_json(base / "config.json")
+    header = safetensors_header(adapter / "adapter_model.safetensors")
     tensors = {key: value for key, value in header.items() if key != "__metadata__"}
     shapes = {key: tuple(value["shape"]) for key, value in tensors.items()}
     refuse(config, shapes, name)

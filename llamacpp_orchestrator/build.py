@@ -5,25 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import calls
-from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
-from llamacpp_orchestrator import preflight
+from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
 from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.imatrix import Matrix
 from llamacpp_orchestrator.interpreter import python_in
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.spec import Output
 from llamacpp_orchestrator.work import Work
+
+if TYPE_CHECKING:
+    from llamacpp_orchestrator.imatrix import Matrix
 
 TOOL = "{llama-quantize}"
 
@@ -90,20 +91,6 @@ def view(work: Work, pin: FilesPin, name: str) -> Path:
     return work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name
 
 
-def preflighted(work: Work, lock: Lock, model: spec.Model, view: Path) -> preflight.Subject:
-    """A model in its view, as far as it is here, with the tag that is to convert it."""
-    wanted = locks.base_wanted(model)
-    return preflight.Subject(
-        tree=tree(work, lock),
-        tag=lock.llama_cpp.tag,
-        folder=view,
-        source=wanted.source,
-        args=model.args,
-        weights=wanted.weights,
-        trees=work.store.folder("source"),
-    )
-
-
 def builds(work: Work, lock: Lock, force: bool = False) -> list[Build]:
     """All outputs of a job in its order, quantized ones after what they are made from; temporary ones only where needed."""
     made: dict[Path, Build] = {}
@@ -157,7 +144,7 @@ def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
         needs = ((base.wanted, model.name), (mine.wanted, lora.name))
         known = {str(base_view): "{model}", str(lora_view): "{adapter}"}
     known |= {str(python(work, lock)): "{python}", str(tree(work, lock)): "{tree}", str(draft.parent): "{output}"}
-    rule = adapters.RULE if lora else ""
+    rule = scales.RULE if lora else ""
     return _build(work, lock, output, command, known, inputs, force, name=_name(work, asked), needs=needs, rule=rule)
 
 
@@ -177,7 +164,7 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
         if build.output.model == output.model and build.output.kind == "model" and build.output.type in spec.UNQUANTIZED
     )
     model = output.model
-    matrix = imatrix.find(model.imatrix, work.file.parent, work.store, of.recipe, lock.llama_cpp.tree)
+    matrix = _matrix(work, lock, model, of)
     word, draft = matrix.word() if matrix else "", _stage_path(output)
 
     def command(source: Path, split: bool) -> Command:
@@ -209,6 +196,14 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
     recipe = _recipe(work, lock, split, known, inputs)
     current = build.current or (not anew and artifact.is_current(artifact.read(output.path), recipe, output.path.parent))
     return msgspec.structs.replace(build, command=split, current=current)
+
+
+def _matrix(work: Work, lock: Lock, model: spec.Model, of: Build) -> Matrix | None:
+    if model.imatrix is None:
+        return None
+    from llamacpp_orchestrator import imatrix  # with the programs that make one, which few jobs need
+
+    return imatrix.find(model.imatrix, work.file.parent, work.store, of.recipe, lock.llama_cpp.tree)
 
 
 def _build(

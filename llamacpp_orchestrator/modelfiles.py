@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import struct
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -162,6 +161,8 @@ def check_index(path: Path, names: Iterable[str]) -> None:
 
 def make_view(files: Iterable[HubFile], origin: Path, dest: Path) -> None:
     """Make a folder that holds links to some files and nothing else; a copy only where a disk has no links at all."""
+    import shutil
+
     files = tuple(files)
     check_names((file.path for file in files), str(origin))
     for file in files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -14,6 +13,7 @@ from filelock import FileLock
 from filelock import Timeout
 
 import llamacpp_orchestrator
+from llamacpp_orchestrator import admission
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import calls
@@ -21,13 +21,11 @@ from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import peft
-from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.spec import Output
@@ -70,8 +68,9 @@ def convert_action(bench: Bench, build: Build) -> Action:
     def action(tell: Tell) -> str:
         if not _prepare(bench, build, tell):
             return "current"
-        _check_tokenizer(bench, build, tell)
         work, lock, log = bench.work, bench.lock, bench.log(f"convert {build.name}")
+        asked = bench.log(f"tokenizer {build.name}")
+        admission.check_tokenizer(work, lock, build, bench.hashes, bench.converter, asked, tell)
         found = rescale.judge(work, lock, build)
         for note in found.notes:
             tell(f"{NOTE}{build.output.path.name}: {note}")
@@ -88,27 +87,6 @@ def convert_action(bench: Bench, build: Build) -> Action:
         return "done"
 
     return action
-
-
-def _check_tokenizer(bench: Bench, build: Build, tell: Tell) -> None:
-    work, lock = bench.work, bench.lock
-    if build.output.lora:
-        return
-    (wanted, name), *_ = build.needs
-    subject = building.preflighted(work, lock, build.output.model, building.view(work, lock.files(wanted), name))
-    if subject.folder not in bench.hashes:
-        command = preflight.hash_command(subject, str(building.python(work, lock)), building.converter_env(work))
-        log = bench.log(f"tokenizer {build.name}")
-        bench.hashes[subject.folder] = _hash(bench, command, log, tell) if preflight.is_hashed(subject) else ""
-    preflight.check_hash(subject, bench.hashes[subject.folder])
-
-
-def _hash(bench: Bench, command: Command, log: Path, tell: Tell) -> str:
-    # A tokenizer that does not load is upstream's to complain about: it has words for it.
-    with contextlib.suppress(CommandFailed):
-        bench.converter(command, log, tell)
-        return preflight.hash_in(log.read_text(encoding="utf-8", errors="replace"))
-    return ""
 
 
 def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:

@@ -12,6 +12,7 @@ import msgspec
 from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import scales
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
@@ -73,5 +74,5 @@ def _places(work: Work, lock: Lock, build: Build, found: Scales) -> tuple[Path, 
     wanted, name = build.needs[1]
     pin = lock.files(wanted)
     files = sorted((file.path, file.sha256 or file.oid) for file in pin.files)
-    key = msgspec.json.encode([adapters.RULE, name, files, sorted(found.factors.items())])
+    key = msgspec.json.encode([scales.RULE, name, files, sorted(found.factors.items())])
     return building.view(work, pin, name), work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from packaging.requirements import InvalidRequirement
-from packaging.requirements import Requirement
-
 HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 # What the driver itself passes to upstream's scripts, and what would make them ask the network.
@@ -93,6 +90,11 @@ def url(text: str) -> str:
 
 def requirement(text: str) -> str:
     """A PEP 508 line."""
+    if re.fullmatch(r"\w+==\d+(\.\d+)*", text, re.ASCII):
+        return ""
+    from packaging.requirements import InvalidRequirement  # ten times as long to load as such a line is to read
+    from packaging.requirements import Requirement
+
     try:
         Requirement(text)
     except InvalidRequirement as error:

@@ -17,6 +17,9 @@ import msgspec
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 
+# What a recipe says of the rules here: a file that was made by other rules is not current.
+RULE = "scaled as PEFT does"
+
 MATRIX = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(?:embedding_([AB])|([AB])\.weight)")
 NOW, DOTTED = r"(.*\.)?({})$", r".*\.{}$"  # how PEFT makes an expression of a pattern's key, and how it did before 0.15
 DTYPES = ("F64", "F32", "F16", "BF16")  # those of matrices that can be scaled

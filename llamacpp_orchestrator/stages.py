@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import admission
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
@@ -108,13 +109,13 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
 
         before = view.exists() and not unhealthy(view.parent)
         if before:
-            _check(work, lock, wanted, view, tell)
+            admission.check_small_files(work, lock, wanted, view, tell)
 
         def show(entry: Path) -> None:
             def look(folder: Path, files: tuple[hub.HubFile, ...]) -> None:
                 # The view grows as files arrive; what is in it is all that this tag will see of the model.
                 hub.make_view((file for file in files if not (entry / name / file.path).exists()), folder, entry / name)
-                _check(work, lock, wanted, entry / name, tell)
+                admission.check_small_files(work, lock, wanted, entry / name, tell)
 
             pins.origin(work, pin, tell, look)
 
@@ -122,16 +123,6 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
         return "current" if before else "done"
 
     return action
-
-
-def _check(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: Tell) -> None:
-    """Told by the small files alone, before gigabytes are fetched for nothing."""
-    for model in work.job.models if wanted.kind == "model" else ():
-        if locks.base_wanted(model) == wanted:
-            tree = pins.get_tree(work, lock.llama_cpp, tell)
-            preflight.check_model(building.preflighted(work, lock, model, view))
-            if model.mmproj and "--mistral-format" not in model.args:
-                preflight.check_projector(tree, lock.llama_cpp.tag, model.name, hub.read_json(view / "config.json"))
 
 
 def verb(build: Build) -> str:

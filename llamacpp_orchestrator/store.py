@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -139,6 +138,8 @@ def link(file: Path, dest: Path) -> None:
     try:
         os.link(file, staged)
     except OSError:
+        import shutil
+
         shutil.copyfile(file, staged)
     os.replace(staged, dest)
 
@@ -153,6 +154,8 @@ def remove(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink(missing_ok=True)
     elif path.exists():
+        import shutil  # it brings all of Python's archive formats along
+
         shutil.rmtree(path, onerror=retry)
 
 

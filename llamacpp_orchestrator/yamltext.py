@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -130,6 +129,8 @@ def _mapping(reading: Reading, events: Iterator[Any], where: str, depth: int) ->
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:
     """What to say about a word that is none of the known ones."""
+    import difflib
+
     words = list(known)
     near = {known.lower(): known for known in words}
     close = difflib.get_close_matches(word.lower(), near, 1)

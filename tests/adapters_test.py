@@ -14,6 +14,7 @@ import pytest
 from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import rescale
+from llamacpp_orchestrator import scales
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.store import file_sha256
 from tests.conftest import Answer
@@ -292,7 +293,7 @@ def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
     answer = orchestrate("reproduce", world / "dist" / "tiny-llama-bot-lora-f16.gguf")
     assert answer.code == 0 and answer.out.startswith("identical "), answer.err
     # What other rules made is not current, whatever the command and the inputs.
-    monkeypatch.setattr(adapters, "RULE", "as upstream's script does alone")
+    monkeypatch.setattr(scales, "RULE", "as upstream's script does alone")
     assert orchestrate("run", file).out.count("built") == 2
 
 

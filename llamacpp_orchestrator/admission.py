@@ -1,0 +1,66 @@
+"""Whether the pinned tag can take a model: asked of its small files as soon as they are here, and of its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import pins
+from llamacpp_orchestrator import preflight
+from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.lock import Wanted
+from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.work import Work
+
+Run = Callable[[Command, Path, Tell], None]
+
+
+def check_small_files(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: Tell) -> None:
+    """Raise JobError or OrchestrateError for what the tag cannot convert, before gigabytes are fetched for nothing."""
+    for model in work.job.models if wanted.kind == "model" else ():
+        if locks.base_wanted(model) == wanted:
+            tree = pins.get_tree(work, lock.llama_cpp, tell)
+            preflight.check_model(_subject(work, lock, model, view))
+            if model.mmproj and "--mistral-format" not in model.args:
+                preflight.check_projector(tree, lock.llama_cpp.tag, model.name, modelfiles.read_json(view / "config.json"))
+
+
+def check_tokenizer(work: Work, lock: Lock, build: Build, known: dict[Path, str], run: Run, log: Path, tell: Tell) -> None:
+    """Raise OrchestrateError for a tokenizer that the tag does not know; the digests asked for so far are kept in `known`."""
+    if build.output.lora:
+        return
+    (wanted, name), *_ = build.needs
+    subject = _subject(work, lock, build.output.model, building.view(work, lock.files(wanted), name))
+    if subject.folder not in known:
+        command = preflight.hash_command(subject, str(building.python(work, lock)), building.converter_env(work))
+        known[subject.folder] = _hash(command, run, log, tell) if preflight.is_hashed(subject) else ""
+    preflight.check_hash(subject, known[subject.folder])
+
+
+def _subject(work: Work, lock: Lock, model: spec.Model, view: Path) -> preflight.Subject:
+    wanted = locks.base_wanted(model)
+    return preflight.Subject(
+        tree=building.tree(work, lock),
+        tag=lock.llama_cpp.tag,
+        folder=view,
+        source=wanted.source,
+        args=model.args,
+        weights=wanted.weights,
+        trees=work.store.folder("source"),
+    )
+
+
+def _hash(command: Command, run: Run, log: Path, tell: Tell) -> str:
+    # A tokenizer that does not load is upstream's to complain about: it has words for it.
+    with contextlib.suppress(CommandFailed):
+        run(command, log, tell)
+        return preflight.hash_in(log.read_text(encoding="utf-8", errors="replace"))
+    return ""
