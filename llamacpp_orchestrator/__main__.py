@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import threading
-import traceback
 
 import click
 
@@ -17,10 +15,6 @@ from llamacpp_orchestrator.errors import OrchestrateError
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and answer its exit code; every failure is told here and nowhere else."""
-    from llamacpp_orchestrator.report import Voice
-    from llamacpp_orchestrator.report import complain
-    from llamacpp_orchestrator.report import voice
-
     try:
         code = orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -32,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         error.show()
         return 2
     except OrchestrateError as error:
-        complain(error, voice(sys.stderr, os.environ, quiet=False, verbose=False, progress=False))
+        _complain(error)
         return error.exit_code
     except BrokenPipeError:
         return 1
@@ -41,11 +35,20 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        complain(_bug(error), Voice())
+        _complain(_bug(error))
         return 4
 
 
+def _complain(error: OrchestrateError) -> None:
+    from llamacpp_orchestrator import report
+
+    report.complain(error, report.voice(sys.stderr, os.environ, quiet=False, verbose=False, progress=False))
+
+
 def _bug(error: Exception) -> OrchestrateError:
+    import platform
+    import traceback
+
     where = f"orchestrate {__version__}, Python {platform.python_version()}, {platform.platform()}"
     said = f"this is a bug in orchestrate, not in your job: {type(error).__name__}: {error}"
     text = f"{said}\n{where}\n{traceback.format_exc().rstrip()}"

@@ -53,6 +53,11 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
         return _stage_path(self.output).parent
 
 
+def verb(build: Build) -> str:
+    """What is done to make an output, as its step is called."""
+    return "quantize" if build.of else "convert"
+
+
 def needs_programs(build: Build) -> bool:
     """Whether an output cannot be made, or not be checked as the job says, without the release's programs."""
     return bool(build.of) or build.output.model.verify in spec.RUNNING

@@ -64,15 +64,7 @@ def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result
         results.append(run(work, options, report))
         if results[-1].errors and not options.keep_going:
             break
-    return Result(
-        status="failed" if any(result.errors for result in results) else "ok",
-        seconds=round(sum(result.seconds for result in results), 3),
-        steps=tuple(step for result in results for step in result.steps),
-        outputs=tuple(output for result in results for output in result.outputs),
-        ollama=tuple(each for result in results for each in result.ollama),
-        quality=tuple(each for result in results for each in result.quality),
-        errors=tuple(error for result in results for error in result.errors),
-    )
+    return summary.together(results)
 
 
 def run(work: Work, options: Options, report: Reporter) -> Result:
@@ -168,7 +160,7 @@ def _make(
 ) -> tuple[list[Event], list[OrchestrateError]]:
     stale = [build for build in made if not build.current]
     current = [
-        Event(f"{stages.verb(build)} {build.name}", "current") for build in made if build.current and not build.output.temporary
+        Event(f"{building.verb(build)} {build.name}", "current") for build in made if build.current and not build.output.temporary
     ]
     for event in current:
         report(event)

@@ -170,7 +170,7 @@ def reporting(manner: Voice) -> Iterator[Reporter]:
         with _progress() as bars:
             yield _live(manner, bars)
     else:
-        yield lambda event: _plain(manner, event)
+        yield lambda event: plain(manner, event)
 
 
 def say(text: str, manner: Voice) -> None:
@@ -209,7 +209,8 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _plain(manner: Voice, event: Event) -> None:
+def plain(manner: Voice, event: Event) -> None:
+    """Show an event in one line, if the manner wants it told."""
     if event.status == "note":
         say(f"note: {event.text}", manner)
     elif event.status in ENDED:

@@ -19,6 +19,7 @@ from llamacpp_orchestrator.errors import first
 if TYPE_CHECKING:
     from llamacpp_orchestrator.report import Reporter
     from llamacpp_orchestrator.report import Result
+    from llamacpp_orchestrator.report import Voice
     from llamacpp_orchestrator.spec import Job
     from llamacpp_orchestrator.work import Options
     from llamacpp_orchestrator.work import Work
@@ -88,27 +89,39 @@ def shown(flags: dict[str, Any]) -> Iterator[Reporter]:
     from llamacpp_orchestrator import process
     from llamacpp_orchestrator import report
 
+    with process.stoppable(), report.reporting(_manner(flags)) as show:
+        yield show
+
+
+def _manner(flags: dict[str, Any]) -> Voice:
+    from llamacpp_orchestrator import report
+
     quiet, verbose = flags.get("quiet", False), flags.get("verbose", False)
     progress = not flags.get("no_progress", False)
-    manner = report.voice(sys.stderr, os.environ, quiet=quiet, verbose=verbose, progress=progress)
-    with process.stoppable(), report.reporting(manner) as show:
-        yield show
+    return report.voice(sys.stderr, os.environ, quiet=quiet, verbose=verbose, progress=progress)
 
 
 def run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
     """Do whole jobs, and end as they did."""
-    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator import idle
     from llamacpp_orchestrator import report
 
+    asked, manner = options(flags, kept), _manner(flags)
     try:
-        with shown(flags) as show:
-            result = driver.run_all(works, options(flags, kept), show)
+        result = idle.result(works, asked, lambda event: report.plain(manner, event)) or _worked(works, asked, flags)
     except OrchestrateError as error:
         if flags["as_json"]:
             failed = {"status": "failed", "error": error.lines(), "seconds": 0.0, "steps": [], "outputs": [], "ollama": []}
             report.result(failed, (), as_json=True)
         raise
     finish(result, flags)
+
+
+def _worked(works: list[Work], asked: Options, flags: dict[str, Any]) -> Result:
+    from llamacpp_orchestrator import driver
+
+    with shown(flags) as show:
+        return driver.run_all(works, asked, show)
 
 
 def finish(result: Result, flags: dict[str, Any]) -> None:

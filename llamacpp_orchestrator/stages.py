@@ -125,11 +125,6 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
     return action
 
 
-def verb(build: Build) -> str:
-    """What is done to make an output, as its step is called."""
-    return "quantize" if build.of else "convert"
-
-
 def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step]:
     """All that must be done to make some outputs; a step in `ended` has been done while the job was resolved."""
     work, lock = bench.work, bench.lock
@@ -150,7 +145,7 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     for (wanted, name), step in _fetched(stale, names).items():
         made.append(Step(name=step, action=fetch_action(work, lock, wanted, name), needs=after))
     for build in stale:
-        log = bench.log(f"{verb(build)} {build.name}")
+        log = bench.log(f"{building.verb(build)} {build.name}")
         if build.of:
             matrix = [f"imatrix {build.origin}"] if build.matrix and not imatrix.ready(build.matrix, work.store) else []
             needs: Iterable[str] = ("binaries", *_origin(build, stale), *matrix)
@@ -159,7 +154,7 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
             fetched = _fetched([build], names).values()
             needs = ("environment", *(["source"] if "source" in here else []), *fetched)
             action = outputs.convert_action(bench, build)
-        step = f"{verb(build)} {build.name}"
+        step = f"{building.verb(build)} {build.name}"
         made.append(Step(name=step, action=action, needs=tuple(needs), heavy=True, log=log))
         made.append(_verified(bench, build, stale, Step(name=step, action=action, log=log)))
     return made

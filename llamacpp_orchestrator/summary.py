@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 
@@ -38,6 +39,19 @@ def result(began: float, events: list[Event], errors: list[OrchestrateError], ma
         ),
         outputs=tuple(outputs),
         errors=tuple(errors),
+    )
+
+
+def together(results: Sequence[Result]) -> Result:
+    """The results of several jobs as one."""
+    return Result(
+        status="failed" if any(result.errors for result in results) else "ok",
+        seconds=round(sum(result.seconds for result in results), 3),
+        steps=tuple(step for result in results for step in result.steps),
+        outputs=tuple(output for result in results for output in result.outputs),
+        ollama=tuple(each for result in results for each in result.ollama),
+        quality=tuple(each for result in results for each in result.quality),
+        errors=tuple(error for result in results for error in result.errors),
     )
 
 
