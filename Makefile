@@ -53,11 +53,13 @@ clean: ## remove .venv, the demo's files and the tools' caches; converted models
 $(VENV)/installed: $(VENV)/made pyproject.toml
 	@echo 'installing llamacpp-orchestrator into $(VENV)' >&2
 	@$(PIP) --editable .
+	@$(PY) -m compileall -q llamacpp_orchestrator
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/made pyproject.toml
 	@echo 'installing llamacpp-orchestrator and the development tools into $(VENV)' >&2
 	@$(PIP) --editable '.[dev]'
+	@$(PY) -m compileall -q llamacpp_orchestrator
 	@touch $(VENV)/installed $@
 
 $(VENV)/made:
