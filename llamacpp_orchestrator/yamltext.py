@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 import typing
@@ -165,7 +166,7 @@ def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
 
 
 def _fit_record(reading: Reading, data: dict[str, Any], wanted: type, where: str) -> dict[str, Any]:
-    fields = {field.name: field for field in msgspec.structs.fields(wanted)}
+    fields = _fields(wanted)
     dot = f"{where}." if where else ""
     for key in data.keys() - fields.keys():
         say(reading, dot + key, f"unknown key; {nearest(key, fields)}")
@@ -173,6 +174,11 @@ def _fit_record(reading: Reading, data: dict[str, Any], wanted: type, where: str
         if field.required and name not in data:
             say(reading, dot + name, "missing")
     return {name: fit(reading, data[name], field.type, dot + name) for name, field in fields.items() if name in data}
+
+
+@functools.lru_cache(maxsize=64)  # a job may have hundreds of records of one type
+def _fields(wanted: type) -> dict[str, Any]:
+    return {field.name: field for field in msgspec.structs.fields(wanted)}
 
 
 def _fit_text(text: str, wanted: type, extra: dict[str, Any]) -> str:
