@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -305,6 +306,7 @@ def _complaints(lock: Lock) -> Iterator[tuple[str, str]]:
             yield f"$.assets[{index}]", f"the size or sha256 of {asset.name} cannot be"
 
 
+@functools.lru_cache(maxsize=4)  # every receipt names its digest
 def text_of(lock: Lock) -> str:
     """The lock as text; equal locks give equal bytes."""
     import yaml

@@ -120,20 +120,21 @@ def _fetch(url: str, tag: str, resolved: str, dest: Path, everything: bool) -> N
 def _tree(root: Path, url: str, what: str, tag: str, resolved: str, patterns: tuple[str, ...], lean: bool = True) -> Path:
     root.mkdir()
     _git(root, url, "init", "--quiet", "--template=", ".")
+    # A remote by name: git keeps with it that files may be asked for later, as the checkout does.
+    config: tuple[str, ...] = ("-c", f"remote.origin.url={url}")
     if patterns:
         # Written by hand: `git sparse-checkout set --no-cone` is not in git 2.34 and older.
         (root / ".git" / "info").mkdir(exist_ok=True)
         (root / ".git" / "info" / "sparse-checkout").write_text("\n".join(patterns) + "\n", encoding="utf-8", newline="\n")
-        _git(root, url, "config", "core.sparseCheckout", "true")
-    _git(root, url, "remote", "add", "origin", url)
+        config = (*config, "-c", "core.sparseCheckout=true")
     how = ("--filter=blob:none",) if patterns and lean else ()
     asked = ("fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", *how, "origin", what)
-    _git(root, url, *asked, limit=FETCH_SECONDS)
+    _git(root, url, *config, *asked, limit=FETCH_SECONDS)
     fetched = _git(root, url, "rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
     if fetched != resolved:
         moved = f"the tag {tag} of {download.shown(url)} has moved: expected commit {resolved}, it is now {fetched}"
         raise IntegrityError(moved, "if the new commit is meant: orchestrate lock JOB --upgrade")
-    _git(root, url, "checkout", "--quiet", "--detach", fetched, limit=FETCH_SECONDS)
+    _git(root, url, *config, "checkout", "--quiet", "--detach", fetched, limit=FETCH_SECONDS)
     return root
 
 
