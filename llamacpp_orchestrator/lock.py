@@ -254,7 +254,7 @@ def _parsed(text: str, name: str) -> Lock:
     lines: dict[str, int] = {}
     try:
         root = loader.get_single_node()
-        for place, line in _places(root, "$"):
+        for place, line in _places(root, "$", set()):
             if lines.setdefault(place, line) != line:
                 raise ValueError(f"the key stands twice - at `{place}`")
         lock = msgspec.convert(loader.construct_document(root) if root else None, Lock)
@@ -272,13 +272,16 @@ def _parsed(text: str, name: str) -> Lock:
     return lock
 
 
-def _places(node: Any, place: str) -> Iterator[tuple[str, int]]:
-    """The line of every value by its path, as msgspec writes paths."""
+def _places(node: Any, place: str, seen: set[int]) -> Iterator[tuple[str, int]]:
+    """The line of every value by its path, as msgspec writes paths; ValueError where an alias brings a value twice."""
+    if id(node) in seen:
+        raise ValueError(f"it has an alias, which a lock never has - at `{place}`")
+    seen.add(id(node))
     yield place, node.start_mark.line + 1
     pairs = node.value if isinstance(node.value, list) else ()
     for index, item in enumerate(pairs):
         key, value = item if isinstance(item, tuple) else (None, item)
-        yield from _places(value, f"{place}.{key.value}" if key else f"{place}[{index}]")
+        yield from _places(value, f"{place}.{key.value}" if key else f"{place}[{index}]", seen)
 
 
 def _complaints(lock: Lock) -> Iterator[tuple[str, str]]:

@@ -37,6 +37,7 @@ from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import remove
+from llamacpp_orchestrator.store import text_of
 from llamacpp_orchestrator.store import write_atomically
 from llamacpp_orchestrator.work import Work
 
@@ -138,16 +139,16 @@ def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
     """The converter tree of a pin, by the routes that are set; IntegrityError when its content is not the locked one."""
 
     def make(dest: Path) -> None:
-        write_atomically(dest / TREE_MARK, checkout(work, pin, dest, tell))
+        found = checkout(work, pin, dest, tell)
+        check_tree(pin, found)
+        write_atomically(dest / TREE_MARK, found)
 
     def unhealthy(path: Path) -> str:
-        known = path / TREE_MARK
-        same = known.is_file() and known.read_text(encoding="utf-8") == source.tree_digest(path)
+        known = text_of(path / TREE_MARK)
+        same = known == source.tree_digest(path) and known == (pin.tree or known)
         return "" if same else "the cached converter tree was changed"
 
-    path = work.store.ensure("source", pin.key(), make, unhealthy)
-    check_tree(pin, (path / TREE_MARK).read_text(encoding="utf-8"))
-    return path
+    return work.store.ensure("source", pin.key(), make, unhealthy)
 
 
 def _environment(work: Work, found: Found) -> Action:

@@ -92,6 +92,20 @@ def start(command: Command, *, stderr: Path) -> subprocess.Popen[bytes]:
         return _start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink)
 
 
+@contextmanager
+def known(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let a child that another library has started, as the leader of a group, end with ours."""
+    with _children_lock:
+        _children.add(child)
+    try:
+        if _stopping.is_set():
+            stop(child)
+        yield
+    finally:
+        with _children_lock:
+            _children.discard(child)
+
+
 def attached(command: Command) -> int:
     """Run a program on our own terminal and answer its exit code; it gets the signals itself."""
     try:

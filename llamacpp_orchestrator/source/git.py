@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import os
 import re
@@ -180,13 +179,8 @@ def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
     # Kept in a name: GitPython ends the process when its wrapper goes.
     running = _program()(str(folder)).execute([*argv, "git", *words], as_process=True, env=env, start_new_session=True)
     child = running.proc
-    # The step that called us may be left behind when a signal ends the driver; its git must not be.
-    end = functools.partial(process.stop, child)
-    atexit.register(end)
-    try:
-        out, err = _talk(child, end, url, limit or ASK_SECONDS)
-    finally:
-        atexit.unregister(end)
+    with process.known(child):
+        out, err = _talk(child, functools.partial(process.stop, child), url, limit or ASK_SECONDS)
     if child.returncode:
         raise explain(url, err.decode(errors="replace"))
     return out.decode(errors="replace")
