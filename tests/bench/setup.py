@@ -1,4 +1,4 @@
-"""From nothing to a machine that can convert: the driver's set-up against the tutorial's steps, and a second tag after the first."""
+"""From nothing to a machine that can convert, against the tutorial's steps; and a second tag after the first."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def rows(world: World) -> Iterator[Row]:
     yield from tree(world)
     data = worlds.data(world.scratch)
     base, adapter = (contents(data / name) for name in ("tiny-llama", "lora-a"))
-    heavy = base | {name: base["model.safetensors"] for name in OTHERS}
+    heavy = base | dict.fromkeys(OTHERS, base["model.safetensors"])
     needed = size(adapter) + size({name: base[name] for name in TOKENIZER})
     lora = {"source": MODEL, "outtype": "none", "loras": [{"source": ADAPTER, "outtype": "f16"}]}
     yield compared(

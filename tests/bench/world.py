@@ -17,7 +17,6 @@ import yaml
 
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import settings
-from tests.bench.clock import ROOT
 from tests.bench.clock import orchestrate
 from tests.bench.clock import run
 from tests.bench.clock import timed
