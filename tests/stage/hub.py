@@ -31,13 +31,14 @@ MODEL = {"config.json": b"{}", "README.md": b"hello", "tokenizer.json": b"{1}", 
 
 
 class Hub(ThreadingHTTPServer):
-    """The hub's routes for one repository; its file store answers on the same server, under another host name."""
+    """The hub's routes for one repository, and plainly for others; the file store answers under another host name."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Route)
         self.files = dict(MODEL)
+        self.others: dict[str, dict[str, bytes]] = {}
         self.fault = ""
         self.seen: Counter[str] = Counter()
         self.tokens: list[str] = []
@@ -65,6 +66,7 @@ class Route(BaseHTTPRequestHandler):
             (r"/api/models/(.+)/tree/(.+)", self.tree),
             (r"/store/(.+)", self.body),
             (r"/org/m/resolve/[^/]+/(.+)", self.resolve),
+            (r"/(org/[^/]+)/resolve/[^/]+/(.+)", self.resolve_other),
         ):
             if match := re.fullmatch(pattern, path):
                 return answer(*match.groups())
@@ -89,7 +91,7 @@ class Route(BaseHTTPRequestHandler):
 
     def tree(self, repo: str, commit: str) -> None:
         listed: list[dict[str, Any]] = [{"type": "directory", "path": "sub", "oid": "0" * 40}]
-        for name, content in self.server.files.items():
+        for name, content in self.server.others.get(repo, self.server.files).items():
             entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": blob(content)}
             if len(content) > LARGE:
                 entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
@@ -112,6 +114,14 @@ class Route(BaseHTTPRequestHandler):
             return self.reply(302, b"", ETag='"x"', Location=f"{self.server.store}/store/{name}", **known)
         etag = "../../../../escaped" if fault == "etag-escape" else blob(content)
         return self.reply(200, content, ETag=f'"{etag}"', **known)
+
+    def resolve_other(self, repo: str, name: str) -> None:
+        """A file of another repository, large or small, without a detour."""
+        content = self.server.others.get(repo, {}).get(name)
+        if content is None:
+            return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+        digest = hashlib.sha256(content).hexdigest() if len(content) > LARGE else blob(content)
+        return self.reply(200, content, ETag=f'"{digest}"', X_Repo_Commit=COMMIT)
 
     def body(self, name: str) -> None:
         content, fault = self.server.files[name], self.server.fault

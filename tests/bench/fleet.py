@@ -1,0 +1,26 @@
+"""Many adapters on one model: one warm interpreter against a process each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.bench import world as worlds
+from tests.bench.clock import ours
+from tests.bench.clock import turns
+from tests.bench.table import Row
+from tests.bench.table import compared
+from tests.bench.world import World
+
+ADAPTERS = 20
+
+
+def rows(world: World) -> Iterator[Row]:
+    """The whole job anew against each script by hand."""
+    env = world.env()
+    job = worlds.write_job(world.folder("fleet"), worlds.fleet(worlds.data(world.scratch), ADAPTERS))
+    ours("run", job, env=env)
+    theirs = worlds.by_hand(world, worlds.commands(job, env))
+    pairs = turns(1, lambda: ours("run", job, "--force", env=env), theirs)
+    note = "ours also checks every output against its source; the scripts find their bytecode compiled, as pip leaves it"
+    name = f"fleet: 1 base + {ADAPTERS} adapters in one run against {ADAPTERS + 1} script runs"
+    yield compared(name, pairs, unit="s", goal=0.08, note=note)

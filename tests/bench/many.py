@@ -1,0 +1,48 @@
+"""Hundreds of adapters in one job: what the driver itself does for each step, and whether its memory grows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bench import world as worlds
+from tests.bench.clock import orchestrate
+from tests.bench.clock import ours
+from tests.bench.clock import probed
+from tests.bench.table import Row
+from tests.bench.table import compared
+from tests.bench.table import limited
+from tests.bench.world import World
+
+MANY, FEW = 300, 30
+PAIRS = 5
+MEGABYTE = 1_000_000
+
+
+def rows(world: World) -> Iterator[Row]:
+    """The same small adapter under many names; the first jobs of their kind leave the cache warm."""
+    env = world.env()
+    many, few = (job(world, count) for count in (MANY, FEW))
+    ours("run", few, env=env)
+    orchestrate("lock", many, env=env)
+    plans = [ours("plan", many, env=env) for _ in range(PAIRS)]
+    yield limited(f"many: `plan` of {MANY} adapters", plans, 1.0, unit="s", note="theirs is the goal")
+    steps, fewer = (len(json.loads(orchestrate("plan", each, "--force", "--json", env=env))["steps"]) for each in (many, few))
+    small, large = (probed(each.parent / "probe.json", "run", each, "--force", env=env) for each in (few, many))
+    note = (
+        f"processor time of the driver's own process, children left out: {large.cpu:.1f} s for {steps} steps less "
+        f"{small.cpu:.1f} s for {fewer}; theirs is the goal"
+    )
+    each_step = 1000 * (large.cpu - small.cpu) / (steps - fewer)
+    yield limited("many: the driver's own time for one step more, checks included", [each_step], 3.0, unit="ms", note=note)
+    name = f"many: the driver's memory with {MANY} adapters against {FEW}"
+    yield compared(name, [(large.peak / MEGABYTE, small.peak / MEGABYTE)], unit="MB", goal=1.25)
+    for each in (few, many):
+        shutil.rmtree(each.parent)
+
+
+def job(world: World, count: int) -> Path:
+    """One model with so many adapters."""
+    return worlds.write_job(world.folder(f"many-{count}"), worlds.fleet(worlds.data(world.scratch), count))

@@ -1,0 +1,109 @@
+"""A second run of a finished job: how little nothing costs, with outputs of 10 GB."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator import indexes
+from llamacpp_orchestrator import settings
+from llamacpp_orchestrator.interpreter import python_in
+from tests.bench import world as worlds
+from tests.bench.clock import ENTRY
+from tests.bench.clock import Failed
+from tests.bench.clock import orchestrate
+from tests.bench.clock import ours
+from tests.bench.clock import run
+from tests.bench.clock import timed
+from tests.bench.clock import turns
+from tests.bench.table import Row
+from tests.bench.table import compared
+from tests.bench.world import World
+
+ADAPTERS = 9
+EACH = 1 << 30
+PAIRS, DVC_PAIRS = 15, 5
+DVC = "dvc==3.67.1"
+BARE = "import click, yaml"
+
+
+def rows(world: World) -> Iterator[Row]:
+    """Against the two libraries that reading a job takes, and against DVC over the same pipeline."""
+    env = world.env(DVC_NO_ANALYTICS="1")
+    job, outputs = finished(world, env)
+    again = [*ENTRY, "run", str(job)]
+    bare = turns(PAIRS, lambda: timed(again, env), lambda: timed([sys.executable, "-c", BARE], env))
+    size = f"{len(outputs)} sparse outputs of {EACH >> 30} GiB"
+    yield compared(f"noop: second run against `python -c '{BARE}'`", bare, unit="s", goal=2.5, note=size)
+    dvc = pipeline(world, job, outputs, env)
+    pairs = turns(DVC_PAIRS, lambda: timed(again, env), lambda: timed([dvc, "repro", "--quiet"], env, job.parent))
+    note = f"{size}; {DVC}, one stage an output, not in its cache"
+    yield compared("noop: second run against `dvc repro` of the same pipeline", pairs, unit="s", goal=0.25, note=note)
+    fresh(job, env)
+
+
+def finished(world: World, env: dict[str, str]) -> tuple[Path, list[Path]]:
+    """A job that is done, with its data beside it, and its outputs blown up to a real job's size."""
+    folder = world.folder("noop")
+    shutil.copytree(worlds.data(world.scratch), folder / "data")
+    job = worlds.write_job(folder, worlds.fleet("./data", ADAPTERS))
+    ours("run", job, env=env)
+    outputs = artifact.outputs(folder / "dist")
+    for output in outputs:
+        grow(output)
+    fresh(job, env)
+    return job, outputs
+
+
+def grow(output: Path) -> None:
+    """Make an output larger by a hole, and let its receipt say so; the digest is not looked at by a second run."""
+    os.truncate(output, EACH)
+    receipt, found = artifact.read(output), output.stat()
+    if receipt is None:
+        raise Failed(f"{output} has no receipt")
+    files = tuple(msgspec.structs.replace(file, size=found.st_size, mtime_ns=found.st_mtime_ns) for file in receipt.files)
+    artifact.write(output, msgspec.structs.replace(receipt, files=files))
+
+
+def fresh(job: Path, env: dict[str, str]) -> None:
+    """What is measured is a run with nothing to do: anything else is told."""
+    said = msgspec.json.decode(orchestrate("run", job, "--json", env=env))
+    if {output["status"] for output in said["outputs"]} != {"current"} or len(said["outputs"]) != ADAPTERS + 1:
+        raise Failed(f"a second run did something: {said['steps']}")
+
+
+def pipeline(world: World, job: Path, outputs: list[Path], env: dict[str, str]) -> str:
+    """The program of DVC, out of an environment of its own, and the finished pipeline written down for it."""
+    home = world.scratch / "dvc"
+    own = {**env, **dict(indexes.uv_env(settings.load(os.environ).index, None))}
+    run([indexes.uv(), "venv", "--quiet", "--no-project", "--python", sys.executable, str(home)], own)
+    run([indexes.uv(), "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python_in(home)), DVC], own)
+    program = str(python_in(home).with_name("dvc" + python_in(home).suffix))
+    stages = {}
+    for output, command in zip(outputs, commands(job, outputs, env), strict=True):
+        inputs = ["data/tiny-llama", *(["data/lora-a"] if "lora" in output.name else [])]
+        place = output.relative_to(job.parent).as_posix()
+        stages[output.stem.replace(".", "-")] = {"cmd": command, "deps": inputs, "outs": [{place: {"cache": False}}]}
+    (job.parent / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
+    run([program, "init", "--no-scm", "--quiet"], env, job.parent)
+    run([program, "config", "core.analytics", "false"], env, job.parent)
+    run([program, "config", "core.check_update", "false"], env, job.parent)
+    run([program, "commit", "--force", "--quiet"], env, job.parent)
+    said = run([program, "repro"], env, job.parent)
+    if said.count("didn't change, skipping") != len(outputs):
+        raise Failed(f"dvc did something:\n{said[-500:]}")
+    return program
+
+
+def commands(job: Path, outputs: list[Path], env: dict[str, str]) -> list[str]:
+    """What makes each output, as `plan` shows it."""
+    asked = worlds.commands(job, env, "dist")
+    return [shlex.join(next(words for words in asked if str(output) in words)) for output in outputs]

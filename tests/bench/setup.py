@@ -1,0 +1,85 @@
+"""From nothing to a machine that can convert, against the tutorial's steps; and a second tag after the first."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from llamacpp_orchestrator.interpreter import python_in
+from tests.bench import upstream as upstreams
+from tests.bench import world as worlds
+from tests.bench.clock import Failed
+from tests.bench.clock import ours
+from tests.bench.clock import run
+from tests.bench.clock import timed
+from tests.bench.table import Row
+from tests.bench.table import compared
+from tests.bench.table import limited
+from tests.bench.upstream import TAGS
+from tests.bench.upstream import Upstream
+from tests.bench.world import World
+
+REQUIREMENTS = tuple(f"requirements/requirements-{script}.txt" for script in ("convert_hf_to_gguf", "convert_lora_to_gguf"))
+IMPORTS = "import numpy, sentencepiece, torch, transformers"
+
+
+def rows(world: World) -> Iterator[Row]:
+    """Each side with empty caches of its own, and the same package index."""
+    with upstreams.upstream(world.scratch) as upstream:
+        env = own(world, upstream)
+        cold = (ours("setup", job(world, TAGS[-1]), env=env), by_hand(world, upstream))
+        note = (
+            "a full clone of a repository of four commits, upstream's has thousands; all caches empty; pip also compiles bytecode"
+        )
+        yield compared("setup: cold, `orchestrate setup` against clone, venv and pip", [cold], unit="s", goal=0.2, note=note)
+        warm, asked = [], []
+        for tag in TAGS[:-1]:
+            file, seen = job(world, tag), len(upstream.server.seen)
+            warm.append(ours("setup", file, env=env))
+            asked.append(len(upstream.server.seen) - seen)
+        note = (
+            f"requests for the tree: {asked}, one environment after all; the cold set-up took {cold[0]:.1f} s; theirs is the goal"
+        )
+        if len(list((world.scratch / "cold" / "cache" / "environments").iterdir())) != 1:
+            raise Failed("the tags with the same pins did not share an environment")
+        yield limited("setup: another tag with the same pins", warm, 0.5, unit="s", note=note)
+    shutil.rmtree(world.scratch / "cold")
+
+
+def own(world: World, upstream: Upstream) -> dict[str, str]:
+    """The driver's environment: a cache of this row's own, and the server here for github.com."""
+    folder = world.folder("cold")
+    caches = {"ORCHESTRATE_CACHE_DIR": str(folder / "cache"), "UV_CACHE_DIR": str(folder / "uv")}
+    servers = {"ORCHESTRATE_GITHUB_URL": upstream.url, "ORCHESTRATE_GITHUB_API_URL": upstream.url}
+    return world.env(**caches, **servers, ORCHESTRATE_LLAMA_CPP_FROM="git")
+
+
+def job(world: World, tag: str) -> Path:
+    """A job at a tag; its model is not looked at."""
+    return worlds.write_job(world.folder(f"cold/{tag}"), {"source": str(worlds.data(world.scratch) / "tiny-llama")}, tag=tag)
+
+
+def by_hand(world: World, upstream: Upstream) -> float:
+    """Seconds of what the tutorials say, up to the same packages."""
+    folder = world.folder("cold/by-hand")
+    clone, venv = folder / "llama.cpp", folder / "venv"
+    env = world.env(PIP_CACHE_DIR=str(folder / "pip"), GIT_TERMINAL_PROMPT="0")
+    seconds = timed(["git", "clone", "--quiet", f"{upstream.url}/{upstreams.PLACE}", str(clone)], env)
+    for name in (path.name for path in (clone / "requirements").iterdir()):
+        fit(clone / "requirements" / name)
+    seconds += timed([sys.executable, "-m", "venv", str(venv)], env)
+    asked = [word for name in REQUIREMENTS for word in ("-r", name)]
+    seconds += timed([str(python_in(venv)), "-m", "pip", "install", "--quiet", *asked], env, clone)
+    run([str(python_in(venv)), "-c", IMPORTS], env)
+    return seconds
+
+
+def fit(requirements: Path) -> None:
+    """Give the tutorial's side the same PyTorch, from the same place."""
+    text = requirements.read_text(encoding="utf-8")
+    index = f"--extra-index-url {worlds.torch_index()}" if worlds.torch_index() else ""
+    text = re.sub(r"^--extra-index-url .*$", index, text, flags=re.MULTILINE)
+    requirements.write_text(re.sub(r"^torch[=~<>].*$", worlds.TORCH, text, flags=re.MULTILINE), encoding="utf-8")
