@@ -149,15 +149,16 @@ def recheck(path: Path) -> list[str]:
     receipt = read(path) or read(path.with_name(SHARD.sub("", path.name)))
     if receipt is None:
         return [f"{path.name} has no readable receipt, so nothing says what it should be"]
-    if wrong := [difference for file in receipt.files if (difference := _difference(file, path.parent))]:
-        return wrong
+    from llamacpp_orchestrator import aside
     from llamacpp_orchestrator import verify
 
+    known, folder = receipt, path.parent
+    compared = aside.begin(lambda: [found for file in known.files if (found := _difference(file, folder))])
     try:
-        verify.check_set([path.parent / file.name for file in receipt.files])
+        verify.check_set([folder / file.name for file in known.files])
     except OrchestrateError as error:
-        return [error.message]
-    return []
+        return compared() or [error.message]
+    return compared()
 
 
 def outputs(path: Path) -> list[Path]:

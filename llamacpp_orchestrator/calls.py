@@ -25,15 +25,20 @@ def adapter_command(
     return Command((python, str(tree / SCRIPTS["adapter"]), str(view), *options), cwd=str(outfile.parent))
 
 
-def environment(home: Path) -> tuple[tuple[str, str], ...]:
-    """All that a converter may know: an allow-list of variables, an empty Hugging Face home, no network, UTF-8."""
+def environment(home: Path, untouched: bool = False) -> tuple[tuple[str, str], ...]:
+    """All that a converter may know: an allow-list of variables, an empty Hugging Face home, no network, UTF-8.
+
+    `untouched`: the packages are the user's own, so that not even what Python has compiled may be left beside them.
+    """
     offline = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    python = {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Compiling 2000 modules takes as long as loading them; uv installs without, and all 8000 would take longer than we save.
+    python = {"PYTHONDONTWRITEBYTECODE": "1"} if untouched else {}
+    python |= {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return clean_env(HF_HOME=str(home), **offline, **python)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import re
@@ -9,10 +10,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -44,15 +47,26 @@ def can_fork(system: str) -> bool:
 
 
 class Warm:
-    """One interpreter that has torch and transformers loaded and forks a child for each conversion; started when first used."""
+    """One interpreter that has torch and transformers loaded and forks a child for each conversion; started when first used.
 
-    def __init__(self, python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path) -> None:
-        self._command = Command((python, str(HOST), str(tree)), cwd=str(tree), env=env)
+    It loads what `scripts` import, which are those that it will be asked for; without any, all that the tree has.
+    """
+
+    def __init__(
+        self, python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, scripts: Iterable[Path] = ()
+    ) -> None:
+        wanted = scripts or (tree / script for script in SCRIPTS.values())
+        self._command = Command((python, str(HOST), str(tree), *map(str, wanted)), cwd=str(tree), env=env)
         self._log = log
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._answers: dict[int, queue.SimpleQueue[int]] = {}
         self._count = 0
+
+    def start(self) -> None:
+        """Begin to import, ahead of the first conversion; if that fails, the first conversion will say so."""
+        with self._lock, contextlib.suppress(OrchestrateError):
+            self._begin()
 
     def convert(self, command: Command, log: Path, tell: Callable[[str], None]) -> None:
         """Run one script as a child of the warm interpreter; CommandFailed as if it had been a process of its own."""
@@ -76,18 +90,22 @@ class Warm:
 
     def _ask(self, command: Command, log: Path, answer: queue.SimpleQueue[int]) -> None:
         with self._lock:
-            if self._child is None or self._child.poll() is not None:
-                self._child = process.start(self._command, stderr=self._log)
-                threading.Thread(target=self._listen, args=(self._child,), daemon=True).start()
+            child = self._begin()
             self._count += 1
             self._answers[self._count] = answer
             request = {"id": self._count, "argv": command.argv[1:], "cwd": command.cwd, "env": dict(command.env), "log": str(log)}
             try:
-                assert self._child.stdin is not None
-                self._child.stdin.write(json.dumps(request).encode() + b"\n")
-                self._child.stdin.flush()
+                assert child.stdin is not None
+                child.stdin.write(json.dumps(request).encode() + b"\n")
+                child.stdin.flush()
             except OSError as error:
                 raise self._gone(error) from error
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            self._child = process.start(self._command, stderr=self._log)
+            threading.Thread(target=self._listen, args=(self._child,), daemon=True).start()
+        return self._child
 
     def _listen(self, child: subprocess.Popen[bytes]) -> None:
         assert child.stdout is not None

@@ -169,7 +169,11 @@ def _make(
     if not stale:
         return current, []
     warm = convert.Warm(
-        str(building.python(work, lock)), building.tree(work, lock), building.converter_env(work), _logs(work) / "converter.log"
+        str(building.python(work, lock)),
+        building.tree(work, lock),
+        building.converter_env(work),
+        _logs(work) / "converter.log",
+        stages.scripts(work, lock, stale),
     )
     forks = convert.can_fork(host.system())
     bench = Bench(
@@ -177,6 +181,7 @@ def _make(
         lock=lock,
         logs=_logs(work),
         converter=warm.convert if forks else convert.run_alone,
+        warm=warm.start if forks else None,
         held={},
         waiting=building.waiting(stale),
         force=options.force,

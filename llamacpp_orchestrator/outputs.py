@@ -15,6 +15,7 @@ from filelock import Timeout
 import llamacpp_orchestrator
 from llamacpp_orchestrator import admission
 from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator import aside
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import imatrix
@@ -43,7 +44,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite.
 
     `waiting` has for each temporary output what is still to be made of it, `notes` what a receipt is to tell, `hashes` the
-    digests of tokenizers.
+    digests of tokenizers; `warm` begins to load what conversions need, where that can be done once for all.
     """
 
     work: Work
@@ -56,6 +57,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     hashes: dict[Path, str] = {}
     jobs: int = 0
+    warm: Callable[[], None] | None = None
 
     def log(self, step: str) -> Path:
         """The log file of one step."""
@@ -204,11 +206,12 @@ def verify_action(bench: Bench, build: Build, find: Callable[[str], Path] | None
             raise OrchestrateError(
                 f"upstream said that it was done, but wrote no {build.output.path.name}", "the log holds its output"
             )
+        records = aside.begin(lambda: tuple(map(artifact.record, files)))
         verdict = _checked(bench, build, files, find, tell)
         known = artifact.read(path)
         for file in files:
             artifact.may_write(path.parent / file.name, known, bench.force)
-        artifact.write(build.stage / path.name, _receipt(bench, build, files, verdict))
+        artifact.write(build.stage / path.name, _receipt(bench, build, records(), verdict))
         publish(build)
         release(bench, build)
         _spare(bench, build)
@@ -258,7 +261,7 @@ def publish(build: Build) -> None:
     remove(build.stage)
 
 
-def _receipt(bench: Bench, build: Build, files: list[Path], verdict: levels.Verdict) -> artifact.Receipt:
+def _receipt(bench: Bench, build: Build, files: tuple[artifact.FileRecord, ...], verdict: levels.Verdict) -> artifact.Receipt:
     lock, found = bench.lock, rescale.judge(bench.work, bench.lock, build)
     return artifact.Receipt(
         path=build.output.path.name,
@@ -275,7 +278,7 @@ def _receipt(bench: Bench, build: Build, files: list[Path], verdict: levels.Verd
             environment=lock.environment.pin().digest() if lock.environment else "unpinned",
             lock=locks.digest(lock),
         ),
-        files=tuple(artifact.record(file) for file in files),
+        files=files,
         levels=verdict.levels,
         job=_way(bench.work.file, build.output.path.parent),
         notes=(*found.notes, *bench.notes.get(build.output.path, ()), *verdict.notes),

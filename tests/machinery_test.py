@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llamacpp_orchestrator import aside
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import store
 from llamacpp_orchestrator.command import Command
@@ -233,3 +235,24 @@ def test_logs_have_names_that_fit_and_that_no_two_steps_share(tmp_path: Path) ->
     assert len(set(logs)) == len(steps)
     for log in logs:
         log.touch()
+
+
+def test_work_aside_goes_on_beside_and_ends_with_its_result_or_its_failure() -> None:
+    gate = threading.Event()
+    end = aside.begin(lambda: gate.wait(10) and "done")
+    gate.set()
+    assert end() == "done" == end()
+
+    def broken() -> None:
+        raise OrchestrateError("no")
+
+    failed = aside.begin(broken)
+    with pytest.raises(OrchestrateError, match="no"):
+        failed()
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_the_digest_of_a_file_of_any_size(tmp_path: Path, size: int) -> None:
+    content = bytes(index % 251 for index in range(size))
+    (tmp_path / "file").write_bytes(content)
+    assert store.file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -197,3 +197,35 @@ def test_numbers(tmp_path: Path, kind: int, elements: int, data: bytes, good: bo
     else:
         with pytest.raises(IntegrityError, match="tensor w holds NaN or infinite"):
             verify.check_set([path])
+
+
+RANDOM = bytes(range(1, 121)) * 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "blank"),
+    [
+        (F16, RANDOM[:8192], False),
+        (F16, RANDOM[:4096] + bytes(4096), True),
+        (F32, bytes(64), True),
+        (F32, bytes(60) + struct.pack("<f", 1.0), False),
+        (BF16, RANDOM[:4000] + bytes(4000), False),
+        (Q8_0, (BLOCK * 120)[:4080] + bytes(34 * 240), True),
+        (Q8_0, BLOCK * 120, False),
+        (F16, (RANDOM * 24)[: verify.CHUNK] + bytes(verify.WINDOW), True),
+        (F16, (RANDOM * 24)[: verify.CHUNK] + bytes(2), True),
+        (26, bytes(8192), False),
+    ],
+)
+def test_what_may_be_blank_is_named(tmp_path: Path, kind: int, data: bytes, blank: bool) -> None:
+    elements, size = verify.BLOCKS[kind]
+    shape = (len(data) // size * elements,)
+    path = saved(tmp_path / "x.gguf", gguf([("w", shape, kind, 0)], data=data))
+    assert verify.check_set([path])[0].blank == (("w",) if blank else ())
+    assert verify.check(path).blank == ()
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.gguf", bytes(100))
+    with path.open("rb") as file, pytest.raises(IntegrityError, match="x.gguf is cut: tensor w was longer a moment ago"):
+        verify._scan("x.gguf", file, [verify.Tensor("w", F32, 32, 72)])

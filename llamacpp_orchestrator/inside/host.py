@@ -3,6 +3,7 @@
 Reads one JSON request a line from standard input: {"id", "argv": [script, ...], "cwd", "env", "log"}; answers
 {"id", "code"} a line on standard output when that child has ended. A child runs the script as `__main__` exactly as a
 fresh process would: argv, sys.path[0], cwd, environment and its own log. The end of standard input ends everything.
+Called as host.py TREE SCRIPT..., with the scripts that will be asked for.
 """
 
 import ast
@@ -19,11 +20,10 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 
 
-def preload(root):
-    """Import what the scripts below `root` import from elsewhere; what is missing is left to the script itself to say."""
-    scripts = [*Path(root).glob("convert_*_to_gguf.py"), *Path(root, "conversion").glob("*.py")]
-    local = {"gguf", "conversion"} | {path.stem for path in scripts}
-    for script in scripts:
+def preload(root, scripts):
+    """Import what some scripts, and the rest of their tree, import from elsewhere; what is missing is left to them to say."""
+    local = {"gguf", "conversion"} | {path.stem for path in Path(root).glob("*.py")}
+    for script in [*map(Path, scripts), *Path(root, "conversion").glob("*.py")]:
         for node in ast.parse(script.read_bytes()).body:
             if isinstance(node, ast.Import):
                 wanted = [(alias.name, ()) for alias in node.names]
@@ -119,5 +119,5 @@ def reap(running):
 
 
 if __name__ == "__main__":
-    preload(sys.argv[1])
+    preload(sys.argv[1], sys.argv[2:])
     serve()

@@ -1,0 +1,32 @@
+"""Work that goes on beside other work, in a thread that cannot hold us back when a signal ends us."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def begin(work: Callable[[], T]) -> Callable[[], T]:
+    """Start some work; what is answered waits for its end, and gives its result or raises its failure."""
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def carry_out() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=carry_out, daemon=True)
+    thread.start()
+
+    def end() -> T:
+        thread.join()
+        if failures:
+            raise failures[0]
+        return results[0]
+
+    return end

@@ -1,0 +1,121 @@
+"""The warm interpreter: when it begins, what it loads, and what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import calls
+from llamacpp_orchestrator import convert
+from llamacpp_orchestrator import jobfile
+from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import preflight
+from llamacpp_orchestrator import stages
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.hub import HubFile
+from llamacpp_orchestrator.settings import Index
+from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.steps import Step
+from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.work import Work
+
+TOKENIZERS = "transformers.models.auto.tokenization_auto"
+
+
+def silent(text: str) -> None:
+    """Nobody listens."""
+
+
+def test_what_cannot_be_started_is_told_by_the_first_conversion(tmp_path: Path) -> None:
+    warm = convert.Warm(str(tmp_path / "no-python"), tmp_path, calls.environment(tmp_path), tmp_path / "warm.log")
+    warm.start()
+    with pytest.raises(CommandFailed, match="could not be started"):
+        warm.convert(Command(("python", "x.py"), cwd=str(tmp_path)), tmp_path / "log", silent)
+    warm.close()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux can fork it")
+@pytest.mark.parametrize(("kind", "loaded"), [("model", False), ("adapter", True)])
+def test_it_loads_what_will_be_asked_for_and_once(
+    kind: str, loaded: bool, python: Path, tree: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root, env = tree("b11434"), calls.environment(tmp_path)
+    probe = tmp_path / "probe.py"
+    probe.write_text(f"import os, sys; print('torch' in sys.modules, {TOKENIZERS!r} in sys.modules, os.getppid())\n")
+    warm = convert.Warm(str(python), root, env, tmp_path / "warm.log", [root / calls.SCRIPTS[kind]])
+    warm.start()
+    for name in ("one", "two"):
+        warm.convert(Command((str(python), str(probe)), cwd=str(tmp_path), env=env), tmp_path / name, silent)
+    warm.close()
+    one, two = ((tmp_path / name).read_text(encoding="utf-8").splitlines()[-1].split() for name in ("one", "two"))
+    assert one == two and one[:2] == ["True", str(loaded)]
+
+
+def test_only_our_own_environment_is_compiled() -> None:
+    assert "PYTHONDONTWRITEBYTECODE" not in dict(calls.environment(Path("/home")))
+    assert dict(calls.environment(Path("/home"), untouched=True))["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
+def the_work(tmp_path: Path, more: str) -> Work:
+    text = f"version: 1\nllama_cpp: {{tag: b11434}}\nmodels:\n  - source: org/base\n    {more}\n"
+    job = jobfile.parse(text.encode(), tmp_path / "job.yaml")
+    return Work(
+        job=job,
+        file=tmp_path / "job.yaml",
+        settings=Settings(cache=tmp_path / "cache", index=Index()),
+        store=Store(tmp_path / "cache"),
+    )
+
+
+def the_lock(work: Work, names: tuple[str, ...]) -> locks.Lock:
+    files = tuple(HubFile(path=name, size=1, sha256="a" * 64) for name in names)
+    return locks.Lock(
+        llama_cpp=locks.SourcePin(tag="b11434", repo="x", tree="d" * 64, commit="e" * 40),
+        environment=locks.EnvironmentPin(upstream="0" * 64, torch="cpu", python="3.11", requirements="a==1\n"),
+        assets=(),
+        models=tuple(locks.FilesPin(wanted=each, commit="c" * 40, files=files) for each in locks.all_wanted(work.job)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "files", "names"),
+    [
+        ("outtype: f16", ("tokenizer.model", "tokenizer.json"), {"convert_hf_to_gguf.py"}),
+        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", "hasher.py"}),
+        ("outtype: none\n    loras: [org/a]", ("tokenizer.model",), {"convert_lora_to_gguf.py"}),
+        ("loras: [org/a]", (), {"convert_hf_to_gguf.py", "convert_lora_to_gguf.py"}),
+    ],
+)
+def test_what_will_be_asked_for(tmp_path: Path, more: str, files: tuple[str, ...], names: set[str]) -> None:
+    work = the_work(tmp_path, more)
+    lock = the_lock(work, files)
+    found = stages.scripts(work, lock, building.builds(work, lock))
+    assert {path.name for path in found} == names
+    assert all(path == preflight.HASHER or path.parent == building.tree(work, lock) for path in found)
+
+
+def test_it_begins_when_the_last_of_what_it_needs_is_here() -> None:
+    said: list[str] = []
+
+    def good(tell: Tell) -> str:
+        return "done"
+
+    def bad(tell: Tell) -> str:
+        raise OrchestrateError("no")
+
+    steps = [Step(name="source", action=good), Step(name="environment", action=good)]
+    one, two = stages._then(lambda: said.append("begun"), steps)
+    assert (one.name, one.action(silent), said) == ("source", "done", [])
+    assert (two.action(silent), said) == ("done", ["begun"])
+    one, two = stages._then(
+        lambda: said.append("again"), [Step(name="source", action=bad), Step(name="environment", action=good)]
+    )
+    with pytest.raises(OrchestrateError):
+        one.action(silent)
+    assert two.action(silent) == "done" and said == ["begun"]
