@@ -43,7 +43,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite.
 
     `waiting` has for each temporary output what is still to be made of it, `notes` what a receipt is to tell, `hashes` the
-    digests of tokenizers.
+    digests of tokenizers; `memory` is how many bytes all that runs at a time may take.
     """
 
     work: Work
@@ -56,6 +56,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     hashes: dict[Path, str] = {}
     jobs: int = 0
+    memory: int = 0
 
     def log(self, step: str) -> Path:
         """The log file of one step."""
