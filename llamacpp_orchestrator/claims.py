@@ -129,8 +129,11 @@ def _headers(files: Files) -> tuple[Weight, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _stored(files: Files) -> tuple[Weight, ...]:
+    paths = [path for path, *_ in files]
     try:
-        tensors = verify.contents([path for path, *_ in files]).tensors if files else {}
+        for path in paths:
+            verify.check(path)  # it was whole when it was made, but that may be long ago
+        tensors = verify.contents(paths).tensors
     except OrchestrateError:
         return ()
     return tuple(Weight(name, "", tensor.elements) for name, (_, tensor) in tensors.items())

@@ -93,7 +93,7 @@ def groups(text: str, root: Path) -> tuple[Path, ...]:
     for controllers, path in re.findall(r"^\d+:([^:]*):/?(.*)$", text, re.MULTILINE):
         if not controllers or "memory" in controllers.split(","):
             top = root / "memory" if controllers else root
-            inner = top / path
+            inner = top if ".." in path else top / path  # out of a namespace's sight: what holds there is not to be seen
             found += [folder for folder in (inner, *inner.parents) if folder == top or top in folder.parents]
     return tuple(found)
 
