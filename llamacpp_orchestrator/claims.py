@@ -123,7 +123,7 @@ def _size(paths: Sequence[Path]) -> int:
 def _headers(files: Files) -> tuple[Weight, ...]:
     try:
         return memory.weights(safetensors_header(path) for path, *_ in files)
-    except OrchestrateError:
+    except (OrchestrateError, OSError, LookupError, TypeError, ValueError):
         return ()
 
 

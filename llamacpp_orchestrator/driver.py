@@ -135,8 +135,9 @@ def settle(
 
 
 def _carry_out(steps: list[Step], options: Options, report: Reporter, memory: int = 0) -> list[Event]:
+    cores, known = host.resources()
     try:
-        return run_steps(steps, options.jobs or host.resources()[0], options.keep_going, report, memory)
+        return run_steps(steps, options.jobs or (cores if known else 1), options.keep_going, report, memory)
     except BaseException:
         # Whatever ended us, a signal before all: no download and no child goes on behind our back.
         download.STOP.set()

@@ -227,6 +227,9 @@ def test_a_file_that_is_to_be_quantized_tells_by_itself(
     assert claims.of_build(work, lock, quantized) == int(memory.PROGRAM + memory.MARGIN * 2 * 32000 * 64)
     size = base.output.path.stat().st_size
     assert claims.of_matrix(quantized) == claims.of_check(work, lock, quantized, base.output) == memory.loading(size)
+    deep = msgspec.structs.replace(quantized.output, model=msgspec.structs.replace(quantized.output.model, verify="logits"))
+    asked = msgspec.structs.replace(quantized, output=deep)
+    assert claims.of_check(work, lock, asked, None) == memory.comparing([], 0)
     base.output.path.write_bytes(b"GGUF, but cut")
     assert claims.of_build(work, lock, quantized) == 0
 
