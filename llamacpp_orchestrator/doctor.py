@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import compile as compiling
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import host
@@ -71,6 +72,7 @@ def examine(work: Work | None, settings: Settings) -> list[Line]:
     lines = [
         Line(name="system", ok=found.arch != "other", said=" ".join(filter(None, (found.system, found.arch, found.libc)))),
         Line(name="cores, memory", ok=True, said=f"{found.cores} cores, {size(found.memory)}"),
+        Line(name="memory bound", ok=True, said=_bound(settings)),
         Line(name="gpu", ok=True, said=_gpu(found)),
         *(_program(name, argv, hint) for name, argv, hint in _programs(settings)),
         _disk("cache", settings.cache),
@@ -87,6 +89,10 @@ def lacking(lines: Iterable[Line]) -> list[str]:
     for line in filter(lambda line: line.needed, lines):
         names[line.name] = names.get(line.name, False) or line.ok
     return [name for name, ok in names.items() if not ok]
+
+
+def _bound(settings: Settings) -> str:
+    return f"a job may take {size(claims.bound(settings))} at a time ({'as set' if settings.memory else 'most of what is free'})"
 
 
 def _gpu(found: host.Host) -> str:

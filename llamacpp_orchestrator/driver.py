@@ -15,6 +15,7 @@ import msgspec
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import bundle
+from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import folders
@@ -133,9 +134,10 @@ def settle(
     return lock, events, []
 
 
-def _carry_out(steps: list[Step], options: Options, report: Reporter) -> list[Event]:
+def _carry_out(steps: list[Step], options: Options, report: Reporter, memory: int = 0) -> list[Event]:
+    cores, known = host.resources()
     try:
-        return run_steps(steps, _jobs(options), options.keep_going, report)
+        return run_steps(steps, options.jobs or (cores if known else 1), options.keep_going, report, memory)
     except BaseException:
         # Whatever ended us, a signal before all: no download and no child goes on behind our back.
         download.STOP.set()
@@ -186,6 +188,7 @@ def _make(
         waiting=building.waiting(stale),
         force=options.force,
         jobs=options.jobs,
+        memory=claims.bound(work.settings),
     )
     for build in made:
         outputs.heal(bench, build)
@@ -198,7 +201,7 @@ def _make(
         stages.check_types(work, lock)
     plan.check_space(plan.needs(work, lock, stale) + plan.measuring(work, lock, quality.find(work, made)))
     try:
-        events = _carry_out(stages.of_run(bench, stale, ended), options, report)
+        events = _carry_out(stages.of_run(bench, stale, ended), options, report, bench.memory)
     finally:
         warm.close()
         outputs.clean(bench, stale)
@@ -230,14 +233,6 @@ def _measure(
             events += _carry_out([*before, *made] if len(made) > 1 else made, msgspec.structs.replace(options, jobs=1), report)
             ended |= {event.step for event in events if event.status in ("done", "current")}
     return events, tuple(filter(None, (quality.shown(work, lock, each) for each in there)))
-
-
-def _jobs(options: Options) -> int:
-    if options.jobs:
-        return options.jobs
-    # A conversion needs about 2 GB besides the pages of the model, which the system may drop.
-    cores, memory = host.resources()
-    return max(1, min(cores, memory // 3_000_000_000))
 
 
 def _logs(work: Work) -> Path:

@@ -26,6 +26,12 @@ NVIDIA_SMI = ("C:/Windows/System32/nvidia-smi.exe", OLD_NVIDIA_SMI, "/usr/lib/ws
 CUDA_LIBRARY = {"windows": "nvcuda.dll", "linux": "libcuda.so.1"}
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*, cuda.h
 MUSL_LOADERS, CGROUP_LIMIT = "ld-musl*", Path("/sys/fs/cgroup/memory.max")
+MEMINFO, OWN_GROUP = Path("/proc/meminfo"), Path("/proc/self/cgroup")
+# Of a control group, in each of the two hierarchies: its limit, what it uses, and how memory.stat calls what can be dropped.
+GROUP_FILES = (
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+)
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +68,51 @@ def resources() -> tuple[int, int]:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return cores, _memory(system())
+
+
+def available() -> int:
+    """The bytes of memory that are free for us now; where the system does not say, those of the machine, 0 where unknown."""
+    here = system()
+    if here == "windows":
+        return _windows_memory(2)
+    if here != "linux":
+        return _memory(here)
+    free = parse_available(_text(MEMINFO)) or _memory(here)
+    return min((free, *filter(None, map(_left, groups(_text(OWN_GROUP), CGROUP_LIMIT.parent)))))
+
+
+def parse_available(text: str) -> int:
+    """What /proc/meminfo holds to be available, in bytes; 0 when it does not say."""
+    found = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def groups(text: str, root: Path) -> tuple[Path, ...]:
+    """The folders of the control groups whose limits hold for a process, by its /proc/self/cgroup, the innermost first."""
+    found = []
+    for controllers, path in re.findall(r"^\d+:([^:]*):/?(.*)$", text, re.MULTILINE):
+        if not controllers or "memory" in controllers.split(","):
+            top = root / "memory" if controllers else root
+            inner = top if ".." in path else top / path  # out of a namespace's sight: what holds there is not to be seen
+            found += [folder for folder in (inner, *inner.parents) if folder == top or top in folder.parents]
+    return tuple(found)
+
+
+def _left(group: Path) -> int | None:
+    """What a group may still take: pages of files count as free, for they are dropped before anything is killed."""
+    for limit, usage, names in GROUP_FILES:
+        bound, used = (_text(group / name).strip() for name in (limit, usage))
+        if bound.isdigit() and used.isdigit():
+            stat = dict(line.split(" ", 1) for line in _text(group / "memory.stat").splitlines() if " " in line)
+            return max(1, int(bound) - int(used) + sum(int(stat.get(name, 0)) for name in names))
+    return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def parse_nvidia_smi(text: str) -> str | None:
@@ -142,8 +193,9 @@ def _memory(here: str) -> int:
     return min(physical, int(limit)) if limit.isdigit() else physical
 
 
-def _windows_memory() -> int:
-    # MEMORYSTATUSEX: its own length, the load in percent, then seven 64-bit numbers, the first of them the bytes of memory.
+def _windows_memory(number: int = 1) -> int:
+    # MEMORYSTATUSEX: its own length, the load in percent, then seven 64-bit numbers, of which the first are the bytes of memory
+    # and those that are free.
     record = (ctypes.c_uint64 * 8)(64)
     kernel = getattr(ctypes, "windll").kernel32  # noqa: B009 - known on Windows only
-    return int(record[1]) if kernel.GlobalMemoryStatusEx(ctypes.byref(record)) else 0
+    return int(record[number]) if kernel.GlobalMemoryStatusEx(ctypes.byref(record)) else 0

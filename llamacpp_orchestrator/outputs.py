@@ -44,7 +44,8 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite.
 
     `waiting` has for each temporary output what is still to be made of it, `notes` what a receipt is to tell, `hashes` the
-    digests of tokenizers; `warm` begins to load what conversions need, where that can be done once for all.
+    digests of tokenizers; `warm` begins to load what conversions need, where that can be done once for all; `memory` is how
+    many bytes all that runs at a time may take.
     """
 
     work: Work
@@ -58,6 +59,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     hashes: dict[Path, str] = {}
     jobs: int = 0
     warm: Callable[[], None] | None = None
+    memory: int = 0
 
     def log(self, step: str) -> Path:
         """The log file of one step."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
@@ -52,21 +53,26 @@ class Need(msgspec.Struct, frozen=True):
 
 
 class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One step as it would be done: its command if it has one, the bytes it downloads, or that it is up to date."""
+    """One step as it would be done: its command if it has one, the bytes it downloads, or that it is up to date.
+
+    `memory` is about how many bytes it takes at its peak; 0 for little, or while the headers that tell are not here.
+    """
 
     name: str
     status: str
     detail: str = ""
     command: str = ""
     download: int = 0
+    memory: int = 0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """All steps of a job, and what they need."""
+    """All steps of a job, what they need, and how many bytes of memory they may take at a time."""
 
     steps: tuple[PlannedStep, ...]
     needs: tuple[Need, ...]
     free: dict[str, int]
+    memory: int = 0
 
 
 def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
@@ -184,7 +190,9 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
         status = "current" if build.current else "run"
         steps += [step for step in _matrix(work, build) if step not in steps]
         detail = "temporary, until all is made of it" if build.output.temporary else ""
-        steps.append(PlannedStep(name=f"{verb} {build.name}", status=status, detail=detail, command=str(final(build))))
+        memory = 0 if build.current else claims.of_build(work, lock, build)
+        named = f"{verb} {build.name}"
+        steps.append(PlannedStep(name=named, status=status, detail=detail, command=str(final(build)), memory=memory))
     for each in handoff.find(made):
         steps.append(PlannedStep(name=f"modelfile {each.path.name}", status=handoff.status(work, lock, each), detail=each.name))
     asked = quality.find(work, made)
@@ -192,7 +200,8 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
         steps += _measured(work, lock, one, force)
     found = needs(work, lock, stale) + measuring(work, lock, asked, force)
     folders = dict.fromkeys(need.folder for need in found)
-    return Plan(steps=tuple(steps), needs=found, free={folder: shutil.disk_usage(existing(folder)).free for folder in folders})
+    free = {folder: shutil.disk_usage(existing(folder)).free for folder in folders}
+    return Plan(steps=tuple(steps), needs=found, free=free, memory=claims.bound(work.settings))
 
 
 def _matrix(work: Work, build: Build) -> list[PlannedStep]:
@@ -245,12 +254,15 @@ def _binaries(work: Work, lock: Lock) -> PlannedStep:
 
 def lines(plan: Plan) -> list[str]:
     """A plan as text."""
-    shown = []
+    shown, most = [], max((step.memory for step in plan.steps), default=0)
     for step in plan.steps:
-        download = f", download {size(step.download)}" if step.download else ""
-        shown.append(f"{step.status:<8}{step.name}" + (f": {step.detail}{download}" if step.detail else ""))
+        said = [step.detail] if step.detail else []
+        said += [f"download {size(step.download)}"] if step.download else []
+        said += [f"{size(step.memory)} of memory (estimate)"] if step.memory else []
+        shown.append(f"{step.status:<8}{step.name}" + (f": {', '.join(said)}" if said else ""))
         if step.command:
             shown.append(f"        $ {step.command}")
     for need in plan.needs:
         shown.append(f"disk    {size(need.bytes)}{'' if need.exact else ' (estimate)'} for {need.what}, in {need.folder}")
+    shown += [f"memory  at most {size(plan.memory)} at a time"] if most and plan.memory else []
     return shown + [f"free    {size(free)} at {folder}" for folder, free in plan.free.items()]

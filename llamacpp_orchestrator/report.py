@@ -17,13 +17,14 @@ from typing import TextIO
 import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.steps import ENDED
 from llamacpp_orchestrator.steps import Event
+from llamacpp_orchestrator.units import size as size
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.progress import TaskID
 
-ENDED = ("done", "current", "failed", "blocked")
 COLOURS = {"done": "32", "current": "2", "failed": "31", "blocked": "33"}
 Reporter = Callable[[Event], None]
 
@@ -198,15 +199,6 @@ def line_of(event: Event) -> str:
     seconds = f" ({event.seconds:.1f} s)" if event.status in ("done", "failed") else ""
     text = f" {event.text.splitlines()[0]}" if event.text and event.status in ("failed", "blocked") else ""
     return f"{event.status:<8}{event.step}{seconds}{text}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def plain(manner: Voice, event: Event) -> None:

@@ -18,6 +18,7 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
+from llamacpp_orchestrator import units
 from llamacpp_orchestrator import yamltext
 from llamacpp_orchestrator.errors import JobError
 
@@ -46,7 +47,8 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The machine's own choices. Places are tried in order; `llama_cpp_from` holds git or pypi, or both.
 
-    `token_hosts` may be sent the user's tokens besides the servers that issued them.
+    `token_hosts` may be sent the user's tokens besides the servers that issued them. `memory` is how many bytes a job may
+    take at a time, 0 for most of what is free.
     """
 
     cache: Path
@@ -56,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     torch_index: tuple[str, ...] = (SERVERS["torch_index"][1],)
     llama_cpp_from: tuple[str, ...] = ("git",)
     token_hosts: tuple[str, ...] = ()
+    memory: int = 0
     offline: bool = False
     index: Index
 
@@ -78,6 +81,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     torch_index: Places = ()
     llama_cpp_from: Annotated[tuple[Annotated[str, Meta(extra={"words": ROUTES})], ...], Meta(extra={"short": str.split})] = ()
     token_hosts: Places = ()
+    memory: str = ""
     index_url: Places = ()
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
@@ -105,9 +109,15 @@ def load(environ: Mapping[str, str]) -> Settings:
         cache=_path(cache) if cache else platformdirs.user_cache_path(NAME, appauthor=False),
         llama_cpp_from=routes,
         token_hosts=tuple(map(str.lower, _several(environ.get("ORCHESTRATE_TOKEN_HOSTS", "")) or config.token_hosts)),
+        memory=_memory(environ.get("ORCHESTRATE_MEMORY", ""), config.memory, file),
         index=_index(environ, config, _pip(environ)),
         **servers,
     )
+
+
+def _memory(variable: str, key: str, file: Path) -> int:
+    text, where = (variable, "ORCHESTRATE_MEMORY") if variable else (key, f"{file}: memory")
+    return units.parse(text, where) if text else 0
 
 
 def _several(text: str) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine."),
         click.option("--force", is_flag=True, help="Make everything anew, and overwrite files that are not ours."),
         click.option("--jobs", type=click.IntRange(1), metavar="N", help="At most N conversions at a time."),
+        click.option("--memory", metavar="SIZE", help="At most so much memory at a time, such as 8G; by default what is free."),
         click.option("--keep-going", is_flag=True, help="After a failure, go on with what does not depend on it."),
         *SPEAKING,
     )
@@ -67,10 +68,13 @@ def work(job: Job, file: Path, flags: dict[str, Any]) -> Work:
     import msgspec
 
     from llamacpp_orchestrator import settings
+    from llamacpp_orchestrator import units
     from llamacpp_orchestrator.store import Store
     from llamacpp_orchestrator.work import Work
 
     found = msgspec.structs.replace(settings.load(os.environ), offline=flags.get("offline", False))
+    if flags.get("memory"):
+        found = msgspec.structs.replace(found, memory=units.parse(flags["memory"], "--memory"))
     return Work(job=job, file=file, settings=found, store=Store(found.cache))
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from llamacpp_orchestrator import admission
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
@@ -169,7 +170,9 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
             needs = ("environment", *(["source"] if "source" in here else []), *fetched)
             action = outputs.convert_action(bench, build)
         step = f"{building.verb(build)} {build.name}"
-        made.append(Step(name=step, action=action, needs=tuple(needs), heavy=True, log=log))
+        need = functools.partial(claims.of_build, work, lock, build)
+        asked = Step(name=step, action=action, needs=tuple(needs), heavy=True, memory=need, log=log)
+        made.append(claims.told(asked, bench.memory))
         made.append(_verified(bench, build, stale, Step(name=step, action=action, log=log)))
     return made
 
@@ -216,13 +219,15 @@ def _matrices(bench: Bench, stale: list[Build]) -> list[Step]:
                 bench, build, functools.partial(programs.tool, bench.work, bench.lock, "llama-imatrix")
             )
             needs = ("binaries", *_origin(build, stale))
-            made.setdefault(name, Step(name=name, action=action, needs=needs, heavy=True, log=bench.log(name)))
+            need = functools.partial(claims.of_matrix, build)
+            asked = Step(name=name, action=action, needs=needs, heavy=True, memory=need, log=bench.log(name))
+            made.setdefault(name, claims.told(asked, bench.memory))
     return list(made.values())
 
 
 def _verified(bench: Bench, build: Build, stale: list[Build], after: Step) -> Step:
     """The step that checks an output; to be loaded it needs the programs, and an adapter its base."""
-    model, needs = build.output.model, [after.name]
+    model, needs, base = build.output.model, [after.name], None
     loads = model.verify in spec.RUNNING or (
         model.verify == "auto" and model.quantize and any(map(building.needs_programs, stale))
     )
@@ -234,7 +239,10 @@ def _verified(bench: Bench, build: Build, stale: list[Build], after: Step) -> St
         needs += ["environment", *_fetched([build], locks.names(bench.work.job)).values()]
     find = functools.partial(programs.tool, bench.work, bench.lock) if loads else None
     action = outputs.verify_action(bench, build, find)
-    return Step(name=f"verify {build.name}", action=action, needs=tuple(needs), heavy=model.verify == "logits", log=after.log)
+    need = functools.partial(claims.of_check, bench.work, bench.lock, build, base) if loads else 0
+    heavy = model.verify == "logits"
+    asked = Step(name=f"verify {build.name}", action=action, needs=tuple(needs), heavy=heavy, memory=need, log=after.log)
+    return claims.told(asked, bench.memory)
 
 
 def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:

@@ -4,32 +4,49 @@ from __future__ import annotations
 
 import graphlib
 import hashlib
+import itertools
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.units import size
 
 Tell = Callable[[str], None]
 TELL_SECONDS = 0.2
 LONGEST_LOG = 120  # bytes
 NOTE = "note: "  # what a step says in these words is for everybody, not only for who watches
 Action = Callable[[Tell], str]
+ENDED = ("done", "current", "failed", "blocked")
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One unit of work: `action(tell)` does it, tells its progress, and answers "done" or "current"."""
+    """One unit of work: `action(tell)` does it, tells its progress, and answers "done" or "current".
+
+    `memory` is how many bytes it takes, or a function that knows it once all that the step needs has ended.
+    """
 
     name: str
     action: Action
     needs: tuple[str, ...] = ()
     heavy: bool = False
+    memory: Callable[[], int] | int = 0
     log: Path | None = None
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step takes of the machine, while it waits and while it runs; `number` tells which of two was there first."""
+
+    number: int
+    heavy: bool = True
+    memory: int = 0
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -51,49 +68,81 @@ def log_of(step: str, folder: Path) -> Path:
     return folder / f"{name}.log"
 
 
-def run(steps: Iterable[Step], jobs: int, keep_going: bool, report: Callable[[Event], None]) -> list[Event]:
-    """Run all steps, at most `jobs` heavy ones at a time; the last event of each step, in the order in which they ended.
+def run(steps: Iterable[Step], jobs: int, keep_going: bool, report: Callable[[Event], None], memory: int = 0) -> list[Event]:
+    """Run all steps, at most `jobs` heavy ones at a time and within `memory` bytes, 0 for any number.
 
-    Raises whatever a signal handler raises in the calling thread; workers are daemons, so that none can hold us back.
+    Answers the last event of each step, in the order in which they ended. Raises whatever a signal handler raises in the
+    calling thread; workers are daemons, so that none can hold us back.
     """
     by_name = {step.name: step for step in steps}
     order = graphlib.TopologicalSorter({step.name: step.needs for step in by_name.values()})
     order.prepare()
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     ended: dict[str, Event] = {}
-    waiting: list[Step] = []
-    running: set[str] = set()
+    waiting: dict[str, Claim] = {}
+    running: dict[str, Claim] = {}
+    failed, numbers, bound = "", itertools.count(), memory or sys.maxsize
     while order.is_active():
-        waiting += [by_name[name] for name in order.get_ready()]
-        for step in _startable(waiting, running, by_name, jobs):
-            waiting.remove(step)
-            blocker = next((need for need in step.needs if ended[need].status in ("failed", "blocked")), None)
-            failed = next((name for name, event in ended.items() if event.status == "failed"), None)
-            blocker = blocker or (None if keep_going else failed)
-            running.add(step.name)
-            if blocker:
+        for step in map(by_name.__getitem__, order.get_ready()):
+            if blocker := next((need for need in step.needs if ended[need].status in ("failed", "blocked")), failed):
                 events.put(Event(step.name, "blocked", f"by {blocker}"))
             else:
-                threading.Thread(target=_work, args=(step, events.put), name=step.name, daemon=True).start()
-        event = _next(events)
+                waiting[step.name] = _claim(step, next(numbers))
+        for name in admitted(waiting, running.values(), jobs, bound):
+            running[name] = waiting.pop(name)
+            _start(by_name[name], running[name].memory, bound, events.put)
+        while (event := _next(events)).status not in ENDED:
+            report(event)
         report(event)
-        if event.status in ("done", "current", "failed", "blocked"):
-            ended[event.step] = event
-            running.discard(event.step)
-            order.done(event.step)
+        ended[event.step] = event
+        running.pop(event.step, None)
+        order.done(event.step)
+        if event.status == "failed" and not keep_going:
+            failed = failed or event.step
+            for name in waiting:
+                events.put(Event(name, "blocked", f"by {failed}"))
+            waiting.clear()
     return list(ended.values())
 
 
-def _startable(waiting: list[Step], running: set[str], by_name: dict[str, Step], jobs: int) -> list[Step]:
-    room = jobs - sum(by_name[name].heavy for name in running)
-    chosen = []
-    for step in waiting:
-        if not step.heavy:
-            chosen.append(step)
-        elif room > 0:
-            room -= 1
-            chosen.append(step)
+def _claim(step: Step, number: int) -> Claim:
+    return Claim(number=number, heavy=step.heavy, memory=step.memory if isinstance(step.memory, int) else step.memory())
+
+
+def admitted(waiting: Mapping[str, Claim], running: Iterable[Claim], jobs: int, memory: int) -> list[str]:
+    """The names of those that may start, first come first served; what needs more than all of the memory runs alone.
+
+    When the first does not fit, others pass it only while all that have passed it fit beside it: however many small ones
+    come, it starts at the latest when those have ended that ran when it became the first.
+    """
+    running = list(running)
+    slots, used = jobs - sum(claim.heavy for claim in running), sum(claim.memory for claim in running)
+    chosen: list[str] = []
+    first: Claim | None = None
+    places, left = sys.maxsize, sys.maxsize  # what the first that does not fit leaves to those who pass it
+    for name, claim in waiting.items():
+        if first and claim.heavy and (slots <= 0 or places <= 0):
+            continue
+        if _fits(claim, min(slots, places), min(memory - used if used else sys.maxsize, left)):
+            chosen.append(name)
+            slots, used = slots - claim.heavy, used + claim.memory
+            places, left = places - claim.heavy, left - claim.memory
+        elif first is None:
+            first, passed = claim, [each for each in running if each.number > claim.number]
+            places = jobs - claim.heavy - sum(each.heavy for each in passed)
+            left = memory - claim.memory - sum(each.memory for each in passed)
     return chosen
+
+
+def _fits(claim: Claim, slots: int, room: int) -> bool:
+    return (slots > 0 or not claim.heavy) and (room >= claim.memory or not claim.memory)
+
+
+def _start(step: Step, need: int, bound: int, put: Callable[[Event], None]) -> None:
+    if need > bound:
+        said = f"{step.name} takes about {size(need)} of memory, more than the {size(bound)} that may be used; it runs alone"
+        put(Event(step.name, "note", said))
+    threading.Thread(target=_work, args=(step, put), name=step.name, daemon=True).start()
 
 
 def _next(events: queue.SimpleQueue[Event]) -> Event:

@@ -146,3 +146,74 @@ def test_memory_of_a_mac(bare: Path) -> None:
     program.write_text("#!/bin/sh\necho 17179869184\n")
     program.chmod(0o755)
     assert host._memory("macos") == 17179869184
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("MemTotal:  9 kB\nMemAvailable:    1024 kB\n", 1 << 20), ("MemTotal: 9 kB\nMemFree: 3 kB\n", 0), ("", 0)],
+)
+def test_parse_available(text: str, expected: int) -> None:
+    assert host.parse_available(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0::/user.slice/job\n", ["user.slice/job", "user.slice", ""]),
+        ("0::/\n", [""]),
+        ("9:name=systemd:/a\n4:cpu,memory:/b/c\n2:cpuset:/d\n", ["memory/b/c", "memory/b", "memory"]),
+        ("0::/../..\n", [""]),
+        ("", []),
+    ],
+)
+def test_groups_whose_limits_hold(text: str, expected: list[str], tmp_path: Path) -> None:
+    assert [group.relative_to(tmp_path).as_posix().removeprefix(".") for group in host.groups(text, tmp_path)] == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 1\ninactive_file 200\nactive_file 50\n"}, 550),
+        ({"memory.max": "1000", "memory.current": "1200"}, 1),
+        ({"memory.max": "max", "memory.current": "700"}, 5 << 20),
+        (
+            {
+                "memory.limit_in_bytes": "1000",
+                "memory.usage_in_bytes": "900",
+                "memory.stat": "inactive_file 1\ntotal_active_file 300",
+            },
+            400,
+        ),
+        ({}, 5 << 20),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="control groups")
+def test_what_is_free_for_us(files: dict[str, str], left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = "memory.limit_in_bytes" in files
+    inner = tmp_path / "memory" / "a" / "b" if old else tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    for name, content in files.items():
+        (inner.parent / name).write_text(content)
+    (tmp_path / "meminfo").write_text(f"MemAvailable: {5 << 10} kB\n")
+    (tmp_path / "cgroup").write_text("4:memory:/a/b\n" if old else "0::/a/b\n")
+    monkeypatch.setattr(host, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host, "OWN_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(host, "CGROUP_LIMIT", tmp_path / "memory.max")
+    assert host.available() == left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_where_the_kernel_does_not_say_what_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < host.available() <= host.resources()[1]
+    monkeypatch.setattr(host, "MEMINFO", tmp_path / "none")
+    monkeypatch.setattr(host, "OWN_GROUP", tmp_path / "none")
+    assert host.available() == host.resources()[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for sysctl is a shell script")
+def test_other_systems_count_all_that_they_have(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = bare / "sysctl"
+    program.write_text("#!/bin/sh\necho 17179869184\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(host, "system", lambda: "macos")
+    assert host.available() == 17179869184

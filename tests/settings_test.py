@@ -271,3 +271,14 @@ def test_pip_options() -> None:
     assert found == {"find-links": "/a", "index-url": "https://b.org", "cert": "/c"}
     with pytest.raises(JobError, match="broken: not a pip config file"):
         settings.pip_options({"broken": "index-url = x"})
+
+
+def test_memory(tmp_path: Path) -> None:
+    assert load(tmp_path, "memory: 6GiB\n").memory == 6 << 30
+    assert load(tmp_path, "memory: 6GiB\n", ORCHESTRATE_MEMORY="900M").memory == 900_000_000
+    for config, variables, where in (
+        ("memory: 6\n", {}, "config.yaml: memory"),
+        ("", {"ORCHESTRATE_MEMORY": "6"}, "ORCHESTRATE_MEMORY"),
+    ):
+        with pytest.raises(JobError, match=f"{where}: expected a size"):
+            load(tmp_path, config, **variables)
