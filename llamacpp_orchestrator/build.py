@@ -86,7 +86,7 @@ def python(work: Work, lock: Lock) -> Path:
 
 def converter_env(work: Work) -> tuple[tuple[str, str], ...]:
     """The environment of every converter: its home for models is an empty folder of our cache."""
-    return calls.environment(work.store.folder("home"), untouched=work.job.environment.path is not None)
+    return calls.environment(work.store.folder("home"))
 
 
 def view(work: Work, pin: FilesPin, name: str) -> Path:

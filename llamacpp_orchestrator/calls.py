@@ -25,11 +25,8 @@ def adapter_command(
     return Command((python, str(tree / SCRIPTS["adapter"]), str(view), *options), cwd=str(outfile.parent))
 
 
-def environment(home: Path, untouched: bool = False) -> tuple[tuple[str, str], ...]:
-    """All that a converter may know: an allow-list of variables, an empty Hugging Face home, no network, UTF-8.
-
-    `untouched`: the packages are the user's own, so that not even what Python has compiled may be left beside them.
-    """
+def environment(home: Path) -> tuple[tuple[str, str], ...]:
+    """All that a converter may know: an allow-list of variables, a Hugging Face home without models, no network, UTF-8."""
     offline = {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -37,8 +34,10 @@ def environment(home: Path, untouched: bool = False) -> tuple[tuple[str, str], .
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     # Compiling 2000 modules takes as long as loading them; uv installs without, and all 8000 would take longer than we save.
-    python = {"PYTHONDONTWRITEBYTECODE": "1"} if untouched else {}
-    python |= {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # What is compiled lies apart: neither the tree nor an environment of the user's own is written to, and what somebody has
+    # put beside the tree's files is not taken for them.
+    python = {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": str(home / "bytecode")}
+    python |= {"TOKENIZERS_PARALLELISM": "false"}
     return clean_env(HF_HOME=str(home), **offline, **python)
 
 

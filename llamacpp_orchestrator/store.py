@@ -15,7 +15,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
 ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "chats", "bundles")
-PRUNED = (*ENTRIES, "downloads", "logs", "memo")
+PRUNED = (*ENTRIES, "downloads", "logs", "memo", "home")
 MARK = "complete.json"
 
 

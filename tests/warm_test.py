@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import py_compile
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,9 +60,26 @@ def test_it_loads_what_will_be_asked_for_and_once(
     assert one == two and one[:2] == ["True", str(loaded)]
 
 
-def test_only_our_own_environment_is_compiled() -> None:
-    assert "PYTHONDONTWRITEBYTECODE" not in dict(calls.environment(Path("/home")))
-    assert dict(calls.environment(Path("/home"), untouched=True))["PYTHONDONTWRITEBYTECODE"] == "1"
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux can fork it")
+def test_what_python_compiles_lies_apart_and_what_lies_beside_a_script_is_not_taken(
+    python: Path, tree: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root, env = tmp_path / "tree", calls.environment(tmp_path)
+    shutil.copytree(tree("b11434"), root)
+    (root / "probed.py").write_text("SAID = 'good'\n", encoding="utf-8")
+    planted = tmp_path / "planted.py"
+    planted.write_text("SAID = 'evil'\n", encoding="utf-8")
+    beside = root / "__pycache__" / f"probed.{sys.implementation.cache_tag}.pyc"
+    py_compile.compile(str(planted), str(beside), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    probe = root / "probe.py"
+    probe.write_text("import probed\nprint(probed.SAID)\n", encoding="utf-8")
+    command, before = Command((str(python), str(probe)), cwd=str(tmp_path), env=env), set(root.rglob("*"))
+    warm = convert.Warm(str(python), root, env, tmp_path / "warm.log", [root / calls.SCRIPTS["model"]])
+    for name, run in (("one", warm.convert), ("two", convert.run_alone)):
+        run(command, tmp_path / name, silent)
+        assert (tmp_path / name).read_text(encoding="utf-8").splitlines()[-1] == "good"
+    warm.close()
+    assert set(root.rglob("*")) == before and [*(tmp_path / "bytecode").rglob("probed.*.pyc")]
 
 
 def the_work(tmp_path: Path, more: str) -> Work:
