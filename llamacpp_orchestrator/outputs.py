@@ -161,8 +161,9 @@ def heal(bench: Bench, build: Build) -> None:
 
 def base_of(bench: Bench, build: Build) -> Output | None:
     """The first file that the job makes of an adapter's base, on which the adapter can be tried."""
-    made = spec.outputs(bench.work.job, bench.work.file.parent)
-    return next((output for output in made if output.kind == "model" and output.model == build.output.model), None)
+    model = build.output.model
+    made = spec.placed(msgspec.structs.replace(bench.work.job, models=(model,)), bench.work.file.parent)
+    return next((output for _, output in made if output.kind == "model" and not output.temporary), None)
 
 
 def subject(bench: Bench, build: Build, files: list[Path], find: Callable[[str], Path] | None) -> levels.Subject:

@@ -65,7 +65,12 @@ def _texts(nodes: list[ast.expr]) -> tuple[str, ...]:
 
 def options(tree: Path, kind: str) -> tuple[Option, ...]:
     """The options of one of the two scripts in their order, positional ones too; () when its source does not say."""
-    asked = (node for node in ast.walk(_parsed(tree / SCRIPTS[kind])) if isinstance(node, ast.Call))
+    return _options(_parsed(tree / SCRIPTS[kind]))
+
+
+@functools.lru_cache(maxsize=4)  # asked for each of a job's adapters; the module is one as long as the script is
+def _options(script: ast.Module) -> tuple[Option, ...]:
+    asked = (node for node in ast.walk(script) if isinstance(node, ast.Call))
     found = [call for call in asked if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
     return tuple(_option(call) for call in found if call.args and len(_texts(call.args)) == len(call.args))
 
