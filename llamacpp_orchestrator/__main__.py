@@ -11,6 +11,7 @@ import click
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator.cli import orchestrate
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import of_system
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else 1
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        told = of_system(error)
+        _complain(told or _bug(error))
+        return 1 if told else 4
     except Exception as error:
         _complain(_bug(error))
         return 4

@@ -71,6 +71,7 @@ def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result
 def run(work: Work, options: Options, report: Reporter) -> Result:
     """Do the whole job: pin, fetch, convert, quantize, verify; outputs that are up to date are left alone."""
     began = time.monotonic()
+    plan.check_place(work)
     lock, events, errors = settle(work, options, report)
     made: list[Build] = []
     handed: tuple[Handed, ...] = ()

@@ -11,8 +11,11 @@ OrchestrateError
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
+
+FULL = "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder"
 
 
 class OrchestrateError(Exception):
@@ -77,6 +80,26 @@ class Stopped(OrchestrateError):
     def __init__(self, signal_number: int) -> None:
         super().__init__("stopped; run the same command again to go on")
         self.exit_code = 128 + signal_number
+
+
+def of_system(error: OSError) -> OrchestrateError | None:
+    """What the system refused, in our words; None for an OSError that a library made up, which has no number."""
+    if error.errno is None:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    hints = {
+        errno.ENOSPC: FULL,
+        getattr(errno, "EDQUOT", errno.ENOSPC): FULL,
+        errno.EROFS: "its disk cannot be written to; choose another folder",
+        errno.EACCES: "check the rights of the folder and of what lies in it: who made it?",
+        errno.EPERM: "check the rights of the folder and of what lies in it: who made it?",
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.ENOTDIR: "a part of this path is a file, not a folder",
+        errno.EMFILE: "too many files are open at once: use --jobs 1, or raise the limit (ulimit -n)",
+        errno.EIO: "is the disk failing, or was it taken away?",
+    }
+    hint = hints.get(error.errno, "if this makes no sense to you, run it again with --verbose and report both")
+    return OrchestrateError(f"{where}{(error.strerror or str(error)).lower()}", hint)
 
 
 def first(errors: Sequence[OrchestrateError]) -> OrchestrateError:

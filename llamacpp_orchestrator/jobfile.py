@@ -18,7 +18,7 @@ from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.spec import Model
 from llamacpp_orchestrator.yamltext import Reading
 
-LONGEST_FILE, SHARD_SUFFIX = 250, len("-00001-of-00001")
+LONGEST_PART, LONGEST_FILE, SHARD_SUFFIX = 255, 250, len("-00001-of-00001")
 
 STARTER = f"""\
 # A job of llamacpp-orchestrator. Run it with: orchestrate run job.yaml
@@ -188,8 +188,12 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
             if name and not (place := rules.folder(name, path.parent)).is_file():
                 key = f".{key}" if f"{where}.{part}.{key}" in reading.lines else ""
                 yamltext.say(reading, f"{where}.{part}{key}", f"{place} is not a file")
-    if (dest := rules.folder(job.output, path.parent)).exists() and not dest.is_dir():
-        yamltext.say(reading, "output", f"{dest} is not a folder")
+    dest = rules.folder(job.output, path.parent)
+    nearest = next(each for each in (dest, *dest.parents) if os.path.lexists(each))
+    if not nearest.is_dir():
+        yamltext.say(reading, "output", f"{nearest} is not a folder")
+    if long := next((part for part in dest.parts if len(os.fsencode(part)) > LONGEST_PART), ""):
+        yamltext.say(reading, "output", f'"{long[:60]}"... is longer than a name can be ({LONGEST_PART} bytes)')
     yamltext.done(reading)
 
 

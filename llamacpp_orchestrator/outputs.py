@@ -318,6 +318,7 @@ def clean(bench: Bench, made: list[Build]) -> None:
     """Remove what an interrupted or failed run has left beside its outputs."""
     for build in made:
         if build.output.path in bench.held:
+            publish(build)  # a signal between two renames: what was checked and half in its place goes all the way
             remove(build.stage)
             if build.output.temporary and artifact.read(build.output.path) is None:
                 remove(build.output.path.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -161,6 +162,13 @@ def check_space(found: Iterable[Need]) -> None:
             "the disk cannot hold this job: " + "; ".join(lines),
             "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder",
         )
+
+
+def check_place(work: Work) -> None:
+    """Raise OrchestrateError when the outputs could not be written where the job wants them; told before any download."""
+    place = existing(spec.folder(work.job.output, work.file.parent))
+    if not os.access(place, os.W_OK):
+        raise OrchestrateError(f"{place} cannot be written to", "check the folder's rights, or set another `output`")
 
 
 def existing(folder: str | Path) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import of_system
 from llamacpp_orchestrator.units import size
 
 Tell = Callable[[str], None]
@@ -178,6 +179,9 @@ def _work(step: Step, put: Callable[[Event], None]) -> None:
         status = step.action(_teller(step.name, put))
     except OrchestrateError as error:
         put(Event(step.name, "failed", error.message, time.monotonic() - began, error, error.log or step.log))
+    except OSError as error:
+        told = of_system(error) or error
+        put(Event(step.name, "failed", str(told), time.monotonic() - began, told, step.log))
     except BaseException as error:
         put(Event(step.name, "failed", f"{type(error).__name__}: {error}", time.monotonic() - began, error, step.log))
     else:
