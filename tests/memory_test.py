@@ -199,12 +199,12 @@ def test_pickles_are_not_looked_into(orchestrate: Orchestrate, job: Job, copy: C
 
 
 def test_what_is_in_the_hub_s_cache_is_known_before_it_has_a_view(orchestrate: Orchestrate, job: Job, hub: Hub) -> None:
-    work, lock = job_at_work(job({"source": "org/m", "outtype": "bf16"}), orchestrate)
+    work, lock = job_at_work(job({"source": "org/unseen", "outtype": "bf16"}), orchestrate)
     (build,) = building.builds(work, lock)
     assert claims.of_build(work, lock, build) == 0
     (pin,) = lock.models
     for file in pin.files:
-        cached = hubs.cached(Snapshot(source="org/m", commit=pin.commit), file)
+        cached = hubs.cached(Snapshot(source="org/unseen", commit=pin.commit), file)
         cached.parent.mkdir(parents=True, exist_ok=True)
         cached.write_bytes(hub.files[file.path])
     assert claims.of_build(work, lock, build) == int(memory.INTERPRETER + memory.MARGIN * 8 * 32000 * 64)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from llamacpp_orchestrator.steps import Step
+from llamacpp_orchestrator.steps import run
 from tests.bench import world as worlds
+from tests.bench.clock import Failed
 from tests.bench.clock import orchestrate
 from tests.bench.clock import ours
 from tests.bench.clock import probed
@@ -29,7 +33,9 @@ def rows(world: World) -> Iterator[Row]:
     orchestrate("lock", many, env=env)
     plans = [ours("plan", many, env=env) for _ in range(PAIRS)]
     yield limited(f"many: `plan` of {MANY} adapters", plans, 1.0, unit="s", note="theirs is the goal")
-    steps, fewer = (len(json.loads(orchestrate("plan", each, "--force", "--json", env=env))["steps"]) for each in (many, few))
+    note = "steps of the shape of such a job that do nothing, each in a thread of its own; theirs is the goal"
+    yield limited("many: scheduling a step", [scheduling() for _ in range(PAIRS)], 3.0, unit="ms", note=note)
+    steps, fewer = (len(json.loads(orchestrate("run", each, "--force", "--json", env=env))["steps"]) for each in (many, few))
     small, large = (probed(each.parent / "probe.json", "run", each, "--force", env=env) for each in (few, many))
     note = (
         f"processor time of the driver's own process, children left out: {large.cpu:.1f} s for {steps} steps less "
@@ -41,6 +47,24 @@ def rows(world: World) -> Iterator[Row]:
     yield compared(name, [(large.peak / MEGABYTE, small.peak / MEGABYTE)], unit="MB", goal=1.25)
     for each in (few, many):
         shutil.rmtree(each.parent)
+
+
+def scheduling() -> float:
+    """Milliseconds that a step costs which does nothing, in a job of so many adapters."""
+    names = [f"l-{number}" for number in range(MANY)]
+    made = [Step(name="environment", action=lambda tell: "done")]
+    for name in names:
+        made.append(Step(name=f"fetch {name}", action=lambda tell: "done"))
+        needs = ("environment", f"fetch {name}")
+        made.append(
+            Step(name=f"convert {name}", action=lambda tell: "done", needs=needs, heavy=True, memory=lambda: 300 * MEGABYTE)
+        )
+        made.append(Step(name=f"verify {name}", action=lambda tell: "done", needs=(f"convert {name}",)))
+    began = time.perf_counter()
+    ended = run(made, 2, False, lambda event: None, 8000 * MEGABYTE)
+    if {event.status for event in ended} != {"done"}:
+        raise Failed("a step that does nothing has failed")
+    return 1000 * (time.perf_counter() - began) / len(made)
 
 
 def job(world: World, count: int) -> Path:
