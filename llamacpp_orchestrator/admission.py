@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import pins
@@ -41,6 +43,7 @@ def check_tokenizer(work: Work, lock: Lock, build: Build, known: dict[Path, str]
     subject = _subject(work, lock, build.output.model, building.view(work, lock.files(wanted), name))
     if subject.folder not in known:
         command = preflight.hash_command(subject, str(building.python(work, lock)), building.converter_env(work))
+        command = fence.around(command, claims.limits(work.settings), (subject.tree,), (building.home(work),))
         known[subject.folder] = _hash(command, run, log, tell) if preflight.is_hashed(subject) else ""
     preflight.check_hash(subject, known[subject.folder])
 

@@ -89,6 +89,13 @@ def converter_env(work: Work) -> tuple[tuple[str, str], ...]:
     return calls.environment(work.store.folder("home"))
 
 
+def home(work: Work, remote: bool = False) -> Path:
+    """The folder besides its own that a converter may write to; code that a model brought must not reach what others load."""
+    made = work.store.folder("home") / "modules" if remote else work.store.folder("home")
+    made.mkdir(exist_ok=True)
+    return made
+
+
 def view(work: Work, pin: FilesPin, name: str) -> Path:
     """The folder that a converter is shown for these files; it bears the name that goes into the GGUF."""
     origin = str(work.folder(pin.wanted.source)) if spec.is_folder(pin.wanted.source) else ""

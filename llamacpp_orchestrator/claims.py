@@ -16,6 +16,7 @@ from llamacpp_orchestrator import memory
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
@@ -38,6 +39,12 @@ Files = tuple[tuple[Path, int, int], ...]  # path, size and time: what is known 
 def bound(settings: Settings) -> int:
     """The bytes of memory that all steps at work may take together: what was asked for, or most of what is free; 0 if unknown."""
     return settings.memory or int(host.available() * SHARE)
+
+
+def limits(settings: Settings) -> Limits:
+    """What one program may take; of memory no more than the machine has, where that can be had from the system (fence.py)."""
+    most = settings.limits.memory or (host.resources()[1] if host.system() == "linux" else 0)
+    return msgspec.structs.replace(settings.limits, memory=most)
 
 
 def of_build(work: Work, lock: Lock, build: Build) -> int:

@@ -19,12 +19,29 @@ ALLOWED = frozenset(
 )
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one program may take: bytes of memory of its own, and seconds; 0 is no limit."""
+
+    memory: int = 0
+    seconds: float = 0.0
+
+
+class Fence(msgspec.Struct, frozen=True, kw_only=True):
+    """What a program may touch: the paths that it may read, the folders that it may write to as well, and its limits."""
+
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    memory: int = 0
+    seconds: float = 0.0
+
+
 class Command(msgspec.Struct, frozen=True):
-    """A program call as data; `env` is the whole environment it gets, `None` for `cwd` means ours."""
+    """A program call as data; `env` is the whole environment it gets, `None` for `cwd` means ours, for `fence` none."""
 
     argv: tuple[str, ...]
     cwd: str | None = None
     env: tuple[tuple[str, str], ...] = ()
+    fence: Fence | None = None
 
     def __str__(self) -> str:
         return _windows(self.argv) if os.name == "nt" else shlex.join(self.argv)

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from llamacpp_orchestrator import explain
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
@@ -24,9 +27,12 @@ HOST = Path(__file__).parent / "inside" / "host.py"
 POLL_SECONDS = 0.02
 
 
-def failed(error: CommandFailed) -> CommandFailed:
+def failed(error: CommandFailed, command: Command) -> CommandFailed:
     """The same failure with the likely cause in front, and never upstream's advice to load pickles unsafely."""
-    cause, remedy = explain.explain(error.tail)
+    if error.hint:
+        return error
+    starved = fence.starved(error.tail, command.fence.memory if command.fence else 0)
+    cause, remedy = starved if starved[0] else explain.explain(error.tail)
     shown = "\n".join(line for line in error.tail.splitlines()[-6:] if "weights_only" not in line)
     hint = remedy or (
         "run again with --jobs 1, or free some memory" if error.code == -9 else "the log holds upstream's whole output"
@@ -60,7 +66,7 @@ class Warm:
         self._log = log
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._answers: dict[int, queue.SimpleQueue[int]] = {}
+        self._answers: dict[int, queue.SimpleQueue[tuple[int, bool]]] = {}
         self._count = 0
 
     def start(self) -> None:
@@ -70,14 +76,14 @@ class Warm:
 
     def convert(self, command: Command, log: Path, tell: Callable[[str], None]) -> None:
         """Run one script as a child of the warm interpreter; CommandFailed as if it had been a process of its own."""
-        answer: queue.SimpleQueue[int] = queue.SimpleQueue()
+        answer: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(f"$ {command}\n", encoding="utf-8")
         self._ask(command, log, answer)
         shown = ""
         while True:
             try:
-                code = answer.get(timeout=POLL_SECONDS if not shown else 0.2)
+                code, late = answer.get(timeout=POLL_SECONDS if not shown else 0.2)
                 break
             except queue.Empty:
                 now = progress_of(process.tail_of(log).rsplit("\n", 1)[-1])
@@ -85,15 +91,18 @@ class Warm:
                     shown = now
                     tell(now)
         if code:
-            message = f"`{Path(command.argv[1]).name}` {process.ended(code)}"
-            raise failed(CommandFailed(message, code=code, tail=process.tail_of(log), log=log))
+            allowed = process.shown_seconds(command.fence.seconds) if command.fence else ""
+            how, hint = (f"took longer than {allowed}", fence.LONGER) if late else (process.ended(code), "")
+            message = f"`{Path(command.argv[1]).name}` {how}"
+            raise failed(CommandFailed(message, code=code, tail=process.tail_of(log), hint=hint, log=log), command)
 
-    def _ask(self, command: Command, log: Path, answer: queue.SimpleQueue[int]) -> None:
+    def _ask(self, command: Command, log: Path, answer: queue.SimpleQueue[tuple[int, bool]]) -> None:
         with self._lock:
             child = self._begin()
             self._count += 1
             self._answers[self._count] = answer
             request = {"id": self._count, "argv": command.argv[1:], "cwd": command.cwd, "env": dict(command.env), "log": str(log)}
+            request["fence"] = msgspec.to_builtins(command.fence)
             try:
                 assert child.stdin is not None
                 child.stdin.write(json.dumps(request).encode() + b"\n")
@@ -111,11 +120,11 @@ class Warm:
         assert child.stdout is not None
         for line in child.stdout:
             said = json.loads(line)
-            self._answers.pop(said["id"]).put(said["code"])
+            self._answers.pop(said["id"]).put((said["code"], said["late"]))
         code = child.wait()
         with self._lock:
             for answer in self._answers.values():
-                answer.put(code or -1)
+                answer.put((code or -1, False))
             self._answers.clear()
 
     def _gone(self, error: Exception) -> OrchestrateError:
@@ -143,4 +152,4 @@ def run_alone(command: Command, log: Path, tell: Callable[[str], None]) -> None:
     try:
         process.stream(command, log, on_line)
     except CommandFailed as error:
-        raise failed(error) from error
+        raise failed(error, command) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import json
 import shutil
+import sys
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import msgspec
 from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import compile as compiling
 from llamacpp_orchestrator import download
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import indexes
@@ -73,6 +76,7 @@ def examine(work: Work | None, settings: Settings) -> list[Line]:
         Line(name="system", ok=found.arch != "other", said=" ".join(filter(None, (found.system, found.arch, found.libc)))),
         Line(name="cores, memory", ok=True, said=f"{found.cores} cores, {size(found.memory)}"),
         Line(name="memory bound", ok=True, said=_bound(settings)),
+        Line(name="fence", ok=True, said=_fence(found)),
         Line(name="gpu", ok=True, said=_gpu(found)),
         *(_program(name, argv, hint) for name, argv, hint in _programs(settings)),
         _disk("cache", settings.cache),
@@ -93,6 +97,13 @@ def lacking(lines: Iterable[Line]) -> list[str]:
 
 def _bound(settings: Settings) -> str:
     return f"a job may take {size(claims.bound(settings))} at a time ({'as set' if settings.memory else 'most of what is free'})"
+
+
+def _fence(found: host.Host) -> str:
+    if found.system != "linux":
+        return f"none on {found.system}: a converter may do what you may, without your tokens"
+    kernel = json.loads(process.capture(Command((sys.executable, "-I", str(fence.LAYER)), env=clean_env())))
+    return fence.said(kernel["landlock"], kernel["seccomp"])
 
 
 def _gpu(found: host.Host) -> str:

@@ -173,7 +173,16 @@ KNOWN = (
         "the machine ran out of memory",
         "close other programs, or use --jobs 1",
     ),
-    (r"Permission denied: '([^']+)'", "{0} may not be read or written", "check its rights"),
+    (
+        r"Permission denied: '([^']+)'",
+        "{0} may not be read or written",
+        "check its rights; a converter sees no more than its model, and writes no more than its output",
+    ),
+    (
+        r"PermissionError: \[Errno 13\]",
+        "it asked for the network, which no converter is given",
+        "get what it wants beforehand, and name it in the job",
+    ),
     # What is told least exactly.
     (
         r"No such file or directory: '([^']+)'|Error: (.+) is not a directory",

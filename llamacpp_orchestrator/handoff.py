@@ -14,6 +14,8 @@ import msgspec
 
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import ollama
 from llamacpp_orchestrator import process
@@ -197,7 +199,9 @@ def _ask(work: Work, lock: Lock, each: Handoff, dest: Path, log: Path, tell: Tel
     package = building.tree(work, lock) / "gguf-py"
     argv = (str(building.python(work, lock)), str(SCRIPT), str(package), str(dest / "asked.json"), str(dest / "answer.json"))
     try:
-        process.stream(Command(argv, cwd=str(dest), env=building.converter_env(work)), log)
+        asking = Command(argv, cwd=str(dest), env=building.converter_env(work))
+        seen = (building.view(work, lock.files(wanted), model.name), gguf)
+        process.stream(fence.around(asking, claims.limits(work.settings), seen, (dest,)), log)
     except CommandFailed as error:
         message = f"the chat template of {model.name} could not be looked at: {error.message}; its last words:\n{error.tail}"
         raise error.retold(message, "leave `ollama` out for this model, or see the log", log) from error

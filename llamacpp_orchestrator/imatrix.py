@@ -12,10 +12,12 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator import calls
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
 from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -89,7 +91,7 @@ def ready(matrix: Matrix, store: Store) -> bool:
     return matrix.given is not None or store.has(FOLDER, matrix.digest)
 
 
-def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell: Tell) -> None:
+def make(matrix: Matrix, store: Store, tool: Path, source: Path, limits: Limits, log: Path, tell: Tell) -> None:
     """Make a matrix in the store; CommandFailed says why it could not be made, or that it took too long."""
 
     def fill(dest: Path) -> None:
@@ -98,7 +100,7 @@ def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell
         tell(f"computing, for at most {matrix.minutes} minutes")
         try:
             asked = command(tool, source, matrix.text.name, matrix.args, dest)
-            process.stream(asked, log, limit=matrix.minutes * 60.0)
+            process.stream(fence.around(asked, limits, write=(dest,)), log, limit=matrix.minutes * 60.0)
         except CommandFailed as error:
             cause, hint = explain(error)
             raise error.retold(f"{cause}{error.message}\n{error.tail}", hint, log) from error

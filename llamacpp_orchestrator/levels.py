@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import content
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import logits
 from llamacpp_orchestrator import modelfiles
@@ -17,6 +18,7 @@ from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator import vocabulary
 from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.content import Sides
 from llamacpp_orchestrator.errors import CommandFailed
@@ -51,6 +53,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     python: str = ""
     tree: Path = Path()
     env: tuple[tuple[str, str], ...] = ()
+    limits: Limits = Limits()
     remote: bool = False
     packages: Callable[[Callable[[str], None]], Path] | None = None
     scratch: Path = Path()
@@ -103,7 +106,8 @@ def _load(subject: Subject, checks: verify.Checks, find: Callable[[str], Path]) 
     if subject.kind == "adapter" and not subject.base:
         return "the job makes no base to load the adapter on, so it was not loaded"
     try:
-        loading.check(subject.files, subject.base if subject.kind == "adapter" else (), checks, find, subject.log)
+        base = subject.base if subject.kind == "adapter" else ()
+        loading.check(subject.files, base, checks, find, subject.limits, subject.log)
     except OrchestrateError as error:
         if subject.level == AUTO and not loading.blames(error):
             return f"it was not loaded: {error.message.splitlines()[0]}"
@@ -135,6 +139,7 @@ def _logits(
         packages=subject.packages,
         python=subject.python,
         env=subject.env,
+        limits=subject.limits,
         scratch=subject.scratch,
         log=subject.log,
     )
@@ -265,7 +270,9 @@ def _ask(subject: Subject, asked: dict[str, Any], run: Run, tell: Callable[[str]
     question.write_text(json.dumps(asked), encoding="utf-8")
     command = (subject.python, str(ACCOUNT), str(question), str(answer))
     try:
-        run(Command(command, cwd=str(subject.scratch), env=subject.env), subject.log, tell)
+        words = Command(command, cwd=str(subject.scratch), env=subject.env)
+        places = (subject.tree, *subject.files, *subject.views)
+        run(fence.around(words, subject.limits, places, (subject.scratch,)), subject.log, tell)
         return dict(json.loads(answer.read_text(encoding="utf-8")))
     except CommandFailed as error:
         hint = "the comparison itself failed, see the log; `verify: structure` for this model does without it"

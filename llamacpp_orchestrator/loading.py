@@ -7,9 +7,11 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
 
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.calls import tool_env
 from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.verify import Checks
@@ -70,18 +72,20 @@ def judge(words: str, error: CommandFailed, architecture: str) -> str:
     return error.message
 
 
-def check(files: Sequence[Path], base: Sequence[Path], checks: Checks, find: Callable[[str], Path], log: Path) -> None:
+def check(
+    files: Sequence[Path], base: Sequence[Path], checks: Checks, find: Callable[[str], Path], limits: Limits, log: Path
+) -> None:
     """Load an output; CommandFailed with the loader's own words when it cannot be."""
     architecture = checks.architecture
     tool = program(architecture, find)
     try:
-        said = process.capture(Command((str(tool), "--help"), env=tool_env(tool)))
+        said = process.capture(fence.around(Command((str(tool), "--help"), env=tool_env(tool)), limits))
     except CommandFailed as error:
         said = error.tail
     asked = command(tool, files, base, said)
     begin = log.stat().st_size if log.exists() else 0
     try:
-        process.stream(asked, log, limit=limit(files, base))
+        process.stream(fence.around(asked, limits), log, limit=limit(files, base))
     except CommandFailed as error:
         words = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else error.tail
         if why := judge(words, error, architecture):

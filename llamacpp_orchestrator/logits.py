@@ -13,11 +13,13 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.calls import tool_env
 from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -103,6 +105,7 @@ class Sides(msgspec.Struct, frozen=True, kw_only=True):
     packages: Callable[[Callable[[str], None]], Path] | None = None
     python: str
     env: tuple[tuple[str, str], ...] = ()
+    limits: Limits = Limits()
     scratch: Path
     log: Path
 
@@ -210,6 +213,7 @@ def check(sides: Sides, find: Callable[[str], Path], tell: Callable[[str], None]
 def _record(sides: Sides, tool: Path, ends: bool) -> None:
     try:
         asked = command(tool, sides.files, sides.base, sides.scratch, ends)
+        asked = fence.around(asked, sides.limits, write=(sides.scratch,))
         process.stream(asked, sides.log, limit=loading.limit(sides.files, sides.base))
     except CommandFailed as error:
         message = f"{TOOL} cannot run {sides.files[0].name}: {error.message}\n{error.tail}"
@@ -218,10 +222,11 @@ def _record(sides: Sides, tool: Path, ends: bool) -> None:
 
 def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) -> Answer:
     question, answer = sides.scratch / "asked.json", sides.scratch / "answer.json"
+    packages = str(sides.packages(tell)) if sides.adapter and sides.packages else ""
     asked = {
         "model": str(sides.model),
         "adapter": str(sides.adapter or ""),
-        "packages": str(sides.packages(tell)) if sides.adapter and sides.packages else "",
+        "packages": packages,
         "tokens": record.tokens,
         "record": [str(path), record.start, record.stride],
         "first": record.first,
@@ -232,6 +237,8 @@ def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) 
     tell("asking transformers")
     try:
         words = Command((sides.python, str(REFERENCE), str(question), str(answer)), cwd=str(sides.scratch), env=sides.env)
+        seen = [sides.model, *([sides.adapter] if sides.adapter else []), *([Path(packages)] if packages else [])]
+        words = fence.around(words, sides.limits, seen, (sides.scratch,))
         process.stream(words, sides.log, limit=EXTRA_SECONDS + loading.limit(sides.files, sides.base))
         return msgspec.json.decode(answer.read_bytes(), type=Answer)
     except CommandFailed as error:

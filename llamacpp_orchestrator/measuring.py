@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import plot
 from llamacpp_orchestrator import process
@@ -154,7 +156,10 @@ def _run(desk: Desk, asked: Command, log: Path, tell: Tell) -> str:
 
     tell(f"computing, for at most {minutes} minutes")
     try:
-        process.stream(msgspec.structs.replace(asked, cwd=str(desk.folder)), log, on_line, limit=minutes * 60.0)
+        asked = msgspec.structs.replace(asked, cwd=str(desk.folder))
+        process.stream(
+            fence.around(asked, claims.limits(desk.work.settings), write=(desk.folder,)), log, on_line, limit=minutes * 60.0
+        )
     except CommandFailed as error:
         cause, hint = quality.explain(error)
         raise error.retold(f"{cause}{error.message}\n{error.tail}", hint, log) from error

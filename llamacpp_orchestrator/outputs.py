@@ -18,6 +18,8 @@ from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import aside
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import calls
+from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import lock as locks
@@ -81,9 +83,8 @@ def convert_action(bench: Bench, build: Build) -> Action:
         rescale.stage(
             work, lock, build, found, lambda command: bench.converter(command, bench.log(f"rescale {build.name}"), tell)
         )
-        command = rescale.command(work, lock, build, found)
         try:
-            bench.converter(msgspec.structs.replace(command, env=building.converter_env(work)), log, tell)
+            bench.converter(_fenced(bench, build, rescale.command(work, lock, build, found)), log, tell)
         finally:
             if found.notes and log.exists():
                 with log.open("a", encoding="utf-8") as file:
@@ -91,6 +92,13 @@ def convert_action(bench: Bench, build: Build) -> Action:
         return "done"
 
     return action
+
+
+def _fenced(bench: Bench, build: Build, command: Command) -> Command:
+    remote = build.output.model.trust_remote_code
+    asked = msgspec.structs.replace(command, env=building.converter_env(bench.work))
+    places = (build.stage, building.home(bench.work, remote))
+    return fence.around(asked, claims.limits(bench.work.settings), write=places)
 
 
 def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:
@@ -107,6 +115,7 @@ def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Act
             imatrix.lay(matrix, bench.work.store, build.stage)
         word = matrix.word() if matrix else ""
         asked = calls.quantize_command(tool(), shards[0], draft, build.output.type, len(shards) > 1, args, word)
+        asked = fence.around(asked, claims.limits(bench.work.settings), shards, (build.stage,))
         bench.notes[build.output.path] = quantize.run(asked, bench.log(f"quantize {build.name}"), tell)
         for note in bench.notes[build.output.path]:
             tell(f"note: {build.name}: {note}")
@@ -121,7 +130,8 @@ def imatrix_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Acti
     def action(tell: Tell) -> str:
         assert build.of is not None and build.matrix is not None
         log = bench.log(f"imatrix {build.origin}")
-        imatrix.make(build.matrix, bench.work.store, tool(), building.shards(build.of)[0], log, tell)
+        source, limits = building.shards(build.of)[0], claims.limits(bench.work.settings)
+        imatrix.make(build.matrix, bench.work.store, tool(), source, limits, log, tell)
         return "done"
 
     return action
@@ -184,6 +194,7 @@ def subject(bench: Bench, build: Build, files: list[Path], find: Callable[[str],
         python=str(building.python(work, lock)),
         tree=building.tree(work, lock),
         env=building.converter_env(work),
+        limits=claims.limits(work.settings),
         remote=build.output.model.trust_remote_code,
         packages=functools.partial(peft.folder, work, lock, bench.log(f"verify {build.name}")),
         scratch=files[0].parent,

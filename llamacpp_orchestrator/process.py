@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -43,13 +44,14 @@ def capture(command: Command, timeout: float = 60.0) -> str:
 def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = None, limit: float = 0.0) -> None:
     """Run long work: both streams go to `log` and line by line to `on_line`; CommandFailed carries the last lines.
 
-    After `limit` seconds, if not 0, the work is ended and has failed.
+    After `limit` seconds, or without one those of its fence, the work is ended and has failed.
     """
+    allowed = command.fence.seconds if command.fence else 0.0
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink, _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         sink.write(f"$ {command}\n".encode())
         assert child.stdout is not None
-        with _limited(child, limit) as late:
+        with _limited(child, limit or allowed) as late:
             for raw in child.stdout:
                 sink.write(raw)
                 sink.flush()
@@ -57,8 +59,8 @@ def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = 
                     on_line(raw.decode(errors="replace").rstrip())
             code = child.wait()
     if late.is_set():
-        message = f"`{Path(command.argv[0]).name}` took longer than {shown_seconds(limit)}"
-        raise CommandFailed(message, code=code, tail=tail_of(log), log=log)
+        message = f"`{Path(command.argv[0]).name}` took longer than {shown_seconds(limit or allowed)}"
+        raise CommandFailed(message, code=code, tail=tail_of(log), hint="" if limit else fence.LONGER, log=log)
     if code:
         raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail_of(log), log=log)
 
@@ -184,7 +186,7 @@ def _start(command: Command, *, stdin: int, stdout: int, stderr: int | IO[bytes]
     try:
         with _children_lock:
             child = subprocess.Popen(
-                command.argv,
+                fence.laid(command, sys.platform),
                 cwd=command.cwd,
                 env=dict(command.env) if command.env else None,
                 stdin=stdin,

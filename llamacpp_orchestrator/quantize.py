@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llamacpp_orchestrator import explain as explaining
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.calls import tool_env
 from llamacpp_orchestrator.command import Command
@@ -68,14 +69,15 @@ def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ..
     except CommandFailed as error:
         # Where the tool does not like its arguments it says so first, and then its whole help.
         said = next((line.strip() for line in lines if re.search(r"^\S*: (invalid|malformed|missing|bad) ", line.strip())), "")
-        cause, hint = explain("\n".join((said, error.tail)))
+        cause, hint = explain("\n".join((said, error.tail)), asked.fence.memory if asked.fence else 0)
         shown = said or error.tail
         message = f"{cause}{error.message}\n{shown}"
-        raise error.retold(message, hint, log) from error
+        raise error.retold(message, error.hint or hint, log) from error
     return fallbacks(lines)
 
 
-def explain(tail: str) -> tuple[str, str]:
-    """What the tool's last words likely mean, and what to do."""
-    cause, hint = explaining.explain(tail, explaining.QUANTIZER)
+def explain(tail: str, memory: int = 0) -> tuple[str, str]:
+    """What the tool's last words likely mean, and what to do; `memory` is what it was allowed to take."""
+    starved = fence.starved(tail, memory)
+    cause, hint = starved if starved[0] else explaining.explain(tail, explaining.QUANTIZER)
     return f"{cause}: " if cause else "", hint or "the log holds the tool's whole output"

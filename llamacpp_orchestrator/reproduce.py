@@ -13,9 +13,11 @@ import msgspec
 
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import driver
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import levels
@@ -121,9 +123,8 @@ def _differences(work: Work, lock: Lock, old: Path, new: Path) -> list[str]:
     if not old.is_file():
         return [f"{old.name} is not there any more; only its digest could be compared"]
     python, package = str(building.python(work, lock)), str(building.tree(work, lock) / "gguf-py")
-    said = process.capture(
-        Command((python, str(DIFFER), package, str(old), str(new)), env=building.converter_env(work)), timeout=3600
-    )
+    asked = Command((python, str(DIFFER), package, str(old), str(new)), env=building.converter_env(work))
+    said = process.capture(fence.around(asked, claims.limits(work.settings)), timeout=3600)
     lines: list[str] = json.loads(said)
     more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
     return lines[:MOST_LINES] + more or ["metadata and tensors are equal; only their layout differs"]

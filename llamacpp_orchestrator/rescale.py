@@ -11,6 +11,8 @@ import msgspec
 
 from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator.build import Build
@@ -52,7 +54,8 @@ def stage(work: Work, lock: Lock, build: Build, found: Scales, run: Callable[[Co
         # In a file, for the names of some thousand tensors are longer than a command line may be.
         (entry / FACTORS).write_text(json.dumps(found.factors, sort_keys=True), encoding="utf-8")
         argv = (str(building.python(work, lock)), str(SCRIPT), str(view), str(copy))
-        run(Command(argv, cwd=str(entry), env=building.converter_env(work)))
+        asked = Command(argv, cwd=str(entry), env=building.converter_env(work))
+        run(fence.around(asked, claims.limits(work.settings), write=(entry,)))
 
     work.store.ensure("views", copy.parent.name, make, lambda _: unhealthy(view, copy))
 

