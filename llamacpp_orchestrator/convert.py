@@ -20,6 +20,7 @@ from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import Fence
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 
@@ -27,11 +28,14 @@ HOST = Path(__file__).parent / "inside" / "host.py"
 POLL_SECONDS = 0.02
 
 
-def failed(error: CommandFailed, command: Command) -> CommandFailed:
-    """The same failure with the likely cause in front, and never upstream's advice to load pickles unsafely."""
+def failed(error: CommandFailed, memory: int = 0) -> CommandFailed:
+    """The same failure with the likely cause in front, and never upstream's advice to load pickles unsafely.
+
+    `memory` is how many bytes the script was allowed to take, 0 for all.
+    """
     if error.hint:
         return error
-    starved = fence.starved(error.tail, command.fence.memory if command.fence else 0)
+    starved = fence.starved(error.tail, memory)
     cause, remedy = starved if starved[0] else explain.explain(error.tail)
     shown = "\n".join(line for line in error.tail.splitlines()[-6:] if "weights_only" not in line)
     hint = remedy or (
@@ -91,10 +95,11 @@ class Warm:
                     shown = now
                     tell(now)
         if code:
-            allowed = process.shown_seconds(command.fence.seconds) if command.fence else ""
+            limits = command.fence or Fence()
+            allowed = process.shown_seconds(limits.seconds)
             how, hint = (f"took longer than {allowed}", fence.LONGER) if late else (process.ended(code), "")
             message = f"`{Path(command.argv[1]).name}` {how}"
-            raise failed(CommandFailed(message, code=code, tail=process.tail_of(log), hint=hint, log=log), command)
+            raise failed(CommandFailed(message, code=code, tail=process.tail_of(log), hint=hint, log=log), limits.memory)
 
     def _ask(self, command: Command, log: Path, answer: queue.SimpleQueue[tuple[int, bool]]) -> None:
         with self._lock:
@@ -152,4 +157,4 @@ def run_alone(command: Command, log: Path, tell: Callable[[str], None]) -> None:
     try:
         process.stream(command, log, on_line)
     except CommandFailed as error:
-        raise failed(error, command) from error
+        raise failed(error, (command.fence or Fence()).memory) from error

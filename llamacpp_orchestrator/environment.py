@@ -144,7 +144,9 @@ def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], index: Ind
         if files or near:
             allowed.append(near | supported(wanted[name], files))
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    ranked = order(allowed, nearby, running, _installed(index))
+    ranked = order(allowed, nearby, running, (running,))
+    if ranked and ranked[0] != running:  # ours is at hand, so others are only looked for where it will not do
+        ranked = order(allowed, nearby, running, _installed(index))
     if not ranked:
         pins = ", ".join(str(wanted[name]) for name in DECISIVE if name in wanted)
         raise OrchestrateError(

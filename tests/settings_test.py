@@ -9,6 +9,7 @@ import platformdirs
 import pytest
 
 from llamacpp_orchestrator import settings
+from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import JobError
 
 
@@ -281,4 +282,19 @@ def test_memory(tmp_path: Path) -> None:
         ("", {"ORCHESTRATE_MEMORY": "6"}, "ORCHESTRATE_MEMORY"),
     ):
         with pytest.raises(JobError, match=f"{where}: expected a size"):
+            load(tmp_path, config, **variables)
+
+
+def test_limits(tmp_path: Path) -> None:
+    assert load(tmp_path, "").limits == Limits(memory=0, seconds=86400.0)
+    assert load(tmp_path, "limit_memory: 6GiB\nlimit_minutes: 90\n").limits == Limits(memory=6 << 30, seconds=5400.0)
+    both = {"ORCHESTRATE_LIMIT_MEMORY": "900M", "ORCHESTRATE_LIMIT_MINUTES": "5"}
+    assert load(tmp_path, "limit_memory: 6GiB\nlimit_minutes: 90\n", **both).limits == Limits(memory=900_000_000, seconds=300.0)
+    for config, variables, said in (
+        ("limit_memory: 6\n", {}, "config.yaml: limit_memory: expected a size"),
+        ("limit_minutes: 1e3\n", {}, 'config.yaml: limit_minutes: expected a number of minutes, found "1e3"'),
+        ("", {"ORCHESTRATE_LIMIT_MEMORY": "6"}, "ORCHESTRATE_LIMIT_MEMORY: expected a size"),
+        ("", {"ORCHESTRATE_LIMIT_MINUTES": "0"}, "ORCHESTRATE_LIMIT_MINUTES: expected a number of minutes"),
+    ):
+        with pytest.raises(JobError, match=said):
             load(tmp_path, config, **variables)

@@ -38,13 +38,19 @@ def rows(world: World) -> Iterator[Row]:
     bare = worlds.by_hand(world, worlds.commands(job, env))
     probes: list[Probe] = []
 
-    def mine() -> float:
+    def fresh(place: str) -> None:
+        # Over an older file of 2 GB the file system would first write the new one out, for whoever renames it.
+        for path in (folder / place).glob("*.gguf*"):
+            path.unlink()
         settled()
-        probes.append(probed(folder / "probe.json", "run", job, "--force", env=env))
+
+    def mine() -> float:
+        fresh("dist")
+        probes.append(probed(folder / "probe.json", "run", job, env=env))
         return probes[-1].seconds
 
     def other() -> float:
-        settled()
+        fresh("by-hand")
         return bare()
 
     pairs = turns(PAIRS, mine, other)
