@@ -91,7 +91,7 @@ def ready(matrix: Matrix, store: Store) -> bool:
     return matrix.given is not None or store.has(FOLDER, matrix.digest)
 
 
-def make(matrix: Matrix, store: Store, tool: Path, source: Path, limits: Limits, log: Path, tell: Tell) -> None:
+def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell: Tell, limits: Limits = Limits()) -> None:
     """Make a matrix in the store; CommandFailed says why it could not be made, or that it took too long."""
 
     def fill(dest: Path) -> None:

@@ -107,7 +107,7 @@ def _load(subject: Subject, checks: verify.Checks, find: Callable[[str], Path]) 
         return "the job makes no base to load the adapter on, so it was not loaded"
     try:
         base = subject.base if subject.kind == "adapter" else ()
-        loading.check(subject.files, base, checks, find, subject.limits, subject.log)
+        loading.check(subject.files, base, checks, find, subject.log, subject.limits)
     except OrchestrateError as error:
         if subject.level == AUTO and not loading.blames(error):
             return f"it was not loaded: {error.message.splitlines()[0]}"

@@ -73,7 +73,7 @@ def judge(words: str, error: CommandFailed, architecture: str) -> str:
 
 
 def check(
-    files: Sequence[Path], base: Sequence[Path], checks: Checks, find: Callable[[str], Path], limits: Limits, log: Path
+    files: Sequence[Path], base: Sequence[Path], checks: Checks, find: Callable[[str], Path], log: Path, limits: Limits = Limits()
 ) -> None:
     """Load an output; CommandFailed with the loader's own words when it cannot be."""
     architecture = checks.architecture

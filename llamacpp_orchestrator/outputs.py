@@ -131,7 +131,7 @@ def imatrix_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Acti
         assert build.of is not None and build.matrix is not None
         log = bench.log(f"imatrix {build.origin}")
         source, limits = building.shards(build.of)[0], claims.limits(bench.work.settings)
-        imatrix.make(build.matrix, bench.work.store, tool(), source, limits, log, tell)
+        imatrix.make(build.matrix, bench.work.store, tool(), source, log, tell, limits)
         return "done"
 
     return action
