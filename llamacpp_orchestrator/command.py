@@ -26,6 +26,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
+UNLIMITED = Limits()
+
+
 class Fence(msgspec.Struct, frozen=True, kw_only=True):
     """What a program may touch: the paths that it may read, the folders that it may write to as well, and its limits."""
 

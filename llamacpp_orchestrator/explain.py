@@ -179,6 +179,11 @@ KNOWN = (
         "check its rights; a converter sees no more than its model, and writes no more than its output",
     ),
     (
+        r"OSError: \[Errno \d+\] Landlock: (.+)",
+        "the kernel refused to fence the converter in ({0})",
+        "run it outside of other sandboxes; `orchestrate doctor` says what the kernel has",
+    ),
+    (
         r"PermissionError: \[Errno 13\]",
         "it asked for the network, which no converter is given",
         "get what it wants beforehand, and name it in the job",

@@ -16,6 +16,7 @@ from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
+from llamacpp_orchestrator.command import UNLIMITED
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import CommandFailed
@@ -91,7 +92,7 @@ def ready(matrix: Matrix, store: Store) -> bool:
     return matrix.given is not None or store.has(FOLDER, matrix.digest)
 
 
-def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell: Tell, limits: Limits = Limits()) -> None:
+def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell: Tell, limits: Limits = UNLIMITED) -> None:
     """Make a matrix in the store; CommandFailed says why it could not be made, or that it took too long."""
 
     def fill(dest: Path) -> None:

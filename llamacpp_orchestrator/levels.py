@@ -17,6 +17,7 @@ from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator import vocabulary
+from llamacpp_orchestrator.command import UNLIMITED
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.content import Findings
@@ -53,7 +54,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     python: str = ""
     tree: Path = Path()
     env: tuple[tuple[str, str], ...] = ()
-    limits: Limits = Limits()
+    limits: Limits = UNLIMITED
     remote: bool = False
     packages: Callable[[Callable[[str], None]], Path] | None = None
     scratch: Path = Path()

@@ -10,6 +10,7 @@ from pathlib import Path
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.calls import tool_env
+from llamacpp_orchestrator.command import UNLIMITED
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import CommandFailed
@@ -73,7 +74,12 @@ def judge(words: str, error: CommandFailed, architecture: str) -> str:
 
 
 def check(
-    files: Sequence[Path], base: Sequence[Path], checks: Checks, find: Callable[[str], Path], log: Path, limits: Limits = Limits()
+    files: Sequence[Path],
+    base: Sequence[Path],
+    checks: Checks,
+    find: Callable[[str], Path],
+    log: Path,
+    limits: Limits = UNLIMITED,
 ) -> None:
     """Load an output; CommandFailed with the loader's own words when it cannot be."""
     architecture = checks.architecture

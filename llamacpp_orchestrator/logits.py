@@ -18,6 +18,7 @@ from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.calls import tool_env
+from llamacpp_orchestrator.command import UNLIMITED
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.content import Findings
@@ -105,7 +106,7 @@ class Sides(msgspec.Struct, frozen=True, kw_only=True):
     packages: Callable[[Callable[[str], None]], Path] | None = None
     python: str
     env: tuple[tuple[str, str], ...] = ()
-    limits: Limits = Limits()
+    limits: Limits = UNLIMITED
     scratch: Path
     log: Path
 

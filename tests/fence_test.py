@@ -94,6 +94,7 @@ def test_want_of_memory_names_the_limit(words: str, memory: int, cause: str) -> 
     [
         ("PermissionError: [Errno 13] Permission denied: '/home/u/.ssh/id'", "/home/u/.ssh/id may not be read"),
         ("PermissionError: [Errno 13] Permission denied\n", "asked for the network"),
+        ("OSError: [Errno 7] Landlock: Argument list too long", "refused to fence the converter in (Argument list too long)"),
     ],
 )
 def test_what_the_fence_refuses_is_explained(words: str, cause: str) -> None:
@@ -184,6 +185,16 @@ def test_what_a_program_in_the_fence_can_still_do(asked: Command, tmp_path: Path
         process.stream(asked, log)
     assert results(log) == KEPT_IN | OFF_LINE
     assert (tmp_path / "secret" / "token").read_text(encoding="utf-8") == "s3cret"
+
+
+@landlock
+def test_a_fence_that_the_kernel_refuses_is_no_reason_to_go_on_without(asked: Command, tmp_path: Path) -> None:
+    # Sixteen fences are the most that a kernel puts around one program.
+    again = [sys.executable, "-I", str(fence.LAYER), '{"read": [], "write": [], "memory": 0}'] * 16
+    command = Command((*again, *fence.laid(asked, "linux")), asked.cwd, asked.env)
+    with pytest.raises(CommandFailed, match="refused to fence"):
+        convert.run_alone(command, tmp_path / "log", lambda text: None)
+    assert not results(tmp_path / "log").keys() & KEPT_IN.keys()
 
 
 def script(tmp_path: Path, text: str, limits: Limits) -> Command:

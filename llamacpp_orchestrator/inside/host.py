@@ -64,10 +64,10 @@ def child(request):
     os.environ.update(request["env"])
     sys.argv = request["argv"]
     sys.path[0] = str(Path(sys.argv[0]).parent)
-    if request["fence"] and sys.platform == "linux":
-        fence.apply(request["fence"])
     code = 0
     try:
+        if request["fence"] and sys.platform == "linux":
+            fence.apply(request["fence"])
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
