@@ -260,7 +260,7 @@ def _place(work: Work, lock: Lock, folder: Path) -> None:
         shutil.copytree(folder / "source", dest, dirs_exist_ok=True)
         write_atomically(dest / pins.TREE_MARK, source.tree_digest(dest))
 
-    work.store.ensure("source", lock.llama_cpp.key(), tree)
+    work.store.ensure("source", lock.llama_cpp.key(), tree, functools.partial(pins.unhealthy, lock.llama_cpp))
     for asset in lock.assets:
         if (packed := folder / "archives" / asset.name).is_file():
             link(packed, releases.file_of(asset, work.store.folder("downloads")))

@@ -18,6 +18,8 @@ DROPPED = re.compile(r"(inv_freq|masked_bias|position_ids|num_batches_tracked|po
 ROWS = ("token_embd.weight", "output.weight", "output.bias", "position_embd.weight")
 # Without these nothing works, whatever the architecture; others may be left out.
 CORE = ("token_embd.weight", "output_norm.weight", "output.weight", "position_embd.weight", "token_types.weight")
+# What a block does not work without where its architecture has it; other kinds may be of some sizes of a model only.
+WORKING = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_up", "ffn_gate", "ffn_down")
 SHOWN = 3
 
 
@@ -32,7 +34,7 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sides(msgspec.Struct, frozen=True, kw_only=True):
-    """The tensors of a source and of its output, and which becomes which; `known` are the architecture's names outside blocks."""
+    """The tensors of a source and of its output, and which becomes which; `known` are the architecture's names."""
 
     source: dict[str, tuple[int, ...]]
     output: dict[str, tuple[int, ...]]
@@ -151,8 +153,16 @@ def doubts(sides: Sides) -> Doubts:
         for name in CORE
         if name in sides.known and name not in sides.output and not (name == "output.weight" and sides.headless)
     ]
+    lost = [kind for kind in WORKING if f"blk.{{bid}}.{kind}.weight" in sides.known and not _has(kinds, kind)]
+    absent += [f"blk.{number}.{kind}.weight" for number in range(sides.blocks) for kind in lost]
     odd = [f"blk.{number}.{kind}" for kind, have in kinds.items() if len(set(have.values())) > 1 for number in have]
     return Doubts(absent=tuple(absent), shapes=tuple(odd))
+
+
+def _has(kinds: Mapping[str, object], kind: str) -> bool:
+    """Whether a kind of tensor is in some block, by itself, for several experts, or as a part of one that holds three."""
+    fused = ("attn_qkv.weight",) if kind in ("attn_q", "attn_k", "attn_v") else ()
+    return not kinds.keys().isdisjoint((f"{kind}.weight", f"{kind}_exps.weight", *fused))
 
 
 def empty_blocks(sides: Sides) -> tuple[int, ...]:

@@ -143,12 +143,14 @@ def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
         check_tree(pin, found)
         write_atomically(dest / TREE_MARK, found)
 
-    def unhealthy(path: Path) -> str:
-        known = text_of(path / TREE_MARK)
-        same = known == source.tree_digest(path) and known == (pin.tree or known)
-        return "" if same else "the cached converter tree was changed"
+    return work.store.ensure("source", pin.key(), make, functools.partial(unhealthy, pin))
 
-    return work.store.ensure("source", pin.key(), make, unhealthy)
+
+def unhealthy(pin: SourcePin, path: Path) -> str:
+    """Why a cached tree must be made anew; "" is good."""
+    known = text_of(path / TREE_MARK)
+    same = known == source.tree_digest(path) and known == (pin.tree or known)
+    return "" if same else "the cached converter tree was changed"
 
 
 def _environment(work: Work, found: Found) -> Action:

@@ -23,12 +23,14 @@ from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import outputs
+from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Receipt
 from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -153,6 +155,8 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         )
     if missing := [path for path in needed if not path.exists()]:
         raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: orchestrate run {work.file.name}")
+    if why := pins.unhealthy(lock.llama_cpp, subject.tree):
+        raise IntegrityError(f"{why}, so nothing of it is run", f"repair it: orchestrate setup {work.file.name}")
     with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="verify-") as scratch:
         asked = msgspec.structs.replace(subject, level=level, scratch=Path(scratch))
         try:

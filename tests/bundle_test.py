@@ -144,6 +144,17 @@ def test_a_sound_bundle_is_put_into_its_place(small: tuple[Path, Work]) -> None:
     folders.drift(found, lock)
 
 
+def test_a_bundle_repairs_a_tree_that_was_changed(small: tuple[Path, Work]) -> None:
+    file, work = small
+    bundle.opened(file, work)
+    (entry,) = (work.store.root / "source").iterdir()
+    script = entry / "convert_hf_to_gguf.py"
+    before = script.read_bytes()
+    script.write_bytes(b"raise SystemExit\n" + before)
+    bundle.opened(file, work)
+    assert script.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("change", "extra", "code", "said"),
     [

@@ -170,6 +170,19 @@ def test_a_model_without_a_head_of_its_own_raises_no_doubt() -> None:
     assert content.doubts(model()) == Doubts()
 
 
+def test_what_no_block_has_is_a_doubt_where_the_architecture_has_it() -> None:
+    sides = msgspec.structs.replace(model(), known=(*OUTSIDE, "blk.{bid}.ffn_gate.weight", "blk.{bid}.ffn_up.weight"))
+    told = tuple(f"blk.{number}.ffn_gate.weight" for number in range(3))
+    assert content.doubts(sides).absent == told
+    assert "must be there by the model's class" in content.decide(sides, Doubts(absent=told), dict.fromkeys(told, 1)).failures[0]
+    experts = {f"blk.{number}.ffn_gate_exps.weight": (8, 16, 3) for number in range(3)}
+    assert content.doubts(changed(sides, output=experts)) == Doubts()
+    for parts in (("attn_qkv",), ("attn_q", "attn_k", "attn_v")):
+        fused = msgspec.structs.replace(model(), known=tuple(f"blk.{{bid}}.{part}.weight" for part in ("attn_q", *parts)))
+        others = {f"blk.{number}.{part}.weight": (8, 8) for number in range(3) for part in parts}
+        assert content.doubts(changed(fused, output=others)) == Doubts()
+
+
 def test_a_shape_unlike_its_siblings_is_a_doubt() -> None:
     sides = changed(model(), source={"model.layers.1.mlp.up_proj.weight": (16, 4)}, output={"blk.1.ffn_up.weight": (4, 16)})
     doubtful = content.doubts(sides)

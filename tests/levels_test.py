@@ -58,6 +58,10 @@ SPOILED = {
         lambda folder: rewrite(folder, drop="model.layers.1.self_attn.v_proj.weight"),
         "blk.1.attn_v.weight must be there by the model's class, but the source has no such tensor",
     ),
+    "one-kind": (
+        lambda folder: [rewrite(folder, drop=f"model.layers.{block}.mlp.up_proj.") for block in (0, 1)],
+        "blk.0.ffn_up.weight, blk.1.ffn_up.weight must be there by the model's class",
+    ),
     "half": (
         lambda folder: rewrite(folder, drop="model.layers.1."),
         "blk.1.attn_norm.weight, blk.1.ffn_down.weight, blk.1.ffn_gate.weight and 6 more must be there",

@@ -11,6 +11,7 @@ import yaml
 
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import environment
+from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.store import file_sha256
 from tests.conftest import Answer
@@ -141,3 +142,17 @@ def test_a_level_is_checked_again_against_the_source(made: Path, orchestrate: Ru
     (world / "job.yaml").write_text((world / "job.yaml").read_text().replace("tiny", "small"))
     answer = orchestrate("verify", made, "--level", "content")
     assert answer.code == 2 and "makes no tiny-f16.gguf any more" in answer.err
+
+
+def test_nothing_of_a_changed_tree_is_run_for_a_check(made: Path, orchestrate: Run, world: Path, shared_cache: Path) -> None:
+    lock = locks.read(world / "job.lock.yaml")
+    assert lock
+    script = shared_cache / "source" / lock.llama_cpp.key() / "gguf-py" / "gguf" / "__init__.py"
+    before = script.read_bytes()
+    script.write_bytes(before + f"\nopen({str(world / 'EVIL')!r}, 'w')\n".encode())
+    answer = orchestrate("verify", made, "--level", "content")
+    assert answer.code == 1 and "converter tree was changed" in answer.err and "orchestrate setup job.yaml" in answer.err
+    assert not (world / "EVIL").exists()
+    orchestrate("setup", world / "job.yaml")  # which goes on to programs, and there is no server for them here
+    assert script.read_bytes() == before
+    assert orchestrate("verify", made, "--level", "content").code == 0

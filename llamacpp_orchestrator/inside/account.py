@@ -2,7 +2,7 @@
 
 ASKED and ANSWER are JSON files. Asked: {"package", "architecture", "blocks", "source": {name: [file, start, end, dtype]},
 "output": {name: [file, start, end, type]}, "expect": folder of the model or ""}. Answered: {"mapped": {source name: output name},
-"known": names outside the blocks that the architecture has, "zeros": {output name: [zeros, zeros that the source explains]},
+"known": names that the architecture has, {bid} for the block, "zeros": {output name: [zeros, zeros that the source explains]},
 "expected": {output name: elements} by the model's class in transformers, or null where nobody knows}.
 """
 
@@ -122,7 +122,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     if asked["expect"]:
         return {"mapped": mapped, "known": [], "zeros": {}, "expected": expected(Path(asked["expect"]), names)}
     known = [gguf.TENSOR_NAMES[kind] for kind in gguf.MODEL_TENSORS[arch]]
-    known = [f"{name}.weight" for name in known if "{bid}" not in name]
+    known = [f"{name}.weight" for name in known]
     return {"mapped": mapped, "known": known, "zeros": zeros(asked, mapped), "expected": None}
 
 
