@@ -30,7 +30,6 @@ from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Receipt
 from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -155,8 +154,7 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         )
     if missing := [path for path in needed if not path.exists()]:
         raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: orchestrate run {work.file.name}")
-    if why := pins.unhealthy(lock.llama_cpp, subject.tree):
-        raise IntegrityError(f"{why}, so nothing of it is run", f"repair it: orchestrate setup {work.file.name}")
+    pins.get_tree(work, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
     with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="verify-") as scratch:
         asked = msgspec.structs.replace(subject, level=level, scratch=Path(scratch))
         try:
