@@ -173,15 +173,16 @@ def test_a_tool_that_ends_before_its_words_are_written(
     text: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    script, calls = world / "perplexity.sh", world / "calls"
-    real = programs.tool
+    script, real = world / "perplexity.sh", programs.tool
 
     def tool(work: Work, lock: Lock, name: str) -> Path:
         if name != "llama-perplexity":
             return real(work, lock, name)
+        # It writes where a program in the fence may, and names what it starts where such a program is told of folders.
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(real(work, lock, name).parent))
         script.write_text(
-            f'#!/bin/sh\necho "$@" >> "{calls}"\n[ "$(grep -c -- --kl-divergence\\  "{calls}")" = "$TIMES" ] && exit 0\n'
-            f'exec "{real(work, lock, name)}" "$@"\n'.replace("$TIMES", times)
+            f'#!/bin/sh\necho "$@" >> calls\n[ "$(grep -c -- --kl-divergence\\  calls)" = "{times}" ] && exit 0\n'
+            f'exec "{real(work, lock, name)}" "$@"\n'
         )
         script.chmod(0o755)
         return script
@@ -191,16 +192,13 @@ def test_a_tool_that_ends_before_its_words_are_written(
     times = "1"
     answer = orchestrate("run", job(model, binaries=built), "--json")
     assert answer.code == 0, answer.err
-    assert "note: llama-perplexity ended before its result was written; asking again" in answer.err
+    assert answer.err.count("note: llama-perplexity ended before its result was written; asking again") == 1
     assert answer.json()["quality"][0]["types"][0]["kld"] > 0
-    assert len(calls.read_text().splitlines()) == 3
 
     monkeypatch.setattr("llamacpp_orchestrator.measuring.TRIES", 1)
-    calls.unlink()
     again = orchestrate("run", job(model, binaries=built), "--force")
     assert again.code == 1 and "its result is not whole" in again.err
 
-    calls.unlink()
     script.unlink()
     times = "0"  # already the unquantized one, which keeps nothing then
     last = orchestrate("run", job(model, binaries=built), "--force")
