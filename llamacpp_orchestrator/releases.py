@@ -63,6 +63,7 @@ NAMES = (
 # Names that a program had before or after a rename, where it is more than the prefix `llama-`.
 ALIASES = {"llama-cli": ("main", "llama"), "main": ("llama-cli",), "llama-completion": ("llama-cli", "main")}
 PROBED = ("llama-cli", "llama-completion", "llama-server", "llama-quantize")
+NO_ARCHIVE = "no-such-archive.zip"
 PROGRAM_MAGIC = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
 CANNOT_START = (
     (r"(GLIBC(?:XX)?_[\d.]+)'? not found", "it needs {0}, newer than this system's C library ({libc})", "use a newer system"),
@@ -245,8 +246,9 @@ def _download_url(owner_name: str, tag: str, name: str) -> str:
 
 
 def _probe_names(tag: str, owner_name: str, settings: Settings) -> tuple[Asset, ...]:
-    """Ask for each candidate by itself, which is no API call; nothing when no server answers."""
-    asked = [Asset(name=name, url=_download_url(owner_name, tag, name)) for name in candidates(tag)]
+    """Ask for each candidate by itself, which is no API call; nothing when no server answers that can be believed."""
+    names = (NO_ARCHIVE, *candidates(tag))
+    asked = [Asset(name=name, url=_download_url(owner_name, tag, name)) for name in names]
     for github in settings.github:
         urls = [github + asset.url.removeprefix(GITHUB) for asset in asked]
         with concurrent.futures.ThreadPoolExecutor(8) as pool, contextlib.suppress(NetworkError):
@@ -255,7 +257,8 @@ def _probe_names(tag: str, owner_name: str, settings: Settings) -> tuple[Asset, 
             finally:
                 pool.shutdown(cancel_futures=True)
             found = [(asset, size) for asset, size in zip(asked, sizes, strict=True) if size is not None]
-            if found:
+            # The login page of a network is there under every name.
+            if found and found[0][0].name != NO_ARCHIVE:
                 return tuple(msgspec.structs.replace(asset, size=size) for asset, size in found)
     return ()
 

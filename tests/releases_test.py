@@ -317,6 +317,14 @@ def test_a_spent_rate_limit_is_no_obstacle(github: Github, tmp_path: Path) -> No
     )
 
 
+def test_a_login_page_that_answers_to_every_name_is_no_release(github: Github, tmp_path: Path) -> None:
+    github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = (200, b"<html>log in</html>", {})
+    for name in (*releases.candidates("b3878"), releases.NO_ARCHIVE):
+        github.files[f"/ggml-org/llama.cpp/releases/download/b3878/{name}"] = (200, b"<html>log in</html>", {})
+    with pytest.raises(NetworkError, match="login page"):
+        releases.fetch_assets("b3878", REPO, github.settings(tmp_path), nothing)
+
+
 def test_a_spent_rate_limit_and_no_file(github: Github, tmp_path: Path) -> None:
     github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = LIMITED
     with pytest.raises(NetworkError, match="resets at 2023-11-14 22:13 UTC") as caught:
