@@ -120,8 +120,8 @@ def _untouched(file: FileRecord, folder: Path) -> bool:
 
 def may_write(path: Path, receipt: Receipt | None, force: bool) -> None:
     """Raise JobError if a file is in the way that we did not make, or that was changed since; `force` allows a file."""
-    if path.is_dir():
-        raise JobError(f"{path} is a folder, where a file is to be written", "move it away, or set another `outfile`")
+    if taken := next((each for each in (path, receipt_path(path)) if each.is_dir()), None):
+        raise JobError(f"{taken} is a folder, where a file is to be written", "move it away, or set another `outfile`")
     if force or not (path.exists() or path.is_symlink()):
         return
     ours = next((file for file in receipt.files if file.name == path.name), None) if receipt else None

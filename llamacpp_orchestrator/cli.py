@@ -14,7 +14,8 @@ from llamacpp_orchestrator import sharing
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 
-JOB = click.argument("job", type=click.Path(path_type=Path))
+FILE = click.Path(path_type=Path, readable=False)  # what cannot be read is told where it is read
+JOB = click.argument("job", type=FILE)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -28,7 +29,7 @@ def orchestrate() -> None:
 
 
 @orchestrate.command()
-@click.argument("jobs_files", metavar="JOB...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("jobs_files", metavar="JOB...", nargs=-1, required=True, type=FILE)
 @click.option(
     "--bundle", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="Take all from a bundle; ask no server."
 )
@@ -66,9 +67,7 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
     "--override", "overrides", multiple=True, metavar="PIN", help="Replace a pin of upstream's, for example torch==2.13.0."
 )
 @click.option("--output", default="dist", show_default=True, metavar="DIR", help="Where the files go.")
-@click.option(
-    "--write-job", type=click.Path(path_type=Path), metavar="FILE", help="Keep it as a job file, which is then what runs."
-)
+@click.option("--write-job", type=FILE, metavar="FILE", help="Keep it as a job file, which is then what runs.")
 @sharing.shared
 def convert(
     model: str,
@@ -99,7 +98,7 @@ def convert(
 
 
 @orchestrate.command()
-@click.argument("job", required=False, type=click.Path(path_type=Path))
+@click.argument("job", required=False, type=FILE)
 @click.option(
     "--upgrade",
     is_flag=False,
@@ -184,7 +183,7 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
 
 @orchestrate.command()
 @JOB
-@click.option("--output", "-o", "file", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The file to write.")
+@click.option("--output", "-o", "file", required=True, type=FILE, metavar="FILE", help="The file to write.")
 @click.option("--platform", default="", metavar="NAME", help="linux-x64, windows-x64, macos-arm64, ...; this one by default.")
 @sharing.shared
 def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
@@ -228,7 +227,7 @@ def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> 
 
 
 @orchestrate.command()
-@click.argument("job", required=False, type=click.Path(path_type=Path))
+@click.argument("job", required=False, type=FILE)
 @sharing.speaking
 def doctor(job: Path | None, **flags: Any) -> None:
     """Look at this machine: system, GPU, tools, disk, and the servers a job needs."""
@@ -256,7 +255,7 @@ def exec_(job: Path, argv: tuple[str, ...]) -> None:
 
 
 @orchestrate.command()
-@click.argument("file", default="job.yaml", type=click.Path(path_type=Path))
+@click.argument("file", default="job.yaml", type=FILE)
 def init(file: Path) -> None:
     """Write a commented job file to start from."""
     from llamacpp_orchestrator import jobfile

@@ -18,6 +18,8 @@ from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.spec import Model
 from llamacpp_orchestrator.yamltext import Reading
 
+WAY = "`orchestrate schema` lists what each key may hold; `orchestrate init FILE` writes an example"
+APART = "set `name` or `outfile`, or drop one of the two"
 LONGEST_PART, LONGEST_FILE, SHARD_SUFFIX = 255, 250, len("-00001-of-00001")
 
 STARTER = f"""\
@@ -60,8 +62,10 @@ def load(path: Path, folders: bool = True) -> Job:
     except FileNotFoundError as error:
         raise JobError(f"{path}: no such file", "`orchestrate init` writes a job file to start from") from error
     except OSError as error:
-        why = "is a folder, not a job file" if path.is_dir() else f"cannot be read: {error.strerror}"
-        raise JobError(f"{path}: {why}", "name the job file, for example job.yaml") from error
+        if isinstance(error, IsADirectoryError) or (os.name == "nt" and path.is_dir()):
+            raise JobError(f"{path}: is a folder, not a job file", f"name the file in it: {path / 'job.yaml'}") from error
+        why = f"cannot be read: {(error.strerror or str(error)).lower()}"
+        raise JobError(f"{path}: {why}", "check the name, and the rights of the file and of the folders above it") from error
     job, reading = _parse(text, path)
     if folders:
         _look_up(job, path, reading)
@@ -74,7 +78,7 @@ def check_folders(job: Job, path: Path) -> None:
 
 
 def _parse(text: bytes, path: Path) -> tuple[Job, Reading]:
-    reading = yamltext.read(text, str(path))
+    reading = yamltext.read(text, str(path), WAY)
     data = reading.data
     if isinstance(data, dict) and isinstance(data.get("models"), list):
         models = [_expanded(reading, item, f"models[{index}]", path.parent) for index, item in enumerate(data["models"])]
@@ -139,14 +143,14 @@ def _check_names(job: Job, base: Path, reading: Reading) -> None:
         name, args = output.path.name, (output.lora or output.model).args
         limit = LONGEST_FILE - (SHARD_SUFFIX if any(word.startswith("--split") for word in args) else 0)
         if len(name.encode()) > limit:
-            complaint = f"the file name {name[:40]}... has {len(name.encode())} bytes; at most {limit} can be used"
-            yamltext.say(reading, where, complaint)
+            complaint = f"the file name {yamltext.shown(name)} has {len(name.encode())} bytes; at most {limit} can be used"
+            yamltext.say(reading, where, complaint, "choose a shorter `name` or `outfile`")
     for where, path in [(where, output.path) for where, output in spec.placed(job, base)] + list(spec.reports(job, base)):
         key = unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
         if key in seen:
             other = reading.lines.get(seen[key].split(".")[0], 1)
             also = f"{seen[key]} (line {reading.lines.get(seen[key], other)})"
-            yamltext.say(reading, where, f"makes the file {path.name}, and so does {also}; set `name` or `outfile`, or drop one")
+            yamltext.say(reading, where, f"makes the file {yamltext.shown(path.name)}, and so does {also}", APART)
         seen.setdefault(key, where)
 
 
@@ -180,20 +184,28 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
     for where, text in named + ([("environment.path", job.environment.path)] if job.environment.path else []):
         found = rules.folder(text, path.parent)
         if not found.is_dir():
-            yamltext.say(reading, where, f"{found} {'is not a folder' if found.exists() else 'does not exist'}")
+            why = "is not a folder" if found.exists() else "does not exist"
+            yamltext.say(reading, where, f"{found} {why}", f"correct the path; it is relative to {path.name}")
     for where, model in sources:
         matrix, quality = model.imatrix, model.quality
         files = [("imatrix", "file", matrix.file), ("imatrix", "text", matrix.text)] if matrix else []
         for part, key, name in files + ([("quality", "text", quality.text)] if quality else []):
             if name and not (place := rules.folder(name, path.parent)).is_file():
                 key = f".{key}" if f"{where}.{part}.{key}" in reading.lines else ""
-                yamltext.say(reading, f"{where}.{part}{key}", f"{place} is not a file")
+                yamltext.say(
+                    reading, f"{where}.{part}{key}", f"{place} is not a file", f"correct the path; it is relative to {path.name}"
+                )
     dest = rules.folder(job.output, path.parent)
     nearest = next(each for each in (dest, *dest.parents) if os.path.lexists(each))
     if not nearest.is_dir():
-        yamltext.say(reading, "output", f"{nearest} is not a folder")
+        yamltext.say(reading, "output", f"{nearest} is not a folder", "name another folder, or move that file away")
     if long := next((part for part in dest.parts if len(os.fsencode(part)) > LONGEST_PART), ""):
-        yamltext.say(reading, "output", f'"{long[:60]}"... is longer than a name can be ({LONGEST_PART} bytes)')
+        yamltext.say(
+            reading,
+            "output",
+            f'"{yamltext.shown(long)}" is longer than a name can be ({LONGEST_PART} bytes)',
+            "choose a shorter one",
+        )
     yamltext.done(reading)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from llamacpp_orchestrator.yamltext import shown
+
 HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 # What the driver itself passes to upstream's scripts, and what would make them ask the network.
@@ -21,6 +23,9 @@ OURS_PERPLEXITY = (
     "--ppl-output-type", "-h", "--help",
 )  # fmt: skip
 LONGEST_NAME = 200
+PLAIN_NUMBER = "write it in digits alone: 10, not 1e1, 1_0 or 010"
+PLAIN_NAME = "use letters, digits, - _ and . alone, such as my-model"
+PLAIN_TEMPLATE = "write it such as {name}-{type}.gguf, or sub/{name}-{type}.gguf"
 # Options of llama-quantize that the job has keys for, that would make no file, or whose file nothing pins.
 NOT_FOR_QUANTIZE = {
     "--imatrix": "write it under `imatrix`",
@@ -30,22 +35,26 @@ NOT_FOR_QUANTIZE = {
 }
 
 
-def matching(pattern: str, wanted: str) -> dict[str, Any]:
-    """A check for texts that match a pattern as a whole."""
-    return {"check": lambda text: "" if re.fullmatch(pattern, text, re.ASCII) else f'expected {wanted}, found "{text[:60]}"'}
+def matching(pattern: str, wanted: str, way: str = "") -> dict[str, Any]:
+    """A check for texts that match a pattern as a whole, and what to do about others."""
+
+    def check(text: str) -> str:
+        return "" if re.fullmatch(pattern, text, re.ASCII) else f'expected {wanted}, found "{shown(text)}"'
+
+    return {"check": check, "way": way}
 
 
 def file_name(name: str) -> str:
     """A part of a file name, on Windows too."""
-    shown = f'"{name[:60]}"'
+    named = f'"{shown(name)}"'
     if not name or name != name.strip() or name.endswith(".") or name.startswith("-"):
-        return f"{shown} cannot be part of a file name: it is empty, begins with - or a space, or ends with a dot or a space"
+        return f"{named} cannot be part of a file name: it is empty, begins with - or a space, or ends with a dot or a space"
     if bad := re.search(r'[<>:"/\\|?*\x00-\x1f\x7f]', name):
-        return f"{shown} cannot be part of a file name: it holds {bad.group()!r}"
+        return f"{named} cannot be part of a file name: it holds {bad.group()!r}"
     if RESERVED.fullmatch(name):
-        return f"{shown} cannot be a file name: Windows keeps it for itself"
+        return f"{named} cannot be a file name: Windows keeps it for itself"
     if len(name.encode()) > LONGEST_NAME:
-        return f"{shown}... has {len(name.encode())} bytes; at most {LONGEST_NAME} leave room for the type"
+        return f"{named} has {len(name.encode())} bytes; at most {LONGEST_NAME} leave room for the type"
     return ""
 
 
@@ -54,14 +63,14 @@ def template(text: str) -> str:
     try:
         fields = [part[1:] for part in string.Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
-        return f"not a template: {error}"
+        return f'"{shown(text)}" is not a template: {error}'
     if bad := [name for name, detail, conversion in fields if name not in ("name", "type") or detail or conversion]:
-        return f"unknown part {{{bad[0]}}}; known: {{name}}, {{type}}"
+        return f"unknown part {{{shown(str(bad[0]))}}}; known: {{name}}, {{type}}"
     if not text.endswith(".gguf"):
-        return "expected a name that ends with .gguf"
+        return f'expected a name that ends with .gguf, found "{shown(text)}"'
     parts = text.format(name="n", type="t").split("/")
     if ".." in parts or text.startswith(("/", "~")):
-        return "must stay in the output folder"
+        return f'"{shown(text)}" must stay in the output folder: no `..`, no ~ and no / at its beginning'
     return next(filter(None, (file_name(part) for part in parts if part != ".")), "")
 
 
@@ -70,7 +79,7 @@ def source(text: str) -> str:
     if is_folder(text):
         return 'a folder\'s name cannot hold "\\0"' if "\0" in text else ""
     if not HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
-        return f'"{text[:100]}" is neither a hub id (org/name) nor a folder, which begins with ./ ../ ~/ or /'
+        return f'"{shown(text)}" is neither a hub id (org/name) nor a folder, which begins with ./ ../ ~/ or /'
     return ""
 
 
@@ -84,7 +93,7 @@ def url(text: str) -> str:
     if secret:
         return "holds a credential; job and lock are files that one shares"
     if parts.scheme not in ("https", "http", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
-        return f'expected a URL with https, http, ssh or file, found "{text[:100]}"'
+        return f'expected a URL with https, http, ssh or file, found "{shown(text)}"'
     return "a URL holds no space" if re.search(r"[\s\x00-\x1f]", text) else ""
 
 
@@ -98,7 +107,7 @@ def requirement(text: str) -> str:
     try:
         Requirement(text)
     except InvalidRequirement as error:
-        return f'expected a requirement such as "torch==2.13.0", found "{text[:100]}" ({str(error).splitlines()[0]})'
+        return f'expected a requirement such as "torch==2.13.0", found "{shown(text)}" ({str(error).splitlines()[0]})'
     return ""
 
 
@@ -108,7 +117,7 @@ def not_ours(ours: Sequence[str]) -> dict[str, Any]:
     def check(word: str) -> str:
         option = word.split("=", 1)[0]
         taken = len(option) > 2 and next((name for name in ours if name.startswith(option)), None)
-        return f"{option} is not yours to give: the job sets {taken}" if taken else ""
+        return f"{shown(option)} is not yours to give: the job sets {taken}" if taken else ""
 
     return {"check": check}
 

@@ -33,13 +33,19 @@ SPEAKING = (
 )
 
 
+def _count(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    from llamacpp_orchestrator import units
+
+    return units.count(text, f"--{option.name}") if text is not None else None
+
+
 def shared(command: Callable[..., None]) -> Callable[..., None]:
     """The options that every command which works on a job has."""
     options = (
         click.option("--locked", is_flag=True, help="The lock must exist and fit the job; nothing is resolved anew."),
         click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine."),
         click.option("--force", is_flag=True, help="Make everything anew, and overwrite files that are not ours."),
-        click.option("--jobs", type=click.IntRange(1), metavar="N", help="At most N conversions at a time."),
+        click.option("--jobs", callback=_count, metavar="N", help="At most N conversions at a time."),
         click.option("--memory", metavar="SIZE", help="At most so much memory at a time, such as 8G; by default what is free."),
         click.option("--keep-going", is_flag=True, help="After a failure, go on with what does not depend on it."),
         *SPEAKING,

@@ -35,7 +35,9 @@ Revision = Annotated[
         extra=rules.matching(r"(?!.*\.\.)\w[\w./+-]{0,199}", "a branch, tag or commit"),
     ),
 ]
-Name = Annotated[str, Meta(description="Used in file names and as general.name", extra={"check": rules.file_name})]
+Name = Annotated[
+    str, Meta(description="Used in file names and as general.name", extra={"check": rules.file_name, "way": rules.PLAIN_NAME})
+]
 Source = Annotated[
     str, Meta(description="Hub id org/name[@revision], or a folder: ./x, ../x, ~/x", extra={"check": rules.source})
 ]
@@ -64,10 +66,17 @@ class Imatrix(Record, frozen=True, kw_only=True):
     file: Annotated[str | None, Meta(description="A file that llama-imatrix made", extra={"check": rules.some_file})] = None
     text: Annotated[str | None, Meta(description="A text to make one from", extra={"check": rules.some_file})] = None
     chunks: Annotated[
-        int, Meta(description="How many pieces of the text; 0 = all", extra=rules.matching(r"0|[1-9]\d{0,6}", "a number"))
+        int,
+        Meta(
+            description="How many pieces of the text; 0 = all",
+            extra=rules.matching(r"0|[1-9]\d{0,6}", "a number", rules.PLAIN_NUMBER),
+        ),
     ] = 0
     minutes: Annotated[
-        int, Meta(description="How long it may take", extra=rules.matching(r"[1-9]\d{0,4}", "a number of minutes"))
+        int,
+        Meta(
+            description="How long it may take", extra=rules.matching(r"[1-9]\d{0,4}", "a number of minutes", rules.PLAIN_NUMBER)
+        ),
     ] = 120
     args: Annotated[tuple[str, ...], Meta(description="Passed to llama-imatrix")] = ()
 
@@ -77,10 +86,18 @@ class Quality(Record, frozen=True, kw_only=True):
 
     text: Annotated[str, Meta(description="A text to measure on", extra={"check": rules.some_file})]
     chunks: Annotated[
-        int, Meta(description="How many pieces of the text; 0 = all", extra=rules.matching(r"0|[1-9]\d{0,6}", "a number"))
+        int,
+        Meta(
+            description="How many pieces of the text; 0 = all",
+            extra=rules.matching(r"0|[1-9]\d{0,6}", "a number", rules.PLAIN_NUMBER),
+        ),
     ] = 0
     minutes: Annotated[
-        int, Meta(description="How long each file may take", extra=rules.matching(r"[1-9]\d{0,4}", "a number of minutes"))
+        int,
+        Meta(
+            description="How long each file may take",
+            extra=rules.matching(r"[1-9]\d{0,4}", "a number of minutes", rules.PLAIN_NUMBER),
+        ),
     ] = 60
     args: Annotated[
         tuple[Annotated[str, Meta(extra={"check": rules.perplexity_word})], ...], Meta(description="Passed to llama-perplexity")
@@ -95,7 +112,11 @@ class Model(Record, frozen=True, kw_only=True):
     name: Name = ""
     outtype: Types = ("bf16",)
     outfile: Annotated[
-        str, Meta(description="File name, relative to output; {name} and {type} are filled in", extra={"check": rules.template})
+        str,
+        Meta(
+            description="File name, relative to output; {name} and {type} are filled in",
+            extra={"check": rules.template, "way": rules.PLAIN_TEMPLATE},
+        ),
     ] = "{name}-{type}.gguf"
     quantize: Annotated[tuple[Type, ...], Meta(description="Types of llama-quantize, such as Q4_K_M")] = ()
     quantize_args: Annotated[
@@ -192,7 +213,14 @@ class Environment(Record, frozen=True, kw_only=True):
 class Job(Record, frozen=True, kw_only=True):
     """All that a job file says."""
 
-    version: Annotated[int, Meta(description="Of this format", extra=rules.matching("1", "1"), extra_json_schema={"const": 1})]
+    version: Annotated[
+        int,
+        Meta(
+            description="Of this format",
+            extra=rules.matching("1", "1", "write `version: 1`; newer versions of this format need a newer orchestrate"),
+            extra_json_schema={"const": 1},
+        ),
+    ]
     llama_cpp: Annotated[LlamaCpp, Meta(description="Which llama.cpp converts")]
     models: Annotated[tuple[Model, ...], Meta(description="What is converted", min_length=1)]
     binaries: Annotated[Binaries, Meta(description="Which programs of the release")] = Binaries()

@@ -18,6 +18,13 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def count(text: str, where: str) -> int:
+    """A number of things that somebody has written down; JobError that names the place for anything else."""
+    if not re.fullmatch(r"[1-9]\d{0,5}", text, re.ASCII):
+        raise JobError(f'{where}: expected a number from 1 on, found "{text[:60]}"', "write it in digits alone, such as 4")
+    return int(text)
+
+
 def parse(text: str, where: str) -> int:
     """The bytes that somebody has written down, such as 8G or 7.5GiB; JobError that names the place for anything else."""
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([KMGT])(I?)B?\s*", text.upper())

@@ -18,41 +18,61 @@ from llamacpp_orchestrator.errors import JobError
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 12
 MAX_COMPLAINTS = 10
+MAX_PROBLEM = 120
+LONGEST = 60  # what of a value is shown
+# What YAML itself takes a word without quotes for.
+BARE = {
+    **dict.fromkeys(("no", "off", "false"), "false"), **dict.fromkeys(("yes", "on", "true"), "true"), "null": "nothing",
+}  # fmt: skip
+NULLS = ("~", "null", "Null", "NULL")
 KINDS = {dict: "keys with values", list: "a list", str: "text", type(None): "nothing"}
 
 
 class Reading(msgspec.Struct, kw_only=True):
-    """A file as plain data (dict, list, str, None), the line of each value by its key path, and the complaints so far."""
+    """A file as plain data (dict, list, str, None), the line of each value by its key path, and the complaints so far.
+
+    `bare` has the words without quotes that YAML takes for something else, by key path; `way` is what to do about any complaint.
+    """
 
     file: str
+    way: str = ""
     data: Any = None
     lines: dict[str, int] = {}
-    complaints: list[tuple[int, str]] = []
+    bare: dict[str, str] = {}
+    complaints: list[tuple[int, str, str]] = []
 
 
-def say(reading: Reading, where: str, text: str) -> None:
+def shown(text: str) -> str:
+    """A text of the file for messages: cut, and with nothing in it that could steer a terminal."""
+    plain = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[: LONGEST + 1])
+    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}..."
+
+
+def say(reading: Reading, where: str, text: str, hint: str = "") -> None:
     """Note one complaint about the value at a key path; where it is absent, the line of what should hold it."""
     known = where
     while known and known not in reading.lines:
         shorter = re.sub(r"(\.|^)[^.\[]+$|\[\d+\]$", "", known)
         known = shorter if shorter != known else ""
     line = reading.lines.get(known, 1)
-    reading.complaints.append((line, f"{reading.file}:{line}: {where + ': ' if where else ''}{text}"))
+    reading.complaints.append((line, f"{reading.file}:{line}: {shown(where) + ': ' if where else ''}{text}", hint))
 
 
 def done(reading: Reading) -> None:
-    """Raise all complaints as one JobError, in the file's order; no complaint is fine."""
-    ordered = [text for _, text in sorted(reading.complaints, key=lambda complaint: complaint[0])]
+    """Raise all complaints as one JobError, in the file's order, with what to do about the first; no complaint is fine."""
+    ordered = sorted(reading.complaints, key=lambda complaint: complaint[0])
+    lines = [text for _, text, _ in ordered[:MAX_COMPLAINTS]]
     if len(ordered) > MAX_COMPLAINTS:
-        ordered = [*ordered[:MAX_COMPLAINTS], f"and {len(ordered) - MAX_COMPLAINTS} more"]
+        lines.append(f"and {len(ordered) - MAX_COMPLAINTS} more")
     if ordered:
-        raise JobError("\n".join(ordered))
+        raise JobError("\n".join(lines), ordered[0][2] or reading.way)
 
 
-def read(text: bytes, file: str) -> Reading:
+def read(text: bytes, file: str, way: str = "") -> Reading:
     """A YAML document as plain data; JobError with line and column for what is no such document."""
-    reading = Reading(file=file)
-    events = yaml.parse(_decoded(text, file), Loader=yaml.SafeLoader)
+    reading = Reading(file=file, way=way)
+    decoded = _decoded(text, file)
+    events = yaml.parse(decoded, Loader=yaml.SafeLoader)
     try:
         next(events)
         if isinstance(next(events), yaml.StreamEndEvent):
@@ -60,14 +80,23 @@ def read(text: bytes, file: str) -> Reading:
         reading.data = _value(reading, events, next(events), "", 0)
         next(events)
         if not isinstance(extra := next(events), yaml.StreamEndEvent):
-            raise _refused(file, extra, "a second document; one file holds one job")
+            raise _refused(file, extra, "a second document begins here", "put what follows into a file of its own")
     except yaml.reader.ReaderError as error:
-        raise JobError(f"{file}: character {error.position}: a control character, which YAML does not allow") from error
+        line = decoded.count("\n", 0, error.position) + 1
+        raise JobError(f"{file}:{line}: a control character, which YAML does not allow", "remove it from this line") from error
     except yaml.MarkedYAMLError as error:
         line, column = _place(error.problem_mark)
-        hint = "indent with spaces, not tabs" if "\\t" in str(error.problem) else ""
-        raise JobError(f"{file}:{line}:{column}: not YAML: {error.problem}", hint) from error
+        problem = str(error.problem)[:MAX_PROBLEM]
+        raise JobError(f"{file}:{line}:{column}: not YAML: {problem}", _mend(problem)) from error
     return reading
+
+
+def _mend(problem: str) -> str:
+    if "'\\t'" in problem:
+        return "indent with spaces, not tabs"
+    if "cannot start any token" in problem:
+        return "put the value in quotes"
+    return "look there and on the line before for an open quote or bracket, a missing colon, or another indent"
 
 
 def _decoded(text: bytes, file: str) -> str:
@@ -80,9 +109,9 @@ def _decoded(text: bytes, file: str) -> str:
         raise JobError(f"{file}:{line}: the file is not UTF-8", "save it as UTF-8 in your editor") from error
 
 
-def _refused(file: str, event: yaml.Event, what: str) -> JobError:
+def _refused(file: str, event: yaml.Event, what: str, hint: str) -> JobError:
     line, column = _place(event.start_mark)
-    return JobError(f"{file}:{line}:{column}: {what}")
+    return JobError(f"{file}:{line}:{column}: {what}", hint)
 
 
 def _place(mark: Any) -> tuple[int, int]:
@@ -91,14 +120,16 @@ def _place(mark: Any) -> tuple[int, int]:
 
 def _value(reading: Reading, events: Iterator[Any], event: Any, where: str, depth: int) -> Any:
     if isinstance(event, yaml.AliasEvent) or event.anchor:
-        raise _refused(reading.file, event, "anchors and aliases (& and *) are not taken; write the value out, or quote it")
+        hint = "write the value out; one that begins with & or * needs quotes"
+        raise _refused(reading.file, event, "anchors and aliases (& and *) are not taken", hint)
     if event.tag is not None:
-        raise _refused(reading.file, event, f"the tag {event.tag[:60]} is not taken; a value that begins with ! needs quotes")
+        hint = "leave the tag out; a value that begins with ! needs quotes"
+        raise _refused(reading.file, event, f"the tag {shown(event.tag)} is not taken", hint)
     if depth > MAX_DEPTH:
-        raise _refused(reading.file, event, f"nested more than {MAX_DEPTH} deep")
+        raise _refused(reading.file, event, f"nested more than {MAX_DEPTH} deep", "is a bracket missing, or an indent wrong?")
     reading.lines.setdefault(where, event.start_mark.line + 1)
     if isinstance(event, yaml.ScalarEvent):
-        return None if event.implicit[0] and event.value in ("", "~", "null", "Null", "NULL") else event.value
+        return _scalar(reading, event, where)
     if isinstance(event, yaml.SequenceStartEvent):
         items: list[Any] = []
         while not isinstance(item := next(events), yaml.SequenceEndEvent):
@@ -107,12 +138,19 @@ def _value(reading: Reading, events: Iterator[Any], event: Any, where: str, dept
     return _mapping(reading, events, where, depth)
 
 
+def _scalar(reading: Reading, event: yaml.ScalarEvent, where: str) -> str | None:
+    text, plain = str(event.value), event.implicit[0]
+    if plain and (text in NULLS or (text.lower() in BARE and text in (text.lower(), text.capitalize(), text.upper()))):
+        reading.bare[where] = text
+    return None if plain and text in ("", *NULLS) else text
+
+
 def _mapping(reading: Reading, events: Iterator[Any], where: str, depth: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     first: dict[str, int] = {}
     while not isinstance(event := next(events), yaml.MappingEndEvent):
         if not isinstance(event, yaml.ScalarEvent):
-            raise _refused(reading.file, event, "a key must be plain text")
+            raise _refused(reading.file, event, "a key must be plain text", "write it as `key: value`")
         key, line = event.value, _place(event.start_mark)[0]
         path = f"{where}.{key}" if where else key
         if event.anchor or event.tag is not None:
@@ -122,7 +160,7 @@ def _mapping(reading: Reading, events: Iterator[Any], where: str, depth: int) ->
         reading.lines.setdefault(path, line)
         value = _value(reading, events, next(events), path, depth + 1)
         if twice:
-            say(reading, path, f"the key stands twice, on line {first[key]} and on line {line}")
+            say(reading, path, f"the key stands twice, on line {first[key]} and on line {line}", "keep one of the two")
         elif value is not None:
             found[key] = value
     return found
@@ -141,8 +179,8 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
 def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
     """The data with short forms written out, for `msgspec.convert`; whatever does not fit the type becomes a complaint.
 
-    A type may carry a `msgspec.Meta(extra=...)`: `check` (text → complaint or ""), `words` (all that are allowed),
-    `short` (what a text in the place of this value stands for).
+    A type may carry a `msgspec.Meta(extra=...)`: `check` (text → complaint or ""), `way` (what to do about it),
+    `words` (all that are allowed), `short` (what a text in the place of this value stands for).
     """
     extra: dict[str, Any] = {}
     if typing.get_origin(wanted) is typing.Annotated:
@@ -150,6 +188,7 @@ def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
         extra = {name: value for meta in metas for name, value in (meta.extra or {}).items()}
     if isinstance(wanted, types.UnionType):
         wanted = typing.get_args(wanted)[0]
+    word = reading.bare.get(where, "") if isinstance(data, str) and wanted is not bool else ""
     if short := isinstance(data, str) and "short" in extra:
         data = extra["short"](data)
     kind: type = list if typing.get_origin(wanted) is tuple else dict if issubclass(wanted, msgspec.Struct) else str
@@ -158,11 +197,18 @@ def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
     elif isinstance(data, list):
         item = typing.get_args(wanted)[0]
         return [fit(reading, value, item, where if short else f"{where}[{index}]") for index, value in enumerate(data)]
-    elif isinstance(data, dict):
+    elif isinstance(data, dict) and not word:
         return _fit_record(reading, data, wanted, where)
-    elif complaint := _fit_text(str(data), wanted, extra):
-        say(reading, where, complaint)
+    elif isinstance(data, str) and (complaint := _fit_text(data, wanted, extra)):
+        say(reading, where, complaint, extra.get("way", ""))
+    elif word:
+        _say_bare(reading, where, word)
     return data
+
+
+def _say_bare(reading: Reading, where: str, word: str) -> None:
+    meaning = BARE.get(word.lower(), "nothing")
+    say(reading, where, f"{word} without quotes is {meaning} to YAML, and a text is wanted", f'write it in quotes: "{word}"')
 
 
 def _fit_record(reading: Reading, data: dict[str, Any], wanted: type, where: str) -> dict[str, Any]:
@@ -173,7 +219,13 @@ def _fit_record(reading: Reading, data: dict[str, Any], wanted: type, where: str
     for name, field in fields.items():
         if field.required and name not in data:
             say(reading, dot + name, "missing")
+        elif name not in data and dot + name in reading.bare and _is_text(field.type):
+            _say_bare(reading, dot + name, reading.bare[dot + name])
     return {name: fit(reading, data[name], field.type, dot + name) for name, field in fields.items() if name in data}
+
+
+def _is_text(wanted: Any) -> bool:
+    return wanted is str or (typing.get_origin(wanted) is typing.Annotated and typing.get_args(wanted)[0] is str)
 
 
 @functools.lru_cache(maxsize=64)  # a job may have hundreds of records of one type
@@ -183,9 +235,9 @@ def _fields(wanted: type) -> dict[str, Any]:
 
 def _fit_text(text: str, wanted: type, extra: dict[str, Any]) -> str:
     if wanted is bool and text.lower() not in ("true", "false"):
-        return f'expected true or false, found "{text}"'
+        return f'expected true or false, found "{shown(text)}"'
     words: tuple[str, ...] = extra.get("words", ())
     if words and text not in words:
-        return f'unknown value "{text[:60]}"; {nearest(text, words)}'
+        return f'unknown value "{shown(text)}"; {nearest(text, words)}'
     check: Callable[[str], str] = extra.get("check", lambda text: "")
     return check(text)

@@ -63,7 +63,7 @@ def test_a_step_that_the_system_refuses_has_failed_and_is_no_bug(tmp_path: Path)
 @pytest.mark.parametrize(
     ("argv", "text", "code", "said"),
     [
-        (["run", "x" * 300 + ".yaml"], "", 1, "file name too long"),
+        (["run", "x" * 300 + ".yaml"], "", 2, "file name too long"),
         (["run", "job.yaml"], "output: job.yaml/sub\n", 2, "job.yaml is not a folder"),
         (["run", "job.yaml"], f"output: {'y' * 300}\n", 2, "is longer than a name can be (255 bytes)"),
     ],

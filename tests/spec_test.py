@@ -46,7 +46,6 @@ def test_the_whole_of_a_job() -> None:
 llama_cpp: {tag: 0123456789012345678901234567890123456789, repo: "ssh://git@example.org/llama.cpp"}
 binaries: {backend: cuda, cuda: 12.4}
 environment: {python: 3.10, torch: cu128, overrides: ["torch==2.13.0"], path: null}
-output: ~
 models:
   - source: org/Model@refs/pr/1
     outtype: [f16, q8_0]
@@ -243,7 +242,7 @@ def test_a_name_of_250_bytes_fits() -> None:
 def test_all_complaints_are_collected_in_order_and_counted() -> None:
     found = complaint(HEAD + "models: [x, y]\noutput: [1]\n" + "".join(f"key{n}: 1\n" for n in range(10))).splitlines()
     assert found[0].startswith("job.yaml:3: models[0].source") and found[2].startswith("job.yaml:4: output")
-    assert len(found) == 11 and found[-1] == "and 3 more"
+    assert len(found) == 12 and found[-2] == "and 3 more" and found[-1].startswith("hint: ")
 
 
 @pytest.mark.parametrize("key", ["a[b", "[0]", ".", "a.b[", "x]"])

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from llamacpp_orchestrator import artifact
 from tests.conftest import Answer
 
 Orchestrate = Callable[..., Answer]
+Job = Callable[..., Path]
 Told = Callable[..., str]
 
 HEAD = "version: 1\nllama_cpp: {tag: b11434}\n"
@@ -20,11 +25,11 @@ MODEL = HEAD + "models:\n  - source: ./model\n"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
 )
+NOBODY = 65534
 LONGEST_TEXT = 400  # what a message with all its hints may have: no value of the file is told at length
 
 ELSEWHERE = {
     6: "quantize_test.py::test_many_types_from_a_temporary_file_with_a_matrix",  # a number in quotes is the number
-    10: "spec_test.py::test_the_whole_of_a_job",  # a byte order mark is no fault
 }
 
 TEXTS = {
@@ -38,6 +43,13 @@ TEXTS = {
     "3 tab before a value": "version: 1\nllama_cpp:\n\ttag: b11434\n",
     "4 key twice": MODEL + "    quantize: [Q8_0]\n    name: x\n    quantize: [Q4_0]\n",
     "4 key twice in one line": HEAD + "models: [{source: ./model, name: x, name: y}]\n",
+    "5 no": MODEL + "    name: no\n",
+    "5 off in the name of an adapter": MODEL + "    loras: [{source: ./model, name: Off}]\n",
+    "5 yes in a list": MODEL + "    outtype: [bf16, YES]\n",
+    "5 on as a revision": HEAD + "models:\n  - source: a/b\n    revision: on\n",
+    "5 true as a short form": MODEL + "    quantize: [Q8_0]\n    quality: true\n",
+    "5 null": MODEL + "    name: null\n",
+    "5 a tilde": GOOD + "output: ~\n",
     "6 threads": MODEL + "    threads: 1e3\n",
     "6 an exponent": MODEL + "    quantize: [Q8_0]\n    imatrix: {text: words.txt, chunks: 1e3}\n",
     "6 an underscore": MODEL + "    quantize: [Q8_0]\n    imatrix: {text: words.txt, chunks: 1_0}\n",
@@ -45,10 +57,12 @@ TEXTS = {
     "6 a fraction": "version: 1.0\n" + GOOD.partition("\n")[2],
     "7 unknown key": MODEL + "    quantz: [Q8_0]\n",
     "7 unknown key at the top": HEAD + "modles: [./model]\n",
+    "7 a long unknown key": MODEL + f"    {'quantize' * 60}: [Q8_0]\n",
     "8 alias bomb": BOMB,
     "8 circle": "a: &a [*a]\n",
     "9 nested brackets": "version: " + "[" * 3000,
     "9 a long number": "version: " + "1" * 5000 + "\n" + GOOD.partition("\n")[2],
+    "9 a long word for yes or no": MODEL + f"    ollama: {'y' * 5000}\n",
     "9 a date": "version: 2024-13-45\n" + GOOD.partition("\n")[2],
     "9 a bracket left open": HEAD + "models: [./model\n",
     "9 too large": GOOD + "#" * 70_000,
@@ -72,6 +86,14 @@ TEXTS = {
     "17 256 bytes": MODEL + f"    outfile: {'x' * 251}.gguf\n",
     "17 256 bytes in a folder": MODEL + f"    outfile: {'x' * 256}/{{name}}.gguf\n",
     "17 256 bytes of output": GOOD + f"output: {'x' * 256}\n",
+}
+
+
+SOUND = {
+    "5 in quotes": MODEL + "    name: 'no'\n",
+    "5 what yes and no are for": MODEL + "    name: x\n    ollama: true\n    trust_remote_code: False\n",
+    "5 nothing where nothing may be": GOOD + "environment: {path: ~}\n",
+    "10 a byte order mark": b"\xef\xbb\xbf" + GOOD.encode(),
 }
 
 
@@ -102,6 +124,119 @@ def test_a_faulty_job_is_told_and_nothing_is_made(fault: str, place: Path, orche
     before, began = listed(place), time.monotonic()
     said = told(fault, orchestrate("run", "job.yaml"), code=2)
     assert time.monotonic() - began < 1 and len(said) < LONGEST_TEXT
-    assert "job.yaml" in said and listed(place) == before
+    assert "job.yaml" in said and "hint: " in said and listed(place) == before
     file.write_text(GOOD, encoding="utf-8")
     assert orchestrate("run", "job.yaml", "--locked").code == 3, "the corrected job is read, and its lock is what lacks"
+
+
+@pytest.mark.parametrize("sound", SOUND)
+def test_a_sound_job_is_read(sound: str, place: Path, orchestrate: Orchestrate) -> None:
+    text = SOUND[sound]
+    (place / "job.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert orchestrate("run", "job.yaml", "--locked").code == 3
+
+
+@pytest.mark.parametrize("text", ["1_0", "1e1", "0", "-1", "٣", " 2"])
+def test_6_a_number_of_the_command_line_is_written_in_digits(
+    text: str, place: Path, orchestrate: Orchestrate, told: Told
+) -> None:
+    (place / "job.yaml").write_text(GOOD, encoding="utf-8")
+    told(f"6 --jobs {text.strip()}", orchestrate("run", "job.yaml", "--jobs", text), code=2)
+    assert orchestrate("run", "job.yaml", "--jobs", "2", "--locked").code == 3
+
+
+@pytest.mark.parametrize("fault", ["13 missing", "13 a folder", "13 a folder above is missing", "13 below a file"])
+def test_13_a_job_file_that_is_none(fault: str, place: Path, orchestrate: Orchestrate, told: Told) -> None:
+    names = {"13 missing": "job.yaml", "13 a folder": "model", "13 a folder above is missing": "no/job.yaml"}
+    before = listed(place)
+    told(fault, orchestrate("run", names.get(fault, "words.txt/job.yaml")), code=2)
+    assert listed(place) == before
+    (place / "job.yaml").write_text(GOOD, encoding="utf-8")
+    assert orchestrate("run", "job.yaml", "--locked").code == 3
+
+
+@contextmanager
+def somebody() -> Iterator[None]:
+    """Have no more rights than others, for a while; root may do everything."""
+    mine = os.geteuid() == 0
+    if mine:
+        os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        if mine:
+            os.setresuid(0, 0, 0)
+
+
+def nameless(answer: Answer, place: Path) -> Answer:
+    """An answer without the name of a folder, which is another each time."""
+    return Answer(answer.code, answer.out, answer.err.replace(str(place), "<open>"))
+
+
+@pytest.fixture
+def open_place(orchestrate: Orchestrate, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that every user can reach, with a job and its source."""
+    if os.name == "nt":
+        pytest.skip("other rights there")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / "model").mkdir()
+        (folder / "job.yaml").write_text(GOOD, encoding="utf-8")
+        assert orchestrate("run", folder / "job.yaml", "--locked").code == 3, "what it imports is there for everybody now"
+        monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(folder / "cache"))
+        monkeypatch.setenv("ORCHESTRATE_CONFIG", os.devnull)
+        yield folder
+        folder.chmod(0o777)
+
+
+@pytest.mark.parametrize(("fault", "closed"), [("13 unreadable", "job.yaml"), ("13 below an unreadable folder", ".")])
+def test_13_a_job_file_that_may_not_be_read(
+    fault: str, closed: str, open_place: Path, orchestrate: Orchestrate, told: Told
+) -> None:
+    (open_place / closed).chmod(0)
+    with somebody():
+        answer = orchestrate("run", open_place / "job.yaml", "--locked")
+    told(fault, nameless(answer, open_place), code=2)
+    (open_place / closed).chmod(0o777)
+    with somebody():
+        assert orchestrate("run", open_place / "job.yaml", "--locked").code == 3
+
+
+@pytest.mark.parametrize("output", ["closed", "closed/below"])
+def test_15_a_folder_of_outputs_that_may_not_be_written(
+    output: str, open_place: Path, orchestrate: Orchestrate, told: Told
+) -> None:
+    file = open_place / "job.yaml"
+    file.write_text(f"{GOOD}output: {output}\n", encoding="utf-8")
+    (open_place / "closed").mkdir(mode=0o555)
+    with somebody():
+        answer = orchestrate("run", file, "--locked")
+    told(f"15 {output}", nameless(answer, open_place))
+    assert not (open_place / "cache").exists() and not list((open_place / "closed").iterdir())
+    (open_place / "closed").chmod(0o777)
+    with somebody():
+        assert orchestrate("run", file, "--locked").code == 3
+
+
+@pytest.mark.parametrize("fault", ["16 a folder", "16 a folder in place of the receipt"])
+def test_16_a_folder_where_a_file_is_to_be(
+    fault: str, world: Path, job: Job, data: Path, orchestrate: Orchestrate, told: Told
+) -> None:
+    file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
+    assert orchestrate("lock", file).code == 0
+    way = world / "dist" / ("tiny-llama-f16.gguf" + (artifact.SUFFIX if "receipt" in fault else ""))
+    way.mkdir(parents=True)
+    told(fault, orchestrate("run", file), code=2)
+    assert list((world / "dist").rglob("*")) == [way]
+    way.rmdir()
+    assert orchestrate("run", file).code == 0
+
+
+def test_15_17_a_name_of_250_bytes_in_a_folder_that_is_not_there_yet(
+    world: Path, job: Job, data: Path, orchestrate: Orchestrate
+) -> None:
+    asked = {"name": "n" * 191, "outtype": "f16", "outfile": "é" * 25 + "{name}-{type}.gguf"}
+    assert orchestrate("run", job({"source": str(data / "tiny-llama"), **asked}, output="new/below")).code == 0
+    [made] = (world / "new" / "below").glob("*.gguf")
+    assert len(made.name.encode()) == 250 and orchestrate("verify", made).code == 0
