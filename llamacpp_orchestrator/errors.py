@@ -103,6 +103,8 @@ def of_system(error: OSError) -> OrchestrateError | None:
 
 
 def first(errors: Sequence[OrchestrateError]) -> OrchestrateError:
-    """The first of the failures of one run, with the others behind it."""
-    errors[0].others = tuple(errors[1:])
+    """The first of the failures of one run, with the others behind it; what steps have failed of alike is told once."""
+    errors[0].others = tuple(
+        {tuple(error.lines()): error for error in reversed(errors) if error.lines() != errors[0].lines()}.values()
+    )[::-1]
     return errors[0]

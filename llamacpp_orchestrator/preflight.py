@@ -50,8 +50,12 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_job(job: Job, file: str, tree: Path) -> None:
-    """Raise JobError for a type or an option that this tag's scripts do not have, with those that they do."""
+    """Raise JobError for a script, a type or an option that this tag does not have, with those that it does."""
     for model in job.models:
+        for kind in ("model", *(["adapter"] if model.loras else [])):
+            if not (tree / SCRIPTS[kind]).is_file():
+                lacking = f"{file}: {model.name}: {job.llama_cpp.tag} has no {SCRIPTS[kind]}, which converts {kind}s"
+                raise JobError(lacking, "set `llama_cpp.tag` to a newer one; from b3878 on all have it")
         asked = [("model", model.name, each) for each in model.outtype if each != "none"]
         asked += [("model", model.name, each) for each in model.mmproj]
         asked += [("adapter", lora.name, each) for lora in model.loras for each in lora.outtype]

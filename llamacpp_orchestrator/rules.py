@@ -25,6 +25,8 @@ OURS_PERPLEXITY = (
 LONGEST_NAME = 200
 PLAIN_NUMBER = "write it in digits alone: 10, not 1e1, 1_0 or 010"
 PLAIN_NAME = "use letters, digits, - _ and . alone, such as my-model"
+PLAIN_URL = "write it such as https://github.com/ggml-org/llama.cpp"
+PLAIN_TAG = "each release of llama.cpp has a tag: https://github.com/ggml-org/llama.cpp/releases"
 PLAIN_TEMPLATE = "write it such as {name}-{type}.gguf, or sub/{name}-{type}.gguf"
 # Options of llama-quantize that the job has keys for, that would make no file, or whose file nothing pins.
 NOT_FOR_QUANTIZE = {
@@ -94,6 +96,8 @@ def url(text: str) -> str:
         return "holds a credential; job and lock are files that one shares"
     if parts.scheme not in ("https", "http", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
         return f'expected a URL with https, http, ssh or file, found "{shown(text)}"'
+    if (parts.hostname or "").startswith("-"):
+        return f'no host begins with -, found "{shown(text)}"'
     return "a URL holds no space" if re.search(r"[\s\x00-\x1f]", text) else ""
 
 

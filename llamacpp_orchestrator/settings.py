@@ -144,10 +144,11 @@ def _config(file: Path, required: bool) -> Config:
         text = file.read_bytes()
     except FileNotFoundError as error:
         if required:
-            raise JobError(f"ORCHESTRATE_CONFIG: {file} does not exist") from error
+            raise JobError(f"ORCHESTRATE_CONFIG: {file} does not exist", "correct it, or unset it") from error
         return Config()
     except OSError as error:
-        raise JobError(f"{file} cannot be read: {error.strerror}") from error
+        hint = "check its rights, or set ORCHESTRATE_CONFIG to another file"
+        raise JobError(f"{file} cannot be read: {(error.strerror or str(error)).lower()}", hint) from error
     if not re.search(rb"^\s*[^#\s]", text.removeprefix(b"\xef\xbb\xbf"), re.MULTILINE):
         return Config()
     reading = yamltext.read(text, str(file))
@@ -209,7 +210,10 @@ def _urls(texts: Iterable[str], where: str, schemes: tuple[str, ...] = ("http", 
         # uv lets an index have a name in front: name=https://...
         bare = re.sub(r"^[\w.-]+=(?=\w+:)", "", text.strip())
         if not re.match(rf"({'|'.join(schemes)})://\S+$", bare):
-            raise JobError(f'{where}: expected a URL with {" or ".join(schemes)}, found "{text[:100]}"')
+            raise JobError(
+                f'{where}: expected a URL with {" or ".join(schemes)}, found "{text[:100]}"',
+                "write it such as https://mirror.example",
+            )
         found.append(bare.rstrip("/"))
     return tuple(found)
 

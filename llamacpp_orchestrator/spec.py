@@ -160,11 +160,13 @@ class LlamaCpp(Record, frozen=True, kw_only=True):
         Meta(
             description="A release tag (bNNNN) or a 40-hex commit",
             extra=rules.matching(
-                r"b\d{1,7}|[0-9a-f]{40}|master-[0-9a-f]{7,40}", "a release tag such as b11434, or a 40-digit commit"
+                r"b\d{1,7}|[0-9a-f]{40}|master-[0-9a-f]{7,40}",
+                "a release tag such as b11434, or a 40-digit commit",
+                rules.PLAIN_TAG,
             ),
         ),
     ]
-    repo: Annotated[str, Meta(description="URL of the git repository", extra={"check": rules.url})] = (
+    repo: Annotated[str, Meta(description="URL of the git repository", extra={"check": rules.url, "way": rules.PLAIN_URL})] = (
         "https://github.com/ggml-org/llama.cpp"
     )
 

@@ -193,14 +193,14 @@ def test_a_branch_of_the_same_name_is_never_taken(upstream: Path, dest: Path) ->
 def test_a_missing_tag_names_the_nearest(upstream: Path, tag: str, near: str) -> None:
     with pytest.raises(OrchestrateError, match=f"has no tag {tag}") as caught:
         git.resolve(upstream.as_uri(), tag, settings(), nothing)
-    assert caught.value.hint == f"nearest: {near}"
+    assert caught.value.hint == f"set `llama_cpp.tag` to one that is there; nearest: {near}"
 
 
 def test_a_repository_without_such_tags_is_told(tmp_path: Path) -> None:
     run_git(tmp_path, "init", "-q", ".")
     with pytest.raises(OrchestrateError) as caught:
         git.resolve(tmp_path.as_uri(), "b1", settings(), nothing)
-    assert caught.value.hint == "nearest: it has no bNNNN tags at all"
+    assert "has no bNNNN tags, and no tag b1" in caught.value.message and "llama_cpp.repo" in caught.value.hint
 
 
 def test_a_moved_tag_shows_both_commits_and_leaves_nothing(upstream: Path, dest: Path) -> None:
@@ -403,6 +403,7 @@ def test_a_stop_ends_git(server: Server) -> None:
         ("fatal: repository 'https://x/404.git/' not found", NetworkError, "is not there", 404),
         ("fatal: remote error: upload-pack: not our ref 4034048f", NetworkError, "does not give out", 0),
         ("error: Server does not allow request for unadvertised object 40", NetworkError, "does not give out", 0),
+        ("fatal: detected dubious ownership in repository at '/x/.git'", NetworkError, "belongs to another user", 403),
         ("fatal: unable to access 'https://x/': Could not resolve host: x", NetworkError, "cannot be reached", 503),
         ("git@x: Permission denied (publickey).\nfatal: Could not read from remote repository.", NetworkError, "login", 401),
         ("fatal: early EOF\nhint: something\n", OrchestrateError, "git failed on .*: fatal: early EOF", None),

@@ -46,6 +46,12 @@ UNKNOWN = r"not our ref|find remote ref|unadvertised object"
 MEANINGS = (
     (LOGIN, "asks for a login", "is the address right? private repositories work over ssh:// with a key", 401),
     (r"[Rr]epository .*not found|not appear to be a git repository|error: 404", "is not there: ", "check llama_cpp.repo", 404),
+    (
+        r"dubious ownership",
+        "belongs to another user",
+        "make it yours (chown -R), or set `llama_cpp.repo` to a copy of yours",
+        403,
+    ),
     (UNKNOWN, "does not give out that tag or commit: ", "use a tag, or a commit that a branch or tag points at", 0),
     (r"ould not resolve|unable to access|Connection|timed out|Timeout|Host key", "cannot be reached: ", ELSEWHERE, 503),
 )
@@ -76,7 +82,8 @@ def resolve_at(url: str, tag: str) -> str:
     commit = found.get(f"{ref}^{{}}") or found.get(ref)
     if not commit:
         near = ", ".join(nearest(_ask(url, "refs/tags/b*"), tag))
-        raise OrchestrateError(f"{download.shown(url)} has no tag {tag}", f"nearest: {near or 'it has no bNNNN tags at all'}")
+        hint = f"set `llama_cpp.tag` to one that is there; nearest: {near}" if near else "is `llama_cpp.repo` a llama.cpp at all?"
+        raise OrchestrateError(f"{download.shown(url)} has no {'' if near else 'bNNNN tags, and no '}tag {tag}", hint)
     return commit
 
 

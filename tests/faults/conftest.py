@@ -6,6 +6,8 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ TEXTS = Path(__file__).parent / "texts"
 # Set to "write" to put what is said now on record; read the difference before you commit it. A test's world has no such variable.
 WRITING = os.environ.get("ORCHESTRATE_TEXTS") == "write"
 MOST_LINES = 4
+NOBODY = 65534
 # What differs from run to run → what stands for it on record.
 VARIABLE = (
     (r"http://(?:127\.0\.0\.1|localhost):\d+", "<server>"),
@@ -58,10 +61,23 @@ def told(request: pytest.FixtureRequest, world: Path, shared_cache: Path) -> Cal
     return check
 
 
+@contextmanager
+def somebody() -> Iterator[None]:
+    """Have no more rights than others, for a while; root may do everything."""
+    mine = os.geteuid() == 0
+    if mine:
+        os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        if mine:
+            os.setresuid(0, 0, 0)
+
+
 def error_of(err: str) -> str:
     """The last error in what a command said on stderr, from its first line on."""
-    _, mark, rest = err.rpartition("error: ")
-    return f"{mark}{rest}".rstrip() if mark else ""
+    begins = [found.start() for found in re.finditer(r"^error: ", err, re.MULTILINE)]
+    return err[begins[-1] :].rstrip() if begins else ""
 
 
 def read(file: Path) -> dict[str, str]:

@@ -7,13 +7,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from llamacpp_orchestrator import artifact
 from tests.conftest import Answer
+from tests.faults.conftest import somebody
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -25,7 +25,6 @@ MODEL = HEAD + "models:\n  - source: ./model\n"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
 )
-NOBODY = 65534
 LONGEST_TEXT = 400  # what a message with all its hints may have: no value of the file is told at length
 
 ELSEWHERE = {
@@ -153,19 +152,6 @@ def test_13_a_job_file_that_is_none(fault: str, place: Path, orchestrate: Orches
     assert listed(place) == before
     (place / "job.yaml").write_text(GOOD, encoding="utf-8")
     assert orchestrate("run", "job.yaml", "--locked").code == 3
-
-
-@contextmanager
-def somebody() -> Iterator[None]:
-    """Have no more rights than others, for a while; root may do everything."""
-    mine = os.geteuid() == 0
-    if mine:
-        os.setresuid(NOBODY, NOBODY, 0)
-    try:
-        yield
-    finally:
-        if mine:
-            os.setresuid(0, 0, 0)
 
 
 def nameless(answer: Answer, place: Path) -> Answer:
