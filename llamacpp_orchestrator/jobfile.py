@@ -77,6 +77,17 @@ def check_folders(job: Job, path: Path) -> None:
     _look_up(job, path, Reading(file=str(path)))
 
 
+def check_together(jobs: Sequence[tuple[Job, Path]]) -> None:
+    """Raise JobError when two job files of one run make one file: the second would overwrite what the first has made."""
+    seen: dict[str, Path] = {}
+    for job, file in jobs:
+        for where, path in _made(job, file.parent):
+            other = seen.setdefault(_place(path), file)
+            if _place(other) != _place(file):
+                hint = "set another `output`, `name` or `outfile` in one of the two"
+                raise JobError(f"{file}: {where}: makes {path}, and so does {other.name}", hint)
+
+
 def _parse(text: bytes, path: Path) -> tuple[Job, Reading]:
     reading = yamltext.read(text, str(path), WAY)
     data = reading.data
@@ -145,13 +156,22 @@ def _check_names(job: Job, base: Path, reading: Reading) -> None:
         if len(name.encode()) > limit:
             complaint = f"the file name {yamltext.shown(name)} has {len(name.encode())} bytes; at most {limit} can be used"
             yamltext.say(reading, where, complaint, "choose a shorter `name` or `outfile`")
-    for where, path in [(where, output.path) for where, output in spec.placed(job, base)] + list(spec.reports(job, base)):
-        key = unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
+    for where, path in _made(job, base):
+        key = _place(path)
         if key in seen:
             other = reading.lines.get(seen[key].split(".")[0], 1)
             also = f"{seen[key]} (line {reading.lines.get(seen[key], other)})"
             yamltext.say(reading, where, f"makes the file {yamltext.shown(path.name)}, and so does {also}", APART)
         seen.setdefault(key, where)
+
+
+def _made(job: Job, base: Path) -> list[tuple[str, Path]]:
+    return [(where, output.path) for where, output in spec.placed(job, base)] + list(spec.reports(job, base))
+
+
+def _place(path: Path) -> str:
+    """The same for all the ways to write one path, on the disks of any system."""
+    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
 
 
 def _check_quantize(model: Model, where: str, reading: Reading) -> None:

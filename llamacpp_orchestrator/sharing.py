@@ -114,10 +114,13 @@ def _manner(flags: dict[str, Any]) -> Voice:
 def run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
     """Do whole jobs, and end as they did."""
     from llamacpp_orchestrator import idle
+    from llamacpp_orchestrator import jobfile
     from llamacpp_orchestrator import report
 
     asked, manner = options(flags, kept), _manner(flags)
     try:
+        if len(works) > 1:
+            jobfile.check_together([(work.job, work.file) for work in works])
         result = idle.result(works, asked, lambda event: report.plain(manner, event)) or _worked(works, asked, flags)
     except OrchestrateError as error:
         if flags["as_json"]:

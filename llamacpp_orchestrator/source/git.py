@@ -139,7 +139,7 @@ def _tree(root: Path, url: str, what: str, tag: str, resolved: str, patterns: tu
     fetched = _git(root, url, "rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
     if fetched != resolved:
         moved = f"the tag {tag} of {download.shown(url)} has moved: expected commit {resolved}, it is now {fetched}"
-        raise IntegrityError(moved, "if the new commit is meant: orchestrate lock JOB --upgrade")
+        raise IntegrityError(moved, "if the new commit is meant: orchestrate lock JOB --upgrade llama_cpp")
     _git(root, url, *config, "checkout", "--quiet", "--detach", fetched, limit=FETCH_SECONDS)
     return root
 

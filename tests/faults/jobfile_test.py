@@ -219,6 +219,16 @@ def test_16_a_folder_where_a_file_is_to_be(
     assert orchestrate("run", file).code == 0
 
 
+def test_14_two_outputs_of_two_jobs(place: Path, orchestrate: Orchestrate, told: Told) -> None:
+    for name in ("job.yaml", "other.yaml"):
+        (place / name).write_text(GOOD, encoding="utf-8")
+    before = listed(place)
+    told("14 two outputs of two jobs", orchestrate("run", "job.yaml", "other.yaml"), code=2)
+    assert listed(place) == before
+    (place / "other.yaml").write_text(GOOD + "output: elsewhere\n", encoding="utf-8")
+    assert orchestrate("run", "job.yaml", "./job.yaml", "other.yaml", "--locked").code == 3
+
+
 def test_15_17_a_name_of_250_bytes_in_a_folder_that_is_not_there_yet(
     world: Path, job: Job, data: Path, orchestrate: Orchestrate
 ) -> None:
