@@ -64,6 +64,7 @@ TEXTS = {
     "9 a long word for yes or no": MODEL + f"    ollama: {'y' * 5000}\n",
     "9 a date": "version: 2024-13-45\n" + GOOD.partition("\n")[2],
     "9 a bracket left open": HEAD + "models: [./model\n",
+    "9 a sign that YAML keeps": MODEL + "    name: @x\n",
     "9 too large": GOOD + "#" * 70_000,
     "9 a control character": GOOD + "output: \x07\n",
     "10 utf-16": GOOD.encode("utf-16"),
