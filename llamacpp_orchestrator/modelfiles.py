@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Annotated
 from typing import Any
 
 import msgspec
@@ -40,6 +41,14 @@ class HubFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int
     sha256: str = ""
     oid: str = ""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What a safetensors header says of one tensor; offsets in bytes from the end of the header."""
+
+    dtype: str
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,9 +213,9 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         file.seek(8)
         try:
             header = json.loads(file.read(length))
-            ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
-            whole = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            found = {key: msgspec.convert(value, Stored) for key, value in header.items() if key != "__metadata__"}
+            whole = 8 + length + max((value.data_offsets[1] for value in found.values()), default=0)
+        except (ValueError, AttributeError, RecursionError) as error:
             raise IntegrityError(f"{path.name} has a damaged header", AGAIN) from error
     if size != whole:
         how = "cut" if size < whole else "too long"

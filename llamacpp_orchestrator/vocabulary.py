@@ -67,14 +67,16 @@ def read(view: Path) -> Speech:
     """Read the files of a source that speak about tokens; one that is damaged is named, as upstream may do without it."""
     unread = []
 
-    def document(name: str) -> Any:
+    def document(name: str) -> dict[str, Any] | None:
         try:
-            return json.loads((view / name).read_text(encoding="utf-8"))
+            if isinstance(found := json.loads((view / name).read_text(encoding="utf-8")), dict):
+                return found
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError):
-            unread.append(name)
-            return None
+            pass
+        unread.append(name)
+        return None
 
     tokenizer = None
     if (view / "tokenizer.json").is_file():
