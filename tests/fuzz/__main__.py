@@ -30,14 +30,18 @@ def main(words: list[str]) -> int:
 
 def _fuzz(target: Target, seconds: float) -> bool:
     """Try one target until its time is up, and say how many examples that came to."""
-    began, count = time.monotonic(), 0
+    began, count, failed = time.monotonic(), 0, False
 
     def counted(said: object) -> None:
-        nonlocal count
-        # Examples that come too late pass: the generator has no limit of time of its own.
-        if time.monotonic() - began < seconds:
+        nonlocal count, failed
+        # The generator has no limit of time: what comes too late passes, unless it is to make a failure smaller.
+        if failed or time.monotonic() - began < seconds:
             count += 1
-            target.test(said)
+            try:
+                target.test(said)
+            except BaseException:
+                failed = True
+                raise
 
     try:
         while time.monotonic() - began < seconds:

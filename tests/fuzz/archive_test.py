@@ -7,6 +7,7 @@ import os
 import stat
 import tarfile
 import zipfile
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -70,4 +71,4 @@ def test_archives(said: tuple[str, bytes]) -> None:
         reading(lambda: archive.unpack(here / name, here / "out", cap=CAP))
         assert {each.name for each in here.iterdir()} == {name, "out"}
         for path in (here / "out").rglob("*"):
-            assert os.path.realpath(path).startswith(os.path.realpath(here / "out") + os.sep), path
+            assert Path(os.path.realpath(path)).is_relative_to(os.path.realpath(here / "out")), path
