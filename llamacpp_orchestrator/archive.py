@@ -23,6 +23,7 @@ from typing import IO
 
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.errors import quoted
 
 STOP = threading.Event()  # set on a signal; every loop over chunks looks at it
 
@@ -101,12 +102,7 @@ def _entries(archive: Path) -> Generator[Entry, None, None]:
 
 
 def _unsafe(archive: Path, name: str, why: str) -> IntegrityError:
-    return IntegrityError(f"{archive.name} holds `{_quoted(name)}`, which {why}", TRUST_HINT)
-
-
-def _quoted(name: str) -> str:
-    """A name in one line, whatever is in it."""
-    return repr(name[:LONGEST_PART])[1:-1]
+    return IntegrityError(f"{archive.name} holds `{quoted(name)}`, which {why}", TRUST_HINT)
 
 
 def _safe_parts(archive: Path, name: str) -> tuple[str, ...]:
@@ -123,7 +119,7 @@ def _safe_target(archive: Path, parts: tuple[str, ...], target: str) -> str:
     steps = target.replace("\\", "/").split("/")
     climbs = next((count for count, step in enumerate(steps) if step != ".."), len(steps))
     if climbs >= len(parts) or ".." in steps[climbs:] or not steps[0] or re.match("[A-Za-z]:", target):
-        raise _unsafe(archive, "/".join(parts), f"is a link out of its folder, to {_quoted(target)}")
+        raise _unsafe(archive, "/".join(parts), f"is a link out of its folder, to {quoted(target)}")
     return "/".join(steps)
 
 

@@ -38,6 +38,13 @@ class OrchestrateError(Exception):
         return shown + ([f"log: {self.log}"] if self.log else [])
 
 
+def quoted(text: object, most: int = 200) -> str:
+    """A word out of a stranger's file for a message: in one line, not too long, nothing in it that a terminal obeys."""
+    word = str(text)
+    shown = repr(word[:most])[1:-1] if not word.isprintable() else word[:most]
+    return f"{shown}..." if len(word) > most else shown
+
+
 def _cut(line: str) -> str:
     """A line without its middle where it is too long to be read."""
     half = LONGEST_LINE // 2

@@ -18,6 +18,8 @@ import msgspec
 
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.rules import RESERVED
 
 INDEX = "model.safetensors.index.json"
 SMALL = (
@@ -133,9 +135,11 @@ def check_names(names: Iterable[str], source: str) -> None:
     seen: dict[str, str] = {}
     for name in names:
         parts = re.split(r"[/\\]", name)
-        if ".." in parts or "" in parts or re.search(r"[:\x00-\x1f\\]", name):
+        if ".." in parts or "" in parts or re.search(r"[:\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]", name):
             message = f"{source} lists a file with the name {name!r}, which could leave its folder"
             raise OrchestrateError(message, "do not use this repository")
+        if any(map(RESERVED.fullmatch, parts)) and _matches(name, (*SMALL, *WEIGHTS)):
+            raise OrchestrateError(f"{source} lists the file {name}, a name that Windows keeps for itself", "rename or remove it")
         other = seen.setdefault(name.casefold(), name)
         if other != name and (_matches(name, (*SMALL, *WEIGHTS)) or _matches(other, (*SMALL, *WEIGHTS))):
             raise OrchestrateError(f"{source} has {other} and {name}, which are one file on many disks", "remove one of the two")
@@ -164,7 +168,7 @@ def check_index(path: Path, names: Iterable[str]) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{path / INDEX} is not an index of weight files", AGAIN) from error
     if missing := sorted(shards - have):
-        message = f"{path} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])}"
+        message = f"{path} lacks {len(missing)} of {len(shards)} weight files: {', '.join(map(quoted, missing[:3]))}"
         raise OrchestrateError(message, "get all the files that the index names")
 
 
