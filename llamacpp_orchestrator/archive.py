@@ -63,14 +63,15 @@ def unpack(archive: Path, dest: Path, *, strip: int = 0, keep: Callable[[str], b
     except DAMAGED as error:
         raise _damaged(archive, error) from error
     except OSError as error:
-        # What a library finds wrong has no number; a place before the beginning of the file is refused by the system.
-        if error.errno not in (None, errno.EINVAL):
+        # What a library finds wrong has no number; the system refuses a place before the file's beginning, and a path too long.
+        if error.errno not in (None, errno.EINVAL, errno.ENAMETOOLONG):
             raise
         raise _damaged(archive, error) from error
 
 
 def _damaged(archive: Path, error: Exception) -> IntegrityError:
-    why = "".join(str(error).splitlines()[:1]).rstrip(":") or type(error).__name__
+    said = getattr(error, "strerror", "") or str(error)
+    why = "".join(said.splitlines()[:1]).rstrip(":") or type(error).__name__
     return IntegrityError(f"{archive.name} is damaged: {why}", "run the same command again to download it anew")
 
 

@@ -458,6 +458,12 @@ def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path, name: str, conte
         download.unpack(tmp_path / name, tmp_path / "dest")
 
 
+@pytest.mark.parametrize("file", [("a", b"", 0o777, "x" * 5000), ("/".join(["x" * 200] * 30), b"x", 0o644, "")])
+def test_what_no_disk_can_hold_is_told_of_the_archive(tmp_path: Path, file: File) -> None:
+    with pytest.raises(IntegrityError, match="a.tar.gz is damaged: File name too long"):
+        download.unpack(tarball(tmp_path / "a.tar.gz", file), tmp_path / "dest")
+
+
 def test_unpack_refuses_devices(tmp_path: Path) -> None:
     device: File = ("dev", b"", 0o644, "")
     for packed in (

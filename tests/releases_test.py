@@ -350,6 +350,10 @@ def test_a_spent_rate_limit_and_no_file(github: Github, tmp_path: Path) -> None:
         ((401, b"{}", {}), "token is missing or not accepted"),
         ((200, b'{"message": "hello"}', {}), "not a release"),
         ((200, b"[]", {}), "not a release"),
+        (
+            (200, b'{"id": 1, "assets": [{"name": "a", "size": "5", "browser_download_url": "https://h/a"}]}', {}),
+            "not a release",
+        ),
     ],
 )
 def test_fetch_assets_refused(github: Github, tmp_path: Path, answer: tuple[int, bytes, dict[str, str]], said: str) -> None:
