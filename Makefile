@@ -14,7 +14,7 @@ CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.1
 export MODEL LORA OUTTYPE QUANTIZE TAG OUTPUT ROWS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo convert test lint bench clean named
+.PHONY: help demo convert test lint bench fuzz clean named
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -46,8 +46,11 @@ lint: $(VENV)/installed-dev ## run ruff and mypy
 bench: $(VENV)/installed-dev ## measure what the driver costs and saves, in 20 minutes [ROWS="noop startup"]
 	@set -f; exec $(PY) -m tests.bench $$ROWS
 
+fuzz: $(VENV)/installed-dev ## give every reader of others' files odd input, for 10 minutes [ORCHESTRATE_FUZZ_MINUTES=60]
+	@exec $(PY) -m tests.fuzz
+
 clean: ## remove .venv, the demo's files and the tools' caches; converted models stay
-	rm -rf $(VENV) .demo .mypy_cache .pytest_cache .ruff_cache .coverage .coverage.*
+	rm -rf $(VENV) .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage .coverage.*
 	find llamacpp_orchestrator tests configs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/installed: $(VENV)/made pyproject.toml

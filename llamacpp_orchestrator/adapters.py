@@ -12,6 +12,7 @@ import msgspec
 
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.modelfiles import read_json
 from llamacpp_orchestrator.modelfiles import safetensors_header
 from llamacpp_orchestrator.scales import Scales
@@ -98,7 +99,7 @@ def check(adapter: Path, base: Path, name: str, base_name: str, script: Path | N
     if found := mismatch(shapes, base_config) or vocabulary(shapes, base_config):
         raise OrchestrateError(
             f"the adapter {name} was not trained on {base_name}: {found}",
-            f"list it under its own base; adapter_config.json names {config.get('base_model_name_or_path') or 'no base'}",
+            f"list it under its own base; adapter_config.json names {quoted(config.get('base_model_name_or_path') or 'no base')}",
         )
     if head := tied(shapes, base_config):
         raise _cannot(name, [(f"it changes {head}, and {base_name} has one matrix for both ends of its vocabulary", MERGE)])
@@ -111,20 +112,22 @@ def refuse(config: Mapping[str, Any], names: Iterable[str], name: str) -> None:
     """Raise OrchestrateError for an adapter that upstream would convert without complaint into one that acts wrongly."""
     kind = str(config.get("peft_type") or "LORA")
     if kind != "LORA":
-        raise _cannot(name, [(f"it is of the type {kind}, not LORA", ALONE if kind in UNMERGED else MERGE)])
+        raise _cannot(name, [(f"it is of the type {quoted(kind)}, not LORA", ALONE if kind in UNMERGED else MERGE)])
     reasons = [(words, way) for key, words, way in UNTRUE if config.get(key)]
     if str(config.get("bias") or "none") != "none":
         reasons.append(("it trains biases", MERGE))
     start = str(config.get("init_lora_weights"))
     if CHANGED_BASE.match(start):
-        reasons.append((f"it was started with {start}, which changes the base, and was not converted when it was saved", INITIAL))
+        reasons.append(
+            (f"it was started with {quoted(start)}, which changes the base, and was not converted when it was saved", INITIAL)
+        )
     if start.lower() == "loftq":
         reasons.append(
             ("LoftQ changed the base", "convert the base that was saved with it, or merge both in PEFT and convert that")
         )
     strays = [key for key in sorted(names) if not scales.MATRIX.fullmatch(key) and ".base_layer." not in key]
     if strays and not reasons:
-        reasons = [(f"{words} ({strays[0]})", way) for pattern, words, way in STRAY if re.search(pattern, strays[0])][:1]
+        reasons = [(f"{words} ({quoted(strays[0])})", way) for pattern, words, way in STRAY if re.search(pattern, strays[0])][:1]
     if reasons:
         raise _cannot(name, reasons)
 
@@ -199,7 +202,8 @@ def outside(names: Iterable[str]) -> tuple[str, ...]:
     found = [key for key in sorted(names) if OUTSIDE.search(key) and ".lora_B" in key]
     if not found:
         return ()
-    return (f"{len(found)} modules for images or sound stay out, a GGUF adapter changes the text model alone: {found[0]}, ...",)
+    first = quoted(found[0])
+    return (f"{len(found)} modules for images or sound stay out, a GGUF adapter changes the text model alone: {first}, ...",)
 
 
 def quantized(config: Mapping[str, Any], base: Mapping[str, Any], base_name: str) -> tuple[str, ...]:
@@ -214,5 +218,5 @@ def quantized(config: Mapping[str, Any], base: Mapping[str, Any], base_name: str
             "name the original model as the base: the adapter fits it",
         )
     if re.search(r"(?i)\bbnb\b|bitsandbytes", trained_on.replace("_", "-")):
-        return (f"trained on {trained_on}, a bitsandbytes copy; used with {base_name}",)
+        return (f"trained on {quoted(trained_on)}, a bitsandbytes copy; used with {base_name}",)
     return ()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
+import lzma
 import posixpath
 import re
 import shutil
 import signal
 import stat
+import struct
 import tarfile
 import threading
 import zipfile
@@ -20,13 +23,18 @@ from typing import IO
 
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.errors import quoted
 
 STOP = threading.Event()  # set on a signal; every loop over chunks looks at it
 
 CHUNK = 1 << 18
 CAP = 20_000_000_000
+LONGEST_PART = 255
 CLASHES = (FileExistsError, IsADirectoryError, NotADirectoryError)  # one name for a file and for a folder
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, UnicodeError, *CLASHES)
+DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError,
+    ValueError, OverflowError, *CLASHES,
+)  # fmt: skip
 TRUST_HINT = "nothing of it is used; get the archive from a source that you trust"
 Entry = tuple[str, int, "IO[bytes] | None", "str | None"]  # name, mode, content, target of a link
 
@@ -53,7 +61,18 @@ def unpack(archive: Path, dest: Path, *, strip: int = 0, keep: Callable[[str], b
         # Links come last, so that nothing can be written through one.
         _make_links(archive, dest, links)
     except DAMAGED as error:
-        raise IntegrityError(f"{archive.name} is damaged: {error}", "run the same command again to download it anew") from error
+        raise _damaged(archive, error) from error
+    except OSError as error:
+        # What a library finds wrong has no number; the system refuses a place before the file's beginning, and a path too long.
+        if error.errno not in (None, errno.EINVAL, errno.ENAMETOOLONG):
+            raise
+        raise _damaged(archive, error) from error
+
+
+def _damaged(archive: Path, error: Exception) -> IntegrityError:
+    said = getattr(error, "strerror", "") or str(error)
+    why = "".join(said.splitlines()[:1]).rstrip(":") or type(error).__name__
+    return IntegrityError(f"{archive.name} is damaged: {why}", "run the same command again to download it anew")
 
 
 def look_for_stop() -> None:
@@ -84,13 +103,15 @@ def _entries(archive: Path) -> Generator[Entry, None, None]:
 
 
 def _unsafe(archive: Path, name: str, why: str) -> IntegrityError:
-    return IntegrityError(f"{archive.name} holds `{name}`, which {why}", TRUST_HINT)
+    return IntegrityError(f"{archive.name} holds `{quoted(name)}`, which {why}", TRUST_HINT)
 
 
 def _safe_parts(archive: Path, name: str) -> tuple[str, ...]:
     parts = name.replace("\\", "/").split("/")
     if not parts[0] and name or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
         raise _unsafe(archive, name, "leads out of its folder")
+    if any(len(part.encode("utf-8", "surrogateescape")) > LONGEST_PART for part in parts):
+        raise _unsafe(archive, name, f"is longer than a name can be ({LONGEST_PART} bytes)")
     return tuple(part for part in parts if part not in ("", "."))
 
 
@@ -99,7 +120,7 @@ def _safe_target(archive: Path, parts: tuple[str, ...], target: str) -> str:
     steps = target.replace("\\", "/").split("/")
     climbs = next((count for count, step in enumerate(steps) if step != ".."), len(steps))
     if climbs >= len(parts) or ".." in steps[climbs:] or not steps[0] or re.match("[A-Za-z]:", target):
-        raise _unsafe(archive, "/".join(parts), f"is a link out of its folder, to {target}")
+        raise _unsafe(archive, "/".join(parts), f"is a link out of its folder, to {quoted(target)}")
     return "/".join(steps)
 
 

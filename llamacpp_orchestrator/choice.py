@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Version = tuple[int, ...]
 NEWEST = 10**9
+LONGEST_NAME = 255  # no release has had one of half that
 OTHERS = ("vulkan", "rocm", "metal", "cpu")  # what an error names as the ways out
 WITHOUT_LIBRARIES = ((3236, 3255), (4408, 4544))  # Linux and macOS archives that lack libllama
 LINUX_CUDA_FROM, LINUX_CUDA_GLIBC = 10970, (2, 38)
@@ -23,22 +24,22 @@ SYSTEM_WORD = {"win": "windows", "ubuntu": "linux", "macos": "macos"}
 
 # What an archive's name says, by backend; where several would do, the first spelling listed is taken.
 SPELLINGS = (
-    ("cuda", r"(win|ubuntu)-(?:cublas-cu|cuda-cu|-cu|cuda-?)(?P<version>[\d.]+)-(?P<arch>x64|arm64)"),
+    ("cuda", r"(win|ubuntu)-(?:cublas-cu|cuda-cu|-cu|cuda-?)(?P<version>\d+(?:\.\d+)+)-(?P<arch>x64|arm64)"),
     ("vulkan", r"(win|ubuntu)-vulkan-(?P<arch>x64|arm64)"),
-    ("rocm", r"(win|ubuntu)-rocm-(?P<version>[\d.]+)-(?P<arch>x64)"),
+    ("rocm", r"(win|ubuntu)-rocm-(?P<version>\d+(?:\.\d+)+)-(?P<arch>x64)"),
     ("rocm", r"(win)-hip-radeon-(?P<arch>x64)"),
     ("rocm", r"(win)-hip-(?P<gpu>gfx\d+)-(?P<arch>x64)"),
     ("rocm", r"(win)-hip-(?P<arch>x64)-(?P<gpu>gfx\d+)"),
     ("sycl", r"(win|ubuntu)-sycl(?:-fp32)?-(?P<arch>x64)"),
     ("sycl", r"(ubuntu)-sycl-fp16-(?P<arch>x64)"),
-    ("openvino", r"(win|ubuntu)-openvino-(?P<version>[\d.]+)-(?P<arch>x64)"),
+    ("openvino", r"(win|ubuntu)-openvino-(?P<version>\d+(?:\.\d+)+)-(?P<arch>x64)"),
     ("cpu", r"(win)-(?:cpu|llvm)-(?P<arch>x64|arm64)"),
     ("cpu", r"(win)-msvc-(?P<arch>arm64)"),
     ("cpu", r"(win)-(?P<arch>arm64)-x64"),
     ("cpu", r"(win)-avx2-(?P<arch>x64)"),
     ("cpu", r"(win|ubuntu|macos)-(?P<arch>x64|arm64)"),
 )
-RUNTIME = r"cudart-llama-(?:{tag}-)?bin-(win|ubuntu)-(?:cu|cuda-?)(?P<version>[\d.]+)-(?P<arch>x64|arm64)\.(?:zip|tar\.gz)"
+RUNTIME = r"cudart-llama-(?:{tag}-)?bin-(win|ubuntu)-(?:cu|cuda-?)(?P<version>\d+(?:\.\d+)+)-(?P<arch>x64|arm64)\.(?:zip|tar\.gz)"
 
 # Compute capabilities with machine code in the CUDA files, by first build; a file newer than the driver needs one of these,
 # since a driver compiles PTX of toolkits up to its own only.
@@ -109,6 +110,8 @@ def choose(tag: str, assets: tuple[Asset, ...], host: Host, backend: str, cuda: 
 def _here(tag: str, assets: tuple[Asset, ...], host: Host) -> list[Archive]:
     archives = []
     for asset in assets:
+        if len(asset.name) > LONGEST_NAME:
+            continue
         body = re.fullmatch(rf"llama-(?:{re.escape(tag)}-)?bin-(.+)\.(zip|tar\.gz)", asset.name)
         for rank, (backend, pattern) in enumerate(SPELLINGS if body else ()):
             if body and (said := re.fullmatch(pattern, body[1])):

@@ -156,9 +156,14 @@ def _request(method: str, url: str, token: str | None, headers: dict[str, str], 
         return request
 
     # A callable as `auth` also keeps ~/.netrc out, while proxies and certificates of the environment stay honoured.
+    from requests.exceptions import InvalidURL
+
     session = _session(token)
     how |= {"auth": authorize if token else None, "timeout": TIMEOUT, "stream": True}
-    return session.request(method, url, headers={"User-Agent": "llamacpp-orchestrator", **headers}, **how)
+    try:
+        return session.request(method, url, headers={"User-Agent": "llamacpp-orchestrator", **headers}, **how)
+    except ValueError as error:  # also where a redirect leads to no address at all
+        raise error if isinstance(error, OSError) else InvalidURL(f"leads to what is no address: {error}") from error
 
 
 def _session(token: str | None) -> requests.Session:
@@ -189,7 +194,7 @@ def _passing(status: int) -> bool:
 
 def _delay(response: requests.Response, attempt: int) -> float:
     asked = response.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_WAIT) if asked.isdigit() else BACKOFF_SECONDS * attempt
+    return min(float(asked), LONGEST_WAIT) if re.fullmatch("[0-9]+", asked) else BACKOFF_SECONDS * attempt
 
 
 def _refuse(response: requests.Response, hint: str) -> None:
@@ -205,13 +210,13 @@ def _refuse(response: requests.Response, hint: str) -> None:
 
 def _until(response: requests.Response) -> str:
     reset, after = response.headers.get("X-RateLimit-Reset", ""), response.headers.get("Retry-After", "")
-    if reset.isdigit():
+    if re.fullmatch("[0-9]{1,11}", reset):
         return f", it resets at {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(int(reset)))}"
-    return f", try again in {after} s" if after.isdigit() else ""
+    return f", try again in {after} s" if re.fullmatch("[0-9]{1,11}", after) else ""
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else 0
 
 
 def _why(error: BaseException) -> str:

@@ -15,6 +15,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+LONGEST_LINE = 700  # a name or value out of a stranger's file may be of any length
 FULL = "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder"
 
 
@@ -32,9 +33,22 @@ class OrchestrateError(Exception):
 
     def lines(self) -> list[str]:
         """The failure as the lines that are shown, without a prefix for the first."""
-        shown = [self.message]
-        shown += [f"hint: {self.hint}"] if self.hint else []
+        shown = ["\n".join(map(_cut, self.message.split("\n")))]
+        shown += [_cut(f"hint: {self.hint}")] if self.hint else []
         return shown + ([f"log: {self.log}"] if self.log else [])
+
+
+def quoted(text: object, most: int = 200) -> str:
+    """A word out of a stranger's file for a message: in one line, not too long, nothing in it that a terminal obeys."""
+    word = str(text)
+    shown = repr(word[:most])[1:-1] if not word.isprintable() else word[:most]
+    return f"{shown}..." if len(word) > most else shown
+
+
+def _cut(line: str) -> str:
+    """A line without its middle where it is too long to be read."""
+    half = LONGEST_LINE // 2
+    return line if len(line) <= LONGEST_LINE else f"{line[:half]} ... {line[-half:]}"
 
 
 class JobError(OrchestrateError):

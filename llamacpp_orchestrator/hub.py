@@ -121,7 +121,9 @@ def _asking(ask: Callable[[], T], place: Place) -> T:
             if final or turn == TRIES - 1:
                 raise explain(cause, status, place) from error
             asked = str(getattr(response, "headers", {}).get("Retry-After", ""))
-            if download.STOP.wait(min(float(asked), download.LONGEST_WAIT) if asked.isdigit() else WAIT_SECONDS * 4**turn):
+            if download.STOP.wait(
+                min(float(asked), download.LONGEST_WAIT) if re.fullmatch("[0-9]{1,9}", asked) else WAIT_SECONDS * 4**turn
+            ):
                 raise Stopped(signal.SIGINT) from error
     raise AssertionError("unreachable")
 

@@ -318,7 +318,9 @@ def text_of(lock: Lock) -> str:
         pass
 
     def block(dumper: Any, value: str) -> Any:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+        # YAML has more ends of lines than we have; in double quotes they are written as escapes.
+        style = '"' if re.search("[\r\x85\u2028\u2029]", value) else "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     def mapping(dumper: Any, value: dict[str, Any]) -> Any:
         # One line for each file and asset: long lists stay readable, and a diff shows what moved.

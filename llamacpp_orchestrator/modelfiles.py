@@ -11,12 +11,15 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Annotated
 from typing import Any
 
 import msgspec
 
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.rules import RESERVED
 
 INDEX = "model.safetensors.index.json"
 SMALL = (
@@ -40,6 +43,14 @@ class HubFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int
     sha256: str = ""
     oid: str = ""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What a safetensors header says of one tensor; offsets in bytes from the end of the header."""
+
+    dtype: str
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,9 +135,11 @@ def check_names(names: Iterable[str], source: str) -> None:
     seen: dict[str, str] = {}
     for name in names:
         parts = re.split(r"[/\\]", name)
-        if ".." in parts or "" in parts or re.search(r"[:\x00-\x1f\\]", name):
+        if ".." in parts or "" in parts or re.search(r"[:\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]", name):
             message = f"{source} lists a file with the name {name!r}, which could leave its folder"
             raise OrchestrateError(message, "do not use this repository")
+        if any(map(RESERVED.fullmatch, parts)) and _matches(name, (*SMALL, *WEIGHTS)):
+            raise OrchestrateError(f"{source} lists the file {name}, a name that Windows keeps for itself", "rename or remove it")
         other = seen.setdefault(name.casefold(), name)
         if other != name and (_matches(name, (*SMALL, *WEIGHTS)) or _matches(other, (*SMALL, *WEIGHTS))):
             raise OrchestrateError(f"{source} has {other} and {name}, which are one file on many disks", "remove one of the two")
@@ -155,7 +168,7 @@ def check_index(path: Path, names: Iterable[str]) -> None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(f"{path / INDEX} is not an index of weight files", AGAIN) from error
     if missing := sorted(shards - have):
-        message = f"{path} lacks {len(missing)} of {len(shards)} weight files: {', '.join(missing[:3])}"
+        message = f"{path} lacks {len(missing)} of {len(shards)} weight files: {', '.join(map(quoted, missing[:3]))}"
         raise OrchestrateError(message, "get all the files that the index names")
 
 
@@ -204,9 +217,9 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         file.seek(8)
         try:
             header = json.loads(file.read(length))
-            ends = [value["data_offsets"][1] for key, value in header.items() if key != "__metadata__"]
-            whole = 8 + length + max(ends, default=0)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+            found = {key: msgspec.convert(value, Stored) for key, value in header.items() if key != "__metadata__"}
+            whole = 8 + length + max((value.data_offsets[1] for value in found.values()), default=0)
+        except (ValueError, AttributeError, RecursionError) as error:
             raise IntegrityError(f"{path.name} has a damaged header", AGAIN) from error
     if size != whole:
         how = "cut" if size < whole else "too long"

@@ -14,11 +14,13 @@ import msgspec
 
 from llamacpp_orchestrator import arguments
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import rules
 from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.modelfiles import INDEX
 from llamacpp_orchestrator.modelfiles import safetensors_header
 from llamacpp_orchestrator.spec import Job
@@ -34,6 +36,7 @@ PACKED = {
 }  # fmt: skip
 # As text, as one of a list, or in brackets.
 BASE_MODEL = r"^base_model:\s*(?:-[ \t]*|\[[ \t]*)?[\"']?([\w.-]+/[\w.-]+)"
+LONGEST_FRONT = 1 << 16
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -120,7 +123,7 @@ def check_architecture(subject: Subject, config: dict[str, Any], mmproj: bool = 
         hint = _elsewhere(subject, lambda tree: _knows(tree, name, mmproj))
         near = difflib.get_close_matches(name, sorted(able), 3, 0.6)
         hint += f"; the nearest that it knows: {', '.join(near)}" if near else ""
-    raise OrchestrateError(f"{subject.source}: {subject.tag} does not know {what} {name}", hint)
+    raise OrchestrateError(f"{subject.source}: {subject.tag} does not know {what} {quoted(name)}", hint)
 
 
 def check_projector(tree: Path, tag: str, name: str, config: dict[str, Any]) -> None:
@@ -138,9 +141,9 @@ def check_projector(tree: Path, tag: str, name: str, config: dict[str, Any]) -> 
         return
     if not any(config.get(key) for key in ("vision_config", "audio_config")):
         raise JobError(
-            f"{name} has no vision or audio part: its config.json says {named[0]}", "leave `mmproj` out for this model"
+            f"{name} has no vision or audio part: its config.json says {quoted(named[0])}", "leave `mmproj` out for this model"
         )
-    raise JobError(f"{name}: {tag} has no projector for {named[0]}", "pin a newer tag, or leave `mmproj` out")
+    raise JobError(f"{name}: {tag} has no projector for {quoted(named[0])}", "pin a newer tag, or leave `mmproj` out")
 
 
 def _knows(tree: Path, name: str, mmproj: bool) -> bool:
@@ -177,7 +180,8 @@ def check_quantization(subject: Subject, config: dict[str, Any]) -> None:
     hint = f"name the unquantized model: {base}" if base and base != subject.source else "name the model that it was made from"
     saved = "; if it was merged to plain weights since, take `quantization_config` out of its config.json"
     raise OrchestrateError(
-        f"{subject.source} is quantized already ({what}), which {subject.tag} cannot read", hint + ("" if packed else saved)
+        f"{subject.source} is quantized already ({quoted(what)}), which {subject.tag} cannot read",
+        hint + ("" if packed else saved),
     )
 
 
@@ -206,10 +210,11 @@ def declared_base(folder: Path, config: dict[str, Any]) -> str:
     """The model that this one says it was made from: in the front matter of its README, or in its config."""
     named = str(config.get("_name_or_path", ""))
     with contextlib.suppress(OSError, ValueError):
-        front = re.match(r"---\s*\n(.*?)\n---", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        with (folder / "README.md").open(encoding="utf-8") as file:
+            front = re.match(r"---\s*\n(.*?)\n---", file.read(LONGEST_FRONT), re.DOTALL)
         said = re.search(BASE_MODEL, front[1], re.MULTILINE) if front else None
         named = said[1] if said else named
-    return named if re.fullmatch(r"[\w.-]+/[\w.-]+", named) else ""
+    return named if not rules.source(named) and not rules.is_folder(named) else ""
 
 
 def plain_bpe(subject: Subject, config: dict[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def _by_api(api: str, tag: str, repo: str, settings: Settings) -> tuple[Asset, .
         if len(found) in PAGES:
             found = _all_pages(f"{base}/{release['id']}/assets", token)
         return tuple(_asset(each, repo, tag, settings) for each in found if each.get("state", "uploaded") == "uploaded")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         hint = "see what ORCHESTRATE_GITHUB_API_URL names"
         raise NetworkError(f"{base} gave an answer that is not a release", hint, NONSENSE) from error
 
@@ -238,7 +238,7 @@ def _asset(each: dict[str, Any], repo: str, tag: str, settings: Settings) -> Ass
     # Where a mirror stands for github.com, its API may name itself: the lock holds the address that everybody has.
     mirrored = "github.com" in repo and settings.github != (GITHUB,)
     url = _download_url(_owner_name(repo), tag, each["name"]) if mirrored else each["browser_download_url"]
-    return Asset(name=each["name"], url=url, size=each["size"], sha256=sha256)
+    return msgspec.convert({"name": each["name"], "url": url, "size": each["size"], "sha256": sha256}, Asset)
 
 
 def _download_url(owner_name: str, tag: str, name: str) -> str:

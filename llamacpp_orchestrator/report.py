@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 COLOURS = {"done": "32", "current": "2", "failed": "31", "blocked": "33"}
 Reporter = Callable[[Event], None]
+# What a terminal would obey, or show in another order or not at all: names and texts of others must not speak to it.
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 class Voice(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +150,11 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
         return [f"{'failed' if self.complaints else 'ok':<8}{self.path}", *(f"        {line}" for line in self.complaints)]
 
 
+def plain_text(text: str) -> str:
+    """A text with its control characters written out, so that it can be shown on any terminal."""
+    return OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def _near(path: str) -> str:
     """A path as one would type it here."""
     here = str(Path.cwd()) + os.sep
@@ -177,12 +185,16 @@ def reporting(manner: Voice) -> Iterator[Reporter]:
 def say(text: str, manner: Voice) -> None:
     """One line that is neither a result nor a step."""
     if not manner.quiet:
-        print(text, file=sys.stderr, flush=True)
+        print(plain_text(text), file=sys.stderr, flush=True)
 
 
 def result(value: Any, lines: Iterable[str], as_json: bool = False) -> None:
     """What was asked for, on stdout: lines of text, or the same as the one JSON document of a command."""
-    text = json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False) if as_json else "\n".join(lines)
+    if as_json:
+        text = json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False)
+        text = OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    else:
+        text = plain_text("\n".join(lines))
     if text:
         print(text, flush=True)
 
@@ -190,7 +202,7 @@ def result(value: Any, lines: Iterable[str], as_json: bool = False) -> None:
 def complain(error: OrchestrateError, manner: Voice) -> None:
     """An error as the user reads it: what happened, what to do, where the log is; the first of several stands last."""
     for each in (*reversed(error.others), error):
-        first, *rest = each.lines()
+        first, *rest = map(plain_text, each.lines())
         print("\n".join([f"{_paint('error:', '31', manner)} {first}", *rest]), file=sys.stderr, flush=True)
 
 
@@ -198,7 +210,7 @@ def line_of(event: Event) -> str:
     """An ended step as one plain line: what, how it ended, how long it took."""
     seconds = f" ({event.seconds:.1f} s)" if event.status in ("done", "failed") else ""
     text = f" {event.text.splitlines()[0]}" if event.text and event.status in ("failed", "blocked") else ""
-    return f"{event.status:<8}{event.step}{seconds}{text}"
+    return plain_text(f"{event.status:<8}{event.step}{seconds}{text}")
 
 
 def plain(manner: Voice, event: Event) -> None:
@@ -209,7 +221,7 @@ def plain(manner: Voice, event: Event) -> None:
         if not manner.quiet or event.status == "failed":
             print(_painted(event, manner), file=sys.stderr, flush=True)
     elif manner.verbose and event.text:
-        print(f"        {event.step}: {event.text}", file=sys.stderr, flush=True)
+        say(f"        {event.step}: {event.text}", manner)
 
 
 def _progress() -> Progress:
@@ -219,7 +231,9 @@ def _progress() -> Progress:
     from rich.progress import TextColumn
     from rich.progress import TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.fields[now]}"), TimeElapsedColumn())
+    # Names may hold brackets, which are no markup.
+    texts = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[now]}", markup=False))
+    columns = (SpinnerColumn(), *texts, TimeElapsedColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
@@ -228,11 +242,11 @@ def _live(manner: Voice, bars: Progress) -> Reporter:
 
     def show(event: Event) -> None:
         if event.status == "started":
-            tasks[event.step] = bars.add_task(event.step, total=None, now="")
+            tasks[event.step] = bars.add_task(plain_text(event.step), total=None, now="")
         elif event.status == "note":
-            bars.console.out(f"note: {event.text}", highlight=False)
+            bars.console.out(plain_text(f"note: {event.text}"), highlight=False)
         elif event.status == "progress":
-            bars.update(tasks[event.step], now=event.text.splitlines()[0][:80])
+            bars.update(tasks[event.step], now=plain_text("".join(event.text.splitlines()[:1])[:80]))
         else:
             if event.step in tasks:
                 bars.remove_task(tasks.pop(event.step))

@@ -23,6 +23,9 @@ RULE = "scaled as PEFT does"
 MATRIX = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(?:embedding_([AB])|([AB])\.weight)")
 NOW, DOTTED = r"(.*\.)?({})$", r".*\.{}$"  # how PEFT makes an expression of a pattern's key, and how it did before 0.15
 DTYPES = ("F64", "F32", "F16", "BF16")  # those of matrices that can be scaled
+# Keys are a stranger's expressions: one that repeats what repeats may never come to an end.
+NESTED, REPEATED = re.compile(r"\)[*+{]"), re.compile(r"(?<!\\)[*+{]")
+MOST_REPEATS, LONGEST_KEY = 3, 1000
 AGAIN = "take the whole adapter again, as PEFT saved it"
 REFUSED = "PEFT cannot load it either: correct r and rank_pattern (PEFT sorts its keys when it saves), or take the adapter again"
 Keys = tuple[tuple[str, re.Pattern[str]], ...]
@@ -54,11 +57,17 @@ def read(config: Mapping[str, Any], name: str) -> Config:
         raise _damaged(name, str(error)) from error
     ranks, alphas = found.rank_pattern or {}, found.alpha_pattern or {}
     for key in (*ranks, *alphas):
+        if len(key) > LONGEST_KEY or NESTED.search(key) or len(REPEATED.findall(key)) > MOST_REPEATS:
+            raise _damaged(
+                name,
+                f"the pattern `{key[:80]}` could be tried for ever",
+                hint="write it with fewer repetitions, or take the adapter from a source that you trust",
+            )
         try:
             for form in ("{}", NOW, DOTTED):
                 re.compile(form.format(key))
-        except re.error as error:
-            raise _damaged(name, f"the pattern `{key}` is not an expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise _damaged(name, f"the pattern `{key[:80]}` is not an expression: {error}") from error
     if not found.lora_alpha:
         raise _damaged(name, "lora_alpha is 0, with which an adapter does nothing")
     if not all(map(math.isfinite, (found.lora_alpha, *alphas.values()))):

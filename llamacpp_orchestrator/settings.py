@@ -185,7 +185,7 @@ def _index(environ: Mapping[str, str], config: Config, pip: Mapping[str, str]) -
     )
     links = links or list(config.find_links) or pip.get("find-links", "").split()
     cert_where, cert = first(variable("PIP_CERT"), ("config.yaml: cert", config.cert), ("pip's cert", pip.get("cert", "")))
-    if cert and not _path(cert).exists():
+    if cert and not _is_there(_path(cert)):
         raise JobError(f"{cert_where}: {_path(cert)} does not exist", "name a file of certificates (PEM)")
     schemes = ("http", "https", "file")
     return Index(
@@ -194,6 +194,13 @@ def _index(environ: Mapping[str, str], config: Config, pip: Mapping[str, str]) -
         find_links=tuple(_link(link.strip(), Path.cwd()) for link in links if link.strip()),
         cert=str(_path(cert)) if cert else None,
     )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # what can be no path, or lies where one may not look
+        return False
 
 
 def _path(text: str, base: Path | None = None) -> Path:
@@ -260,7 +267,8 @@ def pip_options(texts: Mapping[str, str]) -> dict[str, str]:
         try:
             parser.read_string(text, file)
         except configparser.Error as error:
-            raise JobError(f"{file}: not a pip config file: {error}", "correct it, or set PIP_CONFIG_FILE") from error
+            said = " ".join(str(error).split())[:300]
+            raise JobError(f"{file}: not a pip config file: {said}", "correct it, or set PIP_CONFIG_FILE") from error
         for section in found.keys() & set(parser.sections()):
             found[section] |= {name.lower().replace("_", "-").removeprefix("--"): value for name, value in parser.items(section)}
     return found["global"] | found["install"]

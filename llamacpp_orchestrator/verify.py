@@ -141,7 +141,7 @@ def _header(name: str, data: mmap.mmap, size: int, everything: bool = False) -> 
         value, at = _value(data, at, kind, wanted=everything or key.startswith(WANTED))
         meta[key] = value
     checks = _facts(version, count, size, meta)
-    if not count and not checks.split_tensors:
+    if not count and not (checks.split_tensors and checks.split[1] > 1):
         raise IntegrityError(f"{name} holds no weights (0 tensors)", "are the model's *.safetensors there, and an adapter's too?")
     if not checks.architecture and not checks.split[0]:
         raise IntegrityError(f"{name} names no architecture, so nothing can load it", AGAIN)

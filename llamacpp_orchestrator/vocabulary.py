@@ -67,14 +67,16 @@ def read(view: Path) -> Speech:
     """Read the files of a source that speak about tokens; one that is damaged is named, as upstream may do without it."""
     unread = []
 
-    def document(name: str) -> Any:
+    def document(name: str) -> dict[str, Any] | None:
         try:
-            return json.loads((view / name).read_text(encoding="utf-8"))
+            if isinstance(found := json.loads((view / name).read_text(encoding="utf-8")), dict):
+                return found
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError):
-            unread.append(name)
-            return None
+            pass
+        unread.append(name)
+        return None
 
     tokenizer = None
     if (view / "tokenizer.json").is_file():
@@ -104,8 +106,9 @@ def _templates(said: Any) -> list[str]:
     """One text, or the default of several: only that one is what an output's plain key holds."""
     if isinstance(said, str):
         return [said]
-    named = {each.get("name"): each.get("template") for each in said or () if isinstance(each, dict)}
-    return [text for name, text in named.items() if name == "default" and isinstance(text, str)]
+    several = [each for each in said if isinstance(each, dict)] if isinstance(said, list) else []
+    named = [each.get("template") for each in several if each.get("name") == "default"]
+    return [text for text in named[-1:] if isinstance(text, str)]
 
 
 def compare(said: Speech, metadata: Mapping[str, Any], rows: int) -> Findings:

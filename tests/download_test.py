@@ -125,6 +125,7 @@ def test_json_is_asked_again(server: Server, first: Route) -> None:
         (answer(404), 404, "no such thing", 1),
         (answer(500), 500, "HTTP 500", 3),
         (answer(403, X_RateLimit_Remaining="0", X_RateLimit_Reset="1700000000"), 403, "resets at 2023-11-14 22:13 UTC", 1),
+        (answer(403, X_RateLimit_Remaining="0", X_RateLimit_Reset="9" * 30), 403, "the rate limit is used up (HTTP 403)", 1),
         (answer(429, Retry_After="0"), 429, "try again in 0 s", 3),
         (answer(200, b"<html>log in</html>"), 0, "login page", 1),
         (answer(200, b"[1, 2", Content_Length="50"), 0, "cannot be read", 3),
@@ -175,6 +176,13 @@ def test_netrc_does_not_replace_the_token(server: Server, other: Server, tmp_pat
 def test_head(server: Server, route: Route, size: int | None) -> None:
     server.routes |= {"/x": route, "/store": answer(403)}
     assert download.head(f"{server.url}/x") == size
+
+
+@pytest.mark.parametrize("ask", [download.head, download.probe])
+def test_a_redirect_to_no_address(server: Server, ask: Callable[[str], object]) -> None:
+    server.routes["/x"] = answer(302, Location="http://[")
+    with pytest.raises(NetworkError, match="no address|Invalid"):
+        ask(f"{server.url}/x")
 
 
 def test_head_of_no_server() -> None:
@@ -425,6 +433,7 @@ EVIL: list[tuple[File, ...]] = [
     (("/evil", b"x", 0o644, ""),),
     (("..\\evil", b"x", 0o644, ""),),
     (("C:evil", b"x", 0o644, ""),),
+    (("evil" * 64, b"x", 0o644, ""),),
     (("a", b"", 0o777, "../evil"),),
     (("a", b"", 0o777, "/etc/passwd"),),
     (("a", b"", 0o777, "C:\\evil"),),
@@ -437,9 +446,22 @@ EVIL: list[tuple[File, ...]] = [
 @pytest.mark.parametrize("files", EVIL)
 def test_unpack_refuses(tmp_path: Path, make: Callable[..., Path], files: tuple[File, ...]) -> None:
     packed = make(tmp_path / ("a.zip" if make is zipped else "a.tar.gz"), *files)
-    with pytest.raises(IntegrityError, match="which (leads out|is a link out|lies behind)"):
+    with pytest.raises(IntegrityError, match="which (leads out|is a link out|lies behind|is longer)"):
         download.unpack(packed, tmp_path / "in" / "dest")
     assert [path for path in tmp_path.rglob("*evil*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.tar.gz", b""), ("a.zip", b""), ("a.tar.gz", b"\x1f\x8b\x08\0")])
+def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(IntegrityError, match=f"^{name} is damaged: [^\n]+[^:]$"):
+        download.unpack(tmp_path / name, tmp_path / "dest")
+
+
+@pytest.mark.parametrize("file", [("a", b"", 0o777, "x" * 5000), ("/".join(["x" * 200] * 30), b"x", 0o644, "")])
+def test_what_no_disk_can_hold_is_told_of_the_archive(tmp_path: Path, file: File) -> None:
+    with pytest.raises(IntegrityError, match="a.tar.gz is damaged: File name too long"):
+        download.unpack(tarball(tmp_path / "a.tar.gz", file), tmp_path / "dest")
 
 
 def test_unpack_refuses_devices(tmp_path: Path) -> None:

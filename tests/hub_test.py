@@ -294,6 +294,13 @@ def test_the_index_of_a_folder(tmp_path: Path, index: bytes, kind: type[Orchestr
         (struct.pack("<Q", 4) + b"abcd", IntegrityError, "damaged header"),
         (struct.pack("<Q", 2) + b"[]", IntegrityError, "damaged header"),
         (struct.pack("<Q", 8) + b'{"a": 1}', IntegrityError, "damaged header"),
+        (struct.pack("<Q", 30) + b'{"a": {"data_offsets": [0, 4]}}'[:30] + bytes(4), IntegrityError, "damaged header"),
+        (
+            struct.pack("<Q", 50) + b'{"a":{"dtype":4,"shape":[1],"data_offsets":[0,4]}}' + bytes(4),
+            IntegrityError,
+            "damaged header",
+        ),
+        (struct.pack("<Q", 54) + b'{"a":{"dtype":"F32","shape":"1","data_offsets":[0,4]}}' + bytes(4), IntegrityError, "damaged"),
         (struct.pack("<Q", 22) + b'{"__metadata__":{}}   ', OrchestrateError, "holds no tensors"),
     ],
 )

@@ -53,6 +53,13 @@ def test_what_is_written_reads_back_and_is_the_same_text(tmp_path: Path) -> None
     assert locks.stale_reasons(JOB, a_lock()) == []
 
 
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\r", "\n", " \n"])
+def test_every_end_of_a_line_reads_back(tmp_path: Path, end: str) -> None:
+    lock = msgspec.structs.replace(a_lock(), llama_cpp=msgspec.structs.replace(a_lock().llama_cpp, repo=f"a{end}b{end}"))
+    locks.write(tmp_path / "job.lock.yaml", lock)
+    assert locks.read(tmp_path / "job.lock.yaml") == lock
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line_with", "said"),
     [

@@ -147,6 +147,14 @@ def test_choose_refuses(tag: str, host: Host, backend: str, cuda: str, message: 
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize("version", ["12", ".", "1..2", "9" * 5000])
+def test_names_with_odd_versions_are_no_archives(version: str) -> None:
+    names = (f"llama-b11434-bin-ubuntu-cuda-{version}-x64.tar.gz", f"llama-b11434-bin-ubuntu-rocm-{version}-x64.tar.gz")
+    for backend in ("cuda", "rocm"):
+        with pytest.raises(OrchestrateError, match="no archive for this platform"):
+            choices.choose("b11434", tuple(Asset(name=name, url="") for name in names), machine(cuda="13.4"), backend)
+
+
 @pytest.mark.parametrize(
     ("tag", "system", "broken"), [("b4410", "linux", True), ("b3240", "macos", True), ("b4410", "windows", False)]
 )
@@ -342,6 +350,10 @@ def test_a_spent_rate_limit_and_no_file(github: Github, tmp_path: Path) -> None:
         ((401, b"{}", {}), "token is missing or not accepted"),
         ((200, b'{"message": "hello"}', {}), "not a release"),
         ((200, b"[]", {}), "not a release"),
+        (
+            (200, b'{"id": 1, "assets": [{"name": "a", "size": "5", "browser_download_url": "https://h/a"}]}', {}),
+            "not a release",
+        ),
     ],
 )
 def test_fetch_assets_refused(github: Github, tmp_path: Path, answer: tuple[int, bytes, dict[str, str]], said: str) -> None:

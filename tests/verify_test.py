@@ -96,6 +96,7 @@ BROKEN = {
     "is big-endian": b"GGUF" + struct.pack(">IQQ", 3, 1, 1) + bytes(40),
     "more than any model has": header(keys=1 << 60),
     "holds no weights": gguf(tensors=()),
+    "holds no weights (0 tensors)": gguf((), keys=[ARCH, ("split.tensors.count", 5, 2)]),
     "names no architecture": gguf(keys=()),
     "alignment 3": gguf(keys=[ARCH, ("general.alignment", 4, 3)]),
     "alignment 'x'": gguf(keys=[ARCH, ("general.alignment", 8, "x")]),

@@ -85,6 +85,29 @@ SOUND: dict[str, tuple[Speech, dict[str, Any], int]] = {
 }
 
 
+@pytest.mark.parametrize("text", ["[1]", "1", "true", "{", ""])
+def test_what_is_no_document_is_named(tmp_path: Path, text: str) -> None:
+    names = ("config.json", "tokenizer_config.json", "chat_template.json", "generation_config.json", "special_tokens_map.json")
+    for name in names:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert sorted(vocabulary.read(tmp_path).unread) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("said", "texts"),
+    [
+        ("x", ["x"]),
+        ([{"name": "default", "template": "x"}, {"name": ["y"], "template": "z"}, 1], ["x"]),
+        ([{"name": "default", "template": 1}], []),
+        (1, []),
+        ({"default": "x"}, []),
+    ],
+)
+def test_one_template_of_several(tmp_path: Path, said: Any, texts: list[str]) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}), encoding="utf-8")
+    assert [text for _, text in vocabulary.read(tmp_path).templates] == texts
+
+
 @pytest.mark.parametrize("name", SOUND)
 def test_sound(name: str) -> None:
     assert vocabulary.compare(*SOUND[name]) == Findings()

@@ -1,0 +1,74 @@
+"""Weights: safetensors headers and the index of their shards."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+from hypothesis import strategies as st
+
+from llamacpp_orchestrator import memory
+from llamacpp_orchestrator import modelfiles
+from tests.fuzz.common import altered
+from tests.fuzz.common import folder
+from tests.fuzz.common import fuzzed
+from tests.fuzz.common import json_bytes
+from tests.fuzz.common import json_text
+from tests.fuzz.common import reading
+from tests.fuzz.common import spoilt
+
+HEADER: dict[str, Any] = {
+    "__metadata__": {"format": "pt"},
+    "model.embed_tokens.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+    "model.norm.weight": {"dtype": "BF16", "shape": [2], "data_offsets": [16, 20]},
+}
+INDEX = {
+    "metadata": {"total_size": 20},
+    "weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"},
+}
+LENGTHS = (0, 1, 2, 7, 8, 2**31, 2**60, 2**64 - 1)
+
+
+@st.composite
+def files(draw: Any, *headers: Any, body: int = 20) -> bytes:
+    """A safetensors file around an altered header, which may promise another length than it has."""
+    header = json_bytes(draw(altered(*headers)))
+    length = draw(st.sampled_from((len(header), len(header), len(header), *LENGTHS)))
+    return struct.pack("<Q", length) + header + bytes(body)
+
+
+@fuzzed(files(HEADER) | spoilt(files(HEADER)) | st.binary(max_size=100))
+def test_headers(content: bytes) -> None:
+    with folder() as here:
+        path = here / "model.safetensors"
+        path.write_bytes(content)
+        reading(lambda: modelfiles.check_safetensors(path))
+        header = reading(lambda: modelfiles.safetensors_header(path))
+        for name, said in (header or {}).items():
+            assert name == "__metadata__" or (isinstance(said["dtype"], str) and all(type(each) is int for each in said["shape"]))
+        if header:
+            reading(lambda: memory.weights([header]))
+
+
+@fuzzed(json_text(INDEX))
+def test_the_index(text: bytes) -> None:
+    with folder() as here:
+        (here / modelfiles.INDEX).write_bytes(text)
+        names = [modelfiles.INDEX, *INDEX["weight_map"].values()]
+        reading(lambda: modelfiles.check_index(here, names))
+
+
+names = st.sampled_from(
+    ("config.json", "adapter_config.json", "adapter_model.safetensors", "model.safetensors", modelfiles.INDEX, "tokenizer.model",
+     "model-00001-of-00002.safetensors", "model-1-of-99999.safetensors", "x-1-of-100000.safetensors", "pytorch_model.bin",
+     "README.md",     "model.safetensors\n", "1_Dense/config.json", "CONFIG.JSON", "consolidated.safetensors", "modeling.py")
+) | st.text(max_size=10)  # fmt: skip
+
+
+@fuzzed(st.tuples(st.lists(names, max_size=8), st.sampled_from(("model", "adapter")), st.booleans(), st.booleans()))
+def test_names(said: tuple[list[str], str, bool, bool]) -> None:
+    found, kind, weights, code = said
+    asked = {"source": "org/name", "kind": kind, "weights": weights, "remote_code": code}
+    for name in reading(lambda: modelfiles.select_files(found, **asked)) or ():  # type: ignore[arg-type]
+        assert name in found and ".." not in name.split("/") and json.dumps(name).isascii()
