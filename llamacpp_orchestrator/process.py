@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import orphans
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -98,14 +100,13 @@ def start(command: Command, *, stderr: Path) -> subprocess.Popen[bytes]:
 def known(child: subprocess.Popen[bytes]) -> Iterator[None]:
     """Let a child that another library has started, as the leader of a group, end with ours."""
     with _children_lock:
-        _children.add(child)
+        _remember(child)
     try:
         if _stopping.is_set():
             stop(child)
         yield
     finally:
-        with _children_lock:
-            _children.discard(child)
+        _forget(child)
 
 
 def attached(command: Command) -> int:
@@ -125,8 +126,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
         child.wait(GRACE_SECONDS)
     _signal_group(child, getattr(signal, "SIGKILL", signal.SIGTERM))
     child.wait()
-    with _children_lock:
-        _children.discard(child)
+    _forget(child)
 
 
 def stop_all() -> None:
@@ -173,8 +173,7 @@ def _child(command: Command, *, stdout: int, stderr: int) -> Iterator[subprocess
         for pipe in (child.stdout, child.stderr):
             if pipe:
                 pipe.close()
-        with _children_lock:
-            _children.discard(child)
+        _forget(child)
 
 
 def _start(command: Command, *, stdin: int, stdout: int, stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
@@ -185,6 +184,7 @@ def _start(command: Command, *, stdin: int, stdout: int, stderr: int | IO[bytes]
         raise OrchestrateError("stopping")
     try:
         with _children_lock:
+            _guard()  # before the child, so that as little time as can be lies between its start and word of it
             child = subprocess.Popen(
                 fence.laid(command, sys.platform),
                 cwd=command.cwd,
@@ -195,10 +195,45 @@ def _start(command: Command, *, stdin: int, stdout: int, stderr: int | IO[bytes]
                 start_new_session=sys.platform != "win32",
                 creationflags=flags,
             )
-            _children.add(child)
+            _remember(child)
     except OSError as error:
         raise CommandFailed(f"`{command.argv[0]}` could not be started: {error.strerror or error}", code=127) from error
     return child
+
+
+def _remember(child: subprocess.Popen[bytes]) -> None:
+    """Count a child as ours; the caller holds the lock."""
+    _children.add(child)
+    _tell_guard(f"+{child.pid}\n")
+
+
+def _forget(child: subprocess.Popen[bytes]) -> None:
+    with _children_lock:
+        if child in _children:
+            _children.discard(child)
+            _tell_guard(f"-{child.pid}\n")
+
+
+def _tell_guard(line: str) -> None:
+    guard = _guard()
+    if guard and guard.stdin:
+        with suppress(OSError):
+            guard.stdin.write(line.encode())
+
+
+@functools.cache
+def _guard() -> subprocess.Popen[bytes] | None:
+    """What ends our children if we are killed; started with the first of them. Without it, all else goes on."""
+    if sys.platform == "win32":
+        orphans.tie()
+        return None
+    null = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(
+            orphans.guard(), cwd="/", stdin=subprocess.PIPE, stdout=null, stderr=null, bufsize=0, start_new_session=True
+        )
+    except OSError:
+        return None
 
 
 def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:

@@ -189,6 +189,8 @@ LITERAL = {
     "Python, names": ("ImportError: cannot import name 'Foo' from 'transformers' (/x)", "do not fit this tag (Foo)"),
     "Python, attributes": ("AttributeError: module 'torch' has no attribute 'float8_e8m0fnu'", "do not fit this tag (torch)"),
     "numpy": ("A module that was compiled using NumPy 1.x cannot be run in NumPy 2.2.6", "do not fit this tag"),
+    "the fence": ("OSError: [Errno 7] Landlock: Argument list too long", "refused to fence the converter in"),
+    "the fence, sockets": ("PermissionError: [Errno 13] Permission denied", "asked for the network"),
     "Python, disk": ("OSError: [Errno 28] No space left on device", "disk is full"),
     "torch": ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes", "out of memory"),
     "numpy, memory": ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 9.3 GiB for an array", "out of memory"),
