@@ -9,6 +9,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import huggingface_hub.hf_api  # noqa: F401  loaded here, so that the first reader's second is not spent on it
+import pypi_simple  # noqa: F401
+import requests  # noqa: F401
+
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import hub
 
