@@ -11,10 +11,10 @@ endif
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --prefer-binary
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python3.10 python)
-export MODEL LORA OUTTYPE QUANTIZE TAG OUTPUT ROWS
+export MODEL LORA OUTTYPE QUANTIZE TAG OUTPUT ROWS KINDS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo convert test lint bench fuzz clean named
+.PHONY: help demo convert test lint crash fuzz bench clean named
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ test: $(VENV)/installed-dev ## run all tests, with coverage
 lint: $(VENV)/installed-dev ## run ruff and mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+
+crash: $(VENV)/installed-dev ## kill, fill and cut a job in a hundred ways, and see that the next run ends well [KINDS="kills full cuts"]
+	@set -f; exec $(PY) -m tests.crash $$KINDS
 
 bench: $(VENV)/installed-dev ## measure what the driver costs and saves, in 20 minutes [ROWS="noop startup"]
 	@set -f; exec $(PY) -m tests.bench $$ROWS

@@ -21,8 +21,10 @@ from llamacpp_orchestrator import download
 from llamacpp_orchestrator import folders
 from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import host
+from llamacpp_orchestrator import leftovers
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import measuring
+from llamacpp_orchestrator import neighbours
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import plan
@@ -59,6 +61,7 @@ from llamacpp_orchestrator.work import Work
 def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result:
     """Run jobs one after the other as if they were one; the first that fails is the last, unless told to keep going."""
     results: list[Result] = []
+    neighbours.check(works)
     if options.ollama_create:
         handoff.check_program(works)
     for work in works:
@@ -72,6 +75,7 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
     """Do the whole job: pin, fetch, convert, quantize, verify; outputs that are up to date are left alone."""
     began = time.monotonic()
     plan.check_place(work)
+    leftovers.sweep(work)
     lock, events, errors = settle(work, options, report)
     made: list[Build] = []
     handed: tuple[Handed, ...] = ()
@@ -120,6 +124,8 @@ def settle(
             f"{path.name} does not fit {work.file.name}: {'; '.join(stale)}",
             f"run `orchestrate lock {work.file.name}` and commit the result",
         )
+    if options.write_lock and old and (stale or options.upgrade):
+        neighbours.check_lock(work.file)
     found = Found(**locks.fitting(work.job, old, options.upgrade))
     asked = pins.steps(work, found, binaries, options.downloads and not options.locked)
     events = _carry_out(asked, msgspec.structs.replace(options, keep_going=True), _quietly(report))

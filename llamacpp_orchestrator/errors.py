@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 LONGEST_LINE = 700  # a name or value out of a stranger's file may be of any length
+NO_LOCKS = "the cache's disk has no locks, as some network disks: choose a folder on another one (ORCHESTRATE_CACHE_DIR)"
 FULL = "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder"
 
 
@@ -110,6 +111,8 @@ def of_system(error: OSError) -> OrchestrateError | None:
         errno.ENAMETOOLONG: "choose a shorter name",
         errno.ENOTDIR: "a part of this path is a file, not a folder",
         errno.EMFILE: "too many files are open at once: use --jobs 1, or raise the limit (ulimit -n)",
+        errno.ENOLCK: NO_LOCKS,
+        errno.EOPNOTSUPP: NO_LOCKS,
         errno.EIO: "is the disk failing, or was it taken away?",
     }
     hint = hints.get(error.errno, "if this makes no sense to you, run it again with --verbose and report both")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -114,7 +115,7 @@ def folder_sha256(root: Path, wanted: Callable[[str], bool] = lambda name: True)
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old text or the new, never half."""
-    staged = path.with_name(f".{os.getpid()}.{os.urandom(6).hex()}.new")
+    staged = _beside(path)
     try:
         with staged.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -124,6 +125,18 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         staged.unlink(missing_ok=True)
         raise OrchestrateError(f"cannot write {path}: {error.strerror}", "check the folder's rights and free space") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{machine()}.{os.getpid()}.{os.urandom(6).hex()}.new")
+
+
+@functools.cache
+def machine() -> str:
+    """What tells this machine from others that may write to the same disk, for names of files."""
+    import platform  # not needed to find out that there is nothing to do
+
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def text_of(path: Path) -> str:
@@ -137,7 +150,7 @@ def text_of(path: Path) -> str:
 def link(file: Path, dest: Path) -> None:
     """Put a file into a place, which then has it whole or not at all; a copy where the disk has no links."""
     dest.parent.mkdir(parents=True, exist_ok=True)
-    staged = dest.with_name(f".{os.getpid()}.{os.urandom(6).hex()}.new")
+    staged = _beside(dest)
     try:
         os.link(file, staged)
     except OSError:

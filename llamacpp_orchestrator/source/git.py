@@ -109,7 +109,8 @@ def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings,
 
 def _fetch(url: str, tag: str, resolved: str, dest: Path, everything: bool) -> None:
     what = resolved if COMMIT.fullmatch(tag) else f"refs/tags/{tag}"
-    with tempfile.TemporaryDirectory(dir=dest.parent, prefix=".git-", ignore_cleanup_errors=True) as scratch:
+    # Inside, so that what a kill leaves goes with the folder when that is made anew.
+    with tempfile.TemporaryDirectory(dir=dest, prefix=".git-", ignore_cleanup_errors=True) as scratch:
         lean, full = Path(scratch) / "lean", Path(scratch) / "full"
         try:
             root = _tree(full, url, what, tag, resolved, ()) if everything else _tree(lean, url, what, tag, resolved, PATTERNS)

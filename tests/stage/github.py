@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -31,7 +32,7 @@ class GitHub(http.server.ThreadingHTTPServer):
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), Route)
         self.root, self.archive, self.limited, self.seen = root, b"", False, list[str]()
-        self.digests = True
+        self.digests, self.fetches = True, 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -53,7 +54,10 @@ class Route(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
-        self.git(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        said = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        self.server.fetches += b"command=fetch" in said
+        self.git(body)
 
     def release(self) -> dict[str, Any]:
         names = [f"llama-{TAG}-bin-{platform}-x64.tar.gz" for platform in ("ubuntu", "macos")]

@@ -1,0 +1,82 @@
+"""Disks that are too small: for the cache, for the outputs, for both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from tests.crash import world as worlds
+from tests.crash.cuts import told
+from tests.crash.kills import wrong
+from tests.crash.remains import remains
+from tests.crash.scene import Scene
+from tests.crash.world import World
+
+
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
+    """A small disk: its size in MB, and what lies on it."""
+
+    size: int
+    cache: bool = False
+    output: bool = False
+
+    def __str__(self) -> str:
+        what = [name for name in ("cache", "output") if getattr(self, name)]
+        return f"{self.size} MB for {' and '.join(what)}"
+
+
+# Around what each of them takes: a package of 37 MB, its tree, copies of 9 MB; files of 9 and 5 MB.
+DISKS = (
+    *(Disk(size=size, cache=True) for size in (4, 30, 41, 52, 56)),
+    *(Disk(size=size, output=True) for size in (1, 8, 14, 20)),
+    *(Disk(size=size, cache=True, output=True) for size in (41, 58, 70)),
+)
+
+
+def possible() -> bool:
+    """Whether this user may make small disks here."""
+    return sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+@contextlib.contextmanager
+def mounted(place: Path, size: int) -> Iterator[None]:
+    """A disk of so many MB at a place, as long as the block runs."""
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def survived(scene: Scene, name: str, disk: Disk, environments: Path, reference: Mapping[str, str]) -> list[str]:
+    """What is wrong after a run on a small disk, and after the next, when the disk has grown."""
+    place = scene.scratch / name / "disk"
+    with mounted(place, disk.size):
+        cache = place / "cache" if disk.cache else None
+        world = worlds.make(scene, name, "pypi", cache, place / "dist" if disk.output else None)
+        # An environment is larger than all of this, and is made by uv alone: it lies elsewhere.
+        for kind in ("environments", "home"):
+            if disk.cache:
+                (world.cache / kind).symlink_to(environments / kind)
+        complaints = _first(world)
+        subprocess.run(["mount", "-o", "remount,size=600m", str(place)], check=True)
+        again = world.run()
+        return complaints + wrong(world, again.code, again.said, reference)
+
+
+def _first(world: World) -> list[str]:
+    first = world.run()
+    if not first.code:
+        return []
+    # A download that can be gone on with may stay; nothing else.
+    left = [each for each in remains(world) if not each.endswith(".part")]
+    return told(first.code, first.said) + [f"left by the failure: {each}" for each in left]

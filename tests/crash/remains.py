@@ -1,0 +1,91 @@
+"""What must not be left: half-made files, held locks, and processes that nobody will end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.crash.world import World
+
+ENDINGS, BEGINNINGS = (".stage", ".part", ".incomplete", ".new"), (".git-",)
+# The packages of an environment and what Python compiles: thousands of files, none of them ours.
+SKIPPED = ("venv", "bytecode", "builds")
+
+
+def remains(world: World) -> list[str]:
+    """Everything that a run has left but its results."""
+    found = {str(path) for place in places(world) for path in walk(place) if half_made(path.name)}
+    return sorted(found) + [f"{path} is held" for path in (world.cache / "locks").glob("*.lock") if held(path)]
+
+
+def places(world: World) -> set[Path]:
+    """All folders that runs write to."""
+    return {world.root, world.cache, world.output}
+
+
+def half_made(name: str) -> bool:
+    """Whether that is the name of something that is to become something else."""
+    return name.endswith(ENDINGS) or name.startswith(BEGINNINGS)
+
+
+def walk(place: Path) -> Iterator[Path]:
+    """All files and folders below a place, without the packages."""
+    for folder, folders, names in os.walk(place):
+        yield from (Path(folder) / name for name in (*folders, *names))
+        folders[:] = [name for name in folders if name not in SKIPPED]
+
+
+def held(path: Path) -> bool:
+    """Whether some process holds a lock."""
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def orphans(root: Path, seconds: float = 3.0) -> list[str]:
+    """The processes that still work on a world, after some time in which they may end."""
+    deadline = time.monotonic() + seconds
+    while (found := working(root)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def working(root: Path) -> list[str]:
+    """The processes whose command, folder or environment names a world."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = [(process / name).read_bytes() for name in ("cmdline", "environ")] + [
+                os.fsencode(os.readlink(process / "cwd"))
+            ]
+        except OSError:
+            continue
+        if any(os.fsencode(f"{root}/") in text + b"/" for text in words):
+            found.append(f"process {process.name}: {words[0].replace(bytes(1), b' ').decode(errors='replace')[:120]}")
+    return found
+
+
+def descendants(number: int) -> list[int]:
+    """A process's children, their children, and so on."""
+    below: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            below.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
+        except OSError:
+            continue
+    found, asked = [], [number]
+    while asked:
+        children = below.get(asked.pop(), [])
+        found += children
+        asked += children
+    return found

@@ -1,0 +1,86 @@
+"""What all runs share: the servers that they talk to, real inputs behind them, and the job."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from tests.bench.world import TORCH
+from tests.bench.world import data
+from tests.stage import TAG
+from tests.stage.github import GitHub
+from tests.stage.github import git
+from tests.stage.hub import Hub
+
+ADAPTERS = ("lora-a", "lora-b")
+# Once built for the tests, programs are kept; without any, nothing is quantized.
+BUILDS = Path(platformdirs.user_cache_dir("llamacpp-orchestrator-tests")) / TAG / "builds"
+
+
+class Scene(msgspec.Struct, frozen=True, kw_only=True):
+    """The servers, where all worlds lie, and the programs, if there are any."""
+
+    scratch: Path
+    hub: Hub
+    github: GitHub
+    builds: tuple[Path, ...]
+
+    def job(self, route: str, output: str = "dist") -> dict[str, Any]:
+        """A small Llama from the hub, with two adapters, and quantized where there are programs for that.
+
+        Programs belong to the tree of one route, so by the other there is nothing to quantize with.
+        """
+        quantizes = bool(self.builds) and route == "pypi"
+        loras = [{"source": f"org/{name}", "name": name} for name in ADAPTERS]
+        model = {"source": "org/m", "name": "m", "outtype": "f16", "loras": loras}
+        return {
+            "version": 1,
+            "llama_cpp": {"tag": TAG},
+            "binaries": {"backend": "source" if quantizes else "none"},
+            "environment": {"torch": "cpu", "overrides": [TORCH]},
+            "output": output,
+            "models": [model | ({"quantize": ["Q8_0"]} if quantizes else {})],
+        }
+
+
+@contextlib.contextmanager
+def scene(scratch: Path, inputs: Path | None = None) -> Iterator[Scene]:
+    """The servers as long as the block runs; GitHub's has nothing yet (`publish`)."""
+    inputs, builds = inputs or data(scratch), tuple(mark.parent for mark in BUILDS.glob("*/complete.json"))
+    with Hub() as hub, GitHub(scratch / "git") as github, serving(hub), serving(github):
+        hub.files = files(inputs / "tiny-llama")
+        hub.others = {f"org/{name}": files(inputs / name) for name in ADAPTERS}
+        yield Scene(scratch=scratch, hub=hub, github=github, builds=builds)
+        hub.over.set()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The files of a model, by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextlib.contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[None]:
+    """A server at work as long as the block runs."""
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+
+
+def publish(scene: Scene, tree: Path) -> None:
+    """Put a converter tree into the repository that GitHub serves, under the tag."""
+    place = scene.github.root / "ggml-org" / "llama.cpp"
+    shutil.copytree(tree, place, ignore=shutil.ignore_patterns("complete.json", "tree.sha256"))
+    for words in (("init", "-q", "-b", "master"), ("add", "-A", "-f"), ("commit", "-q", "-m", "one"), ("tag", TAG)):
+        git(*words, at=place)
+    git("config", "uploadpack.allowFilter", "true", at=place)
