@@ -66,7 +66,7 @@ def working(root: Path) -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = [(process / name).read_bytes() for name in ("cmdline", "environ")] + [
-                os.fsencode(os.readlink(process / "cwd"))
+                os.fsencode((process / "cwd").readlink())
             ]
         except OSError:
             continue
