@@ -57,26 +57,33 @@ def mounted(place: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def survived(scene: Scene, name: str, disk: Disk, environments: Path, reference: Mapping[str, str]) -> list[str]:
-    """What is wrong after a run on a small disk, and after the next, when the disk has grown."""
+def survived(scene: Scene, name: str, disk: Disk, other: Path, reference: Mapping[str, str]) -> tuple[bool, list[str]]:
+    """Whether a disk was too small, and what is wrong after a run on a small disk, and after the next, when the disk has grown; `other` is a warm cache."""
     place = scene.scratch / name / "disk"
     with mounted(place, disk.size):
         cache = place / "cache" if disk.cache else None
+        # An environment and the programs are larger than all of this, and made by others: they lie elsewhere.
+        if cache:
+            _elsewhere(cache, other, "home", "builds")
         world = worlds.make(scene, name, "pypi", cache, place / "dist" if disk.output else None)
-        # An environment is larger than all of this, and is made by uv alone: it lies elsewhere.
-        for kind in ("environments", "home"):
-            if disk.cache:
-                (world.cache / kind).symlink_to(environments / kind)
-        complaints = _first(world)
+        if cache:
+            _elsewhere(cache, other, "environments")
+        failed, complaints = _first(world)
         subprocess.run(["mount", "-o", "remount,size=600m", str(place)], check=True)
         again = world.run()
-        return complaints + wrong(world, again.code, again.said, reference)
+        return failed, complaints + wrong(world, again.code, again.said, reference)
 
 
-def _first(world: World) -> list[str]:
+def _elsewhere(cache: Path, other: Path, *kinds: str) -> None:
+    cache.mkdir(exist_ok=True)
+    for kind in kinds:
+        (cache / kind).symlink_to(other / kind)
+
+
+def _first(world: World) -> tuple[bool, list[str]]:
     first = world.run()
     if not first.code:
-        return []
+        return False, []
     # A download that can be gone on with may stay; nothing else.
     left = [each for each in remains(world) if not each.endswith(".part")]
-    return told(first.code, first.said) + [f"left by the failure: {each}" for each in left]
+    return True, told(first.code, first.said) + [f"left by the failure: {each}" for each in left]
