@@ -58,7 +58,10 @@ def mounted(place: Path, size: int) -> Iterator[None]:
 
 
 def survived(scene: Scene, name: str, disk: Disk, other: Path, reference: Mapping[str, str]) -> tuple[bool, list[str]]:
-    """Whether a disk was too small, and what is wrong after a run on a small disk, and after the next, when the disk has grown; `other` is a warm cache."""
+    """Whether a disk was too small, and what is wrong after a run on it, and after the next, when it has grown.
+
+    `other` is a warm cache on a disk that is large enough.
+    """
     place = scene.scratch / name / "disk"
     with mounted(place, disk.size):
         cache = place / "cache" if disk.cache else None

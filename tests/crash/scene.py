@@ -52,9 +52,10 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def scene(scratch: Path, inputs: Path | None = None) -> Iterator[Scene]:
+def scene(scratch: Path, inputs: Path | None = None, programs: bool = True) -> Iterator[Scene]:
     """The servers as long as the block runs; GitHub's has nothing yet (`publish`)."""
-    inputs, builds = inputs or data(scratch), tuple(mark.parent for mark in BUILDS.glob("*/complete.json"))
+    inputs = inputs or data(scratch)
+    builds = tuple(mark.parent for mark in BUILDS.glob("*/complete.json")) if programs else ()
     with Hub() as hub, GitHub(scratch / "git") as github, serving(hub), serving(github):
         hub.files = files(inputs / "tiny-llama")
         hub.others = {f"org/{name}": files(inputs / name) for name in ADAPTERS}
