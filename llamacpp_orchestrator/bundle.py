@@ -10,7 +10,9 @@ import tarfile
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
+from typing import cast
 
 import msgspec
 
@@ -138,7 +140,6 @@ def _pack(work: Work, lock: Lock, platform: str, folder: Path, file: Path, tell:
             text = msgspec.json.encode(label)
             _add(tar, LABEL, io.BytesIO(text), len(text))
             for name, path in members:
-                archive.look_for_stop()
                 with path.open("rb") as content:
                     _add(tar, name, content, path.stat().st_size)
                 done += path.stat().st_size
@@ -168,7 +169,13 @@ def _add(tar: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> None
     # Neither times nor owners: the same lock gives the same bytes.
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = size, 0o644
-    tar.addfile(entry, content)
+    # Of a source tar only reads; gigabytes of one file must not outlive a signal.
+    tar.addfile(entry, cast(IO[bytes], SimpleNamespace(read=functools.partial(_read, content))))
+
+
+def _read(content: IO[bytes], count: int) -> bytes:
+    archive.look_for_stop()
+    return content.read(count)
 
 
 def opened(file: Path, work: Work) -> Work:

@@ -164,17 +164,18 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
     from llamacpp_orchestrator import artifact
     from llamacpp_orchestrator import report
 
-    outputs = [output for path in paths for output in artifact.outputs(path)]
-    complaints = [(path, artifact.recheck(path)) for path in outputs]
-    if deep or level:
-        from llamacpp_orchestrator import reproduce
-        from llamacpp_orchestrator import settings
+    with sharing.ending():
+        outputs = [output for path in paths for output in artifact.outputs(path)]
+        complaints = [(path, artifact.recheck(path)) for path in outputs]
+        if deep or level:
+            from llamacpp_orchestrator import reproduce
+            from llamacpp_orchestrator import settings
 
-        here = settings.load(os.environ)
-        if level:
-            complaints = [(path, found or reproduce.check(path, here, level)) for path, found in complaints]
-        if deep:
-            complaints = [(path, found or reproduce.recheck(path, here)) for path, found in complaints]
+            here = settings.load(os.environ)
+            if level:
+                complaints = [(path, found or reproduce.check(path, here, level)) for path, found in complaints]
+            if deep:
+                complaints = [(path, found or reproduce.recheck(path, here)) for path, found in complaints]
     checked = [report.Checked(path=str(path), complaints=tuple(found)) for path, found in complaints]
     report.result(checked, [line for each in checked for line in each.lines()], flags["as_json"])
     if any(found.complaints for found in checked):
@@ -235,7 +236,8 @@ def doctor(job: Path | None, **flags: Any) -> None:
     from llamacpp_orchestrator import report
     from llamacpp_orchestrator import settings
 
-    found = examining.examine(sharing.load(job, flags) if job else None, settings.load(os.environ))
+    with sharing.ending():
+        found = examining.examine(sharing.load(job, flags) if job else None, settings.load(os.environ))
     report.result(found, [line.line() for line in found], flags["as_json"])
     if job and (lacking := examining.lacking(found)):
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")

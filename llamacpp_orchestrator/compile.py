@@ -217,8 +217,7 @@ def install_makers(dest: Path, settings: Settings, log: Path) -> None:
         process.stream(Command(argv, env=env), log)
     except CommandFailed as error:
         hint = "install cmake and ninja with the system's package manager, or set an index that has them (PIP_INDEX_URL)"
-        message = f"cmake and ninja could not be installed; uv says:\n{error.tail}"
-        raise error.retold(message, hint, log) from error
+        raise indexes.failed(error, "cmake and ninja could not be installed", hint, log) from error
 
 
 def installed_makers(venv: Path) -> tuple[str, str]:
@@ -296,6 +295,8 @@ def _tell_progress(line: str, tell: Callable[[str], None]) -> None:
 
 def _failed(error: CommandFailed, what: str) -> CommandFailed:
     cause, remedy = explain(error.tail)
+    if error.code < 0:
+        return error.retold(f"{what}: {error.message}", "run it again with --jobs 1, or free some memory")
     message = f"{what}{f' ({cause})' if cause else ''}; its last words:\n{error.tail}"
     hint = remedy or "the log holds the whole output; another tag or compiler may do"
     return error.retold(message, hint)

@@ -78,13 +78,16 @@ def examine(work: Work | None, settings: Settings) -> list[Line]:
         Line(name="memory bound", ok=True, said=_bound(settings)),
         Line(name="fence", ok=True, said=_fence(found)),
         Line(name="gpu", ok=True, said=_gpu(found)),
-        *(_program(name, argv, hint) for name, argv, hint in _programs(settings)),
+        *_programs(settings),
         _disk("cache", settings.cache),
         _disk("models", hub.cache_folder()),
     ]
     lines += [_disk("output", work.file.parent / work.job.output)] if work else []
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(8)
+    try:
         return lines + list(pool.map(_answer, _probes(work, found) if work else _servers(settings)))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a server that gives no answer must not hold up who ends us
 
 
 def lacking(lines: Iterable[Line]) -> list[str]:
@@ -113,15 +116,15 @@ def _gpu(found: host.Host) -> str:
     return f"NVIDIA driver for CUDA {found.cuda}, compute capability {capabilities}"
 
 
-def _programs(settings: Settings) -> Iterator[tuple[str, tuple[str, ...], str]]:
+def _programs(settings: Settings) -> Iterator[Line]:
     if "git" in settings.llama_cpp_from:
-        yield "git", ("git", "--version"), "install git, or set ORCHESTRATE_LLAMA_CPP_FROM=pypi"
-    yield "uv", (indexes.uv(), "--version"), "reinstall llamacpp-orchestrator"
+        yield _program("git", lambda: "git", "install git, or set ORCHESTRATE_LLAMA_CPP_FROM=pypi")
+    yield _program("uv", indexes.uv, "reinstall llamacpp-orchestrator")
 
 
-def _program(name: str, argv: tuple[str, ...], hint: str) -> Line:
+def _program(name: str, find: Callable[[], str], hint: str) -> Line:
     try:
-        return Line(name=name, ok=True, said=process.capture(Command(argv, env=clean_env())).strip())
+        return Line(name=name, ok=True, said=process.capture(Command((find(), "--version"), env=clean_env())).strip())
     except OrchestrateError as error:
         return Line(name=name, ok=False, said=f"{error.message.splitlines()[0]}; {hint}")
 

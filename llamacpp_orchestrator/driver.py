@@ -76,27 +76,38 @@ def run(work: Work, options: Options, report: Reporter) -> Result:
     began = time.monotonic()
     plan.check_place(work)
     leftovers.sweep(work)
+    before = locks.read(locks.path_for(work.file)) if options.write_lock else None
     lock, events, errors = settle(work, options, report)
-    made: list[Build] = []
+    if lock is None:
+        return summary.result(began, events, errors, [])
+    result: Result | None = None
+    try:
+        result = _run(work, lock, options, report, began, events)
+        return result
+    finally:
+        if options.write_lock and (result is None or result.errors):
+            folders.unlock(work, before, lock)
+
+
+def _run(work: Work, lock: Lock, options: Options, report: Reporter, began: float, events: list[Event]) -> Result:
     handed: tuple[Handed, ...] = ()
     measured: tuple[Quality, ...] = ()
-    if lock:
-        folders.drift(work, lock)
-        made = _chosen(building.builds(work, lock, options.force), options.only)
-        asked = [] if options.only else handoff.find(made)
-        handoff.check(asked, options.force)
-        comparing = [] if options.only else quality.find(work, made)
-        quality.check(comparing, options.force)
-        done, errors = _make(work, lock, made, options, report, frozenset(event.step for event in events))
-        events += done
-        if asked and (options.keep_going or not errors):
-            asked = [each for each in asked if handoff.ready(each)]
-            done = _carry_out(handoff.steps(work, lock, asked, _logs(work), options.ollama_create), options, report)
-            events, errors = events + done, errors + _failures(done)
-            handed = handoff.handed(work, lock, asked)
-        if comparing and (options.keep_going or not errors):
-            done, measured = _measure(work, lock, comparing, options, report, frozenset(event.step for event in events))
-            events, errors = events + done, errors + _failures(done)
+    folders.drift(work, lock)
+    made = _chosen(building.builds(work, lock, options.force), options.only)
+    asked = [] if options.only else handoff.find(made)
+    handoff.check(asked, options.force)
+    comparing = [] if options.only else quality.find(work, made)
+    quality.check(comparing, options.force)
+    done, errors = _make(work, lock, made, options, report, frozenset(event.step for event in events))
+    events += done
+    if asked and (options.keep_going or not errors):
+        asked = [each for each in asked if handoff.ready(each)]
+        done = _carry_out(handoff.steps(work, lock, asked, _logs(work), options.ollama_create), options, report)
+        events, errors = events + done, errors + _failures(done)
+        handed = handoff.handed(work, lock, asked)
+    if comparing and (options.keep_going or not errors):
+        done, measured = _measure(work, lock, comparing, options, report, frozenset(event.step for event in events))
+        events, errors = events + done, errors + _failures(done)
     kept = [build for build in made if not build.output.temporary]
     return msgspec.structs.replace(summary.result(began, events, errors, kept), ollama=handed, quality=measured)
 
@@ -143,13 +154,13 @@ def settle(
 
 def _carry_out(steps: list[Step], options: Options, report: Reporter, memory: int = 0) -> list[Event]:
     cores, known = host.resources()
-    try:
-        return run_steps(steps, options.jobs or (cores if known else 1), options.keep_going, report, memory)
-    except BaseException:
-        # Whatever ended us, a signal before all: no download and no child goes on behind our back.
-        download.STOP.set()
-        process.stop_all()
-        raise
+    return run_steps(steps, options.jobs or (cores if known else 1), options.keep_going, report, memory, _halt)
+
+
+def _halt() -> None:
+    """Let no download and no child go on behind our back, whatever it is that ends us."""
+    download.STOP.set()
+    process.stop_all()
 
 
 def _quietly(report: Reporter) -> Reporter:
@@ -298,7 +309,7 @@ def pack(work: Work, options: Options, platform: str, file: Path, report: Report
     platform = platform or bundle.platform_of(pins.this_host())
     bundle.machine(platform)
     lock = bundle.pinned(work, _settled(work, options, report), platform, lambda text: report(Event("lock", "note", text)))
-    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="bundle-") as scratch:
+    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="bundle-", ignore_cleanup_errors=True) as scratch:
         _do(bundle.steps(work, lock, platform, Path(scratch), file), options, report)
     return file
 
@@ -307,7 +318,7 @@ def preview(work: Work, options: Options, report: Reporter) -> plan.Plan:
     """What a run would do; what is not locked is resolved in a cache of its own, so that nothing is left behind."""
     lock = locks.read(locks.path_for(work.file))
     if lock is None or locks.stale_reasons(work.job, lock):
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             aside = msgspec.structs.replace(work, store=Store(Path(scratch)))
             lock = _settled(aside, msgspec.structs.replace(options, write_lock=False, downloads=False), report)
     return plan.make(work, lock, options.force)

@@ -42,32 +42,37 @@ SCRIPTS = ("convert_hf_to_gguf", "convert_lora_to_gguf")
 # Only these two have wheels for a few interpreters each: where both fit, everything else of upstream's set fits too.
 DECISIVE = ("torch", "numpy")
 PROBED = ("numpy", "sentencepiece", "torch", "transformers", "safetensors")
+OTHER_WAY = "choose another tag, or name an environment of your own that has what the scripts need: `environment.path`"
 MACHINES = ("x86_64", "AMD64", "aarch64", "arm64", "ARM64")
 
 
-def upstream_requirements(tree: Path) -> tuple[str, ...]:
-    """The requirement lines of both scripts at this tag, `-r` followed, index options left out.
+def upstream_requirements(tree: Path, tag: str = "this llama.cpp") -> tuple[str, ...]:
+    """The requirement lines of both scripts at a tag, `-r` followed, index options left out.
 
     Raises OrchestrateError for a file that the tag lacks, and JobError for a line that pip itself would not take.
     """
     lines: dict[str, None] = {}
     for script in SCRIPTS:
-        _read(tree / "requirements" / f"requirements-{script}.txt", tree, lines, ())
+        path = tree / "requirements" / f"requirements-{script}.txt"
+        if not path.is_file():
+            raise OrchestrateError(f"{tag} has no {path.relative_to(tree).as_posix()}", "choose a tag from b3878 on")
+        _read(path, tree, tag, lines, ())
     return tuple(lines)
 
 
-def _read(path: Path, tree: Path, lines: dict[str, None], above: tuple[Path, ...]) -> None:
-    if not path.is_file():
-        raise OrchestrateError(f"this llama.cpp has no {path.relative_to(tree).as_posix()}", "choose a tag from b3878 on")
+def _read(path: Path, tree: Path, tag: str, lines: dict[str, None], above: tuple[Path, ...]) -> None:
     if path in above:
         return
     for raw in path.read_text(encoding="utf-8").splitlines():
         line = re.sub(r"(^|\s)#.*$", "", raw).strip()
         if match := re.match(r"(?:-r|--requirement)[\s=]*(.+)", line):
             nested = Path(os.path.normpath(path.parent / match[1]))
-            if tree not in nested.parents:
-                raise OrchestrateError(f"{path.name} includes {match[1]}, which is outside of the tree")
-            _read(nested, tree, lines, (*above, path))
+            if tree not in nested.parents or not nested.is_file():
+                what = "is outside of the tree" if tree not in nested.parents else "it does not have"
+                raise OrchestrateError(
+                    f"{path.relative_to(tree).as_posix()} of {tag} includes {match[1]}, which {what}", OTHER_WAY
+                )
+            _read(nested, tree, tag, lines, (*above, path))
         elif line and not line.startswith("-") and _concerns_us(parse(line)):
             lines[line] = None
 
@@ -127,6 +132,23 @@ def order(allowed: Iterable[set[str]], nearby: Iterable[set[str]], running: str,
 
 def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, torch_index: str | None) -> str:
     """The interpreter's minor version that upstream's pins allow here; OrchestrateError names those it would take."""
+    ranked = fitting(lines, overrides, index, torch_index)
+    if not ranked:
+        raise OrchestrateError(
+            f"no interpreter has wheels for upstream's pins on this machine ({decisive(lines, overrides)})",
+            "put a version that this platform has under `environment.overrides`, for example `overrides: [torch==2.13.0]`",
+        )
+    return ranked[0]
+
+
+def decisive(lines: tuple[str, ...], overrides: tuple[str, ...]) -> str:
+    """The pins that decide which interpreters will do, as they count."""
+    wanted = merged(lines, overrides)
+    return ", ".join(str(wanted[name]) for name in DECISIVE if name in wanted)
+
+
+def fitting(lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, torch_index: str | None) -> list[str]:
+    """The interpreters ("3.12") that upstream's pins allow here, the best first."""
     wanted = merged(lines, overrides)
     allowed: list[set[str]] = []
     nearby: list[set[str]] = []
@@ -145,15 +167,8 @@ def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], index: Ind
             allowed.append(near | supported(wanted[name], files))
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     ranked = order(allowed, nearby, running, (running,))
-    if ranked and ranked[0] != running:  # ours is at hand, so others are only looked for where it will not do
-        ranked = order(allowed, nearby, running, _installed(index))
-    if not ranked:
-        pins = ", ".join(str(wanted[name]) for name in DECISIVE if name in wanted)
-        raise OrchestrateError(
-            f"no interpreter has wheels for upstream's pins on this machine ({pins})",
-            "put a version that this platform has under `environment.overrides`, for example `overrides: [torch==2.13.0]`",
-        )
-    return ranked[0]
+    # Ours is at hand, so others are only looked for where it will not do.
+    return ranked if ranked and ranked[0] == running else order(allowed, nearby, running, _installed(index))
 
 
 def resolve(
@@ -172,16 +187,21 @@ def resolve(
     try:
         text = process.capture(Command((indexes.uv(), *asked), cwd=str(work), env=indexes.uv_env(index, extra)), timeout=600)
     except CommandFailed as error:
+        able = fitting(lines, overrides, index, extra) if python != "auto" else []
+        if able and minor not in able:
+            pins = decisive(lines, overrides)
+            message = f"environment.python: upstream's pins have no wheels for Python {minor} on this machine ({pins})"
+            raise JobError(message, f"it works with {', '.join(able)}: set one of them, or `auto`") from error
         raise _conflict(error, minor) from error
     return Pin(python=minor, requirements=text.replace("\r\n", "\n"))
 
 
 def _conflict(error: CommandFailed, minor: str) -> OrchestrateError:
-    said = error.tail or error.message
+    said, what = error.tail or error.message, f"upstream's requirements cannot be resolved for Python {minor}"
     hint = "put the line that must give way under `environment.overrides`, for example `overrides: [torch==2.13.0]`"
     if re.search(r"(?i)dns|connect|timed out|fetch|network", said) and "No solution found" not in said:
         hint = "check the network, or set an index that can be reached (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
-    return OrchestrateError(f"upstream's requirements cannot be resolved for Python {minor}; uv says:\n{said}", hint)
+    return indexes.failed(error, what, hint)
 
 
 def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell: Callable[[str], None]) -> None:
@@ -200,9 +220,7 @@ def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell:
         process.stream(Command((*argv, *(() if index.index_urls else ("--no-index",))), env=env), log, tell)
     except CommandFailed as error:
         hint = "check the network and the free space; for a Python that uv cannot fetch, install it or set `environment.python`"
-        raise CommandFailed(
-            f"the environment could not be built; uv says:\n{error.tail}", code=error.code, hint=hint, log=log
-        ) from error
+        raise indexes.failed(error, "the environment could not be built", hint, log) from error
 
 
 def unhealthy(dest: Path) -> str:

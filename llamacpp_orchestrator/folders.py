@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
@@ -25,6 +30,26 @@ def listed(work: Work, wanted: Wanted) -> FilesPin:
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
     found = modelfiles.list_folder(work.folder(wanted.source), sha256=work.store.sha256, **how)
     return FilesPin(wanted=wanted, files=found.files)
+
+
+def unproven(work: Work, before: Lock | None, lock: Lock) -> Lock:
+    """A lock without the folders that it has and `before` had not, and of which there is no output.
+
+    What is wrong with such a folder is told only when it is converted. Once repaired, it is pinned as it is then.
+    """
+    known = {pin.wanted for pin in before.models} if before else set()
+    for output in (build.output for build in building.builds(work, lock) if build.current):
+        known |= {locks.base_wanted(output.model), *([locks.lora_wanted(output.lora)] if output.lora else [])}
+    kept = tuple(pin for pin in lock.models if pin.wanted in known or not spec.is_folder(pin.wanted.source))
+    return msgspec.structs.replace(lock, models=kept)
+
+
+def unlock(work: Work, before: Lock | None, lock: Lock) -> None:
+    """Take what is `unproven` out of the lock that a failed run has written; what another has written since is left alone."""
+    path, left = locks.path_for(work.file), unproven(work, before, lock)
+    with contextlib.suppress(OrchestrateError):
+        if left != lock and locks.read(path) == lock:
+            locks.write(path, left)
 
 
 def drift(work: Work, lock: Lock) -> None:

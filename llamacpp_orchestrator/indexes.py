@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -16,12 +17,16 @@ import msgspec
 
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator.command import clean_env
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
 
 if TYPE_CHECKING:
     from pypi_simple import DistributionPackage
+
+LONGEST = 600
 
 
 def find_links_paths(locations: Iterable[str]) -> list[Path]:
@@ -91,10 +96,34 @@ def _reachable(urls: tuple[str, ...], project: str, tell: Callable[[str], None])
 
 
 def uv() -> str:
-    """The uv program that was installed with us."""
+    """The uv program that was installed with us; OrchestrateError when that installation is damaged."""
     from uv import find_uv_bin
 
-    return find_uv_bin()
+    try:
+        return find_uv_bin()
+    except FileNotFoundError as error:
+        message = "the program uv, which came with orchestrate, is gone from its installation"
+        raise OrchestrateError(message, "install it again: python -m pip install --force-reinstall uv") from error
+
+
+def failed(error: CommandFailed, what: str, hint: str, log: Path | None = None) -> CommandFailed:
+    """The failure of a call of uv: what could not be done, in uv's own words or by how it ended, and what to do."""
+    if error.code < 0:
+        message, hint = f"{what}: {error.message.splitlines()[0]}", "run the same command again, with more memory free"
+    elif found := re.search(r"(?s)Hash mismatch for `(.+?)`.*?Expected:\s+(\S+).*?Computed:\s+(\S+)", error.tail):
+        message = f"{what}: {found[1]} is not the file that was locked: expected {found[2]}, received {found[3]}"
+        hint = "restore the lock if it was edited; else the index has another file by now: name one that has this (PIP_INDEX_URL)"
+    else:
+        message = f"{what}; uv says:\n{words(error.tail or error.message)}"
+    return error.retold(message, hint, log)
+
+
+def words(said: str) -> str:
+    """What uv said as one line, without the drawing around it."""
+    line = " ".join(re.sub(r"[×╰│├─▶]|^\s*(?:error|hint|cause):", " ", said, flags=re.MULTILINE).split())
+    # The platform for which it found no solution is a page of markers.
+    line = re.sub(r" when resolving dependencies for split \(markers: .*?\)(?: cause:)? Because ", ": because ", line)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def uv_env(index: Index, torch: str | None, offline: bool = False) -> tuple[tuple[str, str], ...]:

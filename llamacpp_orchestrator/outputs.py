@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -27,6 +28,7 @@ from llamacpp_orchestrator import peft
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.archive import look_for_stop
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -143,7 +145,10 @@ def _prepare(bench: Bench, build: Build, tell: Tell) -> bool:
         held.acquire(timeout=0)
     except Timeout:
         tell("note: another run is making this file; waiting for it")
-        held.acquire()
+        while not held.is_locked:
+            look_for_stop()
+            with contextlib.suppress(Timeout):
+                held.acquire(timeout=0.5)
     bench.held[path] = held
     publish(build)
     if not bench.force and artifact.is_current(artifact.read(path), build.recipe, path.parent):
@@ -248,6 +253,7 @@ def _checked(bench: Bench, build: Build, files: list[Path], find: Callable[[str]
     try:
         verdict = levels.check(subject(bench, build, files, find), bench.converter, tell)
     except OrchestrateError as error:
+        look_for_stop()  # it failed because we are to end: then nothing is worth a look, and `clean` takes it away
         release(bench, build)
         error.hint += f"\nthe file is kept for a look, until the next run: {files[0]}"
         raise

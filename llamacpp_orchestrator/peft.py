@@ -35,7 +35,6 @@ def folder(work: Work, lock: Lock, log: Path, tell: Tell) -> Path:
             process.stream(Command((*argv, "--target", str(dest / "packages"), *PACKAGES), env=indexes.uv_env(index, None)), log)
         except CommandFailed as error:
             hint = "check the network, or set an index that can be reached (PIP_INDEX_URL); `verify: load` does without PEFT"
-            message = f"PEFT could not be installed; uv says:\n{error.tail}"
-            raise error.retold(message, hint, log) from error
+            raise indexes.failed(error, "PEFT could not be installed", hint, log) from error
 
     return work.store.ensure("environments", f"peft-{key[:32]}", make) / "packages"

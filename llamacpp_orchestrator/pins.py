@@ -158,7 +158,7 @@ def _environment(work: Work, found: Found) -> Action:
         assert found.source is not None
         asked = work.job.environment
         tree = work.store.entry("source", found.source.key())
-        upstream = hashlib.sha256("\n".join(environment.upstream_requirements(tree)).encode()).hexdigest()
+        upstream = hashlib.sha256("\n".join(environment.upstream_requirements(tree, found.source.tag)).encode()).hexdigest()
         if found.spare and found.spare.upstream == upstream:
             found.environment = found.spare
             return "current"

@@ -37,6 +37,7 @@ PACKED = {
 # As text, as one of a list, or in brackets.
 BASE_MODEL = r"^base_model:\s*(?:-[ \t]*|\[[ \t]*)?[\"']?([\w.-]+/[\w.-]+)"
 LONGEST_FRONT = 1 << 16
+LIST = "--print-supported-models"
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -123,6 +124,7 @@ def check_architecture(subject: Subject, config: dict[str, Any], mmproj: bool = 
         hint = _elsewhere(subject, lambda tree: _knows(tree, name, mmproj))
         near = difflib.get_close_matches(name, sorted(able), 3, 0.6)
         hint += f"; the nearest that it knows: {', '.join(near)}" if near else ""
+        hint += f"; all that it knows: orchestrate exec JOB -- {SCRIPTS['model']} {LIST}" if _lists(subject.tree) else ""
     raise OrchestrateError(f"{subject.source}: {subject.tag} does not know {what} {quoted(name)}", hint)
 
 
@@ -144,6 +146,10 @@ def check_projector(tree: Path, tag: str, name: str, config: dict[str, Any]) -> 
             f"{name} has no vision or audio part: its config.json says {quoted(named[0])}", "leave `mmproj` out for this model"
         )
     raise JobError(f"{name}: {tag} has no projector for {quoted(named[0])}", "pin a newer tag, or leave `mmproj` out")
+
+
+def _lists(tree: Path) -> bool:
+    return any(LIST in option.names for option in scripts.options(tree, "model"))
 
 
 def _knows(tree: Path, name: str, mmproj: bool) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from llamacpp_orchestrator import fence
@@ -24,6 +25,7 @@ from llamacpp_orchestrator.errors import Stopped
 
 TAIL_LINES = 20
 GRACE_SECONDS = 3.0
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _children: set[subprocess.Popen[bytes]] = set()
 _children_lock = threading.Lock()
@@ -110,13 +112,31 @@ def known(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def attached(command: Command) -> int:
-    """Run a program on our own terminal and answer its exit code; it gets the signals itself."""
+    """Run a program on our own terminal and answer its exit code, as a shell would; signals are passed on to it."""
     try:
-        return subprocess.run(
-            command.argv, cwd=command.cwd, env=dict(command.env) if command.env else None, check=False
-        ).returncode
+        child = subprocess.Popen(command.argv, cwd=command.cwd, env=dict(command.env) if command.env else None)
     except OSError as error:
         raise CommandFailed(f"`{command.argv[0]}` could not be started: {error.strerror or error}", code=127) from error
+
+    def pass_on(number: int, frame: object) -> None:
+        # The terminal's own ^C has reached it already.
+        if number != signal.SIGINT or not _in_front():
+            child.send_signal(number)
+
+    with _handled(pass_on):
+        code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _in_front() -> bool:
+    """Whether a terminal sends its ^C to our group, which an attached program shares; on Windows its console always does."""
+    if sys.platform == "win32":
+        return True
+    try:
+        with open("/dev/tty", "rb", buffering=0) as terminal:  # noqa: PTH123
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
@@ -250,16 +270,21 @@ def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Let the signals that end a program end it in good order: children first, then what is half written."""
-    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
     def stop(number: int, frame: object) -> None:
-        for name in names:
+        for name in ENDING:
             signal.signal(name, signal.SIG_IGN)
         raise Stopped(number)
 
-    before = [(name, signal.signal(name, stop)) for name in names]
+    with _handled(stop):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = [(name, signal.signal(name, handler)) for name in ENDING]
     try:
         yield
     finally:
-        for name, handler in before:
-            signal.signal(name, handler)
+        for name, earlier in before:
+            signal.signal(name, earlier)

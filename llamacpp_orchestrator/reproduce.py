@@ -98,7 +98,9 @@ def _same(work: Work, lock: Lock, receipt: Receipt) -> bool:
 def reproduce(path: Path, settings: Settings, job: Path | None, options: Options, report: Reporter) -> tuple[Reproduced, ...]:
     """Make an output again in a temporary folder and compare each of its files; raises what kept it from being made."""
     receipt, work, lock = origin(path, settings, job)
-    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="reproduce-") as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=work.store.folder("downloads"), prefix="reproduce-", ignore_cleanup_errors=True
+    ) as scratch:
         aside = msgspec.structs.replace(work, job=msgspec.structs.replace(work.job, output=scratch))
         asked = msgspec.structs.replace(options, locked=True, write_lock=False, only=receipt.path)
         result = driver.run(aside, asked, report)
@@ -155,7 +157,7 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
     if missing := [path for path in needed if not path.exists()]:
         raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: orchestrate run {work.file.name}")
     pins.get_tree(work, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
-    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="verify-") as scratch:
+    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="verify-", ignore_cleanup_errors=True) as scratch:
         asked = msgspec.structs.replace(subject, level=level, scratch=Path(scratch))
         try:
             levels.check(asked, bench.converter, lambda text: None)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import first
 
 if TYPE_CHECKING:
@@ -96,11 +97,25 @@ def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Opti
 @contextmanager
 def shown(flags: dict[str, Any]) -> Iterator[Reporter]:
     """A voice for what happens, as the options want it, while signals end it in good order."""
-    from llamacpp_orchestrator import process
     from llamacpp_orchestrator import report
 
-    with process.stoppable(), report.reporting(_manner(flags)) as show:
+    with ending(), report.reporting(_manner(flags)) as show:
         yield show
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Let a signal end a command in good order, with all that it has begun."""
+    from llamacpp_orchestrator import download
+    from llamacpp_orchestrator import process
+
+    with process.stoppable():
+        try:
+            yield
+        except Stopped:
+            download.STOP.set()
+            process.stop_all()
+            raise
 
 
 def _manner(flags: dict[str, Any]) -> Voice:

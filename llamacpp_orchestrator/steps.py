@@ -22,6 +22,7 @@ from llamacpp_orchestrator.units import size
 
 Tell = Callable[[str], None]
 TELL_SECONDS = 0.2
+GRACE_SECONDS = 2.0
 LONGEST_LOG = 120  # bytes
 NOTE = "note: "  # what a step says in these words is for everybody, not only for who watches
 Action = Callable[[Tell], str]
@@ -69,12 +70,40 @@ def log_of(step: str, folder: Path) -> Path:
     return folder / f"{name}.log"
 
 
-def run(steps: Iterable[Step], jobs: int, keep_going: bool, report: Callable[[Event], None], memory: int = 0) -> list[Event]:
+def run(
+    steps: Iterable[Step],
+    jobs: int,
+    keep_going: bool,
+    report: Callable[[Event], None],
+    memory: int = 0,
+    halt: Callable[[], None] | None = None,
+) -> list[Event]:
     """Run all steps, at most `jobs` heavy ones at a time and within `memory` bytes, 0 for any number.
 
     Answers the last event of each step, in the order in which they ended. Raises whatever a signal handler raises in the
-    calling thread; workers are daemons, so that none can hold us back.
+    calling thread, once `halt` has told the workers to end and they have had a moment to clean up behind them; they are
+    daemons, so that none can hold us back.
     """
+    workers: list[threading.Thread] = []
+    try:
+        return _run(steps, jobs, keep_going, report, memory, workers)
+    except BaseException:
+        if halt:
+            halt()
+            late = time.monotonic() + GRACE_SECONDS
+            for worker in workers:
+                worker.join(max(0.0, late - time.monotonic()))
+        raise
+
+
+def _run(
+    steps: Iterable[Step],
+    jobs: int,
+    keep_going: bool,
+    report: Callable[[Event], None],
+    memory: int,
+    workers: list[threading.Thread],
+) -> list[Event]:
     by_name = {step.name: step for step in steps}
     order = graphlib.TopologicalSorter({step.name: step.needs for step in by_name.values()})
     order.prepare()
@@ -91,7 +120,7 @@ def run(steps: Iterable[Step], jobs: int, keep_going: bool, report: Callable[[Ev
                 waiting[step.name] = _claim(step, next(numbers))
         for name in admitted(waiting, running.values(), jobs, bound):
             running[name] = waiting.pop(name)
-            _start(by_name[name], running[name].memory, bound, events.put)
+            workers.append(_start(by_name[name], running[name].memory, bound, events.put))
         while (event := _next(events)).status not in ENDED:
             report(event)
         report(event)
@@ -139,11 +168,13 @@ def _fits(claim: Claim, slots: int, room: int) -> bool:
     return (slots > 0 or not claim.heavy) and (room >= claim.memory or not claim.memory)
 
 
-def _start(step: Step, need: int, bound: int, put: Callable[[Event], None]) -> None:
+def _start(step: Step, need: int, bound: int, put: Callable[[Event], None]) -> threading.Thread:
     if need > bound:
         said = f"{step.name} takes about {size(need)} of memory, more than the {size(bound)} that may be used; it runs alone"
         put(Event(step.name, "note", said))
-    threading.Thread(target=_work, args=(step, put), name=step.name, daemon=True).start()
+    worker = threading.Thread(target=_work, args=(step, put), name=step.name, daemon=True)
+    worker.start()
+    return worker
 
 
 def _next(events: queue.SimpleQueue[Event]) -> Event:

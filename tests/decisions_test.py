@@ -53,7 +53,10 @@ def test_requirements_of_both_scripts_without_index_lines_and_machines_that_we_d
     [
         (None, "has no requirements/requirements-convert_hf_to_gguf.txt"),
         ("-r ../../outside.txt", "outside of the tree"),
-        ("-r ./missing.txt", "has no requirements/missing.txt"),
+        (
+            "-r ./missing.txt",
+            "requirements-convert_hf_to_gguf.txt of this llama.cpp includes ./missing.txt, which it does not have",
+        ),
         ("not a requirement!", "is not a requirement"),
     ],
 )

@@ -189,6 +189,8 @@ def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
     child = running.proc
     with process.known(child):
         out, err = _talk(child, functools.partial(process.stop, child), url, limit or ASK_SECONDS)
+    if child.returncode < 0:
+        raise OrchestrateError(f"git {process.ended(child.returncode)} while it asked {download.shown(url)}", "run it again")
     if child.returncode:
         raise explain(url, err.decode(errors="replace"))
     return out.decode(errors="replace")
