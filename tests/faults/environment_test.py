@@ -1,4 +1,4 @@
-"""Faults of the Python environment, 66 to 72: an interpreter without wheels, an interrupted install, an index that is not there."""
+"""Faults of the Python environment, 66 to 72: no wheels for it, an interrupted install, an index that is not there."""
 
 from __future__ import annotations
 
