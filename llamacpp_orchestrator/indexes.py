@@ -119,7 +119,10 @@ def failed(error: CommandFailed, what: str, hint: str, log: Path | None = None) 
 
 
 def words(said: str) -> str:
-    """What uv said as one line, without the drawing around it."""
+    """What uv said as one line, without the drawing around it, and without what it did before it failed."""
+    lines = said.splitlines()
+    begin = max((number for number, line in enumerate(lines) if re.match(r"\s*(?:error:|×)", line)), default=0)
+    said = "\n".join(line for line in lines[begin:] if not line.startswith("$ "))
     line = " ".join(re.sub(r"[×╰│├─▶]|^\s*(?:error|hint|cause):", " ", said, flags=re.MULTILINE).split())
     # The platform for which it found no solution is a page of markers.
     line = re.sub(r" when resolving dependencies for split \(markers: .*?\)(?: cause:)? Because ", ": because ", line)

@@ -59,10 +59,17 @@ class Store:
         entries are made in place, and the mark, renamed in last, is what makes them count.
         """
         path = self.entry(kind, key)
-        if self.has(kind, key) and not healthy(path):
+
+        def good() -> bool:
+            try:
+                return self.has(kind, key) and not healthy(path)
+            except OSError:
+                return False  # another makes it anew just now, and takes away what is looked at
+
+        if good():
             return path
         with self.lock(f"{kind}-{key}"):
-            if self.has(kind, key) and not healthy(path):
+            if good():
                 return path
             self.folder(kind)
             remove(path)

@@ -256,3 +256,16 @@ def test_the_digest_of_a_file_of_any_size(tmp_path: Path, size: int) -> None:
     content = bytes(index % 251 for index in range(size))
     (tmp_path / "file").write_bytes(content)
     assert store.file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_an_entry_that_another_makes_anew_while_it_is_looked_at_is_waited_for(tmp_path: Path) -> None:
+    store, looks, made = Store(tmp_path / "cache"), iter(("gone", "")), list[str]()
+    store.ensure("source", "k", lambda entry: made.append("first"))
+
+    def healthy(entry: Path) -> str:
+        if next(looks):
+            raise FileNotFoundError(2, "no such file", str(entry / "script.py"))
+        return ""
+
+    store.ensure("source", "k", lambda entry: made.append("again"), healthy)
+    assert made == ["first"]
