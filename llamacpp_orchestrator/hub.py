@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from llamacpp_orchestrator import download
+from llamacpp_orchestrator import tokens
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -106,8 +107,10 @@ def _asking(ask: Callable[[], T], place: Place) -> T:
     for turn in range(TRIES):
         # A mirror passes on word of the hub's newer store, which may not be reachable from here; a second try avoids it too.
         huggingface_hub.constants.HF_HUB_DISABLE_XET |= turn > 0 or not place.trusted
+        session = huggingface_hub.get_session()
         # The library asks without a time limit: a server that says nothing would hold us for ever.
-        huggingface_hub.get_session().timeout = LIMIT_SECONDS
+        session.timeout = LIMIT_SECONDS
+        tokens.guard(session, place.endpoint if place.trusted else "")
         try:
             return ask()
         except OrchestrateError:

@@ -28,6 +28,7 @@ from llamacpp_orchestrator.choice import choose as choose
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -171,11 +172,11 @@ def install(choice: Choice, dest: Path, downloads: Path, settings: Settings, tel
 
         _fetch(asset, downloads, settings, count, tell)
         before += asset.size
-    download.unpack(file_of(choice.archive, downloads), dest)
+    _unpack(choice.archive, downloads, dest)
     if choice.runtime:
         home = _any_tool(dest, "windows" if any(dest.rglob("*.exe")) else "linux").parent
         with tempfile.TemporaryDirectory(dir=dest) as scratch:
-            download.unpack(file_of(choice.runtime, downloads), Path(scratch))
+            _unpack(choice.runtime, downloads, Path(scratch))
             for file in [path for path in Path(scratch).rglob("*") if path.is_symlink() or path.is_file()]:
                 os.replace(file, home / file.name)
     for path in dest.rglob("*"):
@@ -183,6 +184,16 @@ def install(choice: Choice, dest: Path, downloads: Path, settings: Settings, tel
             path.chmod(0o755)  # zip archives made on other systems do not say so
     for asset in wanted:
         shutil.rmtree(file_of(asset, downloads).parent, ignore_errors=True)
+
+
+def _unpack(asset: Asset, downloads: Path, dest: Path) -> None:
+    packed = file_of(asset, downloads)
+    try:
+        download.unpack(packed, dest)
+    except IntegrityError:
+        # It is what was asked for, and no good: the next run must not find it again.
+        packed.unlink(missing_ok=True)
+        raise
 
 
 def find_tool(root: Path, name: str, system: str) -> Path:

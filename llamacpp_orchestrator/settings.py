@@ -67,8 +67,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def trusts(self, url: str, original: str) -> bool:
         """Whether a token that `original` has issued may be sent to a URL."""
-        host = urlsplit(url).netloc.rpartition("@")[2].lower()
-        return host == urlsplit(original).netloc or host in self.token_hosts
+        asked, issuer = urlsplit(url), urlsplit(original)
+        host = asked.netloc.rpartition("@")[2].lower()
+        return (asked.scheme, host) == (issuer.scheme, issuer.netloc) or host in self.token_hosts
 
 
 Places = Annotated[tuple[str, ...], Meta(extra={"short": str.split})]  # a list, or text with one or several

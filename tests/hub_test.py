@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import msgspec
 import pytest
 
 from llamacpp_orchestrator import download
@@ -471,6 +472,16 @@ def test_a_next_page_elsewhere_gets_no_token(server: Hub) -> None:
         listed(server)
     assert server.seen["GET /steal"] > 0
     assert server.tokens == []
+
+
+def test_a_next_page_elsewhere_gets_no_token_from_a_trusted_endpoint_either(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    known = msgspec.structs.replace(settings(server.url), token_hosts=(server.url.removeprefix("http://"),))
+    server.fault = "next-elsewhere"
+    with pytest.raises(NetworkError):
+        hub.list_hub("org/m", "main", known, nothing, kind="model", weights=True, remote_code=False)
+    asked = server.seen["GET /api/models/org/m/revision/main"] + server.seen[f"GET /api/models/org/m/tree/{COMMIT}"]
+    assert server.seen["GET /steal"] > 0 and server.tokens == ["Bearer hf_secret"] * asked
 
 
 @pytest.mark.parametrize("fault", ["corrupt-once", "get-500"])

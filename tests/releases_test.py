@@ -284,7 +284,8 @@ def test_the_token_goes_to_the_api_of_github_only(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(each, raising=False)
     monkeypatch.setenv(name, "T0KEN")
     github = Github()
-    # A proxy on loopback sees what would be sent to each host.
+    # A proxy on loopback sees what would be sent to each host; it could not by https, so here the token was issued by http.
+    monkeypatch.setattr(releases, "GITHUB_API", "http://api.github.com")
     for host, token in (
         ("http://api.github.com", "Bearer T0KEN"),
         ("http://api.github.com.evil.test", ""),
@@ -480,6 +481,15 @@ def test_install_of_other_bytes(tmp_path: Path) -> None:
             nothing,
         )
     assert not (tmp_path / "dest").exists()
+
+
+def test_an_archive_that_cannot_be_unpacked_is_not_kept(tmp_path: Path) -> None:
+    content = pack_zip({"llama-cli": PROGRAM})
+    archive = publish(tmp_path / "site", "llama-b1-bin-ubuntu-x64.zip", content[: len(content) // 2])
+    chosen = Choice(archive=archive, runtime=None, reason="", backend="cpu")
+    with pytest.raises(IntegrityError, match="damaged"):
+        releases.install(chosen, tmp_path / "dest", tmp_path / "downloads", PLAIN, nothing)
+    assert not releases.file_of(archive, tmp_path / "downloads").exists()
 
 
 @pytest.mark.parametrize(

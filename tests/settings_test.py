@@ -94,6 +94,8 @@ token_hosts: [B.org, "c.org:8443"]
     [
         ("https://huggingface.co", True),
         ("https://b.org", True),
+        ("http://b.org", True),
+        ("http://huggingface.co", False),
         ("https://c.org:8443/hub", True),
         ("https://c.org", False),
         ("https://huggingface.co.evil.org", False),
