@@ -36,6 +36,7 @@ from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Step
 from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.store import MARK
 from llamacpp_orchestrator.store import remove
 from llamacpp_orchestrator.store import text_of
 from llamacpp_orchestrator.store import write_atomically
@@ -150,7 +151,10 @@ def unhealthy(pin: SourcePin, path: Path) -> str:
     """Why a cached tree must be made anew; "" is good."""
     known = text_of(path / TREE_MARK)
     same = known == source.tree_digest(path) and known == (pin.tree or known)
-    return "" if same else "the cached converter tree was changed"
+    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
+    # A script would import what lies beside it before what the environment has under that name.
+    strange = any(name not in (TREE_MARK, MARK) and not source.wanted(name) for name in names)
+    return "" if same and not strange else "the cached converter tree was changed"
 
 
 def _environment(work: Work, found: Found) -> Action:

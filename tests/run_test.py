@@ -353,6 +353,20 @@ def test_a_changed_tree_in_the_cache_is_repaired(
     assert not (world / "EVIL").exists() and "EVIL" not in script.read_text()
 
 
+def test_what_was_put_beside_the_scripts_is_not_taken_for_a_part_of_them(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path, shared_cache: Path
+) -> None:
+    file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
+    assert orchestrate("run", file).code == 0
+    tree, evil = shared_cache / "source" / "package-b11434", f"open({str(world / 'EVIL')!r}, 'w')\n"
+    for name in ("torch.py", "sitecustomize.py", "conversion/__pycache__/base.cpython-311.pyc", "numpy/__init__.py"):
+        place = tree / name
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(evil, encoding="utf-8")
+        assert orchestrate("run", file, "--force").code == 0
+        assert not (world / "EVIL").exists() and not place.exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_everything_and_the_next_run_goes_on(
