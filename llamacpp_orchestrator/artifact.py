@@ -162,7 +162,9 @@ def recheck(path: Path) -> list[str]:
 
 
 def outputs(path: Path) -> list[Path]:
-    """A file as it is, or all outputs in a folder that have a receipt; JobError when there are none."""
+    """A file as it is, or all outputs in a folder that have a receipt; JobError when there are none, and for a job."""
+    if path.suffix in {".yaml", ".yml"}:
+        raise JobError(f"{path} is a job or its lock, not an output", "name what the job made: a GGUF file, or the folder of it")
     if not path.is_dir():
         return [path]
     found = sorted(receipt.with_name(receipt.name.removesuffix(SUFFIX)) for receipt in path.rglob(f"*{SUFFIX}"))

@@ -57,7 +57,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
     def line(self) -> str:
         """The same as text."""
-        return f"{'ok' if self.ok else 'problem':<9}{self.name:<14}{self.said}"
+        return f"{'ok' if self.ok else 'problem':<9}{self.name:<13} {self.said}"
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):

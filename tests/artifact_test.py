@@ -77,6 +77,11 @@ def test_a_damaged_receipt_counts_as_none(made: Path, damage: object) -> None:
     assert "no readable receipt" in artifact.recheck(made)[0]
 
 
+def test_a_job_is_no_output(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"job\.yaml is a job or its lock, not an output"):
+        artifact.outputs(tmp_path / "job.yaml")
+
+
 def test_the_longest_names_have_receipts(tmp_path: Path) -> None:
     first, second = (tmp_path / f"{'é' * 100}{'x' * 44}{last}.gguf" for last in "ab")
     assert artifact.receipt_path(first) != artifact.receipt_path(second)

@@ -14,6 +14,7 @@ import yaml
 
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli
+from llamacpp_orchestrator import doctor
 from llamacpp_orchestrator import jobfile
 from tests.conftest import Answer
 
@@ -138,6 +139,10 @@ def test_doctor_looks_at_this_machine(orchestrate: Orchestrate, job: Job, data: 
     names = {line["name"] for line in orchestrate("doctor", "--json").json()}
     assert {"system", "gpu", "uv", "cache", "models", "github"} <= names
     assert "none, as the job says" in orchestrate("doctor", job(str(data / "tiny-llama"), binaries={"backend": "none"})).out
+
+
+def test_doctor_keeps_a_long_name_apart_from_what_is_said_of_it() -> None:
+    assert doctor.Line(name="data/tiny-llama", ok=True, said="5 files").line() == "ok       data/tiny-llama 5 files"
 
 
 def test_the_cache_can_be_looked_at_and_pruned(orchestrate: Orchestrate, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ BANNER = "| NVIDIA-SMI 550.54    Driver Version: 550.54    CUDA Version: 12.4   
     ("text", "expected"),
     [
         (BANNER, "12.4"),
+        ("| NVIDIA-SMI 580.159.04             Driver Version: 580.159.04     CUDA Version: 13.0     |\n", "13.0"),
         ("| NVIDIA-SMI 610.10  KMD Version: 610.10  CUDA UMD Version: 13.4 |", "13.4"),
         ("| CUDA Version: N/A |", None),
         ("No devices were found", None),
