@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of 
 ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "chats", "bundles")
 PRUNED = (*ENTRIES, "downloads", "logs", "memo", "home")
 MARK = "complete.json"
+TICK_SECONDS = 2.0  # of the coarsest clock that a disk has, FAT's
 
 
 class Store:
@@ -84,10 +86,8 @@ class Store:
 
     def sha256(self, path: Path) -> str:
         """The digest of a file, remembered as long as its size, time and inode stay."""
-        found = path.stat()
         name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-        memo = self.folder("memo") / name
-        state = f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+        memo, state = self.folder("memo") / name, _state(path)
         try:
             known, digest = memo.read_text(encoding="utf-8").rsplit(" ", 1)
             if known == state:
@@ -95,8 +95,15 @@ class Store:
         except (OSError, ValueError):
             pass
         digest = file_sha256(path)
-        write_atomically(memo, f"{state} {digest}")
+        # A file that was just written may be written again within the same tick of its disk's clock, and look as it does now.
+        if state == _state(path) and abs(time.time() - path.stat().st_mtime) > TICK_SECONDS:
+            write_atomically(memo, f"{state} {digest}")
         return digest
+
+
+def _state(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
 
 
 def file_sha256(path: Path) -> str:

@@ -77,6 +77,17 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert kept.sha256(file) == store.file_sha256(file)
 
 
+@pytest.mark.parametrize(("age", "believed"), [(60, True), (0, False), (-3600, True)])
+def test_a_digest_is_believed_once_the_disks_clock_has_gone_on(age: int, believed: bool, tmp_path: Path) -> None:
+    kept, file = Store(tmp_path / "c"), tmp_path / "f"
+    when = time.time_ns() - age * 10**9
+    for text in ("one", "two"):
+        file.write_text(text)
+        os.utime(file, ns=(when, when))
+        digest = kept.sha256(file)
+    assert (digest == hashlib.sha256(b"one").hexdigest()) is believed
+
+
 def test_pruning_refuses_what_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "mine").write_text("mine")

@@ -18,6 +18,7 @@ from tests.bench.world import data
 from tests.stage import TAG
 from tests.stage.github import GitHub
 from tests.stage.github import git
+from tests.stage.github import packed
 from tests.stage.hub import Hub
 
 ADAPTERS = ("lora-a", "lora-b")
@@ -36,18 +37,18 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     def job(self, route: str, output: str = "dist") -> dict[str, Any]:
         """A small Llama from the hub, with two adapters, and quantized where there are programs for that.
 
-        Programs belong to the tree of one route, so by the other there is nothing to quantize with.
+        Built programs belong to the tree of one route; by the other they come as the release's archive.
         """
-        quantizes = bool(self.builds) and route == "pypi"
+        backend = {"pypi": "source", "git": "cpu"}[route] if self.builds else "none"
         loras = [{"source": f"org/{name}", "name": name} for name in ADAPTERS]
         model = {"source": "org/m", "name": "m", "outtype": "f16", "loras": loras}
         return {
             "version": 1,
             "llama_cpp": {"tag": TAG},
-            "binaries": {"backend": "source" if quantizes else "none"},
+            "binaries": {"backend": backend},
             "environment": {"torch": "cpu", "overrides": [TORCH]},
             "output": output,
-            "models": [model | ({"quantize": ["Q8_0"]} if quantizes else {})],
+            "models": [model | ({"quantize": ["Q8_0"]} if self.builds else {})],
         }
 
 
@@ -58,6 +59,7 @@ def scene(scratch: Path, inputs: Path | None = None, programs: bool = True) -> I
     builds = tuple(mark.parent for mark in BUILDS.glob("*/complete.json")) if programs else ()
     with Hub() as hub, GitHub(scratch / "git") as github, serving(hub), serving(github):
         hub.files = files(inputs / "tiny-llama")
+        github.archive = packed(programs_of(builds[0])) if builds else b""
         hub.others = {f"org/{name}": files(inputs / name) for name in ADAPTERS}
         yield Scene(scratch=scratch, hub=hub, github=github, builds=builds)
         hub.over.set()
@@ -66,6 +68,11 @@ def scene(scratch: Path, inputs: Path | None = None, programs: bool = True) -> I
 def files(folder: Path) -> dict[str, bytes]:
     """The files of a model, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def programs_of(build: Path) -> dict[str, bytes]:
+    """The programs of a build, by name."""
+    return {path.name: path.read_bytes() for path in build.glob("llama-*")}
 
 
 @contextlib.contextmanager

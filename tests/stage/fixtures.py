@@ -68,7 +68,10 @@ def github(
 ) -> Iterator[GitHub]:
     """A mirror of github.com and of its API, with the real tree behind it."""
     assert orchestrate("setup", job(str(data / "tiny-llama"), name="first.yaml", binaries={"backend": "none"})).code == 0
-    with GitHub(repository()) as server:
+    root = repository()
+    # Some test before may have had it without.
+    git("config", "uploadpack.allowFilter", "true", at=root / "ggml-org" / "llama.cpp")
+    with GitHub(root) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         for name in ("ORCHESTRATE_GITHUB_URL", "ORCHESTRATE_GITHUB_API_URL"):
             monkeypatch.setenv(name, server.url)

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,16 @@ def git(*words: str, at: Path) -> str:
 
 
 def release(script: str) -> bytes:
-    """An archive in the layout of today's releases."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name in ("llama-quantize", "llama-cli"):
+    """An archive in the layout of today's releases, whose programs are a script."""
+    return packed(dict.fromkeys(("llama-quantize", "llama-cli"), script.encode()))
+
+
+def packed(programs: Mapping[str, bytes]) -> bytes:
+    """An archive in the layout of today's releases with programs by name."""
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w:gz", compresslevel=1) as tar:
+        for name, content in programs.items():
             entry = tarfile.TarInfo(f"llama-{TAG}/{name}")
-            content = script.encode()
             entry.size, entry.mode = len(content), 0o755
             tar.addfile(entry, io.BytesIO(content))
-    return packed.getvalue()
+    return whole.getvalue()
