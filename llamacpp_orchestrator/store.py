@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -30,11 +31,17 @@ class Store:
 
     def folder(self, kind: str) -> Path:
         """The folder of one kind of entry, made with the cache's own tag when it is not there."""
-        if not (self.root / "CACHEDIR.TAG").exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / "CACHEDIR.TAG").write_text(TAG, encoding="utf-8")
         made = self.root / kind
-        made.mkdir(exist_ok=True)
+        try:
+            if not (self.root / "CACHEDIR.TAG").exists():
+                self.root.mkdir(parents=True, exist_ok=True)
+                (self.root / "CACHEDIR.TAG").write_text(TAG, encoding="utf-8")
+            made.mkdir(exist_ok=True)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            message = f"there can be no cache at {self.root}: {(error.strerror or str(error)).lower()}"
+            raise OrchestrateError(message, "name a folder that you may write to (ORCHESTRATE_CACHE_DIR)") from error
         return made
 
     def entry(self, kind: str, key: str) -> Path:

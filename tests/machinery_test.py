@@ -88,6 +88,14 @@ def test_a_digest_is_believed_once_the_disks_clock_has_gone_on(age: int, believe
     assert (digest == hashlib.sha256(b"one").hexdigest()) is believed
 
 
+def test_a_place_where_no_cache_can_be_is_named_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OrchestrateError, match=f"there can be no cache at {root}") as caught:
+            Store(root).folder("logs")
+        assert "ORCHESTRATE_CACHE_DIR" in caught.value.hint
+
+
 def test_pruning_refuses_what_is_no_cache(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "mine").write_text("mine")
