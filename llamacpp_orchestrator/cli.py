@@ -88,8 +88,11 @@ def convert(
     file = (write_job or Path("orchestrate.yaml")).absolute()
     asked = {"model": model, "loras": loras, "outtypes": outtypes, "quantize": quantize, "tag": tag, "overrides": overrides}
     text = jobfile.job_text(**asked, output=output, folder=file.parent)
-    job = jobfile.parse(text.encode(), file)
-    jobfile.check_folders(job, file)
+    try:
+        job = jobfile.parse(text.encode(errors="surrogateescape"), file)
+        jobfile.check_folders(job, file)
+    except JobError as error:
+        raise jobfile.by_option(error, file) from error
     if write_job:
         if file.exists() and not flags["force"]:
             raise JobError(f"{write_job} exists already", "choose another name, or use --force")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,17 @@ from llamacpp_orchestrator.yamltext import Reading
 WAY = "`orchestrate schema` lists what each key may hold; `orchestrate init FILE` writes an example"
 APART = "set `name` or `outfile`, or drop one of the two"
 LONGEST_PART, LONGEST_FILE, SHARD_SUFFIX = 255, 250, len("-00001-of-00001")
+
+# Key of a job → the option of `orchestrate convert` that fills it.
+OPTIONS = (
+    (r"models\[0\]\.source", "MODEL"),
+    (r"models\[0\]\.loras\[\d+\](\.\w+)?", "--lora"),
+    (r"models\[0\]\.outtype(\[\d+\])?", "--outtype"),
+    (r"models\[0\]\.quantize(\[\d+\])?", "--quantize"),
+    (r"llama_cpp\.tag", "--tag"),
+    (r"environment\.overrides\[\d+\]", "--override"),
+    ("output", "--output"),
+)
 
 STARTER = f"""\
 # A job of llamacpp-orchestrator. Run it with: orchestrate run job.yaml
@@ -268,3 +280,12 @@ def job_text(
     data |= {"environment": {"overrides": list(overrides)}} if overrides else {}
     data |= {"output": rules.relative(output, folder), "models": [asked]}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=4096)
+
+
+def by_option(error: JobError, file: Path) -> JobError:
+    """What is wrong with a job that is in no file yet, by the options that it was made of."""
+    message = re.sub(rf"^{re.escape(str(file))}(:\d+)*: ", "", error.message, flags=re.MULTILINE)
+    for key, option in OPTIONS:
+        message = re.sub(rf"^{key}(?=: )", option, message, flags=re.MULTILINE)
+    hint = "`orchestrate convert --help` tells what each may be" if error.hint == WAY else error.hint
+    return JobError(message, hint.replace(f"relative to {file.name}", "relative to the current folder"))

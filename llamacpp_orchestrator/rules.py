@@ -159,7 +159,7 @@ def folder(source: str, base: Path) -> Path:
 
 def from_command_line(source: str, base: Path) -> str:
     """A source given on a command line, as a job in the folder `base` says it; a bare word may be a folder there."""
-    if is_folder(source) or (not HUB_ID.fullmatch(source.split("@")[0]) and Path(source).is_dir()):
+    if is_folder(source) or (source and not HUB_ID.fullmatch(source.split("@")[0]) and Path(source).is_dir()):
         shown = relative(source, base)
         return shown if is_folder(shown) else f"./{shown}"
     return source

@@ -57,6 +57,27 @@ def test_schema_describes_the_starter(orchestrate: Orchestrate) -> None:
     assert set(yaml.safe_load(jobfile.STARTER)) <= set(job["properties"]) and "models" in job["required"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("",), 'MODEL: "" is neither a hub id'),
+        (("a/b/c",), 'MODEL: "a/b/c" is neither a hub id'),
+        (("./nothing",), "MODEL: {world}/nothing does not exist\nhint: correct the path; it is relative to the current folder"),
+        (("a/b", "--lora", "./nothing"), "--lora: {world}/nothing does not exist"),
+        (("a/b", "--outtype", "f 16", "--quantize", ","), '--outtype: expected a type such as bf16, found "f 16"\n--quantize: '),
+        (("a/b", "--tag", "b1x"), "--tag: expected a release tag"),
+        (("a/b", "--override", "x y"), "--override: expected a requirement"),
+        (("a/b", "--output", "file"), "--output: {world}/file is not a folder"),
+    ],
+)
+def test_convert_tells_of_options_and_of_no_file(
+    asked: tuple[str, ...], said: str, orchestrate: Orchestrate, world: Path
+) -> None:
+    (world / "file").touch()
+    answer = orchestrate("convert", *asked)
+    assert answer.code == 2 and f"error: {said.format(world=world)}" in answer.err and "orchestrate.yaml" not in answer.err
+
+
 def test_convert_needs_no_job_file(orchestrate: Orchestrate, data: Path, world: Path) -> None:
     model, job = data / "tiny-llama", world / "kept.yaml"
     asked = ("convert", model, "--lora", data / "lora-a", "--outtype", "f16", "--tag", "b11434", "--output", "out")
