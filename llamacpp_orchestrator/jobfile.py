@@ -69,6 +69,8 @@ def parse(text: bytes, path: Path) -> Job:
 def load(path: Path, folders: bool = True) -> Job:
     """The job in a file, its `folders` looked up; JobError with every complaint, or why the file cannot be read."""
     try:
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise JobError(f"{path}: is a pipe or a device, not a file", "write the job into a file: its lock lies beside it")
         with path.open("rb") as file:
             text = file.read(yamltext.MAX_BYTES + 1)
     except FileNotFoundError as error:

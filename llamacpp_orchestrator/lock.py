@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Meta
 
+from llamacpp_orchestrator import locktext
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.choice import Asset
 from llamacpp_orchestrator.errors import JobError
@@ -244,44 +245,14 @@ def read(path: Path) -> Lock | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise LockError(f"{path.name} cannot be read: {error}", "restore it, or remove it and lock again") from error
-    return _parsed(text, path.name)
+    return locktext.load(text, path.name, _built)
 
 
-def _parsed(text: str, name: str) -> Lock:
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-    lines: dict[str, int] = {}
-    try:
-        root = loader.get_single_node()
-        for place, line in _places(root, "$", set()):
-            if lines.setdefault(place, line) != line:
-                raise ValueError(f"the key stands twice - at `{place}`")
-        lock = msgspec.convert(loader.construct_document(root) if root else None, Lock)
-        for place, complaint in _complaints(lock):
-            raise ValueError(f"{complaint} - at `{place}`")
-    except (yaml.YAMLError, msgspec.ValidationError, RecursionError, ValueError, AttributeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        said = str(getattr(error, "problem", "") or error)
-        found = re.search(r" - at `(?:key in )?([^`]+)`", said)
-        line = mark.line + 1 if mark else lines.get(found[1], 1) if found else 1
-        hint = "restore it, or remove it and run `orchestrate lock` again"
-        raise LockError(f"{name}:{line}: the lock is damaged: {said}", hint) from error
-    finally:
-        loader.dispose()
+def _built(data: Any) -> Lock:
+    lock = msgspec.convert(data, Lock)
+    for place, complaint in _complaints(lock):
+        raise ValueError(f"{complaint} - at `{place}`")
     return lock
-
-
-def _places(node: Any, place: str, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """The line of every value by its path, as msgspec writes paths; ValueError where an alias brings a value twice."""
-    if id(node) in seen:
-        raise ValueError(f"it has an alias, which a lock never has - at `{place}`")
-    seen.add(id(node))
-    yield place, node.start_mark.line + 1
-    pairs = node.value if isinstance(node.value, list) else ()
-    for index, item in enumerate(pairs):
-        key, value = item if isinstance(item, tuple) else (None, item)
-        yield from _places(value, f"{place}.{key.value}" if key else f"{place}[{index}]", seen)
 
 
 def _complaints(lock: Lock) -> Iterator[tuple[str, str]]:
@@ -312,25 +283,7 @@ def _complaints(lock: Lock) -> Iterator[tuple[str, str]]:
 @functools.lru_cache(maxsize=4)  # every receipt names its digest
 def text_of(lock: Lock) -> str:
     """The lock as text; equal locks give equal bytes."""
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    def block(dumper: Any, value: str) -> Any:
-        # YAML has more ends of lines than we have; in double quotes they are written as escapes.
-        style = '"' if re.search("[\r\x85\u2028\u2029]", value) else "|" if "\n" in value else None
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
-
-    def mapping(dumper: Any, value: dict[str, Any]) -> Any:
-        # One line for each file and asset: long lists stay readable, and a diff shows what moved.
-        one_line = "sha256" in value or "oid" in value or "kind" in value
-        return dumper.represent_mapping("tag:yaml.org,2002:map", value.items(), flow_style=one_line)
-
-    Dumper.add_representer(str, block)
-    Dumper.add_representer(dict, mapping)
-    plain = {"version": 1, **msgspec.to_builtins(lock)}
-    return HEADER + str(yaml.dump(plain, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=4096))
+    return HEADER + locktext.dump({"version": 1, **msgspec.to_builtins(lock)})
 
 
 def write(path: Path, lock: Lock) -> None:

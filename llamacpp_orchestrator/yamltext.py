@@ -85,10 +85,19 @@ def read(text: bytes, file: str, way: str = "") -> Reading:
         line = decoded.count("\n", 0, error.position) + 1
         raise JobError(f"{file}:{line}: a control character, which YAML does not allow", "remove it from this line") from error
     except yaml.MarkedYAMLError as error:
+        if line := conflict(decoded):
+            raise JobError(f"{file}:{line}: a merge has left both sides of a conflict here", "keep one of them") from error
         line, column = _place(error.problem_mark)
         problem = str(error.problem)[:MAX_PROBLEM]
         raise JobError(f"{file}:{line}:{column}: not YAML: {problem}", _mend(problem)) from error
     return reading
+
+
+def conflict(text: str) -> int:
+    """The line where git left both sides of a merge in a text; 0 where it did not."""
+    found = re.search(r"^<{7} ", text, re.MULTILINE)
+    between = found and re.search(r"^={7}$", text[found.end() :], re.MULTILINE)
+    return text.count("\n", 0, found.start()) + 1 if found and between else 0
 
 
 def _mend(problem: str) -> str:
@@ -139,6 +148,8 @@ def _value(reading: Reading, events: Iterator[Any], event: Any, where: str, dept
 
 
 def _scalar(reading: Reading, event: yaml.ScalarEvent, where: str) -> str | None:
+    if re.search("[\ud800-\udfff]", event.value):
+        raise _refused(reading.file, event, "half a character, written as \\uD800 to \\uDFFF", "write the character itself")
     text, plain = str(event.value), event.implicit[0]
     if plain and (text in NULLS or (text.lower() in BARE and text in (text.lower(), text.capitalize(), text.upper()))):
         reading.bare[where] = text

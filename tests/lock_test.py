@@ -95,6 +95,14 @@ def test_a_damaged_lock_is_an_error_with_its_line(tmp_path: Path, old: str, new:
     assert line_with in near
 
 
+def test_a_merge_with_both_sides_is_told_as_such(tmp_path: Path) -> None:
+    lines = locks.text_of(a_lock()).splitlines()
+    (tmp_path / "job.lock.yaml").write_text("\n".join([*lines[:5], "<<<<<<< ours", *lines[5:7], "=======", ">>>>>>> theirs"]))
+    with pytest.raises(LockError, match=r"job\.lock\.yaml:6: a merge has left both sides") as caught:
+        locks.read(tmp_path / "job.lock.yaml")
+    assert "git checkout" in caught.value.hint
+
+
 @pytest.mark.parametrize("text", ["", "[]", "a", "version: 1", "\x00", "models: *x", "{}", "? [a]\n: b"])
 def test_what_is_no_lock_at_all_is_damaged_too(tmp_path: Path, text: str) -> None:
     (tmp_path / "job.lock.yaml").write_text(text)

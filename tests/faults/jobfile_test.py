@@ -66,10 +66,13 @@ TEXTS = {
     "9 a bracket left open": HEAD + "models: [./model\n",
     "9 a sign that YAML keeps": MODEL + "    name: @x\n",
     "9 too large": GOOD + "#" * 70_000,
+    "9 half a character": GOOD + 'output: "\\ud800"\n',
+    "9 half a character in a key": GOOD + '"\\udfff": x\n',
     "9 a control character": GOOD + "output: \x07\n",
     "10 utf-16": GOOD.encode("utf-16"),
     "10 latin-1": (GOOD + "output: caf\xe9\n").encode("latin-1"),
     "11 two documents": GOOD + "---\n" + GOOD,
+    "11 both sides of a merge": f"<<<<<<< HEAD\n{GOOD}=======\nmodels: [./other]\n>>>>>>> theirs\n",
     "12 python tag": "version: !!python/object/apply:os.system [touch ran]\n" + GOOD.partition("\n")[2],
     "12 a tag of its own": MODEL + "    name: !secret x\n",
     "14 two outputs": MODEL + "    name: x\n  - source: ./model\n    name: x\n",
@@ -143,6 +146,12 @@ def test_6_a_number_of_the_command_line_is_written_in_digits(
     (place / "job.yaml").write_text(GOOD, encoding="utf-8")
     told(f"6 --jobs {text.strip()}", orchestrate("run", "job.yaml", "--jobs", text), code=2)
     assert orchestrate("run", "job.yaml", "--jobs", "2", "--locked").code == 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+def test_13_a_pipe_is_no_job_file(place: Path, orchestrate: Orchestrate, told: Told) -> None:
+    os.mkfifo(place / "pipe.yaml")
+    told("13 a pipe", orchestrate("run", "pipe.yaml"), code=2)
 
 
 @pytest.mark.parametrize("fault", ["13 missing", "13 a folder", "13 a folder above is missing", "13 below a file"])
