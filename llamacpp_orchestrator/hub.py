@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
+
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import hubcache
+from llamacpp_orchestrator import hubsession
 from llamacpp_orchestrator.errors import IntegrityError
-from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.hubcache import Sha256
 from llamacpp_orchestrator.hubcache import cache_folder as cache_folder
 from llamacpp_orchestrator.hubcache import cached as cached
 from llamacpp_orchestrator.hubcache import digest_of as digest_of
 from llamacpp_orchestrator.hubcache import missing as missing
 from llamacpp_orchestrator.hubcache import place as place
+from llamacpp_orchestrator.hubcache import sound as sound
 from llamacpp_orchestrator.hubsession import HUB
-from llamacpp_orchestrator.hubsession import LIMIT_SECONDS
 from llamacpp_orchestrator.hubsession import Place
 from llamacpp_orchestrator.hubsession import asking
 from llamacpp_orchestrator.modelfiles import INDEX
@@ -39,6 +45,7 @@ from llamacpp_orchestrator.modelfiles import read_json as read_json
 from llamacpp_orchestrator.modelfiles import safetensors_header as safetensors_header
 from llamacpp_orchestrator.modelfiles import select_files
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.store import file_sha256
 
 Tell = Callable[[str], None]
 AT_ONCE = 4
@@ -49,125 +56,161 @@ def list_hub(
 ) -> Snapshot:
     """The files of a repository on the hub that conversion reads, at the commit that a revision means now."""
 
-    def ask(endpoint: str) -> tuple[str, dict[str, Any]]:
+    def ask(endpoint: str) -> tuple[str, dict[str, HubFile]]:
         place = Place(endpoint=endpoint, repo_id=repo_id, revision=revision, trusted=settings.trusts(endpoint, HUB))
         return asking(lambda: _list(place), place)
 
     commit, by_path = download.first_answer(settings.huggingface, ask, tell)
     chosen = select_files(by_path, source=repo_id, kind=kind, weights=weights, remote_code=remote_code)
-    return Snapshot(source=repo_id, commit=commit, files=tuple(_hub_file(by_path[name]) for name in chosen))
+    return Snapshot(source=repo_id, commit=commit, files=tuple(by_path[name] for name in chosen))
 
 
-def _list(place: Place) -> tuple[str, dict[str, Any]]:
+def _list(place: Place) -> tuple[str, dict[str, HubFile]]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(endpoint=place.endpoint, token=place.token)
-    commit = str(api.model_info(place.repo_id, revision=place.revision, timeout=LIMIT_SECONDS).sha)
-    entries = list(api.list_repo_tree(place.repo_id, revision=commit, recursive=True))
+    commit = _commit(api, place)
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
-        message = f"{place.endpoint} did not say which commit {place.repo_id}@{place.revision} is"
-        raise NetworkError(message, "check HF_ENDPOINT")
-    return commit, {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        raise hubsession.strange(place, f"when asked which commit {place.repo_id}@{place.revision} is")
+    entries = list(api.list_repo_tree(place.repo_id, revision=commit, recursive=True))
+    return commit, {entry.path: _hub_file(entry, place) for entry in entries if isinstance(entry, RepoFile)}
 
 
-def _hub_file(entry: Any) -> HubFile:
-    if entry.lfs:
-        return HubFile(path=entry.path, size=entry.lfs.size, sha256=entry.lfs.sha256)
-    return HubFile(path=entry.path, size=entry.size, oid=entry.blob_id)
+def _commit(api: Any, place: Place) -> str:
+    return str(api.model_info(place.repo_id, revision=place.revision, timeout=hubsession.LIMIT_SECONDS).sha)
 
 
-def fetch(snapshot: Snapshot, settings: Settings, tell: Tell) -> Path:
-    """Bring all files of a snapshot into the hub's cache, hash each, and answer their folder.
+def _hub_file(entry: Any, place: Place) -> HubFile:
+    sha256, oid, size = (entry.lfs.sha256, "", entry.lfs.size) if entry.lfs else ("", entry.blob_id, entry.size)
+    # Names of files are made of the digests.
+    if not re.fullmatch("[0-9a-f]{64}" if entry.lfs else "[0-9a-f]{40}", str(sha256 or oid)) or not isinstance(size, int):
+        raise hubsession.strange(place, f"about {quoted(entry.path)}")
+    return HubFile(path=entry.path, size=size, sha256=sha256, oid=oid)
 
-    Raises IntegrityError when a file is not what the hub's listing says even after a second download.
+
+def moved(snapshot: Snapshot, revision: str, settings: Settings) -> str:
+    """That a branch or tag is at another commit by now than the snapshot's; "" also where the hub does not say."""
+    from huggingface_hub import HfApi
+
+    endpoint, now = settings.huggingface[0], ""
+    place = Place(endpoint=endpoint, repo_id=snapshot.source, revision=revision, trusted=settings.trusts(endpoint, HUB))
+    if revision != snapshot.commit:
+        with contextlib.suppress(OrchestrateError):  # who may not know is told so where it matters
+            now = asking(lambda: _commit(HfApi(endpoint=endpoint, token=place.token), place), place, tries=1)
+    return said_moved(snapshot, revision, now) if re.fullmatch(r"[0-9a-f]{40}", now) else ""
+
+
+def said_moved(snapshot: Snapshot, revision: str, now: str) -> str:
+    """That a revision is at another commit than the snapshot's, where it is."""
+    return (
+        f"{snapshot.source}@{revision} has moved since it was locked: {snapshot.commit} → {now}" if now != snapshot.commit else ""
+    )
+
+
+class Tally(msgspec.Struct):
+    """How far the files of one download are: bytes of each, when each that is on its way was heard of last, what failed."""
+
+    done: dict[str, int]
+    heard: dict[str, float] = {}
+    failures: list[BaseException] = []
+
+    def count(self, path: str, amount: int) -> None:
+        """Add bytes to a file, 0 for a sign of life; ends the download of this file when it is of no use any more."""
+        self.done[path] += amount
+        self.heard[path] = time.monotonic()
+        if self.failures or download.STOP.is_set():
+            raise Stopped(signal.SIGINT)
+
+
+def fetch(snapshot: Snapshot, settings: Settings, tell: Tell, sha256: Sha256 = file_sha256) -> Path:
+    """Bring all files of a snapshot into the hub's cache, see that each is what was listed, and answer their folder.
+
+    `sha256` may know files that are there already. Raises IntegrityError for a file that is wrong after a second download.
     """
     names = [file.path for file in snapshot.files]
     check_names(names, snapshot.source)
-    total, done = sum(file.size for file in snapshot.files), dict.fromkeys(names, 0)
+    total, tally = sum(file.size for file in snapshot.files), Tally(done=dict.fromkeys(names, 0))
     folder, progress = hubcache.repository(snapshot) / "snapshots" / snapshot.commit, download.counted(tell)
 
     def count() -> None:
-        progress(min(total, sum(done.values())), total)
+        progress(min(total, sum(tally.done.values())), total)
+
+    def fetch_one(file: HubFile) -> None:
+        if hubcache.whole(hubcache.cached(snapshot, file), file):
+            if hubcache.sound(hubcache.cached(snapshot, file), file, sha256):
+                return hubcache.sweep(snapshot, file)
+            tell(f"note: {file.path} of {snapshot.source} was damaged in the cache, and is downloaded again")
+        _fetch_file(snapshot, file, settings, tally, tell)
 
     # The index comes first: what it misses is told before the weights are downloaded.
     for index in (True, False):
-        group = [file for file in snapshot.files if (file.path == INDEX) is index]
-        _fetch_group(lambda file, told: _fetch_file(snapshot, file, settings, told, tell), group, done, count)
+        _fetch_group(fetch_one, [file for file in snapshot.files if (file.path == INDEX) is index], tally, count)
         if INDEX in names and any(name.endswith(".safetensors") for name in names):
             check_index(folder, names)
     progress(total, total)
     return folder
 
 
-def _fetch_group(
-    fetch_one: Callable[[HubFile, Callable[[int], None]], None],
-    group: list[HubFile],
-    done: dict[str, int],
-    report: Callable[[], None],
-) -> None:
-    failures: list[BaseException] = []
-
+def _fetch_group(fetch_one: Callable[[HubFile], None], group: list[HubFile], tally: Tally, report: Callable[[], None]) -> None:
     def work(lane: list[HubFile]) -> None:
         try:
             for file in lane:
-                fetch_one(file, functools.partial(_count, done, failures, file.path))
-                done[file.path] = file.size
+                fetch_one(file)
+                tally.done[file.path] = file.size
         except BaseException as error:
-            failures.append(error)
+            tally.failures.append(error)
 
     # Daemons: a download that hangs must not hold the driver back when a signal ends it.
     lanes = [group[number::AT_ONCE] for number in range(min(AT_ONCE, len(group)))]
     threads = [threading.Thread(target=work, args=(lane,), daemon=True) for lane in lanes]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads) and not failures:
+    while any(thread.is_alive() for thread in threads) and not tally.failures:
         report()
+        if tally.heard and time.monotonic() - max(tuple(tally.heard.values())) > hubsession.XET_SECONDS:
+            hubsession.leave_xet()
         if download.STOP.wait(0.05):
             raise Stopped(signal.SIGINT)
-    if failures:
-        raise failures[0]
+    if tally.failures:
+        raise tally.failures[0]
 
 
-def _count(done: dict[str, int], failures: list[BaseException], path: str, count: int) -> None:
-    done[path] += count
-    if failures or download.STOP.is_set():
-        raise Stopped(signal.SIGINT)
-
-
-def _fetch_file(snapshot: Snapshot, file: HubFile, settings: Settings, count: Callable[[int], None], tell: Tell) -> None:
+def _fetch_file(snapshot: Snapshot, file: HubFile, settings: Settings, tally: Tally, tell: Tell) -> None:
     def ask(endpoint: str) -> None:
         trusted = settings.trusts(endpoint, HUB)
         place = Place(endpoint=endpoint, repo_id=snapshot.source, revision=snapshot.commit, trusted=trusted)
-        _fetch_checked(hubcache.cached(snapshot, file), file, place, lambda: _download(snapshot, file, place, count))
+        _fetch_checked(snapshot, file, place, lambda: _download(snapshot, file, place, tally))
 
     download.first_answer(settings.huggingface, ask, tell)
 
 
-def _fetch_checked(path: Path, file: HubFile, place: Place, get: Callable[[], None]) -> None:
-    expected, pointer, found = file.sha256 or file.oid, False, ""
+def _fetch_checked(snapshot: Snapshot, file: HubFile, place: Place, get: Callable[[], None]) -> None:
+    path, expected, found = hubcache.cached(snapshot, file), file.sha256 or file.oid, ""
     for _ in range(2):
-        if not hubcache.whole(path, file):
-            # A link into a cut blob: the library takes what is there for whole, so both must go.
-            hubcache.forget(path)
-            asking(get, place)
-        with path.open("rb") as opened:
-            pointer = opened.read(len(LFS)) == LFS
+        hubcache.forget(snapshot, file)
+        asking(get, place)
         found = hubcache.digest_of(path, file)
         if found == expected:
-            # Whoever was killed while it downloaded this left a part behind that nobody will go on with.
-            for part in (path.resolve().parent).glob(f"{expected}.*incomplete"):
-                part.unlink(missing_ok=True)
-            return
-        hubcache.forget(path)
-    what = "sent as a Git LFS pointer, not weights" if pointer else "not what the hub lists"
+            return hubcache.sweep(snapshot, file)
+    with path.open("rb") as opened:
+        begins = opened.read(200)
+    hubcache.forget(snapshot, file)
     raise IntegrityError(
-        f"{file.path} of {place.repo_id} is {what}: expected {expected}, got {found} from {place.endpoint}",
+        f"{file.path} of {place.repo_id} is {_sent(begins)}: expected {expected}, got {found} from {place.shown}",
         "the download was altered on its way; try again later, or without the mirror (HF_ENDPOINT)",
     )
 
 
-def _download(snapshot: Snapshot, file: HubFile, place: Place, count: Callable[[int], None]) -> None:
+def _sent(begins: bytes) -> str:
+    if begins.startswith(LFS):
+        return "sent as a Git LFS pointer, not weights"
+    if begins.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "sent as a web page, of a login or a proxy that stands between"
+    return "not what the hub lists"
+
+
+def _download(snapshot: Snapshot, file: HubFile, place: Place, tally: Tally) -> None:
     from huggingface_hub import get_hf_file_metadata
     from huggingface_hub import hf_hub_download
     from huggingface_hub import hf_hub_url
@@ -175,13 +218,22 @@ def _download(snapshot: Snapshot, file: HubFile, place: Place, count: Callable[[
 
     where: dict[str, Any] = {"revision": snapshot.commit, "endpoint": place.endpoint}
     url = hf_hub_url(snapshot.source, file.path, **where)
-    told = get_hf_file_metadata(url, token=place.token, timeout=LIMIT_SECONDS, endpoint=place.endpoint)
+    told = get_hf_file_metadata(url, token=place.token, timeout=hubsession.LIMIT_SECONDS, endpoint=place.endpoint)
     # The library makes file names of both, as they come, slashes included.
     if not re.fullmatch(r"[\w-][\w.-]*", told.etag or "") or told.commit_hash != snapshot.commit:
-        raise NetworkError(f"{place.endpoint} did not answer as a hub does about {file.path}", "check HF_ENDPOINT")
-    bar = type("Bar", (tqdm,), {"update": lambda _, amount=1: count(int(amount)), "update_transfer": lambda _, amount=1: None})
-    where |= {"token": place.token, "cache_dir": hubcache.cache_folder(), "etag_timeout": LIMIT_SECONDS, "tqdm_class": bar}
-    hf_hub_download(snapshot.source, file.path, **where)
+        raise hubsession.strange(place, f"about {file.path}")
+    if told.xet_file_data:
+        hubsession.check_xet(told.xet_file_data.refresh_route)
+    life = {
+        "update": lambda _, amount=1: tally.count(file.path, int(amount)),
+        "update_transfer": lambda *_: tally.count(file.path, 0),
+    }
+    where |= {"token": place.token, "cache_dir": hubcache.cache_folder(), "etag_timeout": hubsession.LIMIT_SECONDS}
+    tally.count(file.path, 0)
+    try:
+        hf_hub_download(snapshot.source, file.path, tqdm_class=type("Bar", (tqdm,), life), **where)
+    finally:
+        tally.heard.pop(file.path, None)
 
 
 def probe(snapshot: Snapshot, file: HubFile, settings: Settings) -> str:
