@@ -49,6 +49,7 @@ from llamacpp_orchestrator.store import file_sha256
 
 Tell = Callable[[str], None]
 AT_ONCE = 4
+ENDING_SECONDS = 1.0
 
 
 def list_hub(
@@ -166,12 +167,17 @@ def _fetch_group(fetch_one: Callable[[HubFile], None], group: list[HubFile], tal
     threads = [threading.Thread(target=work, args=(lane,), daemon=True) for lane in lanes]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads) and not tally.failures:
-        report()
-        if tally.heard and time.monotonic() - max(tuple(tally.heard.values())) > hubsession.XET_SECONDS:
-            hubsession.leave_xet()
-        if download.STOP.wait(0.05):
-            raise Stopped(signal.SIGINT)
+    try:
+        while any(thread.is_alive() for thread in threads) and not tally.failures:
+            report()
+            if tally.heard and time.monotonic() - max(tuple(tally.heard.values())) > hubsession.XET_SECONDS:
+                hubsession.leave_xet()
+            if download.STOP.wait(0.05):
+                raise Stopped(signal.SIGINT)
+    finally:
+        late = time.monotonic() + ENDING_SECONDS
+        for thread in threads:  # the others end at their next bytes, and the library takes their parts away
+            thread.join(max(0.0, late - time.monotonic()))
     if tally.failures:
         raise tally.failures[0]
 

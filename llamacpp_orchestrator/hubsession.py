@@ -27,6 +27,8 @@ XET_SECONDS = 30.0  # without a byte
 STRANGE = ("JSONDecodeError", "UnicodeDecodeError", "AssertionError", "AttributeError", "TypeError", "KeyError", "IndexError")
 FINAL = (*STRANGE, "HFValidationError", "OfflineModeIsEnabled")
 
+MIRROR = "unset HF_ENDPOINT, or name the mirror's host in ORCHESTRATE_TOKEN_HOSTS"
+BETWEEN = "a login page or a proxy may stand between: open it in a browser, check HF_ENDPOINT, then run the same command again"
 UNLOCKED = "`orchestrate lock JOB --upgrade models`"
 
 _trusted: set[str] = set()  # of the endpoints asked so far
@@ -97,31 +99,37 @@ def explain(error: BaseException, status: int, place: Place) -> OrchestrateError
     from huggingface_hub import get_token
 
     repo_id, revision, kind, page = place.repo_id, place.revision, type(error).__name__, f"{place.shown}/{place.repo_id}"
-    login = "`hf auth login` or set HF_TOKEN" if place.trusted else "unset HF_ENDPOINT: no token is sent to a mirror"
+    login = "`hf auth login` or set HF_TOKEN" if place.trusted else f"no token is sent to a mirror: {MIRROR}"
     said = next(iter(str(error).strip().splitlines()), kind)[:200]
     if kind == "GatedRepoError" and place.trusted and get_token():
         return NetworkError(f"{repo_id} is gated, and your token's account may not read it", f"ask for access at {page}", status)
     spelling = "check the spelling" if "/" in repo_id else f"write org/name: nearly all models have one, `{repo_id}` does not"
     words = {
-        "GatedRepoError": (f"{repo_id} is gated", f"accept its licence at {page}, then {login}"),
+        "GatedRepoError": (f"{repo_id} is gated", f"accept its licence at {page}{', then' if place.trusted else ';'} {login}"),
         "RevisionNotFoundError": _no_revision(place, page),
         "RemoteEntryNotFoundError": (f"a file of {repo_id} is no longer at {revision}", f"{UNLOCKED} takes what is there now"),
         "RepositoryNotFoundError": (f"{repo_id} is not on the hub, or it is private", f"{spelling}; if it is private: {login}"),
         "HFValidationError": (f"`{repo_id}` cannot be the name of a repository", "write org/name, or ./folder for a folder"),
         "OfflineModeIsEnabled": (f"{repo_id} is not complete in the cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"),
     }
-    refused = (f"{repo_id}: the hub refuses ({status})", f"what you log in with is wrong or may not read this: {login}")
+    refused = (
+        f"{repo_id}: the hub refuses ({status})",
+        f"what you log in with is wrong or may not read this: {login}" if place.trusted else login,
+    )
     limited = (f"{repo_id}: the hub limits requests (429)", "wait some minutes; with HF_TOKEN set the limit is higher")
     by_status = {401: refused, 403: refused, 429: limited}
     if kind in words or status in by_status:
         return NetworkError(*(words.get(kind) or by_status[status]), status)
     if kind in (*STRANGE, "FileMetadataError"):
-        return strange(place, f"about {repo_id} ({kind}: {said})")
+        return strange(place, f"about {repo_id}: {'no JSON' if 'Decode' in kind else f'{kind}, {said}'}")
+    if found := re.match(r"Consistency check failed: file should be of size (\d+) but has size (\d+)", said):
+        return NetworkError(f"{place.shown} sent {found[2]} bytes of a file of {repo_id} that has {found[1]}", BETWEEN)
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-        free = f"need space and the right to write in {cache_folder()}, or set HF_HOME"
+        free = f"it takes space and the right to write in {cache_folder()}; or set HF_HOME to another folder"
         return OrchestrateError(f"{repo_id} cannot be kept in the cache: {said}", free)
     what = f"it answered {status}" if status else said
-    hint = "check the network, or set a mirror (HF_ENDPOINT)"
+    check = "wait some minutes" if status >= 500 else "check the network"
+    hint = f"{check}, then run the same command again; or set a mirror (HF_ENDPOINT)"
     return NetworkError(f"{repo_id} cannot be read from {place.shown}: {what}", hint, status)
 
 
@@ -134,26 +142,25 @@ def _no_revision(place: Place, page: str) -> tuple[str, str]:
 
 def strange(place: Place, asked: str = "") -> NetworkError:
     """What is said of an answer that no hub would give."""
-    hint = "a login page or a proxy may stand between: open the address in a browser, then run the same command again"
-    return NetworkError(f"{place.shown} did not answer as a hub does{asked and ' '}{asked}", f"{hint}; or see HF_ENDPOINT")
+    return NetworkError(f"{place.shown} did not answer as a hub does{asked and ' '}{asked}", BETWEEN)
 
 
 def check_xet(route: str) -> None:
     """Leave the hub's newer store alone where keys for it come from a place that is not trusted: it would get the token."""
-    import huggingface_hub
+    from huggingface_hub import constants
 
     if _origin(route) not in _trusted:
-        huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+        constants.HF_HUB_DISABLE_XET = True
 
 
 def leave_xet() -> None:
     """End all downloads from the hub's newer store, to be made by plain HTTP; by themselves they try for many minutes."""
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    if not huggingface_hub.constants.HF_HUB_DISABLE_XET:
+    if not constants.HF_HUB_DISABLE_XET:
         from huggingface_hub.utils._xet import abort_xet_session
 
-        huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+        constants.HF_HUB_DISABLE_XET = True
         abort_xet_session()  # type: ignore[no-untyped-call]
 
 

@@ -256,7 +256,7 @@ def origin(work: Work, pin: FilesPin, tell: Tell, look: Look = lambda folder, fi
     for files in (light, pin.files):
         snapshot = msgspec.structs.replace(locked, files=files)
         for file in hub.missing(snapshot, work.store.sha256):
-            work.online(f"{file.path} of {wanted.source}")
+            work.online(f"an undamaged {file.path} of {wanted.source}")
         folder = hub.fetch(snapshot, work.settings, tell, work.store.sha256)
         examine(folder, wanted, files)
         look(folder, files)
