@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import shutil
@@ -160,7 +161,7 @@ def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
     for wanted in locks.all_wanted(job):
         for endpoint in settings.huggingface if not spec.is_folder(wanted.source) else ():
             one = msgspec.structs.replace(settings, huggingface=(endpoint,))
-            yield Probe(name=wanted.source, setting=SETTINGS["hub"], ask=functools.partial(_files, wanted, one))
+            yield Probe(name=wanted.source, setting=SETTINGS["hub"], ask=functools.partial(_files, work, wanted, one))
     if job.environment.path is None:
         for url in settings.index.index_urls:
             yield Probe(name="packages", setting=SETTINGS["packages"], ask=functools.partial(_package, url, "numpy"))
@@ -186,7 +187,7 @@ def _release(work: Work, settings: Settings, found: host.Host) -> str:
     return f"{choice.archive.name}{runtime}: {choice.reason}; data from {sent}"
 
 
-def _files(wanted: locks.Wanted, settings: Settings) -> str:
+def _files(work: Work, wanted: locks.Wanted, settings: Settings) -> str:
     snapshot = hub.list_hub(
         wanted.source,
         wanted.revision,
@@ -199,7 +200,16 @@ def _files(wanted: locks.Wanted, settings: Settings) -> str:
     largest = max(snapshot.files, key=lambda file: file.size)
     sent = hub.probe(snapshot, largest, settings)
     total = size(sum(file.size for file in snapshot.files))
-    return f"{settings.huggingface[0]}: {len(snapshot.files)} files, {total}; {largest.path} from {sent}"
+    said = f"{download.shown(settings.huggingface[0])}: {len(snapshot.files)} files, {total}; {largest.path} from {sent}"
+    return "; ".join(filter(None, [said, _moved(work, wanted, snapshot.commit)]))
+
+
+def _moved(work: Work, wanted: locks.Wanted, now: str) -> str:
+    with contextlib.suppress(OrchestrateError, KeyError):  # a lock that is damaged, or does not know these files
+        if lock := locks.read(locks.path_for(work.file)):
+            locked = hub.Snapshot(source=wanted.source, commit=lock.files(wanted).commit)
+            return hub.said_moved(locked, wanted.revision, now)
+    return ""
 
 
 def _package(url: str, project: str) -> str:

@@ -32,6 +32,7 @@ NOT_READ = (
 WEIGHTS = ("*.safetensors", "[0-9]_*/*.safetensors")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
+LONGEST = 255  # bytes in the name of a file or folder
 LFS = b"version https://git-lfs.github.com/spec/"
 AGAIN = "download or copy it again"
 
@@ -131,18 +132,26 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def check_names(names: Iterable[str], source: str) -> None:
-    """Raise OrchestrateError for names that lead out of their folder, or that are one file on a disk without case."""
+    """Raise OrchestrateError for names that lead out of their folder, that no disk has, or that are one file on some disks."""
     seen: dict[str, str] = {}
     for name in names:
-        parts = re.split(r"[/\\]", name)
+        parts, read = re.split(r"[/\\]", name), _matches(name, (*SMALL, *WEIGHTS))
         if ".." in parts or "" in parts or re.search(r"[:\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]", name):
-            message = f"{source} lists a file with the name {name!r}, which could leave its folder"
+            message = f"{source} lists a file with the name {shortened(name)}, which could leave its folder"
             raise OrchestrateError(message, "do not use this repository")
-        if any(map(RESERVED.fullmatch, parts)) and _matches(name, (*SMALL, *WEIGHTS)):
-            raise OrchestrateError(f"{source} lists the file {name}, a name that Windows keeps for itself", "rename or remove it")
+        if read and any(RESERVED.fullmatch(part) or part.endswith((".", " ")) for part in parts):
+            raise OrchestrateError(f"{source} lists the file {name}, a name that Windows cannot keep", "rename or remove it")
+        if read and max(len(part.encode()) for part in parts) > LONGEST:
+            message = f"{source} lists a file with a name that is too long for any disk, {shortened(name)}"
+            raise OrchestrateError(message, "rename or remove it")
         other = seen.setdefault(name.casefold(), name)
-        if other != name and (_matches(name, (*SMALL, *WEIGHTS)) or _matches(other, (*SMALL, *WEIGHTS))):
+        if other != name and (read or _matches(other, (*SMALL, *WEIGHTS))):
             raise OrchestrateError(f"{source} has {other} and {name}, which are one file on many disks", "remove one of the two")
+
+
+def shortened(name: str) -> str:
+    """A file's name as a message may hold it, in quotes."""
+    return repr(name if len(name) <= 100 else f"{name[:50]}...{name[-20:]}")
 
 
 def list_folder(path: Path, *, kind: str, weights: bool, remote_code: bool, sha256: Callable[[Path], str]) -> Snapshot:

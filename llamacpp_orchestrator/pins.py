@@ -249,13 +249,15 @@ def origin(work: Work, pin: FilesPin, tell: Tell, look: Look = lambda folder, fi
     if spec.is_folder(wanted.source):
         look(work.folder(wanted.source), pin.files)
         return work.folder(wanted.source)
-    folder = Path()
+    folder, locked = Path(), hub.Snapshot(source=wanted.source, commit=pin.commit, files=pin.files)
+    if hub.missing(locked) and not work.settings.offline and (moved := hub.moved(locked, wanted.revision, work.settings)):
+        tell(f"note: {moved}; the locked commit is used; to move on: orchestrate lock {work.file.name} --upgrade models")
     light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
     for files in (light, pin.files):
-        snapshot = hub.Snapshot(source=wanted.source, commit=pin.commit, files=files)
-        for file in hub.missing(snapshot):
-            work.online(f"{file.path} of {wanted.source}")
-        folder = hub.fetch(snapshot, work.settings, tell)
+        snapshot = msgspec.structs.replace(locked, files=files)
+        for file in hub.missing(snapshot, work.store.sha256):
+            work.online(f"an undamaged {file.path} of {wanted.source}")
+        folder = hub.fetch(snapshot, work.settings, tell, work.store.sha256)
         examine(folder, wanted, files)
         look(folder, files)
     return folder

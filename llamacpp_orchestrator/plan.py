@@ -130,7 +130,7 @@ def check_offline(work: Work, lock: Lock, stale: Iterable[Build], quantizing: bo
     for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
         lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in missing_files(pin)]
     if lacking:
-        message = "\n  ".join(["--offline: these are not on this machine:", *lacking])
+        message = f"--offline: these are not on this machine: {'; '.join(lacking)}"
         raise NetworkError(message, "run the same command once without --offline")
 
 

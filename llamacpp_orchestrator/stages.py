@@ -102,13 +102,10 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
     def action(tell: Tell) -> str:
         pin = lock.files(wanted)
         view = building.view(work, pin, name)
-        sizes = {file.path: file.size for file in pin.files}
 
         def unhealthy(entry: Path) -> str:
-            whole = all(
-                (entry / name / path).is_file() and (entry / name / path).stat().st_size == size for path, size in sizes.items()
-            )
-            return "" if whole else "files behind the view have gone"
+            sound = all(hub.sound(entry / name / file.path, file, work.store.sha256) for file in pin.files)
+            return "" if sound else "files behind the view have gone, or are damaged"
 
         before = view.exists() and not unhealthy(view.parent)
         if before:

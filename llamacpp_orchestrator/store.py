@@ -20,7 +20,7 @@ TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of 
 ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "chats", "bundles")
 PRUNED = (*ENTRIES, "downloads", "logs", "memo", "home")
 MARK = "complete.json"
-TICK_SECONDS = 2.0  # of the coarsest clock that a disk has, FAT's
+TICK_SECONDS = 2.0  # the coarsest that disks have
 
 
 class Store:
@@ -92,25 +92,31 @@ class Store:
         return path
 
     def sha256(self, path: Path) -> str:
-        """The digest of a file, remembered as long as its size, time and inode stay."""
+        """The digest of a file, remembered as long as its size, times and inode stay."""
         name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-        memo, state = self.folder("memo") / name, _state(path)
+        memo, before = self.folder("memo") / name, _state(path)
         try:
             known, digest = memo.read_text(encoding="utf-8").rsplit(" ", 1)
-            if known == state:
+            if known == before:
                 return digest
         except (OSError, ValueError):
             pass
         digest = file_sha256(path)
-        # A file that was just written may be written again within the same tick of its disk's clock, and look as it does now.
-        if state == _state(path) and abs(time.time() - path.stat().st_mtime) > TICK_SECONDS:
-            write_atomically(memo, f"{state} {digest}")
+        # What changes again within one tick of the disk's clock keeps its times: only a file that has rested is known by them.
+        if _state(path) == before and _rested(path):
+            write_atomically(memo, f"{before} {digest}")
         return digest
 
 
+def _rested(path: Path) -> bool:
+    found, now = path.stat(), time.time()
+    return all(abs(now - changed) >= TICK_SECONDS for changed in (found.st_mtime, found.st_ctime))
+
+
 def _state(path: Path) -> str:
+    # The third time is the system's own: who sets the second back, as copying programs do, moves it.
     found = path.stat()
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
 def file_sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ import pytest
 
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import hub as hubs
+from llamacpp_orchestrator import hubsession
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator.choice import Asset
@@ -124,7 +125,7 @@ def test_a_hub_is_a_list_too_and_gets_a_token_only_when_it_is_trusted(
 ) -> None:
     hosts = tuple(host.format(port=hub.server_address[1]) for host in trusting)
     settings, told = here(huggingface=(NOWHERE, hub.url), token_hosts=hosts), list[str]()
-    monkeypatch.setattr(hubs, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(hubsession, "WAIT_SECONDS", 0.01)
     snapshot = hubs.list_hub("org/m", "main", settings, told.append, kind="model", weights=True, remote_code=False)
     folder = hubs.fetch(snapshot, settings, told.append)
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
@@ -145,7 +146,7 @@ def test_a_file_that_one_endpoint_spoils_comes_from_the_next(hub: Hub) -> None:
 
 
 def test_a_hub_that_says_how_long_to_wait_is_believed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubs, "WAIT_SECONDS", 1000.0)
+    monkeypatch.setattr(hubsession, "WAIT_SECONDS", 1000.0)
     hub.fault = "once-429"  # with Retry-After: 0
     found = hubs.list_hub("org/m", "main", here(huggingface=(hub.url,)), print, kind="model", weights=True, remote_code=False)
     assert found.commit

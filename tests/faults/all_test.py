@@ -29,24 +29,6 @@ ELSEWHERE = {
     42: "download_test.py::test_fetch_gives_up",
     43: "releases_test.py::test_probe_says_why_it_cannot_start",
     44: "download_test.py::test_netrc_does_not_replace_the_token",
-    # The hub.
-    45: "routes_test.py::test_what_the_hub_refuses_or_spoils",
-    47: "hub_test.py::test_a_bad_download_leaves_nothing_and_the_next_run_is_good",
-    48: "hub_test.py::test_a_passing_refusal_heals",
-    49: "hub_test.py::test_every_refusal_has_its_own_words",
-    50: "hub_test.py::test_damage_in_the_cache_is_repaired",
-    51: "hub_test.py::test_damage_in_the_cache_is_repaired",
-    52: "hub_test.py::test_what_cannot_be_converted",
-    53: "hub_test.py::test_a_bad_download_leaves_nothing_and_the_next_run_is_good",
-    54: "hub_test.py::test_an_unreachable_hub",
-    55: "hub_test.py::test_parts_that_a_kill_left_are_swept_away",
-    56: "hub_test.py::test_a_stop_ends_a_stalled_download_at_once",
-    57: "concurrency_test.py::test_eight_runs_at_once_make_and_fetch_everything_once",
-    61: "hub_test.py::test_what_cannot_be_converted",
-    62: "hub_test.py::test_a_hostile_lock_leads_nowhere",
-    63: "hub_test.py::test_a_next_page_elsewhere_gets_no_token",
-    64: "hub_test.py::test_a_bad_download_leaves_nothing_and_the_next_run_is_good",
-    65: "releases_test.py::test_a_login_page_that_answers_to_every_name_is_no_release",
     # Conversion.
     73: "preflight_test.py::test_architectures",
     74: "run_test.py::test_a_broken_model_fails_with_cause_and_remedy_and_leaves_nothing",
@@ -62,10 +44,9 @@ ELSEWHERE = {
     85: "adapters_test.py::test_not_a_number_is_found_in_the_result",
     86: "run_test.py::test_no_secret_reaches_a_converter_a_log_a_lock_or_a_receipt",
 }
-# Kills in a clone (25), small disks (58, 82) and cut downloads (46) are what `make crash` tries.
-BY_CRASH = {25, 46, 58, 82}
-# No test of ours has a branch that moves after the lock (59), or a hub that serves by Xet (60).
-OPEN = {59, 60}
+# Kills in a clone (25) and small disks (82) are what `make crash` tries.
+BY_CRASH = {25, 82}
+OPEN: set[int] = set()
 
 
 def named_elsewhere() -> dict[int, set[str]]:

@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler
 from http.server import ThreadingHTTPServer
@@ -16,6 +17,7 @@ from urllib.parse import unquote
 from llamacpp_orchestrator.modelfiles import LFS
 
 COMMIT = "a" * 40
+KEY = "key-of-the-newer-store"
 LARGE = 1000  # what is larger is served the LFS way
 
 
@@ -42,6 +44,10 @@ class Hub(ThreadingHTTPServer):
         self.fault = ""
         self.seen: Counter[str] = Counter()
         self.tokens: list[str] = []
+        self.strayed: list[str] = []  # what was asked of another host name with a token
+        self.commit = COMMIT  # where the branches are
+        self.gone: set[str] = set()  # commits that are no longer there
+        self.xet = ""  # where the newer store is said to be
         self.over = threading.Event()
         port = self.server_address[1]
         self.url, self.store = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
@@ -60,12 +66,17 @@ class Route(BaseHTTPRequestHandler):
     def route(self) -> None:
         path = unquote(self.path.partition("?")[0])
         self.server.seen[f"{self.command} {path}"] += 1
-        self.server.tokens += filter(None, [self.headers.get("Authorization")])
+        if (token := self.headers.get("Authorization")) and token != f"Bearer {KEY}":
+            self.server.tokens.append(token)
+            self.server.strayed += [path] if f"http://{self.headers['Host']}" != self.server.url else []
         for pattern, answer in (
             (r"/api/models/(.+)/revision/(.+)", self.revision),
             (r"/api/models/(.+)/tree/(.+)", self.tree),
+            (r"/api/models/(.+)/xet-read-token/(.+)", self.key),
+            (r"/newer/(.+)", self.silence),
+            (r"/login", self.page),
             (r"/store/(.+)", self.body),
-            (r"/org/m/resolve/[^/]+/(.+)", self.resolve),
+            (r"/org/m/resolve/([^/]+)/(.+)", self.resolve),
             (r"/(org/[^/]+)/resolve/[^/]+/(.+)", self.resolve_other),
         ):
             if match := re.fullmatch(pattern, path):
@@ -78,15 +89,20 @@ class Route(BaseHTTPRequestHandler):
                   "private": (401, "RepoNotFound"), "401": (401, ""), "403": (403, ""),
                   "429": (429, ""), "503": (503, "")}  # fmt: skip
         if fault == "silent":
-            self.server.over.wait(20)
-            self.close_connection = True
-            return None
+            return self.silence()
         if fault in errors or (fault.startswith("once-") and self.server.seen[f"GET {self.path}"] == 1):
             status, code = errors[fault.removeprefix("once-")]
             return self.reply(status, X_Error_Code=code, **({"Retry_After": "0"} if status == 429 else {}))
         if fault == "page":
-            return self.reply(200, b"<html>log in</html>", Content_Type="text/html")
-        sha = None if fault == "no-sha" else "main" if fault == "odd-sha" else COMMIT
+            return self.page()
+        if fault == "page-redirect":
+            return self.reply(302, Location=f"{self.server.store}/login")
+        if fault == "odd-json":
+            return self.reply(200, b'["log in"]', Content_Type="application/json")
+        if revision in self.server.gone:
+            return self.reply(404, X_Error_Code="RevisionNotFound")
+        commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else self.server.commit
+        sha = None if fault == "no-sha" else "main" if fault == "odd-sha" else commit
         return self.reply(200, json.dumps({"id": repo, "sha": sha}).encode(), Content_Type="application/json")
 
     def tree(self, repo: str, commit: str) -> None:
@@ -95,21 +111,37 @@ class Route(BaseHTTPRequestHandler):
             entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": blob(content)}
             if len(content) > LARGE:
                 entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+                entry |= {"xetHash": "b" * 64} if self.server.xet else {}
+            if self.server.fault == "oid-escape":
+                entry["oid"] = "../../../escaped"
             listed.append(entry)
+        if self.server.fault == "page-tree":
+            return self.page()
         if self.server.fault == "next-elsewhere":
             link = f'<{self.server.store}/steal>; rel="next"'
             return self.reply(200, b"[]", Content_Type="application/json", Link=link)
         return self.reply(200, json.dumps(listed).encode(), Content_Type="application/json")
 
-    def resolve(self, name: str) -> None:
+    def resolve(self, commit: str, name: str) -> None:
         content, fault = self.server.files.get(name), self.server.fault
+        refusals = {"file-gated": (403, "GatedRepo"), "file-401": (401, ""), "file-403": (403, "")}
+        if fault in refusals:
+            return self.reply(refusals[fault][0], X_Error_Code=refusals[fault][1])
+        if fault == "page-head":
+            return self.page()
+        if fault == "page-head-redirect":
+            return self.reply(302, Location=f"{self.server.store}/login")
+        if commit in self.server.gone:
+            return self.reply(404, X_Error_Code="RevisionNotFound")
         if content is None:
             return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
         if fault == "pointer" and len(content) > LARGE:
             content = LFS + b"v1\noid sha256:00\n"
-        known = {"X_Repo_Commit": "../../../../escaped" if fault == "commit-escape" else COMMIT}
+        known = {"X_Repo_Commit": "../../../../escaped" if fault == "commit-escape" else commit}
         if len(content) > LARGE:
-            digest = hashlib.sha256(content).hexdigest()
+            digest = "../../../../escaped" if fault == "etag-escape" else hashlib.sha256(content).hexdigest()
+            if self.server.xet:
+                known |= {"X_Xet_Hash": "b" * 64, "Link": f'<{self.keys()}/{commit}>; rel="xet-auth"'}
             known |= {"X_Linked_Size": str(len(content)), "X_Linked_ETag": f'"{digest}"'}
             return self.reply(302, b"", ETag='"x"', Location=f"{self.server.store}/store/{name}", **known)
         etag = "../../../../escaped" if fault == "etag-escape" else blob(content)
@@ -132,15 +164,33 @@ class Route(BaseHTTPRequestHandler):
             content = content[:-100]
         elif fault == "get-500" and first:
             return self.reply(500)
-        elif fault == "stall" and self.command == "GET":
+        elif fault.startswith("page-file"):
+            page = b"<!DOCTYPE html><title>log in</title>"
+            content = page.ljust(len(content)) if fault == "page-file-as-long" else page
+        elif self.command == "GET" and (fault in ("stall", "cut") or (fault == "cut-once" and first)):
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content[:10])
-            self.server.over.wait(20)
-            self.close_connection = True
-            return None
+            return self.silence(seconds=20 if fault == "stall" else 0)
         return self.reply(200, content)
+
+    def keys(self) -> str:
+        """Where the keys for the newer store are had."""
+        place = self.server.store if self.server.fault == "keys-elsewhere" else self.server.url
+        return f"{place}/api/models/org/m/xet-read-token"
+
+    def key(self, repo: str, commit: str) -> None:
+        # A key that is soon too old is asked for again, by the newer store's own client.
+        soon = str(int(time.time()) + (61 if self.server.fault == "keys-elsewhere" else 3600))
+        self.reply(200, X_Xet_Cas_Url=self.server.xet, X_Xet_Access_Token=KEY, X_Xet_Token_Expiration=soon)
+
+    def page(self) -> None:
+        self.reply(200, b"<html>log in</html>", Content_Type="text/html")
+
+    def silence(self, path: str = "", seconds: float = 20) -> None:
+        self.server.over.wait(seconds)
+        self.close_connection = True
 
     def reply(self, status: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(status)
