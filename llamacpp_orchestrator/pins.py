@@ -212,7 +212,7 @@ def _assets(work: Work, found: Found, first_use: bool) -> Action:
             work.online(f"the list of the release {asked.tag}")
             found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings, tell)
         for asset in _unpinned(work, found.assets) if first_use else ():
-            pinned = releases.pin(asset, work.store.folder("downloads"), work.settings, tell)
+            pinned = releases.pin(asset, work.store, work.settings, tell)
             tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {pinned.sha256}")
             found.assets = tuple(pinned if each == asset else each for each in found.assets)
         return "done"

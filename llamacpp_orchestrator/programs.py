@@ -69,7 +69,7 @@ def lacking(work: Work, lock: Lock) -> str:
     if from_source(work):
         return f"the source of {lock.llama_cpp.tag}"
     choice = pins.choose(work, lock.assets)
-    return "" if releases.here(choice, work.store.folder("downloads")) else choice.archive.name
+    return "" if releases.here(choice, work.store) else choice.archive.name
 
 
 def altered(work: Work, lock: Lock) -> list[str]:
@@ -103,13 +103,12 @@ def action(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Action:
 
 def _fetched(work: Work, lock: Lock, tell: Tell) -> Path:
     choice = pins.choose(work, lock.assets)
-    downloads = work.store.folder("downloads")
     tell(f"note: {choice.archive.name}: {choice.reason}")
 
     def make(dest: Path) -> None:
-        if not releases.here(choice, downloads):
+        if not releases.here(choice, work.store):
             work.online(choice.archive.name)
-        releases.install(choice, dest, downloads, work.settings, tell)
+        releases.install(choice, dest, work.store, work.settings, tell)
         write_atomically(dest / CONTENT_MARK, folder_sha256(dest))
 
     return work.store.ensure(*place(work, lock), make)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.yamltext import shown
 
 HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -87,17 +88,19 @@ def source(text: str) -> str:
 
 def url(text: str) -> str:
     """The URL of a git repository."""
+    named = shown(anonymous(text))
     try:
         parts = urlsplit(text)
         secret = parts.password or (parts.username and parts.scheme != "ssh")
-    except ValueError as error:
-        return f"not a URL: {error}"
+        wrong = parts.port == 0
+    except ValueError:  # what it says may name the login
+        return f'not a URL: "{named}"'
     if secret:
         return "holds a credential; job and lock are files that one shares"
-    if parts.scheme not in ("https", "http", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
-        return f'expected a URL with https, http, ssh or file, found "{shown(text)}"'
+    if wrong or parts.scheme not in ("https", "http", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
+        return f'expected a URL with https, http, ssh or file, found "{named}"'
     if (parts.hostname or "").startswith("-"):
-        return f'no host begins with -, found "{shown(text)}"'
+        return f'no host begins with -, found "{named}"'
     return "a URL holds no space" if re.search(r"[\s\x00-\x1f]", text) else ""
 
 

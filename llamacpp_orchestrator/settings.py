@@ -22,6 +22,7 @@ from llamacpp_orchestrator import units
 from llamacpp_orchestrator import yamltext
 from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import anonymous
 
 NAME = "llamacpp-orchestrator"
 SYSTEMS = {"Windows": "windows", "Darwin": "macos"}
@@ -217,13 +218,21 @@ def _urls(texts: Iterable[str], where: str, schemes: tuple[str, ...] = ("http", 
     for text in texts:
         # uv lets an index have a name in front: name=https://...
         bare = re.sub(r"^[\w.-]+=(?=\w+:)", "", text.strip())
-        if not re.match(rf"({'|'.join(schemes)})://\S+$", bare):
+        if not re.match(rf"({'|'.join(schemes)})://\S+$", bare) or not _is_url(bare):
             raise JobError(
-                f'{where}: expected a URL with {" or ".join(schemes)}, found "{text[:100]}"',
+                f'{where}: expected a URL with {" or ".join(schemes)}, found "{anonymous(bare)[:100]}"',
                 "write it such as https://mirror.example",
             )
         found.append(bare.rstrip("/"))
     return tuple(found)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return bool(parts.scheme == "file" or parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _pip(environ: Mapping[str, str]) -> dict[str, str]:

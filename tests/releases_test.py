@@ -30,6 +30,7 @@ from llamacpp_orchestrator.releases import Asset
 from llamacpp_orchestrator.releases import Choice
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.store import Store
 
 DATA = Path(__file__).parent / "data"
 RELEASES = {each["tag"]: each for each in json.loads((DATA / "assets.json").read_text())}
@@ -450,7 +451,7 @@ def test_install(tmp_path: Path, layout: str, known: bool) -> None:
     runtime = publish(tmp_path / "site", runtime_name, runtime_pack({runtime_file: b"cuda"}), known)
     told: list[str] = []
     choice = Choice(archive=archive, runtime=runtime, reason="", backend="cuda")
-    releases.install(choice, tmp_path / "dest", tmp_path / "downloads", PLAIN, told.append)
+    releases.install(choice, tmp_path / "dest", Store(tmp_path), PLAIN, told.append)
     tool = releases.find_tool(tmp_path / "dest", "llama-quantize", system)
     assert tool.name == program
     assert (tool.parent / Path(runtime_file).name).read_bytes() == b"cuda"
@@ -464,7 +465,7 @@ def test_install(tmp_path: Path, layout: str, known: bool) -> None:
 def test_install_without_runtime_or_progress(tmp_path: Path) -> None:
     archive = publish(tmp_path / "site", "llama-b1-bin-ubuntu-x64.zip", pack_zip({"build/bin/llama-cli": PROGRAM}))
     releases.install(
-        Choice(archive=archive, runtime=None, reason="", backend="cpu"), tmp_path / "dest", tmp_path / "downloads", PLAIN, nothing
+        Choice(archive=archive, runtime=None, reason="", backend="cpu"), tmp_path / "dest", Store(tmp_path), PLAIN, nothing
     )
     assert (tmp_path / "dest/build/bin/llama-cli").is_file()
 
@@ -476,7 +477,7 @@ def test_install_of_other_bytes(tmp_path: Path) -> None:
         releases.install(
             Choice(archive=archive, runtime=None, reason="", backend="cpu"),
             tmp_path / "dest",
-            tmp_path / "downloads",
+            Store(tmp_path),
             PLAIN,
             nothing,
         )
@@ -488,8 +489,8 @@ def test_an_archive_that_cannot_be_unpacked_is_not_kept(tmp_path: Path) -> None:
     archive = publish(tmp_path / "site", "llama-b1-bin-ubuntu-x64.zip", content[: len(content) // 2])
     chosen = Choice(archive=archive, runtime=None, reason="", backend="cpu")
     with pytest.raises(IntegrityError, match="damaged"):
-        releases.install(chosen, tmp_path / "dest", tmp_path / "downloads", PLAIN, nothing)
-    assert not releases.file_of(archive, tmp_path / "downloads").exists()
+        releases.install(chosen, tmp_path / "dest", Store(tmp_path), PLAIN, nothing)
+    assert not releases.file_of(archive, Store(tmp_path)).exists()
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,8 @@ def addresses(repo: str, settings: Settings) -> tuple[str, ...]:
     host = urlsplit(repo).netloc.rpartition("@")[2]
     if urlsplit(repo).scheme not in SCHEMES or host.startswith("-") or re.search(r"[\s\x00-\x1f]", repo):
         allowed = ", ".join(f"{known}://" for known in SCHEMES)
-        raise JobError(f"llama_cpp.repo: `{repo}` is not an address to give to git", f"write a URL that begins with {allowed}")
+        message = f"llama_cpp.repo: `{download.shown(repo)}` is not an address to give to git"
+        raise JobError(message, f"write a URL that begins with {allowed}")
     if not repo.startswith("https://github.com/"):
         return (repo,)
     return tuple(github + repo.removeprefix("https://github.com") for github in settings.github)
