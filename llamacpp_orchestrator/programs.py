@@ -12,6 +12,7 @@ from llamacpp_orchestrator import compile as compiling
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import trial
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.steps import Action
@@ -95,7 +96,7 @@ def action(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Action:
         kind, key = place(work, lock)
         before = work.store.has(kind, key)
         made = _built(work, lock, log, jobs, tell) if from_source(work) else _fetched(work, lock, tell)
-        releases.probe(made, pins.this_host())
+        trial.probe(made, pins.this_host())
         return "current" if before else "done"
 
     return get

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import ctypes
 import hashlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -21,20 +19,15 @@ import msgspec
 
 from llamacpp_orchestrator import archive as archives
 from llamacpp_orchestrator import download
-from llamacpp_orchestrator import process
 from llamacpp_orchestrator.choice import NEWEST
 from llamacpp_orchestrator.choice import Asset as Asset
 from llamacpp_orchestrator.choice import Choice as Choice
 from llamacpp_orchestrator.choice import build_number
 from llamacpp_orchestrator.choice import choose as choose
-from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.command import clean_env
-from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.host import Host
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import Store
 
@@ -69,15 +62,6 @@ ALIASES = {"llama-cli": ("main", "llama"), "main": ("llama-cli",), "llama-comple
 PROBED = ("llama-cli", "llama-completion", "llama-server", "llama-quantize")
 NO_ARCHIVE = "no-such-archive.zip"
 PROGRAM_MAGIC = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
-CANNOT_START = (
-    (r"(GLIBC(?:XX)?_[\d.]+)'? not found", "it needs {0}, newer than this system's C library ({libc})", "use a newer system"),
-    (r"loading shared libraries: (\S+?):", "the library {0} is missing", "install it, or take another tag"),
-    (r"Library not loaded: (\S+)", "the library {0} is missing", "the archive is incomplete: take another tag"),
-    (r"0xC0000135|3221225781", "a DLL is missing", "install the Microsoft Visual C++ 2015-2022 runtime (vc_redist)"),
-    (r"Exec format|Bad CPU|WinError 193|valid Win32", "it is made for another processor than {arch}", "see binaries.backend"),
-    (r"started: No such file", "its loader is missing: made for another C library than this ({libc})", "use a glibc system"),
-    (r"signal 4\b|3221225501", "this processor lacks instructions that it uses", "take a tag from b5276 on, which adapts"),
-)
 
 
 def fetch_assets(tag: str, repo: str, settings: Settings, tell: Tell) -> tuple[Asset, ...]:
@@ -205,7 +189,7 @@ def _unpack(files: list[Path], dest: Path) -> None:
     with _gone_if_bad(files[0]):
         download.unpack(files[0], dest)
     for runtime in files[1:]:
-        home = _any_tool(dest, "windows" if any(dest.rglob("*.exe")) else "linux").parent
+        home = any_tool(dest, "windows" if any(dest.rglob("*.exe")) else "linux").parent
         with tempfile.TemporaryDirectory(dir=dest) as scratch:
             with _gone_if_bad(runtime):
                 download.unpack(runtime, Path(scratch))
@@ -236,24 +220,6 @@ def find_tool(root: Path, name: str, system: str) -> Path:
             return there[each + ending]
     programs = sorted(key.removesuffix(".exe") for key, path in there.items() if Path(key).suffix == ending and _is_program(path))
     raise OrchestrateError(f"the archive has no program `{name}`", f"it has {', '.join(programs) or 'no programs'}")
-
-
-def probe(root: Path, host: Host) -> str:
-    """Start a program of the archive and return what it calls its version; OrchestrateError says why it cannot start."""
-    tool = _any_tool(root, host.system)
-    paths = os.pathsep.join(filter(None, (str(tool.parent), os.environ.get("LD_LIBRARY_PATH", ""))))
-    lines: list[str] = []
-    if sys.platform == "win32":
-        ctypes.windll.kernel32.SetErrorMode(0x8003)  # no dialog that waits for a click when a DLL is missing
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            command = Command((str(tool), "--version"), env=clean_env(LD_LIBRARY_PATH=paths))
-            process.stream(command, Path(scratch) / "log", lines.append)
-    except CommandFailed as error:
-        # Old programs do not know --version and show their usage: they started, which is what is asked.
-        if not re.search(r"usage|unknown argument|invalid argument", "\n".join(lines)):
-            raise _cannot_start(tool, error, lines, host) from error
-    return next((line for line in lines if re.match(r"(llama\S* )?version", line)), tool.stem)
 
 
 def _owner_name(repo: str) -> str:
@@ -312,17 +278,9 @@ def _is_program(path: Path) -> bool:
         return path.suffix == ".exe" or file.read(4).startswith(PROGRAM_MAGIC)
 
 
-def _any_tool(root: Path, system: str) -> Path:
+def any_tool(root: Path, system: str) -> Path:
+    """Some program of an archive that starts without a model."""
     for name in PROBED[:-1]:
         with contextlib.suppress(OrchestrateError):
             return find_tool(root, name, system)
     return find_tool(root, PROBED[-1], system)
-
-
-def _cannot_start(tool: Path, error: CommandFailed, lines: list[str], host: Host) -> OrchestrateError:
-    said = "\n".join([error.message, *lines])
-    for pattern, why, hint in CANNOT_START:
-        if found := re.search(pattern, said):
-            why = why.format(*found.groups(), libc=host.libc, arch=host.arch)
-            return OrchestrateError(f"{tool.name} cannot start: {why}", hint)
-    return OrchestrateError(f"{tool.name} cannot start: {said}", "take another tag or `backend: cpu`")

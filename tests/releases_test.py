@@ -21,6 +21,7 @@ import pytest
 from llamacpp_orchestrator import choice as choices
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import trial
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
@@ -545,7 +546,7 @@ def program(folder: Path, text: str, name: str = "llama-cli") -> None:
 def test_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, said: str) -> None:
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     program(tmp_path, text, name)
-    assert releases.probe(tmp_path, machine()) == said.format(root=tmp_path)
+    assert trial.probe(tmp_path, machine()) == said.format(root=tmp_path)
 
 
 @posix
@@ -561,7 +562,7 @@ def test_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text:
             "libllama.so is missing",
         ),
         ("#!/bin/sh\necho 'dyld[1]: Library not loaded: @rpath/libllama.dylib' >&2; exit 1\n", "libllama.dylib is missing"),
-        ("#!/nowhere/loader\n", "its loader is missing"),
+        ("#!/nowhere/loader\n", "its loader /nowhere/loader is missing"),
         ("#!/bin/sh\nkill -4 $$\n", "lacks instructions"),
         ("#!/bin/sh\necho odd; exit 3\n", "odd"),
         ("\x7fELF for another processor", "another processor than x64"),
@@ -570,12 +571,12 @@ def test_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text:
 def test_probe_says_why_it_cannot_start(tmp_path: Path, text: str, said: str) -> None:
     program(tmp_path, text)
     with pytest.raises(OrchestrateError, match=f"(?s)llama-cli cannot start.*{said}"):
-        releases.probe(tmp_path, machine(libc="glibc 2.36"))
+        trial.probe(tmp_path, machine(libc="glibc 2.36"))
 
 
 def test_probe_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(OrchestrateError, match="no program"):
-        releases.probe(tmp_path, machine())
+        trial.probe(tmp_path, machine())
 
 
 def test_an_api_out_of_reach_is_no_matter_of_tokens(tmp_path: Path) -> None:
