@@ -40,7 +40,10 @@ SLOWEST_BYTES = 60_000
 SLOWEST_SECONDS = 60.0
 MAGIC = {".zip": b"PK", ".whl": b"PK", ".tar.gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b"}
 PORTAL_HINT = "a proxy or a login page may stand in between: log in to this network, then run the same command again"
-CHANGED_HINT = "run the same command again; if it stays so, the file was replaced, or something alters downloads on the way"
+CHANGED_HINT = (
+    "run the same command again; if it stays so, something alters downloads on the way, or the file was replaced: "
+    "`orchestrate lock JOB --upgrade llama_cpp` accepts the new one"
+)
 NETWORK_HINT = "see that the address can be reached from here (HTTPS_PROXY, or a mirror), then run the same command again"
 
 

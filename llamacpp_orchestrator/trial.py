@@ -21,19 +21,11 @@ BUILD = "set `binaries.backend: source` to build it for this system"
 NEWER, OTHER = f"use a newer system, or {BUILD}", f"take another tag, or {BUILD}"
 MACHINES = {3: "x86", 40: "arm", 62: "x64", 183: "arm64", 243: "riscv64"}  # in an ELF header
 CANNOT_START = (
-    (
-        r"(GLIBC(?:XX)?_[\d.]+)'? not found",
-        "it needs {0}, newer than this system's C library ({libc})",
-        f"use a newer system, or {BUILD}",
-    ),
+    (r"(GLIBC(?:XX)?_[\d.]+)'? not found", "it needs {0}, newer than this system's C library ({libc})", NEWER),
     (r"loading shared libraries: (\S+?):", "the library {0} is missing", f"install it, or {BUILD}"),
     (r"Library not loaded: (\S+)", "the library {0} is missing", "the archive is incomplete: take another tag"),
     (r"0xC0000135|3221225781", "a DLL is missing", "install the Microsoft Visual C++ 2015-2022 runtime (vc_redist)"),
-    (
-        r"Exec format|Bad CPU|WinError 193|valid Win32",
-        "it is made for another processor{made} than {arch}",
-        OTHER,
-    ),
+    (r"Exec format|Bad CPU|WinError 193|valid Win32", "it is made for another processor{made} than {arch}", OTHER),
     (r"started: No such file", "its loader{loader} is missing: made for another C library than this ({libc})", BUILD),
     (r"signal 4\b|3221225501", "this processor lacks instructions that it uses", "take a tag from b5276 on, which adapts"),
 )

@@ -127,13 +127,12 @@ def _fetch(url: str, tag: str, resolved: str, dest: Path, everything: bool) -> N
 def _tree(root: Path, url: str, what: str, tag: str, resolved: str, patterns: tuple[str, ...], lean: bool = True) -> Path:
     root.mkdir()
     _git(root, url, "init", "--quiet", "--template=", ".")
-    # A remote by name: git keeps with it that files may be asked for later, as the checkout does.
-    config: tuple[str, ...] = ("-c", f"remote.origin.url={url}")
+    config: tuple[str, ...] = ()
     if patterns:
         # Written by hand: `git sparse-checkout set --no-cone` is not in git 2.34 and older.
         (root / ".git" / "info").mkdir(exist_ok=True)
         (root / ".git" / "info" / "sparse-checkout").write_text("\n".join(patterns) + "\n", encoding="utf-8", newline="\n")
-        config = (*config, "-c", "core.sparseCheckout=true")
+        config = ("-c", "core.sparseCheckout=true")
     how = ("--filter=blob:none",) if patterns and lean else ()
     asked = ("fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", *how, "origin", what)
     _git(root, url, *config, *asked, limit=FETCH_SECONDS)
@@ -173,7 +172,7 @@ def _check_tag(tag: str) -> None:
 def _ask(url: str, *refs: str) -> str:
     # In a folder of its own: a repository around the current one would bring its configuration.
     with tempfile.TemporaryDirectory() as nowhere:
-        return _git(Path(nowhere), url, "ls-remote", "--", url, *refs)
+        return _git(Path(nowhere), url, "ls-remote", "origin", *refs)
 
 
 def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
@@ -181,6 +180,10 @@ def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
     certificates = {"GIT_SSL_CAINFO": os.environ["SSL_CERT_FILE"]} if "SSL_CERT_FILE" in os.environ else {}
     mine = {**certificates, **{name: os.environ[name] for name in KEPT if name in os.environ}, **FIXED}
     mine["GIT_CEILING_DIRECTORIES"] = str(folder.parent)
+    # A remote by name: git keeps with it that files may be asked for later, as the checkout does. No argument holds the URL,
+    # for everybody may read those.
+    mine |= {"GIT_CONFIG_COUNT": str(len(CONFIG) + 1), f"GIT_CONFIG_KEY_{len(CONFIG)}": "remote.origin.url"}
+    mine[f"GIT_CONFIG_VALUE_{len(CONFIG)}"] = url
     strays = [name for name in os.environ if name.startswith("GIT_") and name not in mine]
     # GitPython adds to the environment and cannot take away. Windows has no `env`: there, strays are at least emptied.
     argv = ["env", *(word for name in strays for word in ("-u", name))] if strays and os.name != "nt" else []
