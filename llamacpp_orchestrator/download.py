@@ -96,7 +96,7 @@ def probe(url: str, *, token: str | None = None) -> str:
             _refuse(response, NETWORK_HINT)
             if not response.raw.read(1, decode_content=False):
                 raise NetworkError(f"{shown(url)} sends nothing", NETWORK_HINT)
-            return urlsplit(response.url).netloc
+            return urlsplit(response.url).netloc.rpartition("@")[2]
     except _cut() as error:
         raise NetworkError(f"{shown(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
 
@@ -117,6 +117,10 @@ def fetch(
     try:
         _receive(url, part, size, token, progress or (lambda done, total: None))
         digest = _check(url, part, dest.name, sha256, size)
+    except NetworkError:
+        if not _length(part):
+            part.unlink(missing_ok=True)
+        raise
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -248,7 +252,8 @@ def _receive(url: str, part: Path, size: int, token: str | None, progress: Progr
             best = max(best, _length(part))
             if failures >= ATTEMPTS:
                 status = getattr(getattr(error, "response", None), "status_code", 0)
-                message = f"{shown(url)} could not be downloaded: {_why(error)}; {_length(part)} bytes are kept"
+                kept = f"; {_length(part)} bytes are kept" if _length(part) else ""
+                message = f"{shown(url)} could not be downloaded: {_why(error)}{kept}"
                 raise NetworkError(message, NETWORK_HINT, status) from error
         _wait(BACKOFF_SECONDS * failures)
 
@@ -271,8 +276,9 @@ def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: 
         _refuse(response, NETWORK_HINT)
         etag = response.headers.get("ETag", "")
         seen.update({"If-Range": etag} if etag.startswith('"') else {})
-        start, told = start if goes_on else 0, _number(response.headers.get("Content-Length", ""))
-        whole = start + told if told else size
+        length = response.headers.get("Content-Length", "")
+        start, told = start if goes_on else 0, _number(length)
+        whole = start + told if length else size
         need_room(part.parent, 0 if size else told, f"to download {part.name.removesuffix('.part')}")
         # Undecoded: the digest is over the file as published, whatever the server calls its encoding.
         read = getattr(response.raw, "read1", response.raw.read)

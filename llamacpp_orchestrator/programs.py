@@ -112,7 +112,9 @@ def _fetched(work: Work, lock: Lock, tell: Tell) -> Path:
         releases.install(choice, dest, work.store, work.settings, tell)
         write_atomically(dest / CONTENT_MARK, folder_sha256(dest))
 
-    return work.store.ensure(*place(work, lock), make)
+    made = work.store.ensure(*place(work, lock), make)
+    releases.sweep(choice, work.store)
+    return made
 
 
 def _built(work: Work, lock: Lock, log: Path, jobs: int, tell: Tell) -> Path:

@@ -185,6 +185,14 @@ def install(choice: Choice, dest: Path, store: Store, settings: Settings, tell: 
             shutil.rmtree(path.parent, ignore_errors=True)
 
 
+def sweep(choice: Choice, store: Store) -> None:
+    """Remove the packed files of a choice that has been installed, as another run may fetch them again to pin them."""
+    for asset in _wanted(choice):
+        if (folder := file_of(asset, store).parent).exists():
+            with store.lock(f"downloads-{_key(asset)}"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _unpack(files: list[Path], dest: Path) -> None:
     with _gone_if_bad(files[0]):
         download.unpack(files[0], dest)
