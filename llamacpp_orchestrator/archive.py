@@ -47,7 +47,7 @@ MOST_ENTRIES = 200_000
 LONGEST_HEADER, LONGEST_LIST = 1 << 20, 1 << 26
 HEADERS = 1 << 30  # a tar may have so much besides contents
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
-TRUST_HINT = "nothing of it is used; get the archive from a source that you trust"
+TRUST_HINT = "nothing of it is used: take another tag, or get it from a place that you trust (ORCHESTRATE_GITHUB_URL)"
 Entry = tuple[str, int, "IO[bytes] | None", "str | None"]  # name, mode, content, target of a link
 
 
@@ -188,7 +188,7 @@ def _guarded(archive: Path, file: IO[bytes], longest: int, cap: int = 0) -> IO[b
     def read(count: int = -1) -> bytes:
         look_for_stop()
         if count > longest:
-            raise IntegrityError(f"{archive.name} has a header or list of more than {longest / 1e6:.0f} MB, the cap", TRUST_HINT)
+            raise IntegrityError(f"{archive.name} has a header or list of more than {size(longest)}, the cap", TRUST_HINT)
         return file.read(count)
 
     def seek(offset: int, whence: int = 0) -> int:

@@ -224,7 +224,10 @@ def _label(file: Path) -> Label:
 
 
 def _unpack(file: Path, dest: Path, lock: Lock) -> None:
-    archive.unpack(file, dest, cap=file.stat().st_size)
+    try:
+        archive.unpack(file, dest, cap=file.stat().st_size)
+    except IntegrityError as error:
+        raise IntegrityError(error.message, AGAIN) from error
     known = dict(_known(lock, dest))
     for path in sorted(dest.rglob("*")):
         name = path.relative_to(dest).as_posix()

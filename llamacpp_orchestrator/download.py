@@ -229,7 +229,10 @@ def _why(error: BaseException) -> str:
     # The library wraps what happened twice, with all that it had tried; what happened stands in the middle.
     cause = getattr(error.args[0], "reason", None) if error.args else None
     text = re.sub(r"^<?\w+\(host=[^)]*\)( object at \w+>)?: ", "", str(cause or error))
-    return f"{type(cause or error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+    kind = type(cause or error).__name__
+    if not text or kind == "ConnectionError":  # that is our own, and says it all
+        return text or kind
+    return f"{kind}: {text.splitlines()[0][:200]}"
 
 
 def _wait(seconds: float) -> None:

@@ -58,7 +58,8 @@ def anonymous(url: str) -> str:
     """A URL for messages, however wrong it is: without a login and without the query, which may be a signature."""
     scheme, found, rest = url.partition("://")
     if not found:
-        return url if url.startswith("/") else url.rpartition("@")[2]
+        before, _, after = url.rpartition("@")
+        return after if ":" in before else url
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     host = authority.rpartition("@")[2]
     shown = host + rest[len(authority) :]

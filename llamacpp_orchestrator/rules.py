@@ -94,10 +94,12 @@ def url(text: str) -> str:
         secret = parts.password or (parts.username and parts.scheme != "ssh")
         wrong = parts.port == 0
     except ValueError:  # what it says may name the login
-        return f'not a URL: "{named}"'
-    if secret:
+        secret, wrong, parts = "@" in text, True, urlsplit("")
+    if secret or ("://" not in text and named != shown(text)):
         return "holds a credential; job and lock are files that one shares"
-    if wrong or parts.scheme not in ("https", "http", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
+    if wrong:
+        return f'not a URL: "{named}"'
+    if parts.scheme not in ("https", "http", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
         return f'expected a URL with https, http, ssh or file, found "{named}"'
     if (parts.hostname or "").startswith("-"):
         return f'no host begins with -, found "{named}"'

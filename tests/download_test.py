@@ -484,6 +484,27 @@ def test_unpack_counts(tmp_path: Path, make: Callable[..., Path]) -> None:
     download.unpack(packed, tmp_path / "dest", cap=3_000_001)
 
 
+def test_what_is_not_wanted_is_not_unpacked_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = tarball(tmp_path / "a.tar.gz", ("big", bytes(3_000_000), 0o644, ""), ("small", b"x", 0o644, ""))
+    download.unpack(packed, tmp_path / "dest", keep=lambda name: name == "small", cap=2_000_000)
+    assert [path.name for path in (tmp_path / "dest").iterdir()] == ["small"]
+    monkeypatch.setattr(archive, "HEADERS", 0)
+    with pytest.raises(IntegrityError, match="more than 2 MB, the cap"):
+        download.unpack(packed, tmp_path / "dest", keep=lambda name: name == "small", cap=2_000_000)
+
+
+@pytest.mark.parametrize("make", [tarball, zipped])
+def test_an_archive_is_looked_through_without_unpacking_it(tmp_path: Path, make: Callable[..., Path]) -> None:
+    packed = make(tmp_path / ("a.zip" if make is zipped else "a.tar.gz"), *GOOD, ("more", os.urandom(100_000), 0o644, ""))
+    archive.check(packed)
+    with pytest.raises(IntegrityError, match="more than 0 MB, the cap"):
+        archive.check(packed, cap=50_000)
+    packed.write_bytes(packed.read_bytes()[:50_000])
+    with pytest.raises(IntegrityError, match="damaged"):
+        archive.check(packed)
+    assert list(tmp_path.iterdir()) == [packed]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.zip", b"PK but no more"), ("a.tar.gz", gzip.compress(b"no tar")), ("b.tar.gz", b"\x1f\x8b"), ("c.tar.gz", b"<html>")],

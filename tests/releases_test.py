@@ -136,7 +136,7 @@ def test_choose_other_backends(backend: str, word: str) -> None:
         ("b3878", machine("windows"), "rocm", "auto", "win-hip-x64-gfx1030.zip", "vulkan or cpu"),
         ("b11434", machine(cuda="13.4"), "cuda", "11.8", "no CUDA 11.8 archive for linux x64 (it has 12.8, 13.4)", "vulkan"),
         ("b11434", machine(cuda="12.8"), "cuda", "13.4", "driver supports CUDA 12.8, archives of b11434 need 13.4", "vulkan"),
-        ("b11434", machine(libc="musl"), "auto", "auto", "made for glibc", "backend: none"),
+        ("b11434", machine(libc="musl"), "auto", "auto", "made for glibc", "set binaries.backend to source, or to none"),
         ("b11434", machine(arch="other"), "auto", "auto", "no archive for this platform", "the release has llama-b11434"),
         ("b11434", machine(), "none", "auto", "no release archive is used", "cpu"),
         ("b11434", machine(), "source", "auto", "no release archive is used", "cpu"),

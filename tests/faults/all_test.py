@@ -15,20 +15,6 @@ from tests.faults.conftest import read
 TESTS = Path(__file__).resolve().parents[1]
 FAULTS = range(1, 87)
 ELSEWHERE = {
-    # The release's archive.
-    32: "releases_test.py::test_choose_refuses",
-    33: "routes_test.py::test_an_archive_without_a_published_digest_is_pinned_by_its_first_download",
-    34: "download_test.py::test_unpack_refuses",
-    35: "releases_test.py::test_install",
-    36: "download_test.py::test_unpack_counts",
-    37: "download_test.py::test_fetch_of_the_wrong_thing",
-    38: "releases_test.py::test_probe_says_why_it_cannot_start",
-    39: "releases_test.py::test_a_spent_rate_limit_and_no_file",
-    40: "download_test.py::test_token_stays_at_its_host",
-    41: "download_test.py::test_fetch",
-    42: "download_test.py::test_fetch_gives_up",
-    43: "releases_test.py::test_probe_says_why_it_cannot_start",
-    44: "download_test.py::test_netrc_does_not_replace_the_token",
     # The hub.
     45: "routes_test.py::test_what_the_hub_refuses_or_spoils",
     47: "hub_test.py::test_a_bad_download_leaves_nothing_and_the_next_run_is_good",
@@ -62,8 +48,8 @@ ELSEWHERE = {
     85: "adapters_test.py::test_not_a_number_is_found_in_the_result",
     86: "run_test.py::test_no_secret_reaches_a_converter_a_log_a_lock_or_a_receipt",
 }
-# Kills in a clone (25), small disks (58, 82) and cut downloads (46) are what `make crash` tries.
-BY_CRASH = {25, 46, 58, 82}
+# Kills in a clone (25), small disks (82) and cut downloads (46) are what `make crash` tries.
+BY_CRASH = {25, 46, 82}
 # No test of ours has a branch that moves after the lock (59), or a hub that serves by Xet (60).
 OPEN = {59, 60}
 
