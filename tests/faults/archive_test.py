@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -377,6 +378,25 @@ def test_37_a_page_instead_of_the_list(everywhere: bool, site: GitHub, again: Ag
         assert good(answer) and re.search("note: .* sent a web page instead of JSON.*by their names", answer.err)
 
 
+def test_37_a_page_instead_of_a_repository(site: GitHub, again: Again, told: Told, cache: Path) -> None:
+    site.answers["/ggml-org/llama.cpp/info/refs"] = saying(PAGE, Content_Type="text/html")
+    told("37 a page instead of a repository", again())
+    site.answers.clear()
+    assert good(again())
+
+
+def test_37_a_page_instead_of_an_index(
+    site: GitHub, again: Again, told: Told, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as set_:
+        set_.setenv("ORCHESTRATE_LLAMA_CPP_FROM", "pypi")
+        set_.setenv("UV_DEFAULT_INDEX", f"{site.url}/simple")
+        set_.setenv("PIP_CONFIG_FILE", os.devnull)
+        site.answers["/simple/"] = saying(PAGE, Content_Type="text/html")
+        told("37 a page instead of an index", again())
+    assert good(again())
+
+
 def test_38_a_library_that_is_a_link_to_nothing(site: GitHub, orchestrate: Orchestrate, again: Again, told: Told) -> None:
     lacking = "error while loading shared libraries: libllama.so: cannot open shared object file: No such file or directory"
     text = f'#!/bin/sh\n[ -e "${{0%/*}}/libllama.so" ] || {{ echo "$0: {lacking}" >&2; exit 127; }}\necho version: 11434\n'
@@ -650,8 +670,19 @@ def test_86_a_login_that_works_and_one_of_a_mirror_that_is_down(
     assert SECRET not in answer.err + told("86 a mirror that is down", answer)
     for variable in ("ORCHESTRATE_GITHUB_URL", "ORCHESTRATE_GITHUB_API_URL"):
         monkeypatch.setenv(variable, f"{down} {named}")
+    seen: list[str] = []
+
+    def look(route: Route) -> None:
+        seen.append(route.headers.get("Authorization", ""))
+        words = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists()]
+        seen.extend(repr(word) for word in words if SECRET.encode() in word)
+        route.git(b"")
+
+    site.answers["/ggml-org/llama.cpp/info/refs"] = look
     answer = again()
     assert good(answer) and "note: " in answer.err and SECRET not in answer.err
+    assert set(seen) == {f"Basic {base64.b64encode(f'me:{SECRET}'.encode()).decode()}"}, "and in no argument of a program"
+    site.answers.clear()
     with monkeypatch.context() as proxies:
         for variable in ("http_proxy", "https_proxy", "no_proxy"):
             proxies.setenv(variable, "" if variable == "no_proxy" else down)
