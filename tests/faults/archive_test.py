@@ -674,8 +674,9 @@ def test_86_a_login_that_works_and_one_of_a_mirror_that_is_down(
 
     def look(route: Route) -> None:
         seen.append(route.headers.get("Authorization", ""))
-        words = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists()]
-        seen.extend(repr(word) for word in words if SECRET.encode() in word)
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                seen.extend([text] if SECRET in (text := file.read_text(errors="replace")) else [])
         route.git(b"")
 
     site.answers["/ggml-org/llama.cpp/info/refs"] = look
