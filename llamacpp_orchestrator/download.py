@@ -295,6 +295,7 @@ def _copy(url: str, part: Path, size: int, progress: Progress) -> None:
     path = Path(url2pathname(urlsplit(url).path))
     if not path.is_file():
         raise NetworkError(f"{path}: there is no such file", "see that the address is right and its disk is there", 404)
+    need_room(part.parent, 0 if size else _length(path), f"to copy {path.name}")
     with path.open("rb") as file:
         _append(file.read, part, "wb", size or _length(path), progress)
 

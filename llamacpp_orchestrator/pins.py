@@ -220,10 +220,12 @@ def _assets(work: Work, found: Found, first_use: bool) -> Action:
             found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings, tell)
         elif not _fits(work, found.assets):
             # A release is filled for hours: what was locked meanwhile may have lacked this machine's archive.
-            with contextlib.suppress(NetworkError):
-                known = {asset.name for asset in found.assets}
+            known = {asset.name for asset in found.assets}
+            try:
                 listed = releases.fetch_assets(asked.tag, asked.repo, work.settings, tell)
                 found.assets += tuple(asset for asset in listed if asset.name not in known)
+            except NetworkError as error:
+                tell(f"note: the locked list of release {asked.tag} is not looked at again: {error.message.splitlines()[0]}")
         for asset in _unpinned(work, found.assets) if first_use else ():
             pinned = releases.pin(asset, work.store, work.settings, tell)
             tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {pinned.sha256}")

@@ -107,6 +107,40 @@ cut = answer(200, BODY[:300_000], Content_Length=str(len(BODY)), ETag='"one"')
 cut_unsaid = answer(200, BODY[:300_000], Content_Length="")
 
 
+# --- addresses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://me:secret@host:80/x?sign=secret#y", "https://host:80/x"),
+        ("https://me:sec/ret@host/x", "https://host/x"),
+        ("https://me:sec#ret@host/x", "https://host/x"),
+        ("https://me:sec?ret@host/x", "https://host/x"),
+        ("https://me:sec@ret@host/x", "https://host/x"),
+        ("https://me:secret@[::1/x", "https://[::1/x"),
+        ("https://me:secret", "https://me:..."),
+        ("me:secret@host/x", "host/x"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("https://[::1]:80/a@b", "https://[::1]:80/a@b"),
+        ("ssh://git@host:22/x", "ssh://host:22/x"),
+        ("git@github.com:me/x", "git@github.com:me/x"),
+        ("file:///a@b/c", "file:///a@b/c"),
+        ("pypi", "pypi"),
+    ],
+)
+def test_what_is_shown_of_an_address(url: str, said: str) -> None:
+    assert download.shown(url) == said
+
+
+@pytest.mark.parametrize(
+    "text", ["'https://me:secret@h/x': no", "https://secret@h and http://a:secret@b:1/c", "x://me:sec@ret@h?y"]
+)
+def test_an_error_holds_no_login(text: str) -> None:
+    error = NetworkError(text, text)
+    assert "sec" not in f"{error} {error.message} {error.hint} {error.lines()}"
+
+
 # --- JSON ---------------------------------------------------------------------------------------------------------------
 
 
