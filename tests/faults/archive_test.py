@@ -715,7 +715,7 @@ PIP_FILES = {
 
 
 @pytest.mark.parametrize("wrong", PIP_FILES)
-def test_86_a_login_in_a_file_of_pip(text: str, again: Again, told: Told, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_86_a_login_in_a_file_of_pip(wrong: str, again: Again, told: Told, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (world / "pip.conf").write_text(PIP_FILES[wrong], encoding="utf-8")
     with monkeypatch.context() as set_:
         set_.setenv("PIP_CONFIG_FILE", str(world / "pip.conf"))
