@@ -104,7 +104,7 @@ def full(folder: Path, when: str) -> OrchestrateError:
 def _unpacked(archive: Path) -> int:
     """What an archive says that it unpacks to; 0 where it does not say."""
     if archive.suffix in ZIPS:
-        with archive.open("rb") as file, zipfile.ZipFile(_guarded(archive, file, LONGEST_LIST)) as zipped:
+        with archive.open("rb") as file, zipfile.ZipFile(cast(IO[bytes], _guarded(archive, file, LONGEST_LIST))) as zipped:
             return sum(info.file_size for info in zipped.infolist())
     with archive.open("rb") as file:
         if file.read(2) != GZIP:
@@ -157,7 +157,7 @@ def _entries(archive: Path, cap: int) -> Generator[Entry, None, None]:
 
 
 def _zipped(archive: Path, file: IO[bytes], cap: int) -> Generator[Entry, None, None]:
-    with zipfile.ZipFile(_guarded(archive, file, LONGEST_LIST)) as zipped:
+    with zipfile.ZipFile(cast(IO[bytes], _guarded(archive, file, LONGEST_LIST))) as zipped:
         for info in zipped.infolist():
             mode = info.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
@@ -171,8 +171,10 @@ def _tarred(archive: Path, file: IO[bytes], cap: int) -> Generator[Entry, None, 
     packed = file.read(2) == GZIP
     file.seek(0)
     stream = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if packed else file
-    with tarfile.open(fileobj=_guarded(archive, stream, LONGEST_HEADER, cap), mode="r:") as tar:
+    guard = _guarded(archive, stream, LONGEST_HEADER, cap)
+    with tarfile.open(fileobj=cast(IO[bytes], guard), mode="r:") as tar:
         while member := tar.next():
+            guard.heading = False
             tar.members.clear()  # type: ignore[attr-defined]  # kept for who would ask again
             if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
                 raise _unsafe(archive, member.name, "is a device or pipe")
@@ -180,14 +182,19 @@ def _tarred(archive: Path, file: IO[bytes], cap: int) -> Generator[Entry, None, 
             if member.islnk():
                 target = posixpath.relpath(member.linkname, posixpath.dirname(member.name) or ".")
             yield member.name, member.mode, tar.extractfile(member) if member.isreg() else None, target
+            guard.heading = True
 
 
-def _guarded(archive: Path, file: IO[bytes], longest: int, cap: int = 0) -> IO[bytes]:
-    """The same file for a library that would read and skip as much as the file says; with a cap it goes forward by reading."""
+def _guarded(archive: Path, file: IO[bytes], longest: int, cap: int = 0) -> SimpleNamespace:
+    """The same file for a library that would read and skip as much as the file says.
+
+    With a cap it goes forward by reading; then `heading` tells whether what is read now is a header, which may have parts.
+    """
+    guard = SimpleNamespace(tell=file.tell, seekable=file.seekable, close=lambda: None, heading=bool(cap), start=0)
 
     def read(count: int = -1) -> bytes:
         look_for_stop()
-        if count > longest:
+        if count > longest or (guard.heading and file.tell() - guard.start > longest):
             raise IntegrityError(f"{archive.name} has a header or list of more than {size(longest)}, the cap", TRUST_HINT)
         return file.read(count)
 
@@ -195,11 +202,14 @@ def _guarded(archive: Path, file: IO[bytes], longest: int, cap: int = 0) -> IO[b
         while cap and not whence and (left := offset - file.tell()) > 0:
             if file.tell() > cap + HEADERS:
                 raise _too_large(archive, cap)
-            if not read(min(left, CHUNK)):
+            look_for_stop()
+            if not file.read(min(left, CHUNK)):
                 break
-        return file.tell() if cap and not whence and offset > file.tell() else file.seek(offset, whence)
+        guard.start = file.tell() if cap and not whence and offset > file.tell() else file.seek(offset, whence)
+        return int(guard.start)
 
-    return cast(IO[bytes], SimpleNamespace(read=read, seek=seek, tell=file.tell, seekable=file.seekable, close=lambda: None))
+    guard.read, guard.seek = read, seek
+    return guard
 
 
 def _unsafe(archive: Path, name: str, why: str) -> IntegrityError:

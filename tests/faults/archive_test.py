@@ -306,6 +306,15 @@ def long_header(path: Path) -> None:
         tar.addfile(entry)
 
 
+def long_map(path: Path) -> None:
+    """A file with holes, and a list of them that does not end."""
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        entry, content = tarfile.TarInfo("llama-cli"), b"1000000000\n" + b"0\n" * 1_500_000
+        entry.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1"}
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))
+
+
 def sparse(path: Path) -> None:
     """A file of which a gigabyte is a hole."""
     entry = tarfile.TarInfo("llama-cli")
@@ -327,6 +336,7 @@ def sparse(path: Path) -> None:
         ("36 a header too long", ".tar.gz", long_header),
         ("36 a hole too large", ".tar.gz", sparse),
         ("36 a list too long", ".zip", many_zip),
+        ("36 a map too long", ".tar.gz", long_map),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
