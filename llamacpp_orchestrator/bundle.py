@@ -78,7 +78,7 @@ def pinned(work: Work, lock: Lock, platform: str, tell: Tell) -> Lock:
     """The lock with a digest for every archive that a platform would use; one that was never published is downloaded for it."""
     for asset in chosen(work, lock, platform):
         if not asset.sha256:
-            found = releases.pin(asset, work.store.folder("downloads"), work.settings, tell)
+            found = releases.pin(asset, work.store, work.settings, tell)
             tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {found.sha256}")
             assets = tuple(found if each == asset else each for each in lock.assets)
             lock = msgspec.structs.replace(lock, assets=assets)
@@ -121,7 +121,8 @@ def chosen(work: Work, lock: Lock, platform: str) -> tuple[releases.Asset, ...]:
 
 def _archives(work: Work, assets: tuple[releases.Asset, ...], folder: Path, tell: Tell) -> None:
     for asset in assets:
-        link(releases.fetched(asset, work.store.folder("downloads"), work.settings, tell), folder / asset.name)
+        with releases.fetched(asset, work.store, work.settings, tell) as file:
+            link(file, folder / asset.name)
 
 
 def _wheels(work: Work, lock: Lock, platform: str, folder: Path, tell: Tell) -> None:
@@ -223,7 +224,10 @@ def _label(file: Path) -> Label:
 
 
 def _unpack(file: Path, dest: Path, lock: Lock) -> None:
-    archive.unpack(file, dest, cap=file.stat().st_size)
+    try:
+        archive.unpack(file, dest, cap=file.stat().st_size)
+    except IntegrityError as error:
+        raise IntegrityError(error.message, AGAIN) from error
     known = dict(_known(lock, dest))
     for path in sorted(dest.rglob("*")):
         name = path.relative_to(dest).as_posix()
@@ -270,7 +274,7 @@ def _place(work: Work, lock: Lock, folder: Path) -> None:
     work.store.ensure("source", lock.llama_cpp.key(), tree, functools.partial(pins.unhealthy, lock.llama_cpp))
     for asset in lock.assets:
         if (packed := folder / "archives" / asset.name).is_file():
-            link(packed, releases.file_of(asset, work.store.folder("downloads")))
+            link(packed, releases.file_of(asset, work.store))
     for number, pin in enumerate(lock.models):
         if not spec.is_folder(pin.wanted.source):
             _into_hub_cache(pin, folder / "models" / str(number))

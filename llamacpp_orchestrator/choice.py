@@ -151,7 +151,7 @@ def _refuse_broken(tag: str, archives: list[Archive], host: Host) -> None:
     build = build_number(tag)
     if archives and host.libc == "musl":
         message = f"the archives of {tag} are made for glibc, this system has musl"
-        raise OrchestrateError(message, "set `backend: none`: conversions need no program")
+        raise OrchestrateError(message, "set binaries.backend to source, or to none: conversions need no program")
     for first, last in WITHOUT_LIBRARIES if archives and host.system != "windows" else ():
         if first <= build <= last:
             message = f"the {host.system} archives of {tag} lack llama.cpp's own libraries and cannot run (b{first} to b{last})"

@@ -5,32 +5,32 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any
-from typing import TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from llamacpp_orchestrator.archive import CHUNK
+from llamacpp_orchestrator.archive import NO_ROOM
 from llamacpp_orchestrator.archive import STOP as STOP
+from llamacpp_orchestrator.archive import full
 from llamacpp_orchestrator.archive import look_for_stop
+from llamacpp_orchestrator.archive import need_room
 from llamacpp_orchestrator.archive import unpack as unpack
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
-from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.places import first_answer as first_answer
 
 if TYPE_CHECKING:
     import requests
 
-T = TypeVar("T")
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
 
+shown = anonymous  # of an address, what a message may say
 ATTEMPTS = 3  # in a row without a single byte of progress
 BACKOFF_SECONDS = 0.5
 LONGEST_WAIT = 30.0
@@ -39,7 +39,11 @@ TIMEOUT = (10.0, 30.0)
 SLOWEST_BYTES = 60_000
 SLOWEST_SECONDS = 60.0
 MAGIC = {".zip": b"PK", ".whl": b"PK", ".tar.gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b"}
-CHANGED_HINT = "run the same command again; if it stays so, the file was replaced, or something alters downloads on the way"
+PORTAL_HINT = "a proxy or a login page may stand in between: log in to this network, then run the same command again"
+CHANGED_HINT = (
+    "run the same command again; if it stays so, something alters downloads on the way, or the file was replaced: "
+    "`orchestrate lock JOB --upgrade llama_cpp` accepts the new one"
+)
 NETWORK_HINT = "see that the address can be reached from here (HTTPS_PROXY, or a mirror), then run the same command again"
 
 
@@ -49,18 +53,29 @@ def get_json(url: str, *, token: str | None = None, settings_hint: str = "") -> 
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _request("GET", url, token, {"Accept": "application/json"}) as response:
-                if attempt < ATTEMPTS and _passing(response.status_code):
+                if attempt < ATTEMPTS and _passing(response):
                     _wait(_delay(response, attempt))
                     continue
                 _refuse(response, hint)
-                return response.json()
-        except ValueError as error:
-            raise NetworkError(f"{shown(url)} sent something that is not JSON; a login page of this network?", hint) from error
+                return _json(response, hint)
         except _cut() as error:
             if attempt == ATTEMPTS:
                 raise NetworkError(f"{shown(url)} cannot be read: {_why(error)}", hint) from error
             _wait(BACKOFF_SECONDS * attempt)
     raise AssertionError("unreachable")
+
+
+def _json(response: requests.Response, hint: str) -> Any:
+    content = response.content
+    try:
+        return response.json()
+    except (ValueError, RecursionError) as error:
+        what = "sent a web page instead of JSON" if _is_page(content) else "sent something that is not JSON"
+        raise NetworkError(f"{shown(response.url)} {what}; a login page of this network?", hint) from error
+
+
+def _is_page(content: bytes) -> bool:
+    return content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html", b"<head"))
 
 
 def head(url: str, *, token: str | None = None) -> int | None:
@@ -81,7 +96,7 @@ def probe(url: str, *, token: str | None = None) -> str:
             _refuse(response, NETWORK_HINT)
             if not response.raw.read(1, decode_content=False):
                 raise NetworkError(f"{shown(url)} sends nothing", NETWORK_HINT)
-            return urlsplit(response.url).netloc
+            return urlsplit(response.url).netloc.rpartition("@")[2]
     except _cut() as error:
         raise NetworkError(f"{shown(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
 
@@ -97,12 +112,20 @@ def fetch(
     if not sha256 and not size:
         # Nothing could tell that the first half of an older attempt belongs to the second half of today.
         part.unlink(missing_ok=True)
-    resumed, free = _length(part), shutil.disk_usage(dest.parent).free
-    if size - resumed > free:
-        raise OrchestrateError(f"{dest.parent}: need {size - resumed} bytes for {dest.name}, have {free}", "free some space")
-    _receive(url, part, size, token, progress or (lambda done, total: None))
+    resumed = _length(part)
+    need_room(dest.parent, size - resumed, f"to download {dest.name}")
     try:
+        _receive(url, part, size, token, progress or (lambda done, total: None))
         digest = _check(url, part, dest.name, sha256, size)
+    except NetworkError:
+        if not _length(part):
+            part.unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        part.unlink(missing_ok=True)
+        raise full(dest.parent, f"while {dest.name} was downloaded") from error
     except IntegrityError:
         part.unlink(missing_ok=True)
         if not resumed:
@@ -112,32 +135,9 @@ def fetch(
     return digest
 
 
-def first_answer(places: Sequence[str], ask: Callable[[str], T], tell: Callable[[str], None]) -> T:
-    """What the first place that can answers; that another must be tried is said aloud. The failures of all, when none can."""
-    failures: list[OrchestrateError] = []
-    for place, following in zip(places, (*places[1:], ""), strict=True):
-        try:
-            return ask(place)
-        except Stopped:
-            raise
-        except OrchestrateError as error:
-            failures.append(error)
-            if following:
-                tell(f"note: {error.message.splitlines()[0]}; trying {shown(following)}")
-    worst = failures[-1]
-    worst.message = "\n".join(dict.fromkeys(error.message for error in failures))
-    raise worst
-
-
 def counted(tell: Callable[[str], None]) -> Progress:
     """How far a download is, told in bytes."""
     return lambda done, total: tell(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB")
-
-
-def shown(url: str) -> str:
-    """A URL for messages: without a login and without the query, which may be a signature."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rsplit('@', 1)[-1]}{parts.path}" if parts.scheme else url
 
 
 def sha256_of(path: Path) -> str:
@@ -188,13 +188,19 @@ def _cut() -> tuple[type[Exception], ...]:
     return (RequestException, HTTPError, ConnectionError, TimeoutError)
 
 
-def _passing(status: int) -> bool:
-    return status == 429 or status >= 500
+def _passing(response: requests.Response) -> bool:
+    """Whether asking again soon may help; who says that it takes longer is believed."""
+    return (response.status_code == 429 or response.status_code >= 500) and _asked(response) <= LONGEST_WAIT
+
+
+def _asked(response: requests.Response) -> float:
+    after = response.headers.get("Retry-After", "")
+    return float(after) if re.fullmatch("[0-9]{1,11}", after) else 0.0
 
 
 def _delay(response: requests.Response, attempt: int) -> float:
-    asked = response.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_WAIT) if re.fullmatch("[0-9]+", asked) else BACKOFF_SECONDS * attempt
+    said = "Retry-After" in response.headers and re.fullmatch("[0-9]+", response.headers["Retry-After"])
+    return _asked(response) if said else BACKOFF_SECONDS * attempt
 
 
 def _refuse(response: requests.Response, hint: str) -> None:
@@ -223,7 +229,10 @@ def _why(error: BaseException) -> str:
     # The library wraps what happened twice, with all that it had tried; what happened stands in the middle.
     cause = getattr(error.args[0], "reason", None) if error.args else None
     text = re.sub(r"^<?\w+\(host=[^)]*\)( object at \w+>)?: ", "", str(cause or error))
-    return f"{type(cause or error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+    kind = type(cause or error).__name__
+    if not text or kind == "ConnectionError":  # that is our own, and says it all
+        return text or kind
+    return f"{kind}: {text.splitlines()[0][:200]}"
 
 
 def _wait(seconds: float) -> None:
@@ -246,7 +255,8 @@ def _receive(url: str, part: Path, size: int, token: str | None, progress: Progr
             best = max(best, _length(part))
             if failures >= ATTEMPTS:
                 status = getattr(getattr(error, "response", None), "status_code", 0)
-                message = f"{shown(url)} could not be downloaded: {_why(error)}; {_length(part)} bytes are kept"
+                kept = f"; {_length(part)} bytes are kept" if _length(part) else ""
+                message = f"{shown(url)} could not be downloaded: {_why(error)}{kept}"
                 raise NetworkError(message, NETWORK_HINT, status) from error
         _wait(BACKOFF_SECONDS * failures)
 
@@ -261,7 +271,7 @@ def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: 
         if status == 416 or (goes_on and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
             part.unlink(missing_ok=True)
             raise ConnectionError("what was kept of an earlier attempt does not fit")
-        if _passing(status):
+        if _passing(response):
             _wait(_delay(response, 0))
             from requests import HTTPError
 
@@ -269,12 +279,15 @@ def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: 
         _refuse(response, NETWORK_HINT)
         etag = response.headers.get("ETag", "")
         seen.update({"If-Range": etag} if etag.startswith('"') else {})
-        start, told = start if goes_on else 0, _number(response.headers.get("Content-Length", ""))
-        whole = start + told if told else size
+        length = response.headers.get("Content-Length", "")
+        start, told = start if goes_on else 0, _number(length)
+        whole = start + told if length else size
+        need_room(part.parent, 0 if size else told, f"to download {part.name.removesuffix('.part')}")
         # Undecoded: the digest is over the file as published, whatever the server calls its encoding.
         read = getattr(response.raw, "read1", response.raw.read)
         _append(lambda amount: read(amount, decode_content=False), part, "ab" if goes_on else "wb", size or whole, progress)
         if _length(part) < whole:
+            _refuse_page(url, part)
             raise ConnectionError("the connection ended early")
 
 
@@ -282,6 +295,7 @@ def _copy(url: str, part: Path, size: int, progress: Progress) -> None:
     path = Path(url2pathname(urlsplit(url).path))
     if not path.is_file():
         raise NetworkError(f"{path}: there is no such file", "see that the address is right and its disk is there", 404)
+    need_room(part.parent, 0 if size else _length(path), f"to copy {path.name}")
     with path.open("rb") as file:
         _append(file.read, part, "wb", size or _length(path), progress)
 
@@ -301,14 +315,24 @@ def _append(read: Callable[[int], bytes], part: Path, mode: str, total: int, pro
                 since, mark = time.monotonic(), 0
 
 
-def _check(url: str, part: Path, name: str, sha256: str | None, size: int) -> str:
+def _beginning(part: Path) -> bytes:
     with part.open("rb") as file:
-        begins = file.read(512)
+        return file.read(512)
+
+
+def _refuse_page(url: str, part: Path) -> None:
+    name = part.name.removesuffix(".part")
+    if _is_page(_beginning(part)) and not name.endswith((".html", ".htm")):
+        raise IntegrityError(f"{shown(url)} sent a web page instead of {name}", PORTAL_HINT)
+
+
+def _check(url: str, part: Path, name: str, sha256: str | None, size: int) -> str:
+    begins = _beginning(part)
+    _refuse_page(url, part)
     magic = next((magic for ending, magic in MAGIC.items() if name.endswith(ending)), b"")
-    page = begins.lstrip().lower().startswith((b"<!doctype", b"<html"))
-    if not begins or not begins.startswith(magic) or (page and not name.endswith((".html", ".htm"))):
-        what = "a web page" if page else "something else" if begins else "0 bytes"
-        raise IntegrityError(f"{shown(url)} sent {what} instead of {name}", "a proxy or a login page may stand in between")
+    if not begins or not begins.startswith(magic):
+        what = "something else" if begins else "0 bytes"
+        raise IntegrityError(f"{shown(url)} sent {what} instead of {name}", PORTAL_HINT)
     digest = sha256_of(part)
     if sha256 and digest != sha256.lower():
         raise IntegrityError(f"{shown(url)} has sha256 {digest}, expected {sha256.lower()}", CHANGED_HINT)

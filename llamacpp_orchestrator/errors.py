@@ -12,9 +12,12 @@ OrchestrateError
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
+HOST = re.compile(r"(\[[\w:.%]*\]|[\w.~-]*)(:\d{0,5})?")  # as it stands in a URL that is one
 LONGEST_LINE = 700  # a name or value out of a stranger's file may be of any length
 NO_LOCKS = "the cache's disk has no locks, as some network disks: choose a folder on another one (ORCHESTRATE_CACHE_DIR)"
 FULL = "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder"
@@ -26,9 +29,9 @@ class OrchestrateError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "", log: Path | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        super().__init__(masked(message))
+        self.message = masked(message)
+        self.hint = masked(hint)
         self.log = log
         self.others: tuple[OrchestrateError, ...] = ()
 
@@ -44,6 +47,26 @@ def quoted(text: object, most: int = 200) -> str:
     word = str(text)
     shown = repr(word[:most])[1:-1] if not word.isprintable() else word[:most]
     return f"{shown}..." if len(word) > most else shown
+
+
+def masked(text: str) -> str:
+    """A text in which no URL has a login."""
+    return LOGIN.sub("", text)
+
+
+def anonymous(url: str) -> str:
+    """A URL for messages, however wrong it is: without a login and without the query, which may be a signature."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        before, _, after = url.rpartition("@")
+        return after if ":" in before else url
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    host = authority.rpartition("@")[2]
+    shown = host + rest[len(authority) :]
+    if not HOST.fullmatch(host):
+        # A password with a sign in it that ends a host: all up to the last @ is taken for the login, or for one that was cut.
+        shown = rest.rpartition("@")[2] if "@" in rest else re.sub(r"^([^/:]*):[^/]*", r"\1:...", rest)
+    return f"{scheme}://" + re.split("[?#]", shown, maxsplit=1)[0]
 
 
 def _cut(line: str) -> str:

@@ -24,6 +24,7 @@ from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import EnvironmentPin
 from llamacpp_orchestrator.lock import FilesPin
@@ -79,7 +80,7 @@ def steps(work: Work, found: Found, binaries: bool = False, first_use: bool = Fa
         made.append(Step(name="environment", action=_environment(work, found), needs=("source",)))
     if (binaries or locks.uses_binaries(job)) and job.binaries.backend not in locks.WITHOUT_RELEASE:
         pinning = first_use and not work.settings.offline
-        if found.assets is None or (pinning and _unpinned(work, found.assets)):
+        if found.assets is None or (pinning and (_unpinned(work, found.assets) or not _fits(work, found.assets))):
             made.append(Step(name="binaries", action=_assets(work, found, pinning)))
     names = locks.names(job)
     for wanted in locks.all_wanted(job):
@@ -199,6 +200,12 @@ def _unpinned(work: Work, assets: tuple[releases.Asset, ...]) -> list[releases.A
     return []
 
 
+def _fits(work: Work, assets: tuple[releases.Asset, ...]) -> bool:
+    with contextlib.suppress(OrchestrateError):
+        return bool(choose(work, assets))
+    return False
+
+
 def unpinned_reasons(work: Work, lock: Lock | None) -> list[str]:
     """Why a lock cannot vouch for the programs that this machine would use: no digest of them was published or locked."""
     lacking = _unpinned(work, lock.assets) if lock and lock.assets and locks.uses_binaries(work.job) else []
@@ -211,8 +218,16 @@ def _assets(work: Work, found: Found, first_use: bool) -> Action:
         if found.assets is None:
             work.online(f"the list of the release {asked.tag}")
             found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings, tell)
+        elif not _fits(work, found.assets):
+            # A release is filled for hours: what was locked meanwhile may have lacked this machine's archive.
+            known = {asset.name for asset in found.assets}
+            try:
+                listed = releases.fetch_assets(asked.tag, asked.repo, work.settings, tell)
+                found.assets += tuple(asset for asset in listed if asset.name not in known)
+            except NetworkError as error:
+                tell(f"note: the locked list of release {asked.tag} is not looked at again: {error.message.splitlines()[0]}")
         for asset in _unpinned(work, found.assets) if first_use else ():
-            pinned = releases.pin(asset, work.store.folder("downloads"), work.settings, tell)
+            pinned = releases.pin(asset, work.store, work.settings, tell)
             tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {pinned.sha256}")
             found.assets = tuple(pinned if each == asset else each for each in found.assets)
         return "done"

@@ -12,6 +12,7 @@ from llamacpp_orchestrator import compile as compiling
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import trial
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.steps import Action
@@ -69,7 +70,7 @@ def lacking(work: Work, lock: Lock) -> str:
     if from_source(work):
         return f"the source of {lock.llama_cpp.tag}"
     choice = pins.choose(work, lock.assets)
-    return "" if releases.here(choice, work.store.folder("downloads")) else choice.archive.name
+    return "" if releases.here(choice, work.store) else choice.archive.name
 
 
 def altered(work: Work, lock: Lock) -> list[str]:
@@ -95,7 +96,7 @@ def action(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Action:
         kind, key = place(work, lock)
         before = work.store.has(kind, key)
         made = _built(work, lock, log, jobs, tell) if from_source(work) else _fetched(work, lock, tell)
-        releases.probe(made, pins.this_host())
+        trial.probe(made, pins.this_host())
         return "current" if before else "done"
 
     return get
@@ -103,16 +104,17 @@ def action(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Action:
 
 def _fetched(work: Work, lock: Lock, tell: Tell) -> Path:
     choice = pins.choose(work, lock.assets)
-    downloads = work.store.folder("downloads")
     tell(f"note: {choice.archive.name}: {choice.reason}")
 
     def make(dest: Path) -> None:
-        if not releases.here(choice, downloads):
+        if not releases.here(choice, work.store):
             work.online(choice.archive.name)
-        releases.install(choice, dest, downloads, work.settings, tell)
+        releases.install(choice, dest, work.store, work.settings, tell)
         write_atomically(dest / CONTENT_MARK, folder_sha256(dest))
 
-    return work.store.ensure(*place(work, lock), make)
+    made = work.store.ensure(*place(work, lock), make)
+    releases.sweep(choice, work.store)
+    return made
 
 
 def _built(work: Work, lock: Lock, log: Path, jobs: int, tell: Tell) -> Path:

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import ctypes
 import hashlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
+from llamacpp_orchestrator import archive as archives
 from llamacpp_orchestrator import download
-from llamacpp_orchestrator import process
 from llamacpp_orchestrator.choice import NEWEST
 from llamacpp_orchestrator.choice import Asset as Asset
 from llamacpp_orchestrator.choice import Choice as Choice
 from llamacpp_orchestrator.choice import build_number
 from llamacpp_orchestrator.choice import choose as choose
-from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.command import clean_env
-from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.host import Host
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.store import Store
 
 GITHUB, GITHUB_API = "https://github.com", "https://api.github.com"
 Tell = Callable[[str], None]
@@ -66,15 +62,6 @@ ALIASES = {"llama-cli": ("main", "llama"), "main": ("llama-cli",), "llama-comple
 PROBED = ("llama-cli", "llama-completion", "llama-server", "llama-quantize")
 NO_ARCHIVE = "no-such-archive.zip"
 PROGRAM_MAGIC = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
-CANNOT_START = (
-    (r"(GLIBC(?:XX)?_[\d.]+)'? not found", "it needs {0}, newer than this system's C library ({libc})", "use a newer system"),
-    (r"loading shared libraries: (\S+?):", "the library {0} is missing", "install it, or take another tag"),
-    (r"Library not loaded: (\S+)", "the library {0} is missing", "the archive is incomplete: take another tag"),
-    (r"0xC0000135|3221225781", "a DLL is missing", "install the Microsoft Visual C++ 2015-2022 runtime (vc_redist)"),
-    (r"Exec format|Bad CPU|WinError 193|valid Win32", "it is made for another processor than {arch}", "see binaries.backend"),
-    (r"started: No such file", "its loader is missing: made for another C library than this ({libc})", "use a glibc system"),
-    (r"signal 4\b|3221225501", "this processor lacks instructions that it uses", "take a tag from b5276 on, which adapts"),
-)
 
 
 def fetch_assets(tag: str, repo: str, settings: Settings, tell: Tell) -> tuple[Asset, ...]:
@@ -87,6 +74,7 @@ def fetch_assets(tag: str, repo: str, settings: Settings, tell: Tell) -> tuple[A
             hint = "give a tag bNNNN with a release, or wait if it was made just now; `backend: none` needs none"
             raise NetworkError(f"{owner_name} has no release {tag}, or it is still being filled", hint, 404) from error
         if error.status not in (NONSENSE, 401) and (assets := _probe_names(tag, owner_name, settings)):
+            tell(f"note: {error.message.splitlines()[0]}; asked for the archives by their names, which tells no digest")
             return assets
         if not error.status:
             raise NetworkError(error.message, MIRROR_HINT) from error
@@ -122,35 +110,51 @@ def candidates(tag: str) -> tuple[str, ...]:
     return tuple(names) if re.fullmatch(r"b\d+|master-[0-9a-f]{7}", tag) else ()
 
 
-def pin(asset: Asset, downloads: Path, settings: Settings, tell: Tell) -> Asset:
-    """An asset with the digest of what comes from its address now; the file stays for `install`."""
-    digest = _fetch(asset, downloads, settings, download.counted(tell), tell)
-    return msgspec.structs.replace(asset, sha256=digest, size=file_of(asset, downloads).stat().st_size)
+def pin(asset: Asset, store: Store, settings: Settings, tell: Tell) -> Asset:
+    """An asset with the digest of what comes from its address now, if that is whole; the file stays for `install`."""
+    with fetched(asset, store, settings, tell) as file, _gone_if_bad(file):
+        # A cut file has a digest too, and a lock with that would hold for ever.
+        archives.check(file)
+        return msgspec.structs.replace(asset, sha256=download.sha256_of(file), size=file.stat().st_size)
 
 
-def file_of(asset: Asset, downloads: Path) -> Path:
+def file_of(asset: Asset, store: Store) -> Path:
     """Where the file of an asset lies, or would lie, before it is unpacked."""
     # A folder for each asset: a CUDA runtime carries no tag in its name.
-    return downloads / hashlib.sha256(asset.url.encode()).hexdigest()[:16] / asset.name
+    return store.folder("downloads") / _key(asset) / asset.name
 
 
-def here(choice: Choice, downloads: Path) -> bool:
+def _key(asset: Asset) -> str:
+    return hashlib.sha256(asset.url.encode()).hexdigest()[:16]
+
+
+def here(choice: Choice, store: Store) -> bool:
     """Whether the archives of a choice lie here already, still packed."""
-    wanted = [asset for asset in (choice.archive, choice.runtime) if asset]
-    return all(file_of(asset, downloads).is_file() for asset in wanted)
+    return all(file_of(asset, store).is_file() for asset in _wanted(choice))
 
 
-def fetched(asset: Asset, downloads: Path, settings: Settings, tell: Tell) -> Path:
-    """The file of an asset, checked and still packed."""
-    _fetch(asset, downloads, settings, download.counted(tell), tell)
-    return file_of(asset, downloads)
+def _wanted(choice: Choice) -> list[Asset]:
+    return [asset for asset in (choice.archive, choice.runtime) if asset]
 
 
-def _fetch(asset: Asset, downloads: Path, settings: Settings, progress: download.Progress, tell: Tell) -> str:
+@contextlib.contextmanager
+def fetched(
+    asset: Asset, store: Store, settings: Settings, tell: Tell, progress: download.Progress | None = None
+) -> Iterator[Path]:
+    """The file of an asset, checked and still packed, while no other run fetches or removes it."""
+    file, count = file_of(asset, store), progress or download.counted(tell)
+
     def ask(url: str) -> str:
-        return download.fetch(url, file_of(asset, downloads), sha256=asset.sha256, size=asset.size, progress=progress)
+        return download.fetch(url, file, sha256=asset.sha256, size=asset.size, progress=count)
 
-    return download.first_answer(addresses(asset, settings), ask, tell)
+    with store.lock(f"downloads-{_key(asset)}"):
+        try:
+            download.first_answer(addresses(asset, settings), ask, tell)
+        except OrchestrateError:
+            with contextlib.suppress(OSError):  # what can be gone on with stays
+                file.parent.rmdir()
+            raise
+        yield file
 
 
 def addresses(asset: Asset, settings: Settings) -> tuple[str, ...]:
@@ -161,38 +165,56 @@ def addresses(asset: Asset, settings: Settings) -> tuple[str, ...]:
     return tuple(github + asset.url.removeprefix(GITHUB) for github in settings.github)
 
 
-def install(choice: Choice, dest: Path, downloads: Path, settings: Settings, tell: Tell) -> None:
+def install(choice: Choice, dest: Path, store: Store, settings: Settings, tell: Tell) -> None:
     """Download and unpack a choice into `dest`, the CUDA runtime beside the programs. NetworkError, IntegrityError."""
-    wanted = [asset for asset in (choice.archive, choice.runtime) if asset]
-    total, before = sum(asset.size for asset in wanted), 0
-    for asset in wanted:
+    wanted, before = _wanted(choice), 0
+    total, lacking = sum(asset.size for asset in wanted), [asset for asset in wanted if not file_of(asset, store).is_file()]
+    if len(lacking) > 1:
+        archives.need_room(store.root, total, f"to download {' and '.join(asset.name for asset in lacking)}")
+    with contextlib.ExitStack() as held:
+        files = []
+        for asset in wanted:
 
-        def count(done: int, _: int, before: int = before) -> None:
-            download.counted(tell)(before + done, total)
+            def count(done: int, _: int, before: int = before) -> None:
+                download.counted(tell)(before + done, total)
 
-        _fetch(asset, downloads, settings, count, tell)
-        before += asset.size
-    _unpack(choice.archive, downloads, dest)
-    if choice.runtime:
-        home = _any_tool(dest, "windows" if any(dest.rglob("*.exe")) else "linux").parent
+            files.append(held.enter_context(fetched(asset, store, settings, tell, count)))
+            before += asset.size
+        _unpack(files, dest)
+        for path in files:
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def sweep(choice: Choice, store: Store) -> None:
+    """Remove the packed files of a choice that has been installed, as another run may fetch them again to pin them."""
+    for asset in _wanted(choice):
+        if (folder := file_of(asset, store).parent).exists():
+            with store.lock(f"downloads-{_key(asset)}"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpack(files: list[Path], dest: Path) -> None:
+    with _gone_if_bad(files[0]):
+        download.unpack(files[0], dest)
+    for runtime in files[1:]:
+        home = any_tool(dest, "windows" if any(dest.rglob("*.exe")) else "linux").parent
         with tempfile.TemporaryDirectory(dir=dest) as scratch:
-            _unpack(choice.runtime, downloads, Path(scratch))
+            with _gone_if_bad(runtime):
+                download.unpack(runtime, Path(scratch))
             for file in [path for path in Path(scratch).rglob("*") if path.is_symlink() or path.is_file()]:
                 os.replace(file, home / file.name)
     for path in dest.rglob("*"):
         if path.is_file() and not path.is_symlink() and _is_program(path):
             path.chmod(0o755)  # zip archives made on other systems do not say so
-    for asset in wanted:
-        shutil.rmtree(file_of(asset, downloads).parent, ignore_errors=True)
 
 
-def _unpack(asset: Asset, downloads: Path, dest: Path) -> None:
-    packed = file_of(asset, downloads)
+@contextlib.contextmanager
+def _gone_if_bad(packed: Path) -> Iterator[None]:
     try:
-        download.unpack(packed, dest)
+        yield
     except IntegrityError:
         # It is what was asked for, and no good: the next run must not find it again.
-        packed.unlink(missing_ok=True)
+        shutil.rmtree(packed.parent, ignore_errors=True)
         raise
 
 
@@ -208,28 +230,11 @@ def find_tool(root: Path, name: str, system: str) -> Path:
     raise OrchestrateError(f"the archive has no program `{name}`", f"it has {', '.join(programs) or 'no programs'}")
 
 
-def probe(root: Path, host: Host) -> str:
-    """Start a program of the archive and return what it calls its version; OrchestrateError says why it cannot start."""
-    tool = _any_tool(root, host.system)
-    paths = os.pathsep.join(filter(None, (str(tool.parent), os.environ.get("LD_LIBRARY_PATH", ""))))
-    lines: list[str] = []
-    if sys.platform == "win32":
-        ctypes.windll.kernel32.SetErrorMode(0x8003)  # no dialog that waits for a click when a DLL is missing
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            command = Command((str(tool), "--version"), env=clean_env(LD_LIBRARY_PATH=paths))
-            process.stream(command, Path(scratch) / "log", lines.append)
-    except CommandFailed as error:
-        # Old programs do not know --version and show their usage: they started, which is what is asked.
-        if not re.search(r"usage|unknown argument|invalid argument", "\n".join(lines)):
-            raise _cannot_start(tool, error, lines, host) from error
-    return next((line for line in lines if re.match(r"(llama\S* )?version", line)), tool.stem)
-
-
 def _owner_name(repo: str) -> str:
     found = re.fullmatch(r"(?:(?:https?|ssh|git)://[^/]+/|git@[^:]+:)(?:.*/)?([\w.-]+/[\w.-]+?)(?:\.git)?/?", repo)
     if not found:
-        raise JobError(f"llama_cpp.repo {repo} names no GitHub repository, so it has no release archives", "set `backend: none`")
+        message = f"llama_cpp.repo {download.shown(repo)} names no GitHub repository, so it has no release archives"
+        raise JobError(message, "set `backend: none`")
     return found[1]
 
 
@@ -245,7 +250,9 @@ def _all_pages(url: str, token: str | None) -> list[dict[str, Any]]:
 
 def _asset(each: dict[str, Any], repo: str, tag: str, settings: Settings) -> Asset:
     digest = str(each.get("digest") or "")
-    sha256 = digest.removeprefix("sha256:") if digest.startswith("sha256:") else None
+    sha256 = digest.removeprefix("sha256:").lower() if digest.startswith("sha256:") else None
+    if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise TypeError(f"no digest: {digest[:80]}")
     # Where a mirror stands for github.com, its API may name itself: the lock holds the address that everybody has.
     mirrored = "github.com" in repo and settings.github != (GITHUB,)
     url = _download_url(_owner_name(repo), tag, each["name"]) if mirrored else each["browser_download_url"]
@@ -279,17 +286,9 @@ def _is_program(path: Path) -> bool:
         return path.suffix == ".exe" or file.read(4).startswith(PROGRAM_MAGIC)
 
 
-def _any_tool(root: Path, system: str) -> Path:
+def any_tool(root: Path, system: str) -> Path:
+    """Some program of an archive that starts without a model."""
     for name in PROBED[:-1]:
         with contextlib.suppress(OrchestrateError):
             return find_tool(root, name, system)
     return find_tool(root, PROBED[-1], system)
-
-
-def _cannot_start(tool: Path, error: CommandFailed, lines: list[str], host: Host) -> OrchestrateError:
-    said = "\n".join([error.message, *lines])
-    for pattern, why, hint in CANNOT_START:
-        if found := re.search(pattern, said):
-            why = why.format(*found.groups(), libc=host.libc, arch=host.arch)
-            return OrchestrateError(f"{tool.name} cannot start: {why}", hint)
-    return OrchestrateError(f"{tool.name} cannot start: {said}", "take another tag or `backend: cpu`")

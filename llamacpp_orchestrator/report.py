@@ -18,6 +18,7 @@ from typing import TextIO
 import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import masked
 from llamacpp_orchestrator.steps import ENDED
 from llamacpp_orchestrator.steps import Event
 from llamacpp_orchestrator.units import size as size
@@ -151,8 +152,8 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plain_text(text: str) -> str:
-    """A text with its control characters written out, so that it can be shown on any terminal."""
-    return OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+    """A text without logins and with its control characters written out, so that it can be shown on any terminal."""
+    return OBEYED.sub(lambda found: ascii(found[0])[1:-1], masked(text))
 
 
 def _near(path: str) -> str:
@@ -191,7 +192,7 @@ def say(text: str, manner: Voice) -> None:
 def result(value: Any, lines: Iterable[str], as_json: bool = False) -> None:
     """What was asked for, on stdout: lines of text, or the same as the one JSON document of a command."""
     if as_json:
-        text = json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False)
+        text = masked(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
         text = OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     else:
         text = plain_text("\n".join(lines))

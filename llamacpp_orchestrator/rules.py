@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.yamltext import shown
 
 HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -87,17 +88,21 @@ def source(text: str) -> str:
 
 def url(text: str) -> str:
     """The URL of a git repository."""
+    named = shown(anonymous(text))
     try:
         parts = urlsplit(text)
         secret = parts.password or (parts.username and parts.scheme != "ssh")
-    except ValueError as error:
-        return f"not a URL: {error}"
-    if secret:
+        wrong = parts.port == 0
+    except ValueError:  # what it says may name the login
+        secret, wrong, parts = "@" in text, True, urlsplit("")
+    if secret or ("://" not in text and named != shown(text)):
         return "holds a credential; job and lock are files that one shares"
+    if wrong:
+        return f'not a URL: "{named}"'
     if parts.scheme not in ("https", "http", "ssh", "file") or not (parts.netloc or parts.scheme == "file"):
-        return f'expected a URL with https, http, ssh or file, found "{shown(text)}"'
+        return f'expected a URL with https, http, ssh or file, found "{named}"'
     if (parts.hostname or "").startswith("-"):
-        return f'no host begins with -, found "{shown(text)}"'
+        return f'no host begins with -, found "{named}"'
     return "a URL holds no space" if re.search(r"[\s\x00-\x1f]", text) else ""
 
 

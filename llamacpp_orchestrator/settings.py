@@ -22,6 +22,7 @@ from llamacpp_orchestrator import units
 from llamacpp_orchestrator import yamltext
 from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import anonymous
 
 NAME = "llamacpp-orchestrator"
 SYSTEMS = {"Windows": "windows", "Darwin": "macos"}
@@ -217,13 +218,25 @@ def _urls(texts: Iterable[str], where: str, schemes: tuple[str, ...] = ("http", 
     for text in texts:
         # uv lets an index have a name in front: name=https://...
         bare = re.sub(r"^[\w.-]+=(?=\w+:)", "", text.strip())
-        if not re.match(rf"({'|'.join(schemes)})://\S+$", bare):
-            raise JobError(
-                f'{where}: expected a URL with {" or ".join(schemes)}, found "{text[:100]}"',
-                "write it such as https://mirror.example",
-            )
+        if not re.match(rf"({'|'.join(schemes)})://\S+$", bare) or not _is_url(bare):
+            raise _no_url(bare, where, schemes)
         found.append(bare.rstrip("/"))
     return tuple(found)
+
+
+def _no_url(text: str, where: str, schemes: tuple[str, ...]) -> JobError:
+    named = anonymous(text)
+    way = "" if named == text else "; in a login, write signs such as / # @ and , with their numbers: %2F %23 %40 %2C"
+    message = f'{where}: expected a URL with {" or ".join(schemes)}, found "{named[:100]}"'
+    return JobError(message, f"write it such as https://mirror.example{way}")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return bool(parts.scheme == "file" or parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _pip(environ: Mapping[str, str]) -> dict[str, str]:
@@ -268,8 +281,10 @@ def pip_options(texts: Mapping[str, str]) -> dict[str, str]:
         try:
             parser.read_string(text, file)
         except configparser.Error as error:
-            said = " ".join(str(error).split())[:300]
-            raise JobError(f"{file}: not a pip config file: {said}", "correct it, or set PIP_CONFIG_FILE") from error
+            # Not the line itself: an index in it may have a login.
+            line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", ())), 0)
+            said = f"{file}: not a pip config file" + (f" (line {line})" if line else "")
+            raise JobError(said, "correct it, or set PIP_CONFIG_FILE") from error
         for section in found.keys() & set(parser.sections()):
             found[section] |= {name.lower().replace("_", "-").removeprefix("--"): value for name, value in parser.items(section)}
     return found["global"] | found["install"]

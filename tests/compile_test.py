@@ -14,10 +14,10 @@ import pytest
 from llamacpp_orchestrator import compile as compiling
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import programs
-from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import settings
 from llamacpp_orchestrator import sharing
 from llamacpp_orchestrator import source
+from llamacpp_orchestrator import trial
 from llamacpp_orchestrator.compile import Toolchain
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -247,7 +247,7 @@ def built(tree: Path, said: list[str] | None = None) -> Path:
 def test_a_tree_is_built_and_its_program_starts(tree: Path) -> None:
     said: list[str] = []
     dest = built(tree, said)
-    assert releases.probe(dest, host.detect()) == "version: 11434 (built)"
+    assert trial.probe(dest, host.detect()) == "version: 11434 (built)"
     assert "2/2" in said and said[0].startswith("configuring with ")
 
 
@@ -296,7 +296,7 @@ def test_cmake_and_ninja_come_as_wheels_where_the_system_has_none(
     compiling.build(
         tree, out, out / "dest", (cmake, ninja), compiling.toolchain(host.detect()), (), 1, out / "log", lambda text: None
     )
-    assert releases.probe(out / "dest", host.detect()).startswith("version")
+    assert trial.probe(out / "dest", host.detect()).startswith("version")
 
 
 def test_no_index_for_cmake_is_told_in_uvs_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,40 @@ cut = answer(200, BODY[:300_000], Content_Length=str(len(BODY)), ETag='"one"')
 cut_unsaid = answer(200, BODY[:300_000], Content_Length="")
 
 
+# --- addresses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://me:secret@host:80/x?sign=secret#y", "https://host:80/x"),
+        ("https://me:sec/ret@host/x", "https://host/x"),
+        ("https://me:sec#ret@host/x", "https://host/x"),
+        ("https://me:sec?ret@host/x", "https://host/x"),
+        ("https://me:sec@ret@host/x", "https://host/x"),
+        ("https://me:secret@[::1/x", "https://[::1/x"),
+        ("https://me:secret", "https://me:..."),
+        ("me:secret@host/x", "host/x"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("https://[::1]:80/a@b", "https://[::1]:80/a@b"),
+        ("ssh://git@host:22/x", "ssh://host:22/x"),
+        ("git@github.com:me/x", "git@github.com:me/x"),
+        ("file:///a@b/c", "file:///a@b/c"),
+        ("pypi", "pypi"),
+    ],
+)
+def test_what_is_shown_of_an_address(url: str, said: str) -> None:
+    assert download.shown(url) == said
+
+
+@pytest.mark.parametrize(
+    "text", ["'https://me:secret@h/x': no", "https://secret@h and http://a:secret@b:1/c", "x://me:sec@ret@h?y"]
+)
+def test_an_error_holds_no_login(text: str) -> None:
+    error = NetworkError(text, text)
+    assert "sec" not in f"{error} {error.message} {error.hint} {error.lines()}"
+
+
 # --- JSON ---------------------------------------------------------------------------------------------------------------
 
 
@@ -302,7 +336,7 @@ def test_fetch_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_fetch_needs_room(tmp_path: Path) -> None:
-    with pytest.raises(OrchestrateError, match="need 1000000000000000000 bytes"):
+    with pytest.raises(OrchestrateError, match="need 1000000.0 TB to download x, have"):
         download.fetch("http://127.0.0.1:9/x", tmp_path / "x", sha256=None, size=10**18)
 
 
@@ -482,6 +516,27 @@ def test_unpack_counts(tmp_path: Path, make: Callable[..., Path]) -> None:
     with pytest.raises(IntegrityError, match="more than 2 MB, the cap"):
         download.unpack(packed, tmp_path / "dest", cap=2_000_000)
     download.unpack(packed, tmp_path / "dest", cap=3_000_001)
+
+
+def test_what_is_not_wanted_is_not_unpacked_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = tarball(tmp_path / "a.tar.gz", ("big", bytes(3_000_000), 0o644, ""), ("small", b"x", 0o644, ""))
+    download.unpack(packed, tmp_path / "dest", keep=lambda name: name == "small", cap=2_000_000)
+    assert [path.name for path in (tmp_path / "dest").iterdir()] == ["small"]
+    monkeypatch.setattr(archive, "HEADERS", 0)
+    with pytest.raises(IntegrityError, match="more than 2 MB, the cap"):
+        download.unpack(packed, tmp_path / "dest", keep=lambda name: name == "small", cap=2_000_000)
+
+
+@pytest.mark.parametrize("make", [tarball, zipped])
+def test_an_archive_is_looked_through_without_unpacking_it(tmp_path: Path, make: Callable[..., Path]) -> None:
+    packed = make(tmp_path / ("a.zip" if make is zipped else "a.tar.gz"), *GOOD, ("more", os.urandom(100_000), 0o644, ""))
+    archive.check(packed)
+    with pytest.raises(IntegrityError, match="more than 0 MB, the cap"):
+        archive.check(packed, cap=50_000)
+    packed.write_bytes(packed.read_bytes()[:50_000])
+    with pytest.raises(IntegrityError, match="damaged"):
+        archive.check(packed)
+    assert list(tmp_path.iterdir()) == [packed]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.store import Store
 from tests.conftest import NOWHERE
 from tests.conftest import Answer
 from tests.stage.fixtures import TOOL
@@ -74,7 +75,10 @@ def test_when_none_answers_all_are_named_and_a_stop_is_no_failure() -> None:
 
     with pytest.raises(NetworkError) as caught:
         download.first_answer(("https://u:secret@a/x", "https://b"), ask, lambda text: None)
-    assert caught.value.message == "https://u:secret@a/x is down\nhttps://b is down" and caught.value.status == 503
+    assert caught.value.message == "https://a/x is down\nhttps://b is down" and caught.value.status == 503
+    with pytest.raises(NetworkError) as caught:
+        download.first_answer([f"https://{name}" for name in "abcde"], ask, lambda text: None)
+    assert caught.value.message == "https://a is down\nhttps://b is down\nand 3 more places"
 
     def stop(place: str) -> str:
         raise Stopped(2)
@@ -113,10 +117,12 @@ def test_an_archive_from_the_next_mirror_when_the_first_sends_other_bytes(github
     asset = Asset(name=name, url=f"https://github.com{path}", size=len(github.archive), sha256=digest)
     told: list[str] = []
     settings = here(github=(spoiled.as_uri(), github.url))
-    assert hashlib.sha256(releases.fetched(asset, tmp_path / "down", settings, told.append).read_bytes()).hexdigest() == digest
+    with releases.fetched(asset, Store(tmp_path / "one"), settings, told.append) as file:
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
     assert any("note: " in text and f"trying {github.url}" in text for text in told)
-    with pytest.raises(OrchestrateError, match="could not be downloaded|has sha256|bytes"):
-        releases.fetched(asset, tmp_path / "down2", here(github=(spoiled.as_uri(),)), told.append)
+    failing = releases.fetched(asset, Store(tmp_path / "two"), here(github=(spoiled.as_uri(),)), told.append)
+    with pytest.raises(OrchestrateError, match="could not be downloaded|has sha256|bytes"), failing:
+        pass
 
 
 @pytest.mark.parametrize(("trusting", "tokens"), [((), set()), (("127.0.0.1:{port}",), {"Bearer hf_SECRETSECRET"})])

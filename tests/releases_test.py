@@ -21,6 +21,7 @@ import pytest
 from llamacpp_orchestrator import choice as choices
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import releases
+from llamacpp_orchestrator import trial
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
@@ -30,6 +31,7 @@ from llamacpp_orchestrator.releases import Asset
 from llamacpp_orchestrator.releases import Choice
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.store import Store
 
 DATA = Path(__file__).parent / "data"
 RELEASES = {each["tag"]: each for each in json.loads((DATA / "assets.json").read_text())}
@@ -134,7 +136,7 @@ def test_choose_other_backends(backend: str, word: str) -> None:
         ("b3878", machine("windows"), "rocm", "auto", "win-hip-x64-gfx1030.zip", "vulkan or cpu"),
         ("b11434", machine(cuda="13.4"), "cuda", "11.8", "no CUDA 11.8 archive for linux x64 (it has 12.8, 13.4)", "vulkan"),
         ("b11434", machine(cuda="12.8"), "cuda", "13.4", "driver supports CUDA 12.8, archives of b11434 need 13.4", "vulkan"),
-        ("b11434", machine(libc="musl"), "auto", "auto", "made for glibc", "backend: none"),
+        ("b11434", machine(libc="musl"), "auto", "auto", "made for glibc", "set binaries.backend to source, or to none"),
         ("b11434", machine(arch="other"), "auto", "auto", "no archive for this platform", "the release has llama-b11434"),
         ("b11434", machine(), "none", "auto", "no release archive is used", "cpu"),
         ("b11434", machine(), "source", "auto", "no release archive is used", "cpu"),
@@ -450,7 +452,7 @@ def test_install(tmp_path: Path, layout: str, known: bool) -> None:
     runtime = publish(tmp_path / "site", runtime_name, runtime_pack({runtime_file: b"cuda"}), known)
     told: list[str] = []
     choice = Choice(archive=archive, runtime=runtime, reason="", backend="cuda")
-    releases.install(choice, tmp_path / "dest", tmp_path / "downloads", PLAIN, told.append)
+    releases.install(choice, tmp_path / "dest", Store(tmp_path), PLAIN, told.append)
     tool = releases.find_tool(tmp_path / "dest", "llama-quantize", system)
     assert tool.name == program
     assert (tool.parent / Path(runtime_file).name).read_bytes() == b"cuda"
@@ -464,7 +466,7 @@ def test_install(tmp_path: Path, layout: str, known: bool) -> None:
 def test_install_without_runtime_or_progress(tmp_path: Path) -> None:
     archive = publish(tmp_path / "site", "llama-b1-bin-ubuntu-x64.zip", pack_zip({"build/bin/llama-cli": PROGRAM}))
     releases.install(
-        Choice(archive=archive, runtime=None, reason="", backend="cpu"), tmp_path / "dest", tmp_path / "downloads", PLAIN, nothing
+        Choice(archive=archive, runtime=None, reason="", backend="cpu"), tmp_path / "dest", Store(tmp_path), PLAIN, nothing
     )
     assert (tmp_path / "dest/build/bin/llama-cli").is_file()
 
@@ -476,7 +478,7 @@ def test_install_of_other_bytes(tmp_path: Path) -> None:
         releases.install(
             Choice(archive=archive, runtime=None, reason="", backend="cpu"),
             tmp_path / "dest",
-            tmp_path / "downloads",
+            Store(tmp_path),
             PLAIN,
             nothing,
         )
@@ -488,8 +490,8 @@ def test_an_archive_that_cannot_be_unpacked_is_not_kept(tmp_path: Path) -> None:
     archive = publish(tmp_path / "site", "llama-b1-bin-ubuntu-x64.zip", content[: len(content) // 2])
     chosen = Choice(archive=archive, runtime=None, reason="", backend="cpu")
     with pytest.raises(IntegrityError, match="damaged"):
-        releases.install(chosen, tmp_path / "dest", tmp_path / "downloads", PLAIN, nothing)
-    assert not releases.file_of(archive, tmp_path / "downloads").exists()
+        releases.install(chosen, tmp_path / "dest", Store(tmp_path), PLAIN, nothing)
+    assert not releases.file_of(archive, Store(tmp_path)).exists()
 
 
 @pytest.mark.parametrize(
@@ -544,7 +546,7 @@ def program(folder: Path, text: str, name: str = "llama-cli") -> None:
 def test_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, said: str) -> None:
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     program(tmp_path, text, name)
-    assert releases.probe(tmp_path, machine()) == said.format(root=tmp_path)
+    assert trial.probe(tmp_path, machine()) == said.format(root=tmp_path)
 
 
 @posix
@@ -560,7 +562,7 @@ def test_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text:
             "libllama.so is missing",
         ),
         ("#!/bin/sh\necho 'dyld[1]: Library not loaded: @rpath/libllama.dylib' >&2; exit 1\n", "libllama.dylib is missing"),
-        ("#!/nowhere/loader\n", "its loader is missing"),
+        ("#!/nowhere/loader\n", "its loader /nowhere/loader is missing"),
         ("#!/bin/sh\nkill -4 $$\n", "lacks instructions"),
         ("#!/bin/sh\necho odd; exit 3\n", "odd"),
         ("\x7fELF for another processor", "another processor than x64"),
@@ -569,12 +571,12 @@ def test_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text:
 def test_probe_says_why_it_cannot_start(tmp_path: Path, text: str, said: str) -> None:
     program(tmp_path, text)
     with pytest.raises(OrchestrateError, match=f"(?s)llama-cli cannot start.*{said}"):
-        releases.probe(tmp_path, machine(libc="glibc 2.36"))
+        trial.probe(tmp_path, machine(libc="glibc 2.36"))
 
 
 def test_probe_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(OrchestrateError, match="no program"):
-        releases.probe(tmp_path, machine())
+        trial.probe(tmp_path, machine())
 
 
 def test_an_api_out_of_reach_is_no_matter_of_tokens(tmp_path: Path) -> None:

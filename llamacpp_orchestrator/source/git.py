@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import os
 import re
@@ -11,8 +12,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from urllib.parse import urlsplit
 
 from llamacpp_orchestrator import download
@@ -51,6 +54,12 @@ MEANINGS = (
         "belongs to another user",
         "make it yours (chown -R), or set `llama_cpp.repo` to a copy of yours",
         403,
+    ),
+    (
+        r"not valid: is this a git",
+        "is no git repository",
+        "is the address right? a login page of this network may answer for it",
+        0,
     ),
     (UNKNOWN, "does not give out that tag or commit: ", "use a tag, or a commit that a branch or tag points at", 0),
     (r"ould not resolve|unable to access|Connection|timed out|Timeout|Host key", "cannot be reached: ", ELSEWHERE, 503),
@@ -127,13 +136,12 @@ def _fetch(url: str, tag: str, resolved: str, dest: Path, everything: bool) -> N
 def _tree(root: Path, url: str, what: str, tag: str, resolved: str, patterns: tuple[str, ...], lean: bool = True) -> Path:
     root.mkdir()
     _git(root, url, "init", "--quiet", "--template=", ".")
-    # A remote by name: git keeps with it that files may be asked for later, as the checkout does.
-    config: tuple[str, ...] = ("-c", f"remote.origin.url={url}")
+    config: tuple[str, ...] = ()
     if patterns:
         # Written by hand: `git sparse-checkout set --no-cone` is not in git 2.34 and older.
         (root / ".git" / "info").mkdir(exist_ok=True)
         (root / ".git" / "info" / "sparse-checkout").write_text("\n".join(patterns) + "\n", encoding="utf-8", newline="\n")
-        config = (*config, "-c", "core.sparseCheckout=true")
+        config = ("-c", "core.sparseCheckout=true")
     how = ("--filter=blob:none",) if patterns and lean else ()
     asked = ("fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", *how, "origin", what)
     _git(root, url, *config, *asked, limit=FETCH_SECONDS)
@@ -158,7 +166,8 @@ def addresses(repo: str, settings: Settings) -> tuple[str, ...]:
     host = urlsplit(repo).netloc.rpartition("@")[2]
     if urlsplit(repo).scheme not in SCHEMES or host.startswith("-") or re.search(r"[\s\x00-\x1f]", repo):
         allowed = ", ".join(f"{known}://" for known in SCHEMES)
-        raise JobError(f"llama_cpp.repo: `{repo}` is not an address to give to git", f"write a URL that begins with {allowed}")
+        message = f"llama_cpp.repo: `{download.shown(repo)}` is not an address to give to git"
+        raise JobError(message, f"write a URL that begins with {allowed}")
     if not repo.startswith("https://github.com/"):
         return (repo,)
     return tuple(github + repo.removeprefix("https://github.com") for github in settings.github)
@@ -172,7 +181,7 @@ def _check_tag(tag: str) -> None:
 def _ask(url: str, *refs: str) -> str:
     # In a folder of its own: a repository around the current one would bring its configuration.
     with tempfile.TemporaryDirectory() as nowhere:
-        return _git(Path(nowhere), url, "ls-remote", "--", url, *refs)
+        return _git(Path(nowhere), url, "ls-remote", "origin", *refs)
 
 
 def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
@@ -180,6 +189,8 @@ def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
     certificates = {"GIT_SSL_CAINFO": os.environ["SSL_CERT_FILE"]} if "SSL_CERT_FILE" in os.environ else {}
     mine = {**certificates, **{name: os.environ[name] for name in KEPT if name in os.environ}, **FIXED}
     mine["GIT_CEILING_DIRECTORIES"] = str(folder.parent)
+    for number, (key, value) in enumerate(_remote(url), len(CONFIG)):
+        mine |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value, "GIT_CONFIG_COUNT": str(number + 1)}
     strays = [name for name in os.environ if name.startswith("GIT_") and name not in mine]
     # GitPython adds to the environment and cannot take away. Windows has no `env`: there, strays are at least emptied.
     argv = ["env", *(word for name in strays for word in ("-u", name))] if strays and os.name != "nt" else []
@@ -194,6 +205,18 @@ def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
     if child.returncode:
         raise explain(url, err.decode(errors="replace"))
     return out.decode(errors="replace")
+
+
+def _remote(url: str) -> Iterator[tuple[str, str]]:
+    """What git is told of a repository: a remote by its name, with which it keeps that files may be asked for later."""
+    parts = urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    if login and parts.scheme in ("http", "https"):
+        # git gives a URL to its helpers as an argument, and everybody may read those: the login goes by the environment.
+        url = parts._replace(netloc=host).geturl()
+        word = base64.b64encode(unquote(login if ":" in login else f"{login}:").encode()).decode()
+        yield f"http.{parts.scheme}://{host}/.extraHeader", f"Authorization: Basic {word}"
+    yield "remote.origin.url", url
 
 
 def _talk(child: Any, end: Callable[[], None], url: str, limit: float) -> tuple[bytes, bytes]:

@@ -92,7 +92,10 @@ def _sdists(settings: Settings) -> dict[int, tuple[str, str]]:
                 session.mount("http://", again)
                 session.mount("https://", again)
                 client = PyPISimple(index, session=session)
-                for package in client.get_project_page(PACKAGE, timeout=30).packages:
+                packages = client.get_project_page(PACKAGE, timeout=30).packages
+                if not packages:  # any page reads as one without files
+                    failures.append(f"{download.shown(index)} lists no file of it; a login page of this network?")
+                for package in packages:
                     match = re.fullmatch(r"(\d+)\.0\.0", package.version or "")
                     if match and package.package_type == "sdist" and "sha256" in package.digests:
                         found.setdefault(int(match[1]), (package.url, package.digests["sha256"]))

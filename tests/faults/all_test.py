@@ -15,20 +15,6 @@ from tests.faults.conftest import read
 TESTS = Path(__file__).resolve().parents[1]
 FAULTS = range(1, 87)
 ELSEWHERE = {
-    # The release's archive.
-    32: "releases_test.py::test_choose_refuses",
-    33: "routes_test.py::test_an_archive_without_a_published_digest_is_pinned_by_its_first_download",
-    34: "download_test.py::test_unpack_refuses",
-    35: "releases_test.py::test_install",
-    36: "download_test.py::test_unpack_counts",
-    37: "download_test.py::test_fetch_of_the_wrong_thing",
-    38: "releases_test.py::test_probe_says_why_it_cannot_start",
-    39: "releases_test.py::test_a_spent_rate_limit_and_no_file",
-    40: "download_test.py::test_token_stays_at_its_host",
-    41: "download_test.py::test_fetch",
-    42: "download_test.py::test_fetch_gives_up",
-    43: "releases_test.py::test_probe_says_why_it_cannot_start",
-    44: "download_test.py::test_netrc_does_not_replace_the_token",
     # Conversion.
     73: "preflight_test.py::test_architectures",
     74: "run_test.py::test_a_broken_model_fails_with_cause_and_remedy_and_leaves_nothing",

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import tarfile
+from collections.abc import Callable
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ class GitHub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Route)
         self.root, self.archive, self.limited, self.seen = root, b"", False, list[str]()
         self.digests, self.fetches = True, 0
+        self.ending, self.platforms = ".tar.gz", ["ubuntu", "macos"]
+        self.answers: dict[str, Callable[[Route], None]] = {}  # in the place of what a path that begins so would get
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -43,8 +46,11 @@ class Route(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         self.server.seen.append(path)
+        for begin, answer in self.server.answers.items():
+            if path.startswith(begin):
+                return answer(self)
         if path.startswith("/ggml-org/llama.cpp/releases/download/"):
-            return self.reply(200 if path.endswith("-x64.tar.gz") else 404, self.server.archive)
+            return self.reply(200 if path.endswith(f"-x64{self.server.ending}") else 404, self.server.archive)
         if path.startswith("/repos/"):
             if self.server.limited:
                 return self.reply(403, b"{}", **{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "4102444800"})
@@ -61,7 +67,7 @@ class Route(http.server.BaseHTTPRequestHandler):
         self.git(body)
 
     def release(self) -> dict[str, Any]:
-        names = [f"llama-{TAG}-bin-{platform}-x64.tar.gz" for platform in ("ubuntu", "macos")]
+        names = [f"llama-{TAG}-bin-{platform}-x64{self.server.ending}" for platform in self.server.platforms]
         place = f"{self.server.url}/ggml-org/llama.cpp/releases/download/{TAG}"
         digest = "sha256:" + hashlib.sha256(self.server.archive).hexdigest()
         size = len(self.server.archive)
