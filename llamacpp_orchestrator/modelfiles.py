@@ -28,6 +28,7 @@ SMALL = (
 )  # fmt: skip
 NOT_READ = (
     "*.index.json", "*.index.f*.json", "training_args*", "trainer_state.json", "optimizer*", "adapter_config.json", "params.json",
+    "*.gguf.receipt.json", "*-quality.json",  # ours, of outputs that lie beside their source
 )  # fmt: skip
 WEIGHTS = ("*.safetensors", "[0-9]_*/*.safetensors")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")

@@ -148,6 +148,8 @@ def test_what_conversion_reads_is_taken(name: str) -> None:
         "1_Pooling/model.onnx",
         "README-de.md",
         "trainer_state.json",
+        "m-f16.gguf.receipt.json",
+        "m-quality.json",
     ],
 )
 def test_what_conversion_does_not_read_is_left(name: str) -> None:

@@ -68,6 +68,15 @@ def test_a_whole_job_is_built_then_current_and_verified(orchestrate: Orchestrate
     assert orchestrate("verify", "dist").out.count("ok ") == 5
 
 
+def test_outputs_may_lie_beside_their_source(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
+    shutil.copytree(data / "tiny-llama", world / "model")
+    file = job({"source": "./model", "outtype": "f16"}, output="model")
+    assert orchestrate("run", file).code == 0
+    again = orchestrate("run", file)
+    assert again.code == 0 and "current convert" in again.err, again.err
+    assert orchestrate("run", file, "--locked", "--force").code == 0
+
+
 def test_a_finished_job_needs_neither_cache_nor_network(
     orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
