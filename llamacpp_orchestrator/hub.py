@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import signal
 import threading
@@ -170,7 +171,7 @@ def _fetch_group(fetch_one: Callable[[HubFile], None], group: list[HubFile], tal
     try:
         while any(thread.is_alive() for thread in threads) and not tally.failures:
             report()
-            if tally.heard and time.monotonic() - max(tuple(tally.heard.values())) > hubsession.XET_SECONDS:
+            if time.monotonic() - max(tuple(tally.heard.values()), default=math.inf) > hubsession.XET_SECONDS:
                 hubsession.leave_xet()
             if download.STOP.wait(0.05):
                 raise Stopped(signal.SIGINT)
