@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import signal
 import threading
@@ -57,16 +58,16 @@ def list_hub(
 ) -> Snapshot:
     """The files of a repository on the hub that conversion reads, at the commit that a revision means now."""
 
-    def ask(endpoint: str) -> tuple[str, dict[str, HubFile]]:
+    def ask(endpoint: str) -> tuple[Place, str, dict[str, Any]]:
         place = Place(endpoint=endpoint, repo_id=repo_id, revision=revision, trusted=settings.trusts(endpoint, HUB))
-        return asking(lambda: _list(place), place)
+        return place, *asking(lambda: _list(place), place)
 
-    commit, by_path = download.first_answer(settings.huggingface, ask, tell)
+    place, commit, by_path = download.first_answer(settings.huggingface, ask, tell)
     chosen = select_files(by_path, source=repo_id, kind=kind, weights=weights, remote_code=remote_code)
-    return Snapshot(source=repo_id, commit=commit, files=tuple(by_path[name] for name in chosen))
+    return Snapshot(source=repo_id, commit=commit, files=tuple(_hub_file(by_path[name], place) for name in chosen))
 
 
-def _list(place: Place) -> tuple[str, dict[str, HubFile]]:
+def _list(place: Place) -> tuple[str, dict[str, Any]]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -75,7 +76,7 @@ def _list(place: Place) -> tuple[str, dict[str, HubFile]]:
     if not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise hubsession.strange(place, f"when asked which commit {place.repo_id}@{place.revision} is")
     entries = list(api.list_repo_tree(place.repo_id, revision=commit, recursive=True))
-    return commit, {entry.path: _hub_file(entry, place) for entry in entries if isinstance(entry, RepoFile)}
+    return commit, {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
 def _commit(api: Any, place: Place) -> str:
@@ -170,7 +171,7 @@ def _fetch_group(fetch_one: Callable[[HubFile], None], group: list[HubFile], tal
     try:
         while any(thread.is_alive() for thread in threads) and not tally.failures:
             report()
-            if tally.heard and time.monotonic() - max(tuple(tally.heard.values())) > hubsession.XET_SECONDS:
+            if time.monotonic() - max(tuple(tally.heard.values()), default=math.inf) > hubsession.XET_SECONDS:
                 hubsession.leave_xet()
             if download.STOP.wait(0.05):
                 raise Stopped(signal.SIGINT)

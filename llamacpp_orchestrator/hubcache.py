@@ -52,7 +52,10 @@ def whole(path: Path, file: HubFile) -> bool:
 
 def sound(path: Path, file: HubFile, sha256: Sha256) -> bool:
     """Whether a file is there and has the bytes that are expected; `sha256` may know it already."""
-    return whole(path, file) and (sha256(path) == file.sha256 if file.sha256 else digest_of(path, file) == file.oid)
+    try:
+        return whole(path, file) and (sha256(path) == file.sha256 if file.sha256 else digest_of(path, file) == file.oid)
+    except FileNotFoundError:
+        return False  # another takes it away just now
 
 
 def forget(snapshot: Snapshot, file: HubFile) -> None:
