@@ -28,6 +28,7 @@ VARIABLE = (
     (r"-[0-9a-f]{8}/(?=[^/\s]+\.log)", "-<key>/"),
     (r"\b\d+(?:\.\d+)? (?:s|ms)\b", "<time>"),
     (r"\b\d+(?:\.\d+)? GB free\b", "<space> free"),
+    (r"\b\d+ bytes are kept\b", "<count> bytes are kept"),
     (r"(?<=for Python )3\.\d+(?=; uv says)", "<version>"),
     (r"(?<=it works with )3\.\d+(?:, 3\.\d+)*", "<versions>"),
 )
