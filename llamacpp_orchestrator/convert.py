@@ -40,7 +40,7 @@ def failed(error: CommandFailed, memory: int = 0) -> CommandFailed:
     hint = remedy or (
         "run again with --jobs 1, or free some memory" if error.code == -9 else "the log holds upstream's whole output"
     )
-    message = f"{cause}: {error.message}" if cause else explain.pointed(error.message, error.tail)
+    message = f"{cause}: {error.message}" if cause else explain.pointed(error.message, error.tail, error.code)
     return error.retold(message, hint)
 
 

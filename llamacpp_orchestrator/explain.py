@@ -7,6 +7,7 @@ import re
 LONGEST = 300
 # What a line says that tells of a failure; the traceback of one, and a summary of options, do so less.
 TELLING = re.compile(r"(?i)\b(?:\w*error|\w*exception|fail\w*|fatal|abort\w*|cannot|could not|invalid|unknown|no such)\b")
+KILLED = (-9, -15)
 PROGRESS = re.compile(r"\d+%\||^\[ *\d+/ *\d+\]|^\$ ")
 AGAIN = "download or copy it again"
 TAG_OR_FILES = "pin a tag from the model's own time or later; if its files were edited, use the original's"
@@ -170,7 +171,11 @@ KNOWN = (
         "the packages of the environment do not fit this tag ({0})",
         "take out `environment.overrides` or `environment.path`, or name versions from the tag's own time",
     ),
-    (r"No space left on device|Errno 28", "the disk is full", "free some space and run again"),
+    (
+        r"No space left on device|Errno 28|OSError: \d+ requested and \d+ written",  # the last is numpy's way to say it
+        "the disk is full",
+        "free some space and run again",
+    ),
     (
         r"MemoryError|Unable to allocate|not enough memory|can't allocate memory",
         "the machine ran out of memory",
@@ -280,9 +285,9 @@ def point(said: str) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
-def pointed(message: str, said: str) -> str:
-    """What happened, with the point of a program's last words behind it if they have any."""
-    words = point(said)
+def pointed(message: str, said: str, code: int = 1) -> str:
+    """What happened, with the point of a program's last words behind it; one that was ended from outside had none to say."""
+    words = point(said) if code not in KILLED else ""
     return f"{message}: {words}" if words else message
 
 

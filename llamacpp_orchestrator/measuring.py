@@ -163,7 +163,7 @@ def _run(desk: Desk, asked: Command, log: Path, tell: Tell) -> str:
         )
     except CommandFailed as error:
         cause, hint = quality.explain(error)
-        raise error.retold(explaining.pointed(f"{cause}{error.message}", error.tail), hint, log) from error
+        raise error.retold(explaining.pointed(f"{cause}{error.message}", error.tail, error.code), hint, log) from error
     return "\n".join(lines)
 
 

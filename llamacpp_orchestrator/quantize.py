@@ -79,7 +79,7 @@ def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ..
         # Where the tool does not like its arguments it says so first, and then its whole help.
         said = next((line.strip() for line in lines if re.search(r"^\S*: (invalid|malformed|missing|bad) ", line.strip())), "")
         cause, hint = explain("\n".join((said, error.tail)), asked.fence.memory if asked.fence else 0)
-        message = explaining.pointed(f"{cause}{error.message}", said or error.tail)
+        message = explaining.pointed(f"{cause}{error.message}", said or error.tail, error.code)
         raise error.retold(message, error.hint or hint, log) from error
     return fallbacks(lines)
 
