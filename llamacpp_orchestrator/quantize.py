@@ -23,6 +23,7 @@ FALLBACKS = (
 )
 
 
+HELP_SECONDS = 60.0
 # What every tag's tool has made since b3878: with these, a model's files need not wait for the tool.
 ALWAYS = {
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q2_K_S", "Q3_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K", "Q4_K_S", "Q4_K_M",
@@ -35,7 +36,8 @@ def types(tool: Path) -> tuple[str, ...]:
     """The types that a tool lists in its help, which it ends with exit code 1, by name and by number; () when it lists none."""
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(CommandFailed):
-        process.stream(Command((str(tool), "--help"), env=tool_env(tool)), Path(scratch) / "log", lines.append)
+        asked = Command((str(tool), "--help"), env=tool_env(tool))
+        process.stream(asked, Path(scratch) / "log", lines.append, limit=HELP_SECONDS)
     return listed("\n".join(lines))
 
 
