@@ -86,7 +86,7 @@ def test_86_a_run_that_ends_well(
     file = job(models, binaries={"backend": "cpu"})
     assert silent("run", file, "--verbose").code == 0
     assert hub.tokens, "the token was used"
-    for argv in (("plan", file, "--json"), ("doctor", file), ("verify", "dist", "--deep"), ("run", file, "--json", "--force")):
+    for argv in (("plan", file, "--json"), ("doctor", file), ("verify", "dist", "--deep"), ("run", file, "--json")):
         silent(*argv)
     kinds = ("source", "binaries", "views", "logs", "downloads")
     assert found(world, world.parent / "hf", *(shared_cache / kind for kind in kinds)) == []
