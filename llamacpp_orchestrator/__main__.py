@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 
@@ -11,6 +12,7 @@ import click
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator.cli import orchestrate
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import of_system
 
 
@@ -29,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     except OrchestrateError as error:
         _complain(error)
         return error.exit_code
+    except Stopped as stopped:
+        _complain(OrchestrateError(str(stopped)))
+        return stopped.exit_code
     except BrokenPipeError:
         return 1
     except SystemExit as error:
@@ -57,6 +62,7 @@ def _bug(error: Exception) -> OrchestrateError:
     where = f"orchestrate {__version__}, Python {platform.python_version()}, {platform.platform()}"
     said = f"this is a bug in orchestrate, not in your job: {type(error).__name__}: {error}"
     text = f"{said}\n{where}\n{traceback.format_exc().rstrip()}"
+    text = re.sub(r"(://)[^/\s@]*@", r"\1", text)  # a library may name a URL with its login
     return OrchestrateError(text, "please report the lines above, with the job file")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import explain as explaining
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.command import Command
@@ -297,7 +298,10 @@ def _failed(error: CommandFailed, what: str) -> CommandFailed:
     cause, remedy = explain(error.tail)
     if error.code < 0:
         return error.retold(f"{what}: {error.message}", "run it again with --jobs 1, or free some memory")
-    message = f"{what}{f' ({cause})' if cause else ''}; its last words:\n{error.tail}"
+    # The first thing that a compiler minds is the point; what follows from it comes later.
+    told = re.search(r"(?m)^.*\berror: .*$|^CMake Error.*\n\s*.*$", error.tail)
+    words = " ".join(told[0].split()) if told else error.tail
+    message = explaining.pointed(f"{what} ({cause})" if cause else what, words)
     hint = remedy or "the log holds the whole output; another tag or compiler may do"
     return error.retold(message, hint)
 

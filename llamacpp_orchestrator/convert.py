@@ -37,11 +37,10 @@ def failed(error: CommandFailed, memory: int = 0) -> CommandFailed:
         return error
     starved = fence.starved(error.tail, memory)
     cause, remedy = starved if starved[0] else explain.explain(error.tail)
-    shown = "\n".join(line for line in error.tail.splitlines()[-6:] if "weights_only" not in line)
     hint = remedy or (
         "run again with --jobs 1, or free some memory" if error.code == -9 else "the log holds upstream's whole output"
     )
-    message = f"{cause}: {error.message}" if cause else f"{error.message}; its last words:\n{shown}"
+    message = f"{cause}: {error.message}" if cause else explain.pointed(error.message, error.tail, error.code)
     return error.retold(message, hint)
 
 
@@ -133,8 +132,8 @@ class Warm:
             self._answers.clear()
 
     def _gone(self, error: Exception) -> OrchestrateError:
-        tail = process.tail_of(self._log)
-        return OrchestrateError(f"the environment's Python did not start ({error})\n{tail}", "run again with --force", self._log)
+        message = explain.pointed(f"the environment's Python did not start ({error})", process.tail_of(self._log))
+        return OrchestrateError(message, "run again with --force", self._log)
 
     def close(self) -> None:
         """End the interpreter and all of its children."""

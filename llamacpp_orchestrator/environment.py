@@ -201,6 +201,8 @@ def _conflict(error: CommandFailed, minor: str) -> OrchestrateError:
     hint = "put the line that must give way under `environment.overrides`, for example `overrides: [torch==2.13.0]`"
     if re.search(r"(?i)dns|connect|timed out|fetch|network", said) and "No solution found" not in said:
         hint = "check the network, or set an index that can be reached (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
+    elif "not found in the package registry" in said:
+        hint = "set an index that has it (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
     return indexes.failed(error, what, hint)
 
 

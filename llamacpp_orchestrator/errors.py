@@ -5,8 +5,9 @@ OrchestrateError
 ├── LockError         the lock is absent, damaged or does not fit the job (exit 3)
 ├── NetworkError      a server could not be reached, refused, or sent something else
 ├── IntegrityError    bytes are not the bytes that were promised
-├── CommandFailed     a child process ended badly
-└── Stopped           a signal asked us to end (exit 128 + its number)
+└── CommandFailed     a child process ended badly
+
+Stopped               a signal asked us to end (exit 128 + its number); no failure, so that nothing that survives one swallows it
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class CommandFailed(OrchestrateError):
         return CommandFailed(message, code=self.code, tail=self.tail, hint=hint, log=log or self.log)
 
 
-class Stopped(OrchestrateError):
+class Stopped(BaseException):
     """A signal asked us to end; everything made halfway has been cleaned up."""
 
     def __init__(self, signal_number: int) -> None:

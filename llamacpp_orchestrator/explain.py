@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 
 LONGEST = 300
+# What a line says that tells of a failure; the traceback of one, and a summary of options, do so less.
+TELLING = re.compile(r"(?i)\b(?:\w*error|\w*exception|fail\w*|fatal|abort\w*|cannot|could not|invalid|unknown|no such)\b")
+KILLED = (-9, -15)
+PROGRESS = re.compile(r"\d+%\||^\[ *\d+/ *\d+\]|^\$ ")
 AGAIN = "download or copy it again"
 TAG_OR_FILES = "pin a tag from the model's own time or later; if its files were edited, use the original's"
 UNQUANTIZED = "name the model that it was made from; if it was merged to plain weights since, take `quantization_config` out"
@@ -167,7 +171,11 @@ KNOWN = (
         "the packages of the environment do not fit this tag ({0})",
         "take out `environment.overrides` or `environment.path`, or name versions from the tag's own time",
     ),
-    (r"No space left on device|Errno 28", "the disk is full", "free some space and run again"),
+    (
+        r"No space left on device|Errno 28|OSError: \d+ requested and \d+ written",  # the last is numpy's way to say it
+        "the disk is full",
+        "free some space and run again",
+    ),
     (
         r"MemoryError|Unable to allocate|not enough memory|can't allocate memory",
         "the machine ran out of memory",
@@ -265,6 +273,22 @@ QUANTIZER = (
         "run again with --force to make it anew",
     ),
 )
+
+
+def point(said: str) -> str:
+    """The one line of a program's last words that says most: the last that tells of a failure, or else the last at all."""
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    # torch advises to load pickles unsafely.
+    lines = [line for line in lines if line and not PROGRESS.search(line) and "weights_only" not in line]
+    told = [line for line in lines if TELLING.search(line)]
+    line = (told or lines or [""])[-1]
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+
+
+def pointed(message: str, said: str, code: int = 1) -> str:
+    """What happened, with the point of a program's last words behind it; one that was ended from outside had none to say."""
+    words = point(said) if code not in KILLED else ""
+    return f"{message}: {words}" if words else message
 
 
 def explain(tail: str, known: tuple[tuple[str, str, str], ...] = KNOWN) -> tuple[str, str]:

@@ -15,6 +15,7 @@ import msgspec
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import ollama
@@ -203,8 +204,9 @@ def _ask(work: Work, lock: Lock, each: Handoff, dest: Path, log: Path, tell: Tel
         seen = (building.view(work, lock.files(wanted), model.name), gguf)
         process.stream(fence.around(asking, claims.limits(work.settings), seen, (dest,)), log)
     except CommandFailed as error:
-        message = f"the chat template of {model.name} could not be looked at: {error.message}; its last words:\n{error.tail}"
-        raise error.retold(message, "leave `ollama` out for this model, or see the log", log) from error
+        message = f"the chat template of {model.name} could not be looked at: {error.message}"
+        hint = "leave `ollama` out for this model, or see the log"
+        raise error.retold(explain.pointed(message, error.tail), hint, log) from error
 
 
 def _create(each: Handoff, log: Path) -> Action:

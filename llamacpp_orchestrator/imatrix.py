@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator import calls
+from llamacpp_orchestrator import explain as explaining
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import spec
@@ -104,7 +105,7 @@ def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell
             process.stream(fence.around(asked, limits, write=(dest,)), log, limit=matrix.minutes * 60.0)
         except CommandFailed as error:
             cause, hint = explain(error)
-            raise error.retold(f"{cause}{error.message}\n{error.tail}", hint, log) from error
+            raise error.retold(explaining.pointed(f"{cause}{error.message}", error.tail, error.code), hint, log) from error
         if not (dest / matrix.name).is_file():
             cause, hint = explain(CommandFailed("", code=0, tail=process.tail_of(log)))
             raise OrchestrateError(f"{cause}llama-imatrix said that it was done, but wrote no matrix", hint, log)

@@ -49,12 +49,14 @@ def listed(url: str, project: str) -> list[DistributionPackage]:
     """The files that an index has of a project; none when it cannot be read."""
     # That is left to uv, which asks the same index again and explains.
     import requests
+    from pypi_simple import NoSuchProjectError
     from pypi_simple import PyPISimple
+    from pypi_simple import UnsupportedRepoVersionError
 
     try:
         with PyPISimple(url) as client:
             return client.get_project_page(project, timeout=15).packages
-    except (requests.RequestException, LookupError, ValueError):
+    except (requests.RequestException, NoSuchProjectError, UnsupportedRepoVersionError, LookupError, ValueError):
         return []
 
 
@@ -125,6 +127,7 @@ def words(said: str) -> str:
     said = "\n".join(line for line in lines[begin:] if not line.startswith("$ "))
     line = " ".join(re.sub(r"[×╰│├─▶]|^\s*(?:error|hint|cause):", " ", said, flags=re.MULTILINE).split())
     # The platform for which it found no solution is a page of markers.
+    line = re.sub(r"://[^/\s@]*@", "://", line)  # uv names the user of an index
     line = re.sub(r" when resolving dependencies for split \(markers: .*?\)(?: cause:)? Because ", ": because ", line)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 

@@ -204,9 +204,9 @@ def _check_quantize(model: Model, where: str, reading: Reading) -> None:
         yamltext.say(reading, f"{where}.quality", complaint)
     needing = [type_ for type_ in model.quantize if type_.upper() in spec.NEED_IMATRIX]
     if needing and not matrix:
-        yamltext.say(
-            reading, f"{where}.quantize", f"{', '.join(needing)} cannot be made without an importance matrix; set `imatrix`"
-        )
+        complaint = f"{', '.join(needing)} cannot be made without an importance matrix"
+        hint = "set `imatrix: {text: FILE}`, or choose a type that needs none, such as Q4_K_M"
+        yamltext.say(reading, f"{where}.quantize", complaint, hint)
 
 
 def _look_up(job: Job, path: Path, reading: Reading) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import process
@@ -217,7 +218,7 @@ def _record(sides: Sides, tool: Path, ends: bool) -> None:
         asked = fence.around(asked, sides.limits, write=(sides.scratch,))
         process.stream(asked, sides.log, limit=loading.limit(sides.files, sides.base))
     except CommandFailed as error:
-        message = f"{TOOL} cannot run {sides.files[0].name}: {error.message}\n{error.tail}"
+        message = explain.pointed(f"{TOOL} cannot run {sides.files[0].name}: {error.message}", error.tail)
         raise error.retold(message, LESS) from error
 
 
@@ -243,7 +244,7 @@ def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) 
         process.stream(words, sides.log, limit=EXTRA_SECONDS + loading.limit(sides.files, sides.base))
         return msgspec.json.decode(answer.read_bytes(), type=Answer)
     except CommandFailed as error:
-        message = f"transformers cannot run the source of {sides.files[0].name}: {error.message}\n{error.tail}"
+        message = explain.pointed(f"transformers cannot run the source of {sides.files[0].name}: {error.message}", error.tail)
         hint = f"in float32 it takes 4 bytes of memory for each parameter; {LESS}"
         raise error.retold(message, hint) from error
     finally:

@@ -14,6 +14,7 @@ import msgspec
 
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import explain as explaining
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import plot
@@ -162,7 +163,7 @@ def _run(desk: Desk, asked: Command, log: Path, tell: Tell) -> str:
         )
     except CommandFailed as error:
         cause, hint = quality.explain(error)
-        raise error.retold(f"{cause}{error.message}\n{error.tail}", hint, log) from error
+        raise error.retold(explaining.pointed(f"{cause}{error.message}", error.tail, error.code), hint, log) from error
     return "\n".join(lines)
 
 

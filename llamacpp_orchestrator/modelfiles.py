@@ -249,10 +249,22 @@ def check_safetensors(path: Path) -> None:
         raise OrchestrateError(f"{path.name} holds no tensors", "was the model or adapter saved whole?")
 
 
-def check_remote_code(config: Mapping[str, Any], source: str) -> None:
+def check_code(folder: Path, names: Iterable[str], source: str) -> None:
+    """Raise OrchestrateError where any config asks to run code: transformers looks into a tokenizer's and a processor's too."""
+    for name in (name for name in names if _matches(name, ("*config.json",))):
+        try:
+            config = read_json(folder / name)
+        except OrchestrateError:
+            if name in ("config.json", "tokenizer_config.json"):
+                raise
+            continue  # upstream may do without it, and no code is found in it
+        check_remote_code(config, source, name)
+
+
+def check_remote_code(config: Mapping[str, Any], source: str, file: str = "config.json") -> None:
     """Raise OrchestrateError for a model whose config asks to run its own Python code, which upstream would do unasked."""
-    if config.get("auto_map"):
+    if any(each.get("auto_map") for each in (config, *config.values()) if isinstance(each, Mapping)):
         raise OrchestrateError(
-            f"{source} wants to run Python code of its own (auto_map in its config)",
+            f"{source} wants to run Python code of its own (auto_map in its {file})",
             "nothing of it was run; read its *.py files, and if you trust them set `trust_remote_code: true` for this model",
         )

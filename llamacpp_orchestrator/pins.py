@@ -19,6 +19,7 @@ from llamacpp_orchestrator import folders
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
@@ -284,9 +285,7 @@ def examine(folder: Path, wanted: Wanted, files: tuple[hub.HubFile, ...]) -> Non
         if file.path.endswith(".safetensors"):
             hub.check_safetensors(folder / file.path)
     if wanted.kind == "model" and not wanted.remote_code:
-        for name in ("config.json", "tokenizer_config.json"):
-            if any(file.path == name for file in files):
-                hub.check_remote_code(hub.read_json(folder / name), wanted.source)
+        modelfiles.check_code(folder, (file.path for file in files), wanted.source)
 
 
 def check_pairs(work: Work, places: dict[Wanted, Path]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import orphans
 from llamacpp_orchestrator.command import Command
@@ -41,7 +42,8 @@ def capture(command: Command, timeout: float = 60.0) -> str:
             raise CommandFailed(f"`{command.argv[0]}` gave no answer in {timeout:.0f} s", code=-1) from error
     if child.returncode:
         tail = last_lines(err.decode(errors="replace") or out.decode(errors="replace"))
-        raise CommandFailed(f"`{command}` {ended(child.returncode)}\n{tail}".strip(), code=child.returncode, tail=tail)
+        message = explain.pointed(f"`{command}` {ended(child.returncode)}", tail)
+        raise CommandFailed(message, code=child.returncode, tail=tail)
     return out.decode(errors="replace")
 
 

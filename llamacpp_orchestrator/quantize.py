@@ -23,11 +23,21 @@ FALLBACKS = (
 )
 
 
+HELP_SECONDS = 60.0
+# What every tag's tool has made since b3878: with these, a model's files need not wait for the tool.
+ALWAYS = {
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q2_K_S", "Q3_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K", "Q4_K_S", "Q4_K_M",
+    "Q5_K", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S",
+    "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "F16", "BF16", "F32", "COPY",
+}  # fmt: skip
+
+
 def types(tool: Path) -> tuple[str, ...]:
-    """The types that a tool lists in its help, which it ends with exit code 1; () when it lists none."""
+    """The types that a tool lists in its help, which it ends with exit code 1, by name and by number; () when it lists none."""
     lines: list[str] = []
     with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(CommandFailed):
-        process.stream(Command((str(tool), "--help"), env=tool_env(tool)), Path(scratch) / "log", lines.append)
+        asked = Command((str(tool), "--help"), env=tool_env(tool))
+        process.stream(asked, Path(scratch) / "log", lines.append, limit=HELP_SECONDS)
     return listed("\n".join(lines))
 
 
@@ -35,13 +45,14 @@ def listed(usage: str) -> tuple[str, ...]:
     """The types in such a help: "  15  or  Q4_K_M  : 4.58G", or without a number."""
     _, _, table = usage.lower().partition("allowed quantization types")
     begin = len(usage) - len(table)
-    return tuple(re.findall(r"^\s*(?:\d+\s+or\s+)?([A-Za-z]\w*)\s*:", usage[begin:] if table else "", re.MULTILINE))
+    found = re.findall(r"^\s*(?:(\d+)\s+or\s+)?([A-Za-z]\w*)\s*:", usage[begin:] if table else "", re.MULTILINE)
+    return (*(name for _, name in found), *(number for number, _ in found if number))
 
 
 def unknown(asked: Iterable[str], known: tuple[str, ...]) -> list[str]:
     """The types that a tool does not know; it compares without case, and takes the numbers of its list as well."""
-    words = {word.lower() for word in known}
-    return [word for word in asked if words and word.lower() not in words and not word.isdigit()]
+    words = {word.lower().lstrip("0") for word in known}
+    return [word for word in asked if words and word.lower().lstrip("0") not in words]
 
 
 def fallbacks(lines: Iterable[str]) -> tuple[str, ...]:
@@ -70,8 +81,7 @@ def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ..
         # Where the tool does not like its arguments it says so first, and then its whole help.
         said = next((line.strip() for line in lines if re.search(r"^\S*: (invalid|malformed|missing|bad) ", line.strip())), "")
         cause, hint = explain("\n".join((said, error.tail)), asked.fence.memory if asked.fence else 0)
-        shown = said or error.tail
-        message = f"{cause}{error.message}\n{shown}"
+        message = explaining.pointed(f"{cause}{error.message}", said or error.tail, error.code)
         raise error.retold(message, error.hint or hint, log) from error
     return fallbacks(lines)
 

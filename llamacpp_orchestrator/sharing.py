@@ -137,9 +137,10 @@ def run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
         if len(works) > 1:
             jobfile.check_together([(work.job, work.file) for work in works])
         result = idle.result(works, asked, lambda event: report.plain(manner, event)) or _worked(works, asked, flags)
-    except OrchestrateError as error:
+    except (OrchestrateError, Stopped) as error:
         if flags["as_json"]:
-            failed = {"status": "failed", "error": error.lines(), "seconds": 0.0, "steps": [], "outputs": [], "ollama": []}
+            said = [str(error)] if isinstance(error, Stopped) else error.lines()
+            failed = {"status": "failed", "error": said, "seconds": 0.0, "steps": [], "outputs": [], "ollama": []}
             report.result(failed, (), as_json=True)
         raise
     finish(result, flags)

@@ -21,7 +21,10 @@ UNQUANTIZED = ("f32", "bf16", "f16")
 BETWEEN = "bf16"  # what is quantized where no unquantized file is wanted
 # Every tag's llama-quantize refuses these without an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp);
 # some also refuse others, and say so themselves.
-NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S")
+NEED_IMATRIX = (
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S",
+    "24", "31", "19", "20", "28", "29", "21",  # the same by their numbers in the tool's list
+)  # fmt: skip
 DEFAULT_TAG = "b11434"
 
 Type = Annotated[str, Meta(extra=rules.matching(r"\w{1,40}", "a type such as bf16"))]

@@ -48,7 +48,7 @@ def check_types(work: Work, lock: Lock) -> None:
         for type_ in quantize.unknown(model.quantize, known):
             raise JobError(
                 f"{work.file.name}: {model.name}: the llama-quantize of {work.job.llama_cpp.tag} has no type `{type_}`",
-                nearest(type_, known),
+                nearest(type_, [each for each in known if not each.isdigit()]),
             )
 
 
@@ -153,7 +153,9 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
         made += _matrices(bench, stale)
     here = {step.name for step in made} | {build.name for build in stale}
     names = locks.names(work.job)
-    after = () if "source" in ended or _ordinary(stale) else ("source",)
+    after: tuple[str, ...] = () if "source" in ended or _ordinary(stale) else ("source",)
+    # A type that the tool may not have is told before gigabytes come for nothing.
+    after += ("binaries",) if any(build.of and build.output.type.upper() not in quantize.ALWAYS for build in stale) else ()
     for (wanted, name), step in _fetched(stale, names).items():
         made.append(Step(name=step, action=fetch_action(work, lock, wanted, name), needs=after))
     for build in stale:

@@ -22,8 +22,18 @@ BLOCKS = {
     26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
     40: (64, 36), 41: (128, 18), 42: (64, 18),
 }  # fmt: skip
-# Where a type keeps a floating point number: (bytes to the next one, offset of its high byte, bits of a small format's exponent).
-FLOATS = {0: (4, 3, 8), 1: (2, 1, 5), 8: (34, 1, 5), 30: (2, 1, 8)}
+# Where a block keeps a floating point number, a weight or the scale of some: the offset of its last byte, and of what kind it is
+# (ggml/src/ggml-common.h). The scales of NVFP4 and whole numbers are all numbers, and the low bits of no block matter.
+HALF, SINGLE, DOUBLE, POWER, SPREAD = "f16", "f32 or bf16", "f64", "e8m0", "four bits of four words"
+FLOATS: dict[int, tuple[tuple[int, str], ...]] = {
+    0: ((3, SINGLE),), 1: ((1, HALF),), 28: ((7, DOUBLE),), 30: ((1, SINGLE),), 15: ((3, SINGLE),),
+    **dict.fromkeys((2, 6, 8, 16, 17, 18, 19, 20, 21, 22, 23, 41, 42), ((1, HALF),)),
+    **dict.fromkeys((3, 7, 9, 12, 13), ((1, HALF), (3, HALF))),
+    10: ((81, HALF), (83, HALF)), 11: ((109, HALF),), 14: ((209, HALF),), 34: ((53, HALF),), 35: ((65, HALF),),
+    29: ((55, SPREAD),), 39: ((0, POWER),),
+}  # fmt: skip
+# Of which zeros can be compared with a source's: what a converter makes itself.
+PLAIN = (0, 1, 8, 30)
 # A value's type → its struct format; 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 MAX_KEYS, MAX_TENSORS, MAX_STRINGS, MAX_NAME, MAX_DIMENSIONS = 1 << 16, 1 << 18, 1 << 23, 1 << 16, 4
@@ -217,29 +227,43 @@ def _scan(name: str, file: io.BufferedReader, tensors: Sequence[Tensor]) -> tupl
     for tensor in tensors:
         file.seek(tensor.start)
         suspect = False
-        for at in range(0, tensor.size if tensor.type in FLOATS else 0, CHUNK):
-            count = min(CHUNK, tensor.size - at)
+        places, step = FLOATS.get(tensor.type, ()), BLOCKS.get(tensor.type, (1, 1))[1]
+        whole = CHUNK // step * step
+        for at in range(0, tensor.size if places else 0, whole):
+            count = min(whole, tensor.size - at)
             if file.readinto(memoryview(buffer)[:count]) != count:
                 raise IntegrityError(f"{name} is cut: tensor {tensor.name[:80]} was longer a moment ago", AGAIN)
-            if _is_bad(buffer, count, *FLOATS[tensor.type]):
+            if any(_is_bad(buffer, count, step, last, kind) for last, kind in places):
                 raise IntegrityError(
                     f"{name}: tensor {tensor.name[:80]} holds NaN or infinite numbers",
                     "the weights are damaged, or too large for f16: try outtype bf16 or f32",
                 )
-            suspect = suspect or _may_be_blank(buffer, count)
+            suspect = suspect or (tensor.type in PLAIN and _may_be_blank(buffer, count))
         if suspect:
             blank.append(tensor.name)
     return tuple(blank)
 
 
-def _is_bad(chunk: bytearray, count: int, step: int, high: int, bits: int) -> bool:
-    tops = chunk[high:count:step]
-    if bits == 5:
+def _is_bad(chunk: bytearray, count: int, step: int, last: int, kind: str) -> bool:
+    tops = chunk[last:count:step]
+    if kind == POWER:
+        return b"\xff" in tops
+    if kind == HALF:
         return any(bytes([sign | top]) in tops for sign in (0, 0x80) for top in range(0x7C, 0x80))
-    # Only a huge number has such a first byte; the next one tells whether its exponent is full.
+    if kind == SPREAD:  # its exponent is the last three of the upper four bits here, and the first two of two bytes before
+        return _both(tops, 0x70, chunk[last - 2 : count : step], 0xC0)
+    # Only a huge number has such a last byte; the one before tells whether its exponent is full.
     huge = b"\x7f" in tops or b"\xff" in tops
-    lows = chunk[high - 1 : count : step] if huge else b""
-    return huge and any(top & 0x7F == 0x7F and low & 0x80 for top, low in zip(tops, lows, strict=True))
+    return huge and _both(tops, 0x7F, chunk[last - 1 : count : step], 0xF0 if kind == DOUBLE else 0x80)
+
+
+def _both(tops: bytearray, these: int, lows: bytearray, those: int) -> bool:
+    """Whether somewhere all of these bits are set, and all of those in the other byte beside it."""
+    first, second = (
+        int.from_bytes(each.translate(bytes(value & bits == bits for value in range(256))), "little")
+        for each, bits in ((tops, these), (lows, those))
+    )
+    return bool(first & second)
 
 
 def _may_be_blank(chunk: bytearray, count: int) -> bool:

@@ -17,7 +17,7 @@ from llamacpp_orchestrator.errors import JobError
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 12
-MAX_COMPLAINTS = 10
+MAX_LINES = 3  # of complaints: with the hint four, as many as anybody reads
 MAX_PROBLEM = 120
 LONGEST = 60  # what of a value is shown
 # What YAML itself takes a word without quotes for.
@@ -59,11 +59,12 @@ def say(reading: Reading, where: str, text: str, hint: str = "") -> None:
 
 
 def done(reading: Reading) -> None:
-    """Raise all complaints as one JobError, in the file's order, with what to do about the first; no complaint is fine."""
+    """Raise the complaints as one JobError, in the file's order, with what to do about the first; no complaint is fine."""
     ordered = sorted(reading.complaints, key=lambda complaint: complaint[0])
-    lines = [text for _, text, _ in ordered[:MAX_COMPLAINTS]]
-    if len(ordered) > MAX_COMPLAINTS:
-        lines.append(f"and {len(ordered) - MAX_COMPLAINTS} more")
+    lines = [text for _, text, _ in ordered]
+    if len(lines) > MAX_LINES:
+        left = ordered[MAX_LINES - 1 :]
+        lines[MAX_LINES - 1 :] = [f"and {len(left)} more, the next in line {left[0][0]}"]
     if ordered:
         raise JobError("\n".join(lines), ordered[0][2] or reading.way)
 

@@ -192,6 +192,7 @@ LITERAL = {
     "the fence": ("OSError: [Errno 7] Landlock: Argument list too long", "refused to fence the converter in"),
     "the fence, sockets": ("PermissionError: [Errno 13] Permission denied", "asked for the network"),
     "Python, disk": ("OSError: [Errno 28] No space left on device", "disk is full"),
+    "numpy, disk": ("OSError: 2048000 requested and 639904 written", "disk is full"),
     "torch": ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes", "out of memory"),
     "numpy, memory": ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 9.3 GiB for an array", "out of memory"),
     "Python, rights": ("PermissionError: [Errno 13] Permission denied: '/x/y.gguf'", "/x/y.gguf may not be"),

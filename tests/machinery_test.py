@@ -206,7 +206,7 @@ def python(code: str) -> Command:
 
 def test_short_questions() -> None:
     assert process.capture(python("print(5)")).strip() == "5"
-    with pytest.raises(CommandFailed, match="ended with exit code 3\nwhy") as failed:
+    with pytest.raises(CommandFailed, match="ended with exit code 3: why") as failed:
         process.capture(python("import sys; sys.stderr.write('why'); sys.exit(3)"))
     assert failed.value.code == 3
     with pytest.raises(CommandFailed, match="no answer in 0 s"):

@@ -42,15 +42,15 @@ Allowed quantization types:
 
 
 def test_the_types_in_a_help() -> None:
-    assert quantize.listed(USAGE) == ("Q4_0", "MXFP4_MOE", "Q4_K", "COPY")
+    assert quantize.listed(USAGE) == ("Q4_0", "MXFP4_MOE", "Q4_K", "COPY", "2", "38", "15")
     assert quantize.listed("usage: something else : 1\n") == ()
 
 
 @pytest.mark.parametrize(
     ("asked", "known", "unknown"),
     [
-        (["q4_0", "Copy", "15"], ("Q4_0", "COPY"), []),
-        (["Q4_0", "Q9_X"], ("Q4_0", "COPY"), ["Q9_X"]),
+        (["q4_0", "Copy", "15", "0"], ("Q4_0", "COPY", "15", "0"), []),
+        (["Q4_0", "Q9_X", "99", "0"], ("Q4_0", "COPY", "15"), ["Q9_X", "99", "0"]),
         (["Q9_X"], (), []),
     ],
 )

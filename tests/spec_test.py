@@ -239,10 +239,18 @@ def test_a_name_of_250_bytes_fits() -> None:
     assert len(found.outfile.format(name=found.name, type="").encode()) == 250
 
 
-def test_all_complaints_are_collected_in_order_and_counted() -> None:
-    found = complaint(HEAD + "models: [x, y]\noutput: [1]\n" + "".join(f"key{n}: 1\n" for n in range(10))).splitlines()
-    assert found[0].startswith("job.yaml:3: models[0].source") and found[2].startswith("job.yaml:4: output")
-    assert len(found) == 12 and found[-2] == "and 3 more" and found[-1].startswith("hint: ")
+@pytest.mark.parametrize(
+    ("keys", "third"),
+    [
+        (0, "job.yaml:4: output: expected"),
+        (1, "and 2 more, the next in line 4"),
+        (10, "and 11 more, the next in line 4"),
+    ],
+)
+def test_the_first_complaints_are_told_in_order_and_the_others_counted(keys: int, third: str) -> None:
+    found = complaint(HEAD + "models: [x, y]\noutput: [1]\n" + "".join(f"key{n}: 1\n" for n in range(keys))).splitlines()
+    assert found[0].startswith("job.yaml:3: models[0].source") and found[1].startswith("job.yaml:3: models[1].source")
+    assert len(found) == 4 and found[2].startswith(third) and found[3].startswith("hint: ")
 
 
 @pytest.mark.parametrize("key", ["a[b", "[0]", ".", "a.b[", "x]"])
@@ -259,14 +267,15 @@ def test_load(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         jobfile.load(file)
     lines = caught.value.message.splitlines()
-    assert [line.split(": ")[1] for line in lines] == [
-        "models[0].source",
-        "models[0].loras[0].source",
-        "environment.path",
-        "output",
-    ]
-    assert f"{file}:4: " in lines[0] and "does not exist" in lines[0] and "is not a folder" in lines[3]
-    for name in ("m", "l", "venv"):
+    assert [line.split(": ")[1] for line in lines[:2]] == ["models[0].source", "models[0].loras[0].source"]
+    assert f"{file}:4: " in lines[0] and "does not exist" in lines[0] and lines[2:] == ["and 2 more, the next in line 6"]
+    (tmp_path / "m").mkdir()
+    with pytest.raises(JobError) as caught:
+        jobfile.load(file)
+    lines = caught.value.message.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["models[0].loras[0].source", "environment.path", "output"]
+    assert "is not a folder" in lines[2]
+    for name in ("l", "venv"):
         (tmp_path / name).mkdir()
     file.write_text(file.read_text().replace("job.yaml", "dist"))
     assert jobfile.load(file).models[0].name == "m"

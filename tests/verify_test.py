@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import time
+from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llamacpp_orchestrator import process
 from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import IntegrityError
+from tests.conftest import TAG
 
 ARCH = ("general.architecture", 8, "llama")
 
@@ -187,6 +192,10 @@ BLOCK = struct.pack("<e32b", 0.5, *range(-16, 16))
         (Q8_0, 64, BLOCK + BLOCK, True),
         (Q8_0, 64, BLOCK + struct.pack("<e", float("inf")) + bytes(32), False),
         (26, 2, b"\xff" * 8, True),
+        (28, 2, struct.pack("<2d", 1.0, -1e308), True),
+        (28, 2, struct.pack("<2d", 1.0, float("nan")), False),
+        (15, 512, struct.pack("<f", 2e38) + bytes(288) + struct.pack("<f", float("inf")) + bytes(288), False),
+        (40, 64, b"\xff" * 36, True),
         (F16, verify.CHUNK, bytes(2 * verify.CHUNK - 2) + b"\x00\x7c", False),
     ],
 )
@@ -230,3 +239,22 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.gguf", bytes(100))
     with path.open("rb") as file, pytest.raises(IntegrityError, match="x.gguf is cut: tensor w was longer a moment ago"):
         verify._scan("x.gguf", file, [verify.Tensor("w", F32, 32, 72)])
+
+
+def test_what_is_no_number_in_a_block_is_what_upstream_reads_so(
+    tmp_path: Path, python: Path, tree: Callable[[str], Path]
+) -> None:
+    script = Path(__file__).parent / "inside" / "blocks.py"
+    said = process.capture(Command((str(python), str(script), str(tree(TAG) / "gguf-py"))))
+    found = {int(kind): blocks for kind, blocks in json.loads(said).items()}
+    assert found.keys() >= verify.FLOATS.keys() - {9, 15, 28, 41, 42}, "what that package has no reader for"
+    for kind, blocks in found.items():
+        sound, bad = ([bytes.fromhex(block) for block, none in blocks if none is wanted] for wanted in (False, True))
+        assert sound and bool(bad) is (kind in verify.FLOATS), kind
+        elements = verify.BLOCKS[kind][0]
+        shape = (elements, len(sound))
+        verify.check_set([saved(tmp_path / "x.gguf", gguf([("w", shape, kind, 0)], data=b"".join(sound)))])
+        for block in bad:
+            path = saved(tmp_path / "x.gguf", gguf([("w", (elements,), kind, 0)], data=block))
+            with pytest.raises(IntegrityError, match="tensor w holds NaN or infinite"):
+                verify.check_set([path])

@@ -29,6 +29,7 @@ VARIABLE = (
     (r"\b\d+(?:\.\d+)? (?:s|ms)\b", "<time>"),
     (r"\b\d+(?:\.\d+)? GB free\b", "<space> free"),
     (r"\b\d+ bytes are kept\b", "<count> bytes are kept"),
+    (r"\b\d+(?:\.\d+)? [KMGT]?B(?= of the| that may be used)", "<size>"),
     (r"(?<=for Python )3\.\d+(?=; uv says)", "<version>"),
     (r"(?<=it works with )3\.\d+(?:, 3\.\d+)*", "<versions>"),
 )

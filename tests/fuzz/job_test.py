@@ -43,8 +43,8 @@ JOB: dict[str, Any] = {
     ],
 }
 FILE = Path("/nowhere/job.yaml")
-# A job file is told all of its mistakes at once, how many more there are, and what to do.
-MOST_LINES, MOST_LETTERS = yamltext.MAX_COMPLAINTS + 2, 5000
+# Of the mistakes of a job file the first are told at once, how many more there are, and what to do.
+MOST_LINES, MOST_LETTERS = yamltext.MAX_LINES + 1, 5000
 
 
 @fuzzed(yaml_text(JOB))
