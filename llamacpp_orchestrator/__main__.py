@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
+from pathlib import Path
 
 import click
 
@@ -40,13 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else 1
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
+    except Exception as error:
         told = of_system(error)
         _complain(told or _bug(error))
         return 1 if told else 4
-    except Exception as error:
-        _complain(_bug(error))
-        return 4
 
 
 def _complain(error: OrchestrateError) -> None:
@@ -62,12 +59,15 @@ def _bug(error: Exception) -> OrchestrateError:
     where = f"orchestrate {__version__}, Python {platform.python_version()}, {platform.platform()}"
     said = f"this is a bug in orchestrate, not in your job: {type(error).__name__}: {error}"
     text = f"{said}\n{where}\n{traceback.format_exc().rstrip()}"
-    text = re.sub(r"(://)[^/\s@]*@", r"\1", text)  # a library may name a URL with its login
     return OrchestrateError(text, "please report the lines above, with the job file")
 
 
 def entry() -> None:
     """The console script. A thread that hangs in a library must not keep a stopped program alive."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # Started without one, the next file that is opened, a lock for instance, would take its place in every child.
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - as long as we run
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -121,10 +121,15 @@ class Stopped(BaseException):
         self.exit_code = 128 + signal_number
 
 
-def of_system(error: OSError) -> OrchestrateError | None:
-    """What the system refused, in our words; None for an OSError that a library made up, which has no number."""
-    if error.errno is None:
+def of_system(error: Exception) -> OrchestrateError | None:
+    """What the system refused, in our words; None for what it did not, as an OSError that a library made up: it has no number."""
+    if isinstance(error, UnicodeEncodeError) and re.search("[\ud800-\udfff]", error.object):
+        message = f"{quoted(error.object)}: the name of a file or folder is not in UTF-8"
+        return OrchestrateError(message, "rename it, for locks, logs and receipts could not name it, or go by another path")
+    if not isinstance(error, OSError) or error.errno is None:
         return None
+    if error.errno == errno.ENOENT and not error.filename:  # only the current folder is asked for without its name
+        return OrchestrateError("the current folder is gone", "change to one that is there: cd ~")
     where = f"{error.filename}: " if error.filename else ""
     hints = {
         errno.ENOSPC: FULL,

@@ -177,7 +177,7 @@ KNOWN = (
         "free some space and run again",
     ),
     (
-        r"MemoryError|Unable to allocate|not enough memory|can't allocate memory",
+        r"MemoryError|Unable to allocate|not enough memory|can't allocate memory|failed to map segment",
         "the machine ran out of memory",
         "close other programs, or use --jobs 1",
     ),

@@ -127,7 +127,6 @@ def words(said: str) -> str:
     said = "\n".join(line for line in lines[begin:] if not line.startswith("$ "))
     line = " ".join(re.sub(r"[×╰│├─▶]|^\s*(?:error|hint|cause):", " ", said, flags=re.MULTILINE).split())
     # The platform for which it found no solution is a page of markers.
-    line = re.sub(r"://[^/\s@]*@", "://", line)  # uv names the user of an index
     line = re.sub(r" when resolving dependencies for split \(markers: .*?\)(?: cause:)? Because ", ": because ", line)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 

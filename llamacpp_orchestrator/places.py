@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import anonymous
 
 T = TypeVar("T")
@@ -20,8 +19,6 @@ def first_answer(places: Sequence[str], ask: Callable[[str], T], tell: Callable[
     for place, following in zip(places, (*places[1:], ""), strict=True):
         try:
             return ask(place)
-        except Stopped:
-            raise
         except OrchestrateError as error:
             failures.append(error)
             if following:

@@ -210,9 +210,10 @@ def _work(step: Step, put: Callable[[Event], None]) -> None:
         status = step.action(_teller(step.name, put))
     except OrchestrateError as error:
         put(Event(step.name, "failed", error.message, time.monotonic() - began, error, error.log or step.log))
-    except OSError as error:
+    except Exception as error:
         told = of_system(error) or error
-        put(Event(step.name, "failed", str(told), time.monotonic() - began, told, step.log))
+        said = told.message if isinstance(told, OrchestrateError) else f"{type(error).__name__}: {error}"
+        put(Event(step.name, "failed", said, time.monotonic() - began, told, step.log))
     except BaseException as error:
         put(Event(step.name, "failed", f"{type(error).__name__}: {error}", time.monotonic() - began, error, step.log))
     else:

@@ -195,6 +195,7 @@ LITERAL = {
     "numpy, disk": ("OSError: 2048000 requested and 639904 written", "disk is full"),
     "torch": ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes", "out of memory"),
     "numpy, memory": ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 9.3 GiB for an array", "out of memory"),
+    "the linker": ("ImportError: libtorch_cpu.so: failed to map segment from shared object", "out of memory"),
     "Python, rights": ("PermissionError: [Errno 13] Permission denied: '/x/y.gguf'", "/x/y.gguf may not be"),
     "Python, text": ("UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0", "not UTF-8"),
     "nobody": ("something new", ""),

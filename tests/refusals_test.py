@@ -25,6 +25,7 @@ from llamacpp_orchestrator.steps import Step
 from tests.conftest import Answer
 
 Orchestrate = Callable[..., Answer]
+posix_only = pytest.mark.skipif(os.name == "nt", reason="speaks to a POSIX shell")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,35 @@ def test_names_and_places_that_cannot_be(
     (world / "job.yaml").write_text(f"version: 1\nllama_cpp: {{tag: b11434}}\nmodels: [./model]\n{text}", encoding="utf-8")
     answer = orchestrate(*argv)
     assert answer.code == code and said in answer.err and "Traceback" not in answer.err
+
+
+@posix_only
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_harms_nobody(closed: str, world: Path) -> None:
+    done = subprocess.run(
+        f'"{sys.executable}" -m llamacpp_orchestrator init {closed}', shell=True, cwd=world, capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 and (world / "job.yaml").read_text(encoding="utf-8").startswith("# A job")
+
+
+@posix_only
+def test_a_current_folder_that_has_gone_is_told(world: Path) -> None:
+    (world / "gone").mkdir()
+    words = f'cd gone && rmdir ../gone && exec "{sys.executable}" -m llamacpp_orchestrator init'
+    done = subprocess.run(words, shell=True, cwd=world, capture_output=True, text=True)
+    assert done.returncode == 1 and "the current folder is gone" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_in_another_encoding_is_told(orchestrate: Orchestrate, world: Path) -> None:
+    place = world / os.fsdecode(b"caf\xe9")
+    (place / "model").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (place / "model" / name).write_text("{}", encoding="utf-8")
+    (place / "job.yaml").write_text("version: 1\nllama_cpp: {tag: b11434}\nmodels: [./model]\n", encoding="utf-8")
+    answer = orchestrate("plan", place / "job.yaml")
+    assert answer.code == 1 and "is not in UTF-8" in answer.err and "Traceback" not in answer.err
 
 
 def test_a_cache_below_a_file_is_told(orchestrate: Orchestrate, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
