@@ -251,6 +251,8 @@ def look(work: Work, wanted: Wanted, tell: Tell = lambda text: None) -> FilesPin
         examine(work.folder(wanted.source), wanted, found.files)
         return found
     work.online(f"the list of files of {wanted.source}@{wanted.revision}")
+    if work.folder(wanted.source).is_dir():
+        tell(f"note: {wanted.source} is taken for a repository of the hub; for the folder of that name write ./{wanted.source}")
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
     snapshot = hub.list_hub(wanted.source, wanted.revision, work.settings, tell, **how)
     return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files)

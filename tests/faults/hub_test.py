@@ -152,6 +152,14 @@ def test_48_a_passing_refusal_heals(kind: str, hub: Hub, asked: Path, orchestrat
     assert orchestrate("lock", asked).code == 0
 
 
+def test_49_a_folder_of_the_same_name_is_pointed_at(hub: Hub, asked: Path, world: Path, orchestrate: Orchestrate) -> None:
+    (world / "org" / "m").mkdir(parents=True)
+    answer = orchestrate("lock", asked)
+    assert (
+        answer.code == 0 and "org/m is taken for a repository of the hub; for the folder of that name write ./org/m" in answer.err
+    )
+
+
 def test_49_a_login_in_an_address_is_not_shown(
     hub: Hub, asked: Path, orchestrate: Orchestrate, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
