@@ -239,6 +239,8 @@ def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
 
 def read(path: Path) -> Lock | None:
     """The lock at a path, None when there is none; LockError for one that cannot be read back."""
+    if path.exists() and not path.is_file():
+        raise LockError(f"{path.name} is a folder, a pipe or a device, not a lock", "move it away and run `orchestrate lock`")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,13 @@ def test_a_damaged_lock_is_an_error_with_its_line(tmp_path: Path, old: str, new:
     line = int(re.match(r"job\.lock\.yaml:(\d+): ", caught.value.message)[1])  # type: ignore[index]
     near = "\n".join(damaged.splitlines()[max(0, line - 2) : line + 1])
     assert line_with in near
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, getattr(os, "mkfifo", Path.mkdir)])
+def test_what_is_no_file_is_no_lock(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "job.lock.yaml")
+    with pytest.raises(LockError, match="job.lock.yaml is a folder, a pipe or a device"):
+        locks.read(tmp_path / "job.lock.yaml")
 
 
 def test_a_merge_with_both_sides_is_told_as_such(tmp_path: Path) -> None:
