@@ -23,6 +23,7 @@ NOBODY = 65534
 VARIABLE = (
     (r"http://(?:127\.0\.0\.1|localhost):\d+", "<server>"),
     (r"(?:127\.0\.0\.1|localhost):\d+", "<server>"),
+    (r"<temp>/pytest-of-\S+/data\d+(?=/)", "<data>"),
     (r"\b[0-9a-f]{64}\b", "<sha256>"),
     (r"\b[0-9a-f]{40}\b", "<commit>"),
     (r"-[0-9a-f]{8}/(?=[^/\s]+\.log)", "-<key>/"),

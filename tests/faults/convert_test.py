@@ -294,7 +294,7 @@ def test_81_84_quantizing(
     assert left(ready / "dist") == [] and not [path for path in hub.seen if "safetensors" in path], "nothing was downloaded"
     file = asked("Q4_K_M", "mxfp4_moe")
     (ready / "kill").touch()
-    told("81 a quantizer is killed", orchestrate("run", file))
+    told("81 a quantizer is killed", orchestrate("run", file, "--jobs", "1"))
     assert left(ready / "dist") == ["m-f16.gguf", "m-f16.gguf.receipt.json"]
     (ready / "kill").unlink()
     assert orchestrate("run", file).code == 0

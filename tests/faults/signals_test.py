@@ -149,7 +149,7 @@ def test_83_while_the_environment_is_installed(
 
 def test_83_while_a_model_is_downloaded(orchestrate: Orchestrate, job: Job, ready: Path, hub: Hub, world: Path) -> None:
     file = job({"source": "org/m", "name": "m", "outtype": "f16"})
-    hub.fault = "stall"
+    hub.fault, hub.files["README.md"] = "stall", b"in no cache yet"
     interrupt(signal.SIGINT, lambda: [path for path in hub.seen if path.startswith("GET /store/")], world, "run", file)
     assert hidden(world) == [] and not list((world / "hf").rglob("*.incomplete"))
     hub.fault = ""
