@@ -20,6 +20,7 @@ TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of 
 ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "chats", "bundles")
 PRUNED = (*ENTRIES, "downloads", "logs", "memo", "home")
 MARK = "complete.json"
+DYING_SECONDS = 10.0
 TICK_SECONDS = 2.0  # the coarsest that disks have
 
 
@@ -199,7 +200,15 @@ def remove(path: Path) -> None:
     elif path.exists():
         import shutil  # it brings all of Python's archive formats along
 
-        shutil.rmtree(path, onerror=retry)
+        deadline = time.monotonic() + DYING_SECONDS
+        while path.exists():
+            try:
+                shutil.rmtree(path, onerror=retry)
+            except OSError as error:
+                # What a killed run had started may need a moment to die, and writes until then.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
 
 def entries(root: Path) -> list[tuple[str, str, int, bool]]:

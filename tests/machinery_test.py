@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -104,6 +105,26 @@ def test_a_place_where_no_cache_can_be_is_named_with_its_setting(tmp_path: Path)
         with pytest.raises(OrchestrateError, match=f"there can be no cache at {root}") as caught:
             Store(root).folder("logs")
         assert "ORCHESTRATE_CACHE_DIR" in caught.value.hint
+
+
+def test_what_somebody_still_writes_to_is_removed_all_the_same(tmp_path: Path) -> None:
+    folder, until = tmp_path / "entry", time.monotonic() + 0.5
+
+    def write() -> None:
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                (folder / "below").mkdir(parents=True, exist_ok=True)
+                (folder / "below" / os.urandom(4).hex()).touch()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not folder.exists():
+        time.sleep(0.001)
+    for _ in range(3):
+        store.remove(folder)
+    writer.join()
+    store.remove(folder)
+    assert not folder.exists()
 
 
 def test_pruning_refuses_what_is_no_cache(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def references(here: Scene, cut: cuts.Cut) -> Iterator[tuple[str, Reference]]:
         # Both lanes must have compiled what Python needs before their times mean anything.
         for lane in range(LANES):
             world = worlds.make(here, f"lane{lane}", route)
-            cut.seen, ended = 0, world.run()
+            cut.seen = 0
+            ended = world.run()
             if ended.code:
                 sys.exit(f"an undisturbed run failed:\n{ended.said}")
             if route == "pypi" and not lane:
