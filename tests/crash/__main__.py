@@ -21,6 +21,7 @@ from tests.crash import world as worlds
 from tests.crash.scene import Scene
 from tests.crash.scene import publish
 from tests.crash.scene import scene
+from tests.crash.scene import twin
 
 LANES, KILLS, ROUTES = 2, 60, ("pypi", "git")
 APART = 7  # of two requests that are cut in one run: further than anything tries again
@@ -134,20 +135,20 @@ def full_rows(here: Scene, cut: cuts.Cut, known: dict[str, Reference]) -> Iterat
 
 
 def cut_rows(here: Scene, cut: cuts.Cut, known: dict[str, Reference]) -> Iterator[Row]:
-    """The network cut at each request, in some run; one lane, for the servers count the requests of all."""
+    """The network cut at each request, in some run; each lane has servers of its own, for they count the requests of all."""
     reference = known["git"]
-    for_good = range(1, reference.requests + 1, APART)
-    for kind, asked in (
-        ("cut now and then", [(at, APART) for at in range(1, APART + 1)]),
-        ("cut for good", [(at, 1) for at in for_good]),
-    ):
-        row = Row(kind=kind, wrong={})
-        for at, step in asked:
-            row.tried += 1
-            if complaints := cuts.survived(worlds.make(here, "lane0", "git"), cut, at, step, reference.sums):
-                row.wrong[f"from request {at} on"] = complaints
-            print(f"{kind}: from request {at} on: {'WRONG' if complaints else 'well'}", file=sys.stderr, flush=True)
-        yield row
+    with twin(here) as other:
+        lanes = {"lane0": (here, cut), "lane1": (other, cuts.cutting(other))}
+
+        def trial(at: int, step: int) -> Trial:
+            def attempt(lane: str) -> tuple[bool, list[str]]:
+                scene, cut = lanes[lane]
+                return True, cuts.survived(worlds.make(scene, lane, "git"), cut, at, step, reference.sums)
+
+            return f"from request {at} on", attempt
+
+        yield every("cut now and then", [trial(at, APART) for at in range(1, APART + 1)])
+        yield every("cut for good", [trial(at, 1) for at in range(1, reference.requests + 1, APART)])
 
 
 KINDS = {"kills": kill_rows, "full": full_rows, "cuts": cut_rows}

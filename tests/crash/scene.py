@@ -53,10 +53,9 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def scene(scratch: Path, inputs: Path | None = None, programs: bool = True) -> Iterator[Scene]:
+def scene(scratch: Path) -> Iterator[Scene]:
     """The servers as long as the block runs; GitHub's has nothing yet (`publish`)."""
-    inputs = inputs or data(scratch)
-    builds = tuple(mark.parent for mark in BUILDS.glob("*/complete.json")) if programs else ()
+    inputs, builds = data(scratch), tuple(mark.parent for mark in BUILDS.glob("*/complete.json"))
     with Hub() as hub, GitHub(scratch / "git") as github, serving(hub), serving(github):
         hub.files = files(inputs / "tiny-llama")
         github.archive = packed(programs_of(builds[0])) if builds else b""
@@ -68,6 +67,15 @@ def scene(scratch: Path, inputs: Path | None = None, programs: bool = True) -> I
 def files(folder: Path) -> dict[str, bytes]:
     """The files of a model, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextlib.contextmanager
+def twin(first: Scene) -> Iterator[Scene]:
+    """The same scene with servers of its own."""
+    with Hub() as hub, GitHub(first.github.root) as github, serving(hub), serving(github):
+        hub.files, hub.others, github.archive = first.hub.files, first.hub.others, first.github.archive
+        yield msgspec.structs.replace(first, hub=hub, github=github)
+        hub.over.set()
 
 
 def programs_of(build: Path) -> dict[str, bytes]:
