@@ -17,6 +17,7 @@ import msgspec
 import platformdirs
 import pytest
 import yaml
+from filelock import FileLock
 from pypi_simple import PyPISimple
 
 from llamacpp_orchestrator import build
@@ -178,16 +179,19 @@ def built(
 ) -> dict[str, Any]:
     """Programs built from the tag's source, once on a machine for all sessions, and the key of a job that asks for them."""
     asked, here = {"backend": "source"}, shared_cache / "builds"
-    if not list(here.glob("*/complete.json")):
-        kept = Path(platformdirs.user_cache_dir("llamacpp-orchestrator-tests")) / TAG / "builds"
-        for mark in kept.glob("*/complete.json"):
-            shutil.copytree(mark.parent, here / mark.parent.name, dirs_exist_ok=True)
-        answer = orchestrate("setup", job(str(data / "tiny-llama"), name="setup.yaml", binaries=asked))
-        assert answer.code == 0, answer.err
-        for mark in here.glob("*/complete.json"):
-            if not (kept / mark.parent.name).exists():
-                draft = Path(shutil.copytree(mark.parent, kept / f".{os.getpid()}"))
-                draft.rename(kept / mark.parent.name)
+    kept = Path(platformdirs.user_cache_dir("llamacpp-orchestrator-tests")) / TAG / "builds"
+    kept.mkdir(parents=True, exist_ok=True)
+    # Of tests that run beside each other one builds, and the others take what it has built.
+    with FileLock(kept.with_name("builds.lock")):
+        if not list(here.glob("*/complete.json")):
+            for mark in kept.glob("*/complete.json"):
+                shutil.copytree(mark.parent, here / mark.parent.name, dirs_exist_ok=True)
+            answer = orchestrate("setup", job(str(data / "tiny-llama"), name="setup.yaml", binaries=asked))
+            assert answer.code == 0, answer.err
+            for mark in here.glob("*/complete.json"):
+                if not (kept / mark.parent.name).exists():
+                    draft = Path(shutil.copytree(mark.parent, kept / f".{os.getpid()}"))
+                    draft.rename(kept / mark.parent.name)
     return asked
 
 
