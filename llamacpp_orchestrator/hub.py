@@ -38,12 +38,6 @@ from llamacpp_orchestrator.modelfiles import HubFile as HubFile
 from llamacpp_orchestrator.modelfiles import Snapshot as Snapshot
 from llamacpp_orchestrator.modelfiles import check_index
 from llamacpp_orchestrator.modelfiles import check_names
-from llamacpp_orchestrator.modelfiles import check_remote_code as check_remote_code
-from llamacpp_orchestrator.modelfiles import check_safetensors as check_safetensors
-from llamacpp_orchestrator.modelfiles import list_folder as list_folder
-from llamacpp_orchestrator.modelfiles import make_view as make_view
-from llamacpp_orchestrator.modelfiles import read_json as read_json
-from llamacpp_orchestrator.modelfiles import safetensors_header as safetensors_header
 from llamacpp_orchestrator.modelfiles import select_files
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import file_sha256

@@ -285,7 +285,7 @@ def examine(folder: Path, wanted: Wanted, files: tuple[hub.HubFile, ...]) -> Non
     """Refuse files that upstream would convert wrongly, run, or choke on; raises OrchestrateError with the way out."""
     for file in files:
         if file.path.endswith(".safetensors"):
-            hub.check_safetensors(folder / file.path)
+            modelfiles.check_safetensors(folder / file.path)
     if wanted.kind == "model" and not wanted.remote_code:
         modelfiles.check_code(folder, (file.path for file in files), wanted.source)
 

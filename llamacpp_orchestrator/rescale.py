@@ -13,7 +13,7 @@ from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import fence
-from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.calls import SCRIPTS
@@ -66,7 +66,7 @@ def unhealthy(view: Path, copy: Path) -> str:
     if missing:
         return f"it lacks {missing[0]}"
     try:
-        hub.check_safetensors(copy / "adapter_model.safetensors")
+        modelfiles.check_safetensors(copy / "adapter_model.safetensors")
     except OrchestrateError as error:
         return error.message
     return ""

@@ -16,6 +16,7 @@ from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import peft
 from llamacpp_orchestrator import pins
@@ -114,7 +115,7 @@ def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
         def show(entry: Path) -> None:
             def look(folder: Path, files: tuple[hub.HubFile, ...]) -> None:
                 # The view grows as files arrive; what is in it is all that this tag will see of the model.
-                hub.make_view((file for file in files if not (entry / name / file.path).exists()), folder, entry / name)
+                modelfiles.make_view((file for file in files if not (entry / name / file.path).exists()), folder, entry / name)
                 admission.check_small_files(work, lock, wanted, entry / name, tell)
 
             pins.origin(work, pin, tell, look)

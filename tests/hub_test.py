@@ -20,6 +20,7 @@ import pytest
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import hubsession
+from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -238,7 +239,7 @@ def folder_of(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def look(path: Path) -> Snapshot:
-    return hub.list_folder(path, kind="model", weights=True, remote_code=False, sha256=digest)
+    return modelfiles.list_folder(path, kind="model", weights=True, remote_code=False, sha256=digest)
 
 
 def test_a_folder_is_pinned_by_content(tmp_path: Path) -> None:
@@ -312,18 +313,18 @@ def test_whole_weights(tmp_path: Path, content: bytes, kind: type[OrchestrateErr
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     if kind is None:
-        hub.check_safetensors(path)
-        assert hub.safetensors_header(path)["a"]["shape"] == [512]
+        modelfiles.check_safetensors(path)
+        assert modelfiles.safetensors_header(path)["a"]["shape"] == [512]
         return
     with pytest.raises(kind, match=message) as caught:
-        hub.check_safetensors(path)
+        modelfiles.check_safetensors(path)
     assert "w.safetensors" in caught.value.message
 
 
 def test_code_in_a_config_needs_permission() -> None:
-    hub.check_remote_code({"architectures": ["X"], "auto_map": {}}, "org/m")
+    modelfiles.check_remote_code({"architectures": ["X"], "auto_map": {}}, "org/m")
     with pytest.raises(OrchestrateError, match="org/m wants to run Python code") as caught:
-        hub.check_remote_code({"auto_map": {"AutoModel": "evil.X"}}, "org/m")
+        modelfiles.check_remote_code({"auto_map": {"AutoModel": "evil.X"}}, "org/m")
     assert "trust_remote_code: true" in caught.value.hint
 
 
@@ -339,7 +340,7 @@ def test_a_view_holds_its_files_and_nothing_else(
     for name in without:
         monkeypatch.setattr(os, name, refuse)
     files = tuple(HubFile(path=name, size=0) for name in ("config.json", "1_Pooling/config.json"))
-    hub.make_view(files, origin, tmp_path / "view")
+    modelfiles.make_view(files, origin, tmp_path / "view")
     view = {path.relative_to(tmp_path / "view").as_posix() for path in (tmp_path / "view").rglob("*") if path.is_file()}
     assert view == {"config.json", "1_Pooling/config.json"}
     if os.name != "nt":  # where links need a right of their own
@@ -350,9 +351,9 @@ def test_a_view_holds_its_files_and_nothing_else(
 def test_a_view_stays_in_its_folder_and_of_what_is_there(tmp_path: Path) -> None:
     origin = folder_of(tmp_path / "origin", MODEL)
     with pytest.raises(OrchestrateError, match="could leave its folder"):
-        hub.make_view([HubFile(path="../evil", size=0)], origin, tmp_path / "view")
+        modelfiles.make_view([HubFile(path="../evil", size=0)], origin, tmp_path / "view")
     with pytest.raises(OrchestrateError, match="is gone"):
-        hub.make_view([HubFile(path="gone.json", size=0)], origin, tmp_path / "view")
+        modelfiles.make_view([HubFile(path="gone.json", size=0)], origin, tmp_path / "view")
 
 
 def test_a_view_on_a_full_disk_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +362,7 @@ def test_a_view_on_a_full_disk_is_no_success(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(place, name, refuse)
     (tmp_path / "view" / "config.json").mkdir(parents=True)
     with pytest.raises(OSError):
-        hub.make_view([HubFile(path="config.json", size=2)], origin, tmp_path / "view")
+        modelfiles.make_view([HubFile(path="config.json", size=2)], origin, tmp_path / "view")
 
 
 def test_a_listing_is_pinned_and_fetched(server: Hub, cache: Path) -> None:

@@ -123,7 +123,7 @@ def _fetch(url: str, tag: str, resolved: str, dest: Path, everything: bool) -> N
         lean, full = Path(scratch) / "lean", Path(scratch) / "full"
         try:
             root = _tree(full, url, what, tag, resolved, ()) if everything else _tree(lean, url, what, tag, resolved, PATTERNS)
-        except (IntegrityError, Stopped):
+        except IntegrityError:
             raise
         except OrchestrateError as error:
             # The checkout after a blobless fetch asks for files by their ids, which some servers refuse.
