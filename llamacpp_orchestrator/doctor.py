@@ -30,6 +30,8 @@ from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.plan import existing
 from llamacpp_orchestrator.report import size
 from llamacpp_orchestrator.settings import Settings
@@ -172,10 +174,10 @@ def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
 def _source(work: Work, route: str, url: str) -> str:
     asked = work.job.llama_cpp
     if route == "git":
-        return f"{download.shown(url)}: {asked.tag} is {git.resolve_at(url, asked.tag)}"
+        return f"{anonymous(url)}: {asked.tag} is {git.resolve_at(url, asked.tag)}"
     index = msgspec.structs.replace(work.settings.index, index_urls=(url,), extra_index_urls=())
     package, place = pypi.find(asked.tag, msgspec.structs.replace(work.settings, index=index))
-    return f"{download.shown(url)}: {package.partition(' ')[0]}, data from {download.probe(place)}"
+    return f"{anonymous(url)}: {package.partition(' ')[0]}, data from {download.probe(place)}"
 
 
 def _release(work: Work, settings: Settings, found: host.Host) -> str:
@@ -183,7 +185,7 @@ def _release(work: Work, settings: Settings, found: host.Host) -> str:
     assets = releases.fetch_assets(asked.llama_cpp.tag, asked.llama_cpp.repo, settings, lambda text: None)
     choice = releases.choose(asked.llama_cpp.tag, assets, found, asked.binaries.backend, asked.binaries.cuda)
     runtime = f" with {choice.runtime.name}" if choice.runtime else ""
-    sent = download.first_answer(releases.addresses(choice.archive, settings), download.probe, lambda text: None)
+    sent = first_answer(releases.addresses(choice.archive, settings), download.probe, lambda text: None)
     return f"{choice.archive.name}{runtime}: {choice.reason}; data from {sent}"
 
 
@@ -200,7 +202,7 @@ def _files(work: Work, wanted: locks.Wanted, settings: Settings) -> str:
     largest = max(snapshot.files, key=lambda file: file.size)
     sent = hub.probe(snapshot, largest, settings)
     total = size(sum(file.size for file in snapshot.files))
-    said = f"{download.shown(settings.huggingface[0])}: {len(snapshot.files)} files, {total}; {largest.path} from {sent}"
+    said = f"{anonymous(settings.huggingface[0])}: {len(snapshot.files)} files, {total}; {largest.path} from {sent}"
     return "; ".join(filter(None, [said, _moved(work, wanted, snapshot.commit)]))
 
 
@@ -217,8 +219,8 @@ def _package(url: str, project: str) -> str:
         return f"{url} is a folder"
     file = indexes.listed(url, project)
     if not file:
-        raise NetworkError(f"{download.shown(url)} cannot be reached, or has no page for {project}")
-    return f"{download.shown(url)}: {project}, data from {download.probe(file[-1].url)}"
+        raise NetworkError(f"{anonymous(url)} cannot be reached, or has no page for {project}")
+    return f"{anonymous(url)}: {project}, data from {download.probe(file[-1].url)}"
 
 
 def _compiler(found: host.Host) -> str:
@@ -244,7 +246,7 @@ def _greet(url: str) -> str:
     try:
         status = requests.get(url, timeout=(5, 10), stream=True).status_code
     except requests.RequestException as error:
-        raise NetworkError(f"{download.shown(url)} cannot be reached ({type(error).__name__})") from error
+        raise NetworkError(f"{anonymous(url)} cannot be reached ({type(error).__name__})") from error
     if status >= 500:
-        raise NetworkError(f"{download.shown(url)} answers {status}", status=status)
-    return f"{download.shown(url)} answers {status}"
+        raise NetworkError(f"{anonymous(url)} answers {status}", status=status)
+    return f"{anonymous(url)} answers {status}"

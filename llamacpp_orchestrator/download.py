@@ -19,18 +19,15 @@ from llamacpp_orchestrator.archive import STOP as STOP
 from llamacpp_orchestrator.archive import full
 from llamacpp_orchestrator.archive import look_for_stop
 from llamacpp_orchestrator.archive import need_room
-from llamacpp_orchestrator.archive import unpack as unpack
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import anonymous
-from llamacpp_orchestrator.places import first_answer as first_answer
 
 if TYPE_CHECKING:
     import requests
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
 
-shown = anonymous  # of an address, what a message may say
 ATTEMPTS = 3  # in a row without a single byte of progress
 BACKOFF_SECONDS = 0.5
 LONGEST_WAIT = 30.0
@@ -60,7 +57,7 @@ def get_json(url: str, *, token: str | None = None, settings_hint: str = "") -> 
                 return _json(response, hint)
         except _cut() as error:
             if attempt == ATTEMPTS:
-                raise NetworkError(f"{shown(url)} cannot be read: {_why(error)}", hint) from error
+                raise NetworkError(f"{anonymous(url)} cannot be read: {_why(error)}", hint) from error
             _wait(BACKOFF_SECONDS * attempt)
     raise AssertionError("unreachable")
 
@@ -71,7 +68,7 @@ def _json(response: requests.Response, hint: str) -> Any:
         return response.json()
     except (ValueError, RecursionError) as error:
         what = "sent a web page instead of JSON" if _is_page(content) else "sent something that is not JSON"
-        raise NetworkError(f"{shown(response.url)} {what}; a login page of this network?", hint) from error
+        raise NetworkError(f"{anonymous(response.url)} {what}; a login page of this network?", hint) from error
 
 
 def _is_page(content: bytes) -> bool:
@@ -86,7 +83,7 @@ def head(url: str, *, token: str | None = None) -> int | None:
             there = response.ok or (bool(response.history) and response.status_code in (403, 405))
             return _number(response.headers.get("Content-Length", "")) if there else None
     except _cut() as error:
-        raise NetworkError(f"{shown(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
+        raise NetworkError(f"{anonymous(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
 
 
 def probe(url: str, *, token: str | None = None) -> str:
@@ -95,10 +92,10 @@ def probe(url: str, *, token: str | None = None) -> str:
         with _request("GET", url, token, {"Range": "bytes=0-0", "Accept-Encoding": "identity"}) as response:
             _refuse(response, NETWORK_HINT)
             if not response.raw.read(1, decode_content=False):
-                raise NetworkError(f"{shown(url)} sends nothing", NETWORK_HINT)
+                raise NetworkError(f"{anonymous(url)} sends nothing", NETWORK_HINT)
             return urlsplit(response.url).netloc.rpartition("@")[2]
     except _cut() as error:
-        raise NetworkError(f"{shown(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
+        raise NetworkError(f"{anonymous(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
 
 
 def fetch(
@@ -204,7 +201,7 @@ def _delay(response: requests.Response, attempt: int) -> float:
 
 
 def _refuse(response: requests.Response, hint: str) -> None:
-    status, url = response.status_code, shown(response.url)
+    status, url = response.status_code, anonymous(response.url)
     if response.ok:
         return
     spent = response.headers.get("X-RateLimit-Remaining") == "0" or "Retry-After" in response.headers
@@ -256,7 +253,7 @@ def _receive(url: str, part: Path, size: int, token: str | None, progress: Progr
             if failures >= ATTEMPTS:
                 status = getattr(getattr(error, "response", None), "status_code", 0)
                 kept = f"; {_length(part)} bytes are kept" if _length(part) else ""
-                message = f"{shown(url)} could not be downloaded: {_why(error)}{kept}"
+                message = f"{anonymous(url)} could not be downloaded: {_why(error)}{kept}"
                 raise NetworkError(message, NETWORK_HINT, status) from error
         _wait(BACKOFF_SECONDS * failures)
 
@@ -323,7 +320,7 @@ def _beginning(part: Path) -> bytes:
 def _refuse_page(url: str, part: Path) -> None:
     name = part.name.removesuffix(".part")
     if _is_page(_beginning(part)) and not name.endswith((".html", ".htm")):
-        raise IntegrityError(f"{shown(url)} sent a web page instead of {name}", PORTAL_HINT)
+        raise IntegrityError(f"{anonymous(url)} sent a web page instead of {name}", PORTAL_HINT)
 
 
 def _check(url: str, part: Path, name: str, sha256: str | None, size: int) -> str:
@@ -332,10 +329,10 @@ def _check(url: str, part: Path, name: str, sha256: str | None, size: int) -> st
     magic = next((magic for ending, magic in MAGIC.items() if name.endswith(ending)), b"")
     if not begins or not begins.startswith(magic):
         what = "something else" if begins else "0 bytes"
-        raise IntegrityError(f"{shown(url)} sent {what} instead of {name}", PORTAL_HINT)
+        raise IntegrityError(f"{anonymous(url)} sent {what} instead of {name}", PORTAL_HINT)
     digest = sha256_of(part)
     if sha256 and digest != sha256.lower():
-        raise IntegrityError(f"{shown(url)} has sha256 {digest}, expected {sha256.lower()}", CHANGED_HINT)
+        raise IntegrityError(f"{anonymous(url)} has sha256 {digest}, expected {sha256.lower()}", CHANGED_HINT)
     if size and _length(part) != size:
-        raise IntegrityError(f"{shown(url)} has {_length(part)} bytes, expected {size}", CHANGED_HINT)
+        raise IntegrityError(f"{anonymous(url)} has {_length(part)} bytes, expected {size}", CHANGED_HINT)
     return digest

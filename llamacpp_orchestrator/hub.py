@@ -39,6 +39,7 @@ from llamacpp_orchestrator.modelfiles import Snapshot as Snapshot
 from llamacpp_orchestrator.modelfiles import check_index
 from llamacpp_orchestrator.modelfiles import check_names
 from llamacpp_orchestrator.modelfiles import select_files
+from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import file_sha256
 
@@ -56,7 +57,7 @@ def list_hub(
         place = Place(endpoint=endpoint, repo_id=repo_id, revision=revision, trusted=settings.trusts(endpoint, HUB))
         return place, *asking(lambda: _list(place), place)
 
-    place, commit, by_path = download.first_answer(settings.huggingface, ask, tell)
+    place, commit, by_path = first_answer(settings.huggingface, ask, tell)
     chosen = select_files(by_path, source=repo_id, kind=kind, weights=weights, remote_code=remote_code)
     return Snapshot(source=repo_id, commit=commit, files=tuple(_hub_file(by_path[name], place) for name in chosen))
 
@@ -183,7 +184,7 @@ def _fetch_file(snapshot: Snapshot, file: HubFile, settings: Settings, tally: Ta
         place = Place(endpoint=endpoint, repo_id=snapshot.source, revision=snapshot.commit, trusted=trusted)
         _fetch_checked(snapshot, file, place, lambda: _download(snapshot, file, place, tally))
 
-    download.first_answer(settings.huggingface, ask, tell)
+    first_answer(settings.huggingface, ask, tell)
 
 
 def _fetch_checked(snapshot: Snapshot, file: HubFile, place: Place, get: Callable[[], None]) -> None:

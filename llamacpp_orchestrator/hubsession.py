@@ -15,6 +15,7 @@ from llamacpp_orchestrator import download
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.hubcache import cache_folder
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def shown(self) -> str:
         """The endpoint for messages: without a login."""
-        return download.shown(self.endpoint)
+        return anonymous(self.endpoint)
 
     @property
     def token(self) -> bool | None:

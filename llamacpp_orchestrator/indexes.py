@@ -15,11 +15,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from llamacpp_orchestrator import download
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
 
@@ -90,10 +91,10 @@ def _reachable(urls: tuple[str, ...], project: str, tell: Callable[[str], None])
         with contextlib.suppress(requests.RequestException):
             if not url.startswith("http") or requests.get(f"{url}/{project}/", timeout=(5, 10), stream=True).status_code < 400:
                 return url
-        raise NetworkError(f"{download.shown(url)} does not answer")
+        raise NetworkError(f"{anonymous(url)} does not answer")
 
     with contextlib.suppress(NetworkError):
-        return download.first_answer(urls, ask, tell) if urls else None
+        return first_answer(urls, ask, tell) if urls else None
     return None
 
 

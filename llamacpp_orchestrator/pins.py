@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import adapters
-from llamacpp_orchestrator import download
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import folders
 from llamacpp_orchestrator import host
@@ -32,6 +31,7 @@ from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import SourcePin
 from llamacpp_orchestrator.lock import Wanted
+from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.source import git
 from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.spec import Job
@@ -110,7 +110,7 @@ def _resolved(work: Work, tell: Tell) -> SourcePin:
         exact = {"commit": resolved} if route == "git" else {"package": resolved}
         return SourcePin(tag=asked.tag, repo=asked.repo, tree="", **exact)
 
-    return download.first_answer(work.settings.llama_cpp_from, ask, tell)
+    return first_answer(work.settings.llama_cpp_from, ask, tell)
 
 
 def checkout(work: Work, pin: SourcePin, dest: Path, tell: Tell, everything: bool = False) -> str:
@@ -125,7 +125,7 @@ def checkout(work: Work, pin: SourcePin, dest: Path, tell: Tell, everything: boo
         resolved = (pin.commit or pin.package) if fits else module.resolve(pin.repo, pin.tag, settings, tell)
         module.checkout(pin.repo, pin.tag, resolved, dest, settings, tell, everything)
 
-    download.first_answer(work.settings.llama_cpp_from, ask, tell)
+    first_answer(work.settings.llama_cpp_from, ask, tell)
     return source.tree_digest(dest)
 
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from llamacpp_orchestrator import archive
 from llamacpp_orchestrator import archive as archives
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator.choice import NEWEST
@@ -28,6 +29,8 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import Store
 
@@ -68,7 +71,7 @@ def fetch_assets(tag: str, repo: str, settings: Settings, tell: Tell) -> tuple[A
     """All files of a release, by the API or, where that is out of reach, by asking for known names; NetworkError without any."""
     owner_name = _owner_name(repo)
     try:
-        return download.first_answer(settings.github_api, lambda api: _by_api(api, tag, repo, settings), tell)
+        return first_answer(settings.github_api, lambda api: _by_api(api, tag, repo, settings), tell)
     except NetworkError as error:
         if error.status == 404:
             hint = "give a tag bNNNN with a release, or wait if it was made just now; `backend: none` needs none"
@@ -149,7 +152,7 @@ def fetched(
 
     with store.lock(f"downloads-{_key(asset)}"):
         try:
-            download.first_answer(addresses(asset, settings), ask, tell)
+            first_answer(addresses(asset, settings), ask, tell)
         except OrchestrateError:
             with contextlib.suppress(OSError):  # what can be gone on with stays
                 file.parent.rmdir()
@@ -195,12 +198,12 @@ def sweep(choice: Choice, store: Store) -> None:
 
 def _unpack(files: list[Path], dest: Path) -> None:
     with _gone_if_bad(files[0]):
-        download.unpack(files[0], dest)
+        archive.unpack(files[0], dest)
     for runtime in files[1:]:
         home = any_tool(dest, "windows" if any(dest.rglob("*.exe")) else "linux").parent
         with tempfile.TemporaryDirectory(dir=dest) as scratch:
             with _gone_if_bad(runtime):
-                download.unpack(runtime, Path(scratch))
+                archive.unpack(runtime, Path(scratch))
             for file in [path for path in Path(scratch).rglob("*") if path.is_symlink() or path.is_file()]:
                 os.replace(file, home / file.name)
     for path in dest.rglob("*"):
@@ -233,7 +236,7 @@ def find_tool(root: Path, name: str, system: str) -> Path:
 def _owner_name(repo: str) -> str:
     found = re.fullmatch(r"(?:(?:https?|ssh|git)://[^/]+/|git@[^:]+:)(?:.*/)?([\w.-]+/[\w.-]+?)(?:\.git)?/?", repo)
     if not found:
-        message = f"llama_cpp.repo {download.shown(repo)} names no GitHub repository, so it has no release archives"
+        message = f"llama_cpp.repo {anonymous(repo)} names no GitHub repository, so it has no release archives"
         raise JobError(message, "set `backend: none`")
     return found[1]
 

@@ -20,6 +20,7 @@ import yaml
 from filelock import FileLock
 from pypi_simple import PyPISimple
 
+from llamacpp_orchestrator import archive
 from llamacpp_orchestrator import build
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import jobfile
@@ -83,10 +84,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             if tag.startswith("b"):
                 pypi.checkout("", tag, pypi.find(tag, known)[0], dest, known, lambda text: None)
             else:
-                archive = folder / f"{tag}.tar.gz"
+                packed = folder / f"{tag}.tar.gz"
                 url, digest = sdist("llama-cpp-python", tag, known.index.index_urls[0])
-                download.fetch(url, archive, sha256=digest)
-                download.unpack(archive, dest, strip=3, keep=source.wanted)
+                download.fetch(url, packed, sha256=digest)
+                archive.unpack(packed, dest, strip=3, keep=source.wanted)
         return dest
 
     return get

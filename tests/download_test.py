@@ -23,6 +23,7 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.errors import anonymous
 
 BODY = bytes(range(256)) * 4000
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -130,7 +131,7 @@ cut_unsaid = answer(200, BODY[:300_000], Content_Length="")
     ],
 )
 def test_what_is_shown_of_an_address(url: str, said: str) -> None:
-    assert download.shown(url) == said
+    assert anonymous(url) == said
 
 
 @pytest.mark.parametrize(
@@ -401,7 +402,7 @@ GOOD: tuple[File, ...] = (
 def test_unpack(tmp_path: Path, make: Callable[..., Path]) -> None:
     packed = make(tmp_path / ("a.zip" if make is zipped else "a.tar.gz"), *GOOD)
     dest = tmp_path / "dest"
-    download.unpack(packed, dest, strip=1, keep=lambda path: path != "doc/notes.txt")
+    archive.unpack(packed, dest, strip=1, keep=lambda path: path != "doc/notes.txt")
     assert sorted(path.relative_to(dest).as_posix() for path in dest.rglob("*") if path.is_file()) == [
         "bin/libx.so",
         "bin/libx.so.1",
@@ -420,13 +421,13 @@ def test_unpack(tmp_path: Path, make: Callable[..., Path]) -> None:
 def test_unpack_twice_replaces_files_and_links(tmp_path: Path) -> None:
     packed = tarball(tmp_path / "a.tar.gz", *GOOD)
     for _ in range(2):
-        download.unpack(packed, tmp_path / "dest")
+        archive.unpack(packed, tmp_path / "dest")
     assert (tmp_path / "dest/top/bin/libx.so").read_bytes() == b"lib"
 
 
 def test_unpack_a_bare_dot_is_no_part(tmp_path: Path) -> None:
     packed = tarball(tmp_path / "a.tar.gz", ("./", None, 0o755, ""), ("./top/tool", b"run", 0o755, ""))
-    download.unpack(packed, tmp_path / "dest", strip=1)
+    archive.unpack(packed, tmp_path / "dest", strip=1)
     assert (tmp_path / "dest/tool").read_bytes() == b"run"
 
 
@@ -439,7 +440,7 @@ def test_unpack_a_hard_link(tmp_path: Path) -> None:
         info = tarfile.TarInfo("top/sub/two")
         info.type, info.linkname = tarfile.LNKTYPE, "top/one"
         tar.addfile(info)
-    download.unpack(packed, tmp_path / "dest", strip=1)
+    archive.unpack(packed, tmp_path / "dest", strip=1)
     assert (tmp_path / "dest/sub/two").read_bytes() == b"run"
 
 
@@ -455,7 +456,7 @@ def test_unpack_copies_where_links_are_not_allowed(tmp_path: Path, monkeypatch: 
     )
     packed = tarball(tmp_path / "a.tar.gz", *chain)
     monkeypatch.setattr(Path, "symlink_to", refuse)
-    download.unpack(packed, tmp_path / "dest", strip=1)
+    archive.unpack(packed, tmp_path / "dest", strip=1)
     assert (tmp_path / "dest/first").read_bytes() == b"run"
     assert (tmp_path / "dest/data/libx.so").read_bytes() == b"lib"
     assert not (tmp_path / "dest/lost").exists()
@@ -481,7 +482,7 @@ EVIL: list[tuple[File, ...]] = [
 def test_unpack_refuses(tmp_path: Path, make: Callable[..., Path], files: tuple[File, ...]) -> None:
     packed = make(tmp_path / ("a.zip" if make is zipped else "a.tar.gz"), *files)
     with pytest.raises(IntegrityError, match="which (leads out|is a link out|lies behind|is longer)"):
-        download.unpack(packed, tmp_path / "in" / "dest")
+        archive.unpack(packed, tmp_path / "in" / "dest")
     assert [path for path in tmp_path.rglob("*evil*") if path.is_file()] == []
 
 
@@ -489,13 +490,13 @@ def test_unpack_refuses(tmp_path: Path, make: Callable[..., Path], files: tuple[
 def test_what_is_no_archive_is_told_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(IntegrityError, match=f"^{name} is damaged: [^\n]+[^:]$"):
-        download.unpack(tmp_path / name, tmp_path / "dest")
+        archive.unpack(tmp_path / name, tmp_path / "dest")
 
 
 @pytest.mark.parametrize("file", [("a", b"", 0o777, "x" * 5000), ("/".join(["x" * 200] * 30), b"x", 0o644, "")])
 def test_what_no_disk_can_hold_is_told_of_the_archive(tmp_path: Path, file: File) -> None:
     with pytest.raises(IntegrityError, match="a.tar.gz is damaged: File name too long"):
-        download.unpack(tarball(tmp_path / "a.tar.gz", file), tmp_path / "dest")
+        archive.unpack(tarball(tmp_path / "a.tar.gz", file), tmp_path / "dest")
 
 
 def test_unpack_refuses_devices(tmp_path: Path) -> None:
@@ -506,7 +507,7 @@ def test_unpack_refuses_devices(tmp_path: Path) -> None:
         zipped(tmp_path / "a.zip", device, kind=stat.S_IFBLK),
     ):
         with pytest.raises(IntegrityError, match="device or pipe"):
-            download.unpack(packed, tmp_path / "dest")
+            archive.unpack(packed, tmp_path / "dest")
 
 
 @pytest.mark.parametrize("make", [tarball, zipped])
@@ -514,17 +515,17 @@ def test_unpack_counts(tmp_path: Path, make: Callable[..., Path]) -> None:
     big: File = ("big", bytes(3_000_000), 0o644, "")
     packed = make(tmp_path / ("a.zip" if make is zipped else "a.tar.gz"), ("small", b"x", 0o644, ""), big)
     with pytest.raises(IntegrityError, match="more than 2 MB, the cap"):
-        download.unpack(packed, tmp_path / "dest", cap=2_000_000)
-    download.unpack(packed, tmp_path / "dest", cap=3_000_001)
+        archive.unpack(packed, tmp_path / "dest", cap=2_000_000)
+    archive.unpack(packed, tmp_path / "dest", cap=3_000_001)
 
 
 def test_what_is_not_wanted_is_not_unpacked_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = tarball(tmp_path / "a.tar.gz", ("big", bytes(3_000_000), 0o644, ""), ("small", b"x", 0o644, ""))
-    download.unpack(packed, tmp_path / "dest", keep=lambda name: name == "small", cap=2_000_000)
+    archive.unpack(packed, tmp_path / "dest", keep=lambda name: name == "small", cap=2_000_000)
     assert [path.name for path in (tmp_path / "dest").iterdir()] == ["small"]
     monkeypatch.setattr(archive, "HEADERS", 0)
     with pytest.raises(IntegrityError, match="more than 2 MB, the cap"):
-        download.unpack(packed, tmp_path / "dest", keep=lambda name: name == "small", cap=2_000_000)
+        archive.unpack(packed, tmp_path / "dest", keep=lambda name: name == "small", cap=2_000_000)
 
 
 @pytest.mark.parametrize("make", [tarball, zipped])
@@ -551,7 +552,7 @@ def test_an_archive_is_looked_through_without_unpacking_it(tmp_path: Path, make:
 def test_unpack_damaged(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(IntegrityError, match="damaged"):
-        download.unpack(tmp_path / name, tmp_path / "dest")
+        archive.unpack(tmp_path / name, tmp_path / "dest")
 
 
 def test_unpack_cut_and_clashing(tmp_path: Path) -> None:
@@ -560,11 +561,11 @@ def test_unpack_cut_and_clashing(tmp_path: Path) -> None:
     clash = tarball(tmp_path / "b.tar.gz", ("a", b"file", 0o644, ""), ("a/b", b"below", 0o644, ""))
     for each in (packed, clash):
         with pytest.raises(IntegrityError, match="damaged"):
-            download.unpack(each, tmp_path / "dest")
+            archive.unpack(each, tmp_path / "dest")
 
 
 def test_stop_ends_unpacking(tmp_path: Path) -> None:
     packed = tarball(tmp_path / "a.tar.gz", *GOOD)
     archive.STOP.set()
     with pytest.raises(Stopped):
-        download.unpack(packed, tmp_path / "dest")
+        archive.unpack(packed, tmp_path / "dest")

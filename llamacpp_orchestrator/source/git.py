@@ -25,6 +25,8 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import PATTERNS
 from llamacpp_orchestrator.source import wanted
@@ -77,7 +79,7 @@ def resolve(repo: str, tag: str, settings: Settings, tell: Tell) -> str:
     """The commit that a tag points at; a tag that is not there is an error that names the nearest ones."""
     urls = addresses(repo, settings)
     _check_tag(tag)
-    return tag if COMMIT.fullmatch(tag) else download.first_answer(urls, lambda url: resolve_at(url, tag), tell)
+    return tag if COMMIT.fullmatch(tag) else first_answer(urls, lambda url: resolve_at(url, tag), tell)
 
 
 def resolve_at(url: str, tag: str) -> str:
@@ -92,7 +94,7 @@ def resolve_at(url: str, tag: str) -> str:
     if not commit:
         near = ", ".join(nearest(_ask(url, "refs/tags/b*"), tag))
         hint = f"set `llama_cpp.tag` to one that is there; nearest: {near}" if near else "is `llama_cpp.repo` a llama.cpp at all?"
-        raise OrchestrateError(f"{download.shown(url)} has no {'' if near else 'bNNNN tags, and no '}tag {tag}", hint)
+        raise OrchestrateError(f"{anonymous(url)} has no {'' if near else 'bNNNN tags, and no '}tag {tag}", hint)
     return commit
 
 
@@ -110,9 +112,9 @@ def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings,
     """
     urls = addresses(repo, settings)
     _check_tag(tag)
-    download.first_answer(urls, lambda url: _fetch(url, tag, resolved, dest, everything), tell)
+    first_answer(urls, lambda url: _fetch(url, tag, resolved, dest, everything), tell)
     if not (dest / "convert_hf_to_gguf.py").is_file():
-        lacking = f"{download.shown(urls[0])} at {tag} has no convert_hf_to_gguf.py"
+        lacking = f"{anonymous(urls[0])} at {tag} has no convert_hf_to_gguf.py"
         raise OrchestrateError(lacking, "choose a llama.cpp tag from b3878 on")
 
 
@@ -147,7 +149,7 @@ def _tree(root: Path, url: str, what: str, tag: str, resolved: str, patterns: tu
     _git(root, url, *config, *asked, limit=FETCH_SECONDS)
     fetched = _git(root, url, "rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
     if fetched != resolved:
-        moved = f"the tag {tag} of {download.shown(url)} has moved: expected commit {resolved}, it is now {fetched}"
+        moved = f"the tag {tag} of {anonymous(url)} has moved: expected commit {resolved}, it is now {fetched}"
         raise IntegrityError(moved, "if the new commit is meant: orchestrate lock JOB --upgrade llama_cpp")
     _git(root, url, *config, "checkout", "--quiet", "--detach", fetched, limit=FETCH_SECONDS)
     return root
@@ -166,7 +168,7 @@ def addresses(repo: str, settings: Settings) -> tuple[str, ...]:
     host = urlsplit(repo).netloc.rpartition("@")[2]
     if urlsplit(repo).scheme not in SCHEMES or host.startswith("-") or re.search(r"[\s\x00-\x1f]", repo):
         allowed = ", ".join(f"{known}://" for known in SCHEMES)
-        message = f"llama_cpp.repo: `{download.shown(repo)}` is not an address to give to git"
+        message = f"llama_cpp.repo: `{anonymous(repo)}` is not an address to give to git"
         raise JobError(message, f"write a URL that begins with {allowed}")
     if not repo.startswith("https://github.com/"):
         return (repo,)
@@ -201,7 +203,7 @@ def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
     with process.known(child):
         out, err = _talk(child, functools.partial(process.stop, child), url, limit or ASK_SECONDS)
     if child.returncode < 0:
-        raise OrchestrateError(f"git {process.ended(child.returncode)} while it asked {download.shown(url)}", "run it again")
+        raise OrchestrateError(f"git {process.ended(child.returncode)} while it asked {anonymous(url)}", "run it again")
     if child.returncode:
         raise explain(url, err.decode(errors="replace"))
     return out.decode(errors="replace")
@@ -229,7 +231,7 @@ def _talk(child: Any, end: Callable[[], None], url: str, limit: float) -> tuple[
             if download.STOP.is_set():
                 raise Stopped(signal.SIGINT)
             if time.monotonic() > late:
-                raise NetworkError(f"{download.shown(url)} gave no whole answer in {limit:.0f} s", ELSEWHERE, 504)
+                raise NetworkError(f"{anonymous(url)} gave no whole answer in {limit:.0f} s", ELSEWHERE, 504)
     finally:
         if reader.is_alive():
             end()
@@ -250,7 +252,7 @@ def _program() -> Any:
 
 def explain(url: str, said: str) -> OrchestrateError:
     """What git's words mean, and what to do; a status marks refusals that no other way of asking will cure."""
-    where = download.shown(url)
+    where = anonymous(url)
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it gave no reason"]
     # What git says last is often only advice; the reason is the first line that begins as one.
     reason = next((line for line in lines if line.startswith(("fatal:", "error:", "remote:"))), lines[-1])

