@@ -156,9 +156,9 @@ def test_folder(tmp_path: Path) -> None:
     ],
 )
 def test_complaints_of_the_file(text: str | bytes, said: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert said in complaint(text)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,9 @@ def test_what_a_header_says(tmp_path: Path) -> None:
 
 def test_big_vocabularies_are_skipped_fast(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.gguf", gguf(keys=[ARCH, ("t", 9, (8, ["token"] * 150_000)), ("n", 9, (6, [0.5] * 150_000))]))
-    began = time.monotonic()
+    began = time.process_time()
     assert verify.check(path).tensors == 1
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 def header(version: int = 3, tensors: int = 1, keys: int = 0, rest: bytes = b"") -> bytes:
@@ -135,10 +135,10 @@ def test_broken(tmp_path: Path, said: str) -> None:
     ],
 )
 def test_hostile_headers_end_fast(tmp_path: Path, rest: bytes) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(IntegrityError, match="in the middle of its header"):
         verify.check(saved(tmp_path / "x.gguf", header(keys=2, rest=rest)))
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_absent(tmp_path: Path) -> None:
