@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ OTHER_WAYS = (
 )  # fmt: skip
 
 Classes = dict[str, ast.ClassDef]
+# Python 3.11 counts the depth of the trees that threads build at once together, and fails where that does not add up.
+_building = threading.Lock()
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +57,8 @@ def _parse(source: bytes) -> ast.Module:
 
 def _parsed(path: Path) -> ast.Module:
     try:
-        return _parse(path.read_bytes())
+        with _building:
+            return _parse(path.read_bytes())
     except (OSError, ValueError, SyntaxError, RecursionError):
         return ast.Module(body=[], type_ignores=[])  # what cannot be read knows nothing, and nothing is refused for it
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -168,3 +171,22 @@ def test_options_as_a_script_may_write_them(tmp_path: Path) -> None:
         Option(names=("--worked-out",)),
         Option(names=("model",)),
     )
+
+
+def test_trees_are_built_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / SCRIPTS["model"]).write_text(f"NUMBER = {number}", encoding="utf-8")
+    at_work, seen = list[bytes](), list[int]()
+
+    def build(source: bytes) -> ast.Module:
+        at_work.append(source)
+        time.sleep(0.02)
+        seen.append(len(at_work))
+        at_work.remove(source)
+        return ast.Module(body=[], type_ignores=[])
+
+    monkeypatch.setattr(ast, "parse", build)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: scripts.options(tmp_path / str(number), "model"), range(4)))
+    assert seen == [1, 1, 1, 1]
