@@ -18,6 +18,7 @@ from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import driver
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import folders
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import levels
@@ -28,10 +29,12 @@ from llamacpp_orchestrator import process
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.artifact import Receipt
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
+from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
@@ -143,8 +146,6 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
     files = [build.output.path.parent / file.name for file in receipt.files]
     find = functools.partial(programs.tool, work, lock) if level in spec.RUNNING else None
     subject = outputs.subject(bench, build, files, find)
-    views = () if build.of and level != levels.LOGITS else subject.views
-    needed = (*views, subject.tree, Path(subject.python), *subject.of)
     if find and not programs.ready(work, lock):
         raise JobError(
             f"the programs of {lock.llama_cpp.tag}, which `{level}` needs, are not on this machine",
@@ -154,9 +155,12 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         raise JobError(
             f"{receipt.path} was made from a temporary file, which is gone", "reproduce it, or check it with --level structure"
         )
-    if missing := [path for path in needed if not path.exists()]:
-        raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: orchestrate run {work.file.name}")
+    for paths, command in ((subject.of, "run"), ((subject.tree, Path(subject.python)), "setup")):
+        if missing := [path for path in paths if not path.exists()]:
+            raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: orchestrate {command} {work.file.name}")
     pins.get_tree(work, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
+    if not build.of or level == levels.LOGITS:
+        _show(work, lock, build)
     with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="verify-", ignore_cleanup_errors=True) as scratch:
         asked = msgspec.structs.replace(subject, level=level, scratch=Path(scratch))
         try:
@@ -164,6 +168,24 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         except OrchestrateError as error:
             return [error.message]
     return []
+
+
+def _show(work: Work, lock: Lock, build: building.Build) -> None:
+    """Make the views of an output's sources, where they have gone, out of what is on this machine and as it was locked."""
+    lora = build.output.lora
+    model = msgspec.structs.replace(build.output.model, loras=(lora,) if lora else ())
+    here = msgspec.structs.replace(
+        work,
+        job=msgspec.structs.replace(work.job, models=(model,)),
+        settings=msgspec.structs.replace(work.settings, offline=True),
+    )
+    folders.drift(here, lock)
+    for wanted, name in build.needs or building.source_of(model):
+        try:
+            stages.fetch_action(here, lock, wanted, name)(lambda text: None)
+        except NetworkError as error:
+            again = f"bring them here, and make it again: orchestrate run {work.file.name} --force"
+            raise JobError(f"the files of {wanted.source} are not on this machine", again) from error
 
 
 def recheck(path: Path, settings: Settings) -> list[str]:

@@ -153,15 +153,38 @@ def job(world: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def pythons() -> list[Path]:
+    """The interpreter that the driver has made for upstream's scripts, once one was asked for."""
+    return []
+
+
 @pytest.fixture
-def python(orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path) -> Path:
-    """The interpreter that the driver made for upstream's scripts."""
-    file = job(str(data / "tiny-llama"), name="environment.yaml", binaries={"backend": "none"})
-    assert orchestrate("setup", file).code == 0
-    found = settings.load(os.environ)
-    lock = locks.read(locks.path_for(file))
-    assert lock
-    return build.python(Work(job=jobfile.load(file), file=file, settings=found, store=Store(found.cache)), lock)
+def python(pythons: list[Path], orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path) -> Path:
+    """The interpreter that the driver makes for upstream's scripts."""
+    if not pythons:
+        file = job(str(data / "tiny-llama"), name="environment.yaml", binaries={"backend": "none"})
+        assert orchestrate("setup", file).code == 0
+        found = settings.load(os.environ)
+        lock = locks.read(locks.path_for(file))
+        assert lock
+        pythons.append(build.python(Work(job=jobfile.load(file), file=file, settings=found, store=Store(found.cache)), lock))
+    return pythons[0]
+
+
+@pytest.fixture
+def once(world: Path, shared_cache: Path) -> Callable[[str, Callable[[], object]], None]:
+    """Put into the folder to work in what is made there the first time, and is a copy of that from then on."""
+
+    def fill(name: str, make: Callable[[], object]) -> None:
+        kept = shared_cache / "worlds" / name
+        if kept.exists():
+            shutil.copytree(kept, world, dirs_exist_ok=True)
+        else:
+            make()
+            shutil.copytree(world, kept)
+
+    return fill
 
 
 @pytest.fixture

@@ -29,10 +29,10 @@ HEAVY = {
 
 
 @pytest.fixture()
-def done(orchestrate: Orchestrate, job: Job, data: Path) -> Path:
-    file = job({"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [{"source": str(data / "lora-a"), "name": "a"}]})
-    assert orchestrate("run", file).code == 0
-    return file
+def done(orchestrate: Orchestrate, job: Job, data: Path, once: Callable[..., None], world: Path) -> Path:
+    model = {"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [{"source": str(data / "lora-a"), "name": "a"}]}
+    once("done", lambda: orchestrate("run", job(model)))
+    return world / "job.yaml"
 
 
 def finished(file: Path, **options: Any) -> list[str]:

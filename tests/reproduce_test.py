@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,13 +21,19 @@ Run = Callable[..., Answer]
 
 
 @pytest.fixture
-def made(orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], data: Path) -> Path:
+def made(
+    orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], data: Path, once: Callable[..., None], world: Path
+) -> Path:
     """A finished job with a base and an adapter; the base's file."""
-    copy("tiny-llama")
-    file = job({"source": "./model", "name": "tiny", "outtype": ["f16", "f32"], "loras": [{"source": str(data / "lora-a")}]})
-    answer = orchestrate("run", file)
-    assert answer.code == 0, answer.err
-    return file.parent / "dist" / "tiny-f16.gguf"
+
+    def make() -> None:
+        copy("tiny-llama")
+        file = job({"source": "./model", "name": "tiny", "outtype": ["f16", "f32"], "loras": [{"source": str(data / "lora-a")}]})
+        answer = orchestrate("run", file)
+        assert answer.code == 0, answer.err
+
+    once("made", make)
+    return world / "dist" / "tiny-f16.gguf"
 
 
 def forge(path: Path, spot: bytes, by: bytes) -> None:
@@ -142,6 +149,27 @@ def test_a_level_is_checked_again_against_the_source(made: Path, orchestrate: Ru
     (world / "job.yaml").write_text((world / "job.yaml").read_text().replace("tiny", "small"))
     answer = orchestrate("verify", made, "--level", "content")
     assert answer.code == 2 and "makes no tiny-f16.gguf any more" in answer.err
+
+
+def test_a_check_shows_a_source_again_as_it_was_locked(made: Path, orchestrate: Run, world: Path, shared_cache: Path) -> None:
+    shutil.rmtree(shared_cache / "views")
+    answer = orchestrate("verify", made.parent, "--level", "content")
+    assert answer.code == 0, answer.err
+    weights = world / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for path in (made, made.with_name("tiny-lora-a-lora-f16.gguf")):
+        answer = orchestrate("verify", path, "--level", "content")
+        assert answer.code == 1 and "model.safetensors has changed since it was locked" in answer.err
+
+
+def test_a_check_names_the_way_to_what_is_not_here(made: Path, orchestrate: Run, world: Path, shared_cache: Path) -> None:
+    for kind in ("source", "environments"):
+        away = (shared_cache / kind).rename(shared_cache / "away")
+        answer = orchestrate("verify", made, "--level", "content")
+        away.rename(shared_cache / kind)
+        assert answer.code == 2 and "orchestrate setup job.yaml" in answer.err, answer.err
+    assert orchestrate("verify", made, "--level", "content").code == 0
 
 
 def test_nothing_of_a_changed_tree_is_run_for_a_check(made: Path, orchestrate: Run, world: Path, shared_cache: Path) -> None:
