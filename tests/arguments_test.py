@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -56,22 +57,24 @@ MODEL = {
 ADAPTER = {"--verbose --no-lazy": "", "--split-max-size 4G": "it has --", "--base-model": "", "--dry": ""}
 
 
-def verdicts(python: Path, tree: Path, kind: str, cases: list[list[str]]) -> list[tuple[str, str | None]]:
+def verdicts(python: Path, tree: Path, kind: str, cases: list[list[str]], env: dict[str, str]) -> list[tuple[str, str | None]]:
     """Our complaint and argparse's, for each case."""
     positional = {"model": ["model"], "adapter": ["--base", "b", "lora"]}[kind]
     asked = json.dumps([[*positional, *words] for words in cases])
-    said = subprocess.run(
-        [str(python), "-c", ASK, (tree / SCRIPTS[kind]).as_posix(), asked], stdout=subprocess.PIPE, check=True, text=True
-    )
+    argv = [str(python), "-c", ASK, (tree / SCRIPTS[kind]).as_posix(), asked]
+    said = subprocess.run(argv, env={**os.environ, **env}, stdout=subprocess.PIPE, check=True, text=True)
     known = scripts.options(tree, kind)
     ours = [" ".join(arguments.complaint(known, words) or ()) for words in cases]
     return list(zip(ours, json.loads(said.stdout.splitlines()[-1]), strict=True))
 
 
 @pytest.mark.parametrize(("tag", "kind"), [(tag, kind) for tag in ("0.3.1", "b11434") for kind in SCRIPTS])
-def test_ours_is_the_verdict_of_argparse(tag: str, kind: str, tree: Callable[[str], Path], python: Path) -> None:
+def test_ours_is_the_verdict_of_argparse(
+    tag: str, kind: str, tree: Callable[[str], Path], python: Path, compiled: dict[str, str]
+) -> None:
     table = MODEL if kind == "model" else ADAPTER
-    for words, (ours, theirs) in zip(table, verdicts(python, tree(tag), kind, [words.split() for words in table]), strict=True):
+    cases = [words.split() for words in table]
+    for words, (ours, theirs) in zip(table, verdicts(python, tree(tag), kind, cases, compiled), strict=True):
         assert bool(ours) is bool(theirs), (words, ours, theirs)
 
 

@@ -173,6 +173,12 @@ def python(pythons: list[Path], orchestrate: Callable[..., Answer], job: Callabl
 
 
 @pytest.fixture
+def compiled(shared_cache: Path) -> dict[str, str]:
+    """Where the driver has Python keep what it compiles of the environment: ten seconds' work for who begins anew."""
+    return {"PYTHONPYCACHEPREFIX": str(shared_cache / "home" / "bytecode")}
+
+
+@pytest.fixture
 def once(world: Path, shared_cache: Path) -> Callable[[str, Callable[[], object]], None]:
     """Put into the folder to work in what is made there the first time, and is a copy of that from then on."""
 

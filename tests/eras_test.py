@@ -53,7 +53,13 @@ def upstream(world: Path, history: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.mark.skipif(os.name == "nt", reason="a plan shows commands for another shell there")
 @pytest.mark.parametrize("tag", ERAS)
 def test_base_and_adapter_are_what_the_scripts_make_by_hand(
-    tag: str, upstream: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path
+    tag: str,
+    upstream: GitHub,
+    orchestrate: Callable[..., Answer],
+    job: Callable[..., Path],
+    data: Path,
+    world: Path,
+    compiled: dict[str, str],
 ) -> None:
     model = {"source": str(data / "tiny-llama"), "outtype": ["f16", "q8_0"], "loras": [str(data / "lora-a")]}
     file = job(model, llama_cpp={"tag": tag})
@@ -64,7 +70,7 @@ def test_base_and_adapter_are_what_the_scripts_make_by_hand(
     commands = [step["command"] for step in shown["steps"] if step["name"].startswith("convert")]
     assert len(commands) == 3
     (world / "by-hand").mkdir()
-    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", **compiled}
     for command in commands:
         bare = command.replace(str(world / "dist"), str(world / "by-hand"))
         subprocess.run(bare, shell=True, check=True, env=environment, capture_output=True)

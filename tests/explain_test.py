@@ -208,8 +208,10 @@ def row(said: str) -> str:
 
 
 @pytest.mark.parametrize("tag", ["b9760", "b11434"])
-def test_real_failures_are_explained(tag: str, tree: Callable[[str], Path], python: Path, data: Path, tmp_path: Path) -> None:
-    env, root, wrong, seen = calls.environment(tmp_path), tree(tag), dict[str, str](), set[str]()
+def test_real_failures_are_explained(
+    tag: str, tree: Callable[[str], Path], python: Path, data: Path, tmp_path: Path, shared_cache: Path
+) -> None:
+    env, root, wrong, seen = calls.environment(shared_cache / "home"), tree(tag), dict[str, str](), set[str]()
     warm = convert.Warm(str(python), root, env, tmp_path / "warm.log")
     run = warm.convert if convert.can_fork("linux" if Path("/proc").is_dir() else "") else convert.run_alone
     cases = [(f"model {name}", *case) for name, case in MODELS.items()]

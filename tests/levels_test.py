@@ -113,7 +113,7 @@ def _outputs(world: Path, cache: Path, python: Path) -> None:
         views=(world / "sound",),
         python=str(python),
         tree=tree,
-        env=calls.environment(world),
+        env=calls.environment(cache / "home"),
         scratch=world,
         log=world / "verify.log",
     )

@@ -138,7 +138,7 @@ def peak(argv: tuple[str, ...], env: tuple[tuple[str, str], ...]) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process has")
 @pytest.mark.parametrize(("outtype", "stacked"), [("bf16", False), ("f16", True)])
 def test_upstream_takes_what_is_estimated(
-    outtype: str, stacked: bool, python: Path, tree: Callable[[str], Path], copy: Copy, world: Path
+    outtype: str, stacked: bool, python: Path, tree: Callable[[str], Path], copy: Copy, world: Path, shared_cache: Path
 ) -> None:
     model, numbers = copy("tiny-llama"), 1 << 25
     names = [MLP] if not stacked else [f"model.layers.0.block_sparse_moe.experts.{number}.w1.weight" for number in range(4)]
@@ -151,7 +151,7 @@ def test_upstream_takes_what_is_estimated(
         makers.edit(model / "config.json", architectures=["MixtralForCausalLM"], num_local_experts=4, num_experts_per_tok=2)
     root = tree("b11434")
     command = calls.model_command(str(python), root, model, world / "out.gguf", outtype, "m", ())
-    had = peak(command.argv, calls.environment(world))
+    had = peak(command.argv, calls.environment(shared_cache / "home"))
     header = safetensors_header(model / "model.safetensors")
     need = memory.conversion(memory.weights([header]), outtype)
     assert had <= need <= 1.6 * had, f"had {had}, estimated {need}"

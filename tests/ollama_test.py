@@ -81,7 +81,7 @@ REFUSED = {
 
 
 @pytest.fixture
-def answers(python: Path, shared_cache: Path) -> dict[str, Answer]:
+def answers(python: Path, shared_cache: Path, compiled: dict[str, str]) -> dict[str, Answer]:
     """What inside/chat.py says of each family, run once by the real environment's python."""
     to = shared_cache / "answers"
     if not (to / list(FAMILIES)[-1]).exists():
@@ -90,7 +90,7 @@ def answers(python: Path, shared_cache: Path) -> dict[str, Answer]:
         package = shared_cache / "source" / f"package-{TAG}" / "gguf-py"
         script = ROOT / "tests" / "chats" / "answers.py"
         argv = [python, script, package, handoff.SCRIPT, to / "talks.json", to]
-        env = dict(clean_env(HF_HUB_OFFLINE="1", PYTHONUTF8="1"))
+        env = dict(clean_env(HF_HUB_OFFLINE="1", PYTHONUTF8="1", **compiled))
         subprocess.run(argv, input=json.dumps(FAMILIES).encode(), env=env, check=True)
     return {name: msgspec.json.decode((to / name / "answer.json").read_bytes(), type=Answer) for name in FAMILIES}
 

@@ -268,9 +268,9 @@ def test_where_the_vocabulary_is_another_matter_nothing_is_refused(
 
 
 def test_the_digest_is_that_of_upstream_and_known_or_not(
-    subject: Callable[..., Subject], python: Path, cached: Path, data: Path, tmp_path: Path
+    subject: Callable[..., Subject], python: Path, cached: Path, data: Path, tmp_path: Path, shared_cache: Path
 ) -> None:
-    env = calls.environment(tmp_path)
+    env = calls.environment(shared_cache / "home")
     asked = msgspec.structs.replace(subject(), tree=cached / "package-b9760", tag="b9760", trees=cached)
     makers.byte_tokenizer(asked.folder)
     digest = preflight.hash_in(process.capture(preflight.hash_command(asked, str(python), env), timeout=120))

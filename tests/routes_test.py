@@ -265,6 +265,11 @@ def test_a_model_from_the_hub_gives_the_bytes_of_its_folder(
         == 0
     )
     assert (world / "dist" / "m-f16.gguf").read_bytes() == (world / "local" / "m-f16.gguf").read_bytes()
+    next((world.parent / "hf").rglob("snapshots/*/model.safetensors")).resolve().unlink()
+    answer = orchestrate("verify", world / "dist" / "m-f16.gguf", "--level", "content")
+    assert answer.code == 2 and "the files of org/m are not on this machine" in answer.err and "--force" in answer.err
+    assert orchestrate("run", "job.yaml", "--force").code == 0
+    assert orchestrate("verify", world / "dist" / "m-f16.gguf", "--level", "content").code == 0
 
 
 def test_only_adapters_download_no_weights_of_the_base(

@@ -105,14 +105,14 @@ def test_equal_jobs_give_equal_bytes_in_another_cache(
 
 
 def test_the_warm_interpreter_makes_the_bytes_of_a_bare_script(
-    orchestrate: Orchestrate, job: Job, data: Path, world: Path
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path, compiled: dict[str, str]
 ) -> None:
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
     assert orchestrate("run", file).code == 0
     shown = orchestrate("plan", file, "--force", "--json").json()
     command = next(step["command"] for step in shown["steps"] if step["name"].startswith("convert"))
     bare = command.replace(str(world / "dist" / "tiny-llama-f16.gguf"), str(world / "bare.gguf"))
-    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1", **compiled}
     subprocess.run(bare, shell=True, check=True, env=environment, capture_output=True)
     assert file_sha256(world / "bare.gguf") == file_sha256(world / "dist" / "tiny-llama-f16.gguf")
 

@@ -35,11 +35,11 @@ def said(python: Path, tree: Path, *argv: str, **env: str) -> str:
     return done.stdout
 
 
-def listed(python: Path, tree: Path, extra: Path) -> Architectures:
+def listed(python: Path, tree: Path, env: dict[str, str]) -> Architectures:
     """The registry as the script itself prints it."""
     if not (tree / "conversion").is_dir() and b"--print-supported-models" not in (tree / "convert_hf_to_gguf.py").read_bytes():
-        return Architectures(text=frozenset(json.loads(said(python, tree, "-c", LISTING))), mmproj=frozenset())
-    printed = said(python, tree, "convert_hf_to_gguf.py", "--print-supported-models", PYTHONPATH=str(extra))
+        return Architectures(text=frozenset(json.loads(said(python, tree, "-c", LISTING, **env))), mmproj=frozenset())
+    printed = said(python, tree, "convert_hf_to_gguf.py", "--print-supported-models", **env)
     text, mmproj = (frozenset(re.findall(r"^.*  - (\S+)$", part, re.MULTILINE)) for part in printed.split("MMPROJ models:"))
     return Architectures(text=text, mmproj=mmproj)
 
@@ -60,11 +60,12 @@ def mistral_common(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
 
 @pytest.mark.parametrize("tag", EVERY)
 def test_the_registry_is_what_the_script_prints(
-    tag: str, tree: Tree, python: Path, mistral_common: Callable[[Path], Path]
+    tag: str, tree: Tree, python: Path, mistral_common: Callable[[Path], Path], compiled: dict[str, str]
 ) -> None:
     found = scripts.architectures(tree(tag))
     assert found and len(found.text) > 50
-    assert found == listed(python, tree(tag), mistral_common(python) if tag == "0.3.16" else Path())
+    extra = {"PYTHONPATH": str(mistral_common(python))} if tag == "0.3.16" else {}
+    assert found == listed(python, tree(tag), {**compiled, **extra})
 
 
 @pytest.mark.parametrize("tag", EVERY)

@@ -46,9 +46,9 @@ def test_what_cannot_be_started_is_told_by_the_first_conversion(tmp_path: Path) 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux can fork it")
 @pytest.mark.parametrize(("kind", "loaded"), [("model", False), ("adapter", True)])
 def test_it_loads_what_will_be_asked_for_and_once(
-    kind: str, loaded: bool, python: Path, tree: Callable[[str], Path], tmp_path: Path
+    kind: str, loaded: bool, python: Path, tree: Callable[[str], Path], tmp_path: Path, shared_cache: Path
 ) -> None:
-    root, env = tree("b11434"), calls.environment(tmp_path)
+    root, env = tree("b11434"), calls.environment(shared_cache / "home")
     probe = tmp_path / "probe.py"
     probe.write_text(f"import os, sys; print('torch' in sys.modules, {TOKENIZERS!r} in sys.modules, os.getppid())\n")
     warm = convert.Warm(str(python), root, env, tmp_path / "warm.log", [root / calls.SCRIPTS[kind]])
