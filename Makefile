@@ -37,7 +37,7 @@ named:
 	  echo 'error: no model named' >&2; echo 'hint: make convert MODEL=org/name, or MODEL=./folder' >&2; exit 2; fi
 
 test: $(VENV)/installed-dev ## run all tests, with coverage
-	@$(PY) -m pytest --cov -n 3 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest --cov -n 3 --dist worksteal
 
 lint: $(VENV)/installed-dev ## run ruff and mypy
 	@$(PY) -m ruff check .
