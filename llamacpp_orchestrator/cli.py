@@ -264,14 +264,15 @@ def exec_(job: Path, argv: tuple[str, ...]) -> None:
 def init(file: Path) -> None:
     """Write a commented job file to start from."""
     from llamacpp_orchestrator import jobfile
+    from llamacpp_orchestrator.command import ours
     from llamacpp_orchestrator.store import write_atomically
 
     if file.exists():
-        raise JobError(f"{file} exists already", f"choose another name: orchestrate init {file.with_stem(file.stem + '-2')}")
+        raise JobError(f"{file} exists already", f"choose another name: {ours('init', file.with_stem(file.stem + '-2'))}")
     if not file.absolute().parent.is_dir():
         raise JobError(f"{file.parent} is not a folder", "make it first")
     write_atomically(file, jobfile.STARTER)
-    click.echo(f"wrote {file}; next: orchestrate run {file}", err=True)
+    click.echo(f"wrote {file}; next: {ours('run', file)}", err=True)
 
 
 @orchestrate.command()

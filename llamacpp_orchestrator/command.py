@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from pathlib import Path
 
 import msgspec
 
@@ -54,6 +55,19 @@ def clean_env(**extra: str) -> tuple[tuple[str, str], ...]:
     """The allowed part of our environment, with additions; names compare without case, as Windows does."""
     kept = {name: value for name, value in os.environ.items() if name.upper() in ALLOWED}
     return tuple(sorted({**kept, **extra}.items()))
+
+
+def ours(command: str, file: Path, *options: str) -> str:
+    """A command of ours about a file, for a hint: as one types it in the current folder."""
+    return str(Command(("orchestrate", command, _near(file), *options)))
+
+
+def _near(file: Path) -> str:
+    try:
+        near = min(os.path.relpath(file), str(file), key=len)
+    except (OSError, ValueError):  # there is no current folder, or it is on another drive
+        return str(file)
+    return f"{os.curdir}{os.sep}{near}" if near.startswith("-") else near
 
 
 def _windows(argv: tuple[str, ...]) -> str:

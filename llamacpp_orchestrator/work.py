@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.command import ours
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.spec import Job
@@ -29,6 +30,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     def folder(self, text: str) -> Path:
         """A folder as the job names it."""
         return self.folders.get(text) or spec.folder(text, self.file.parent)
+
+    def ask(self, command: str, *options: str) -> str:
+        """A command about this job, for a hint: as one types it in the current folder."""
+        return ours(command, self.file, *options)
 
     def online(self, what: str) -> None:
         """Raise NetworkError if the network would have to be asked and may not."""
