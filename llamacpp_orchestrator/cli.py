@@ -91,13 +91,14 @@ def convert(
     try:
         job = jobfile.parse(text.encode(errors="surrogateescape"), file)
         jobfile.check_folders(job, file)
+        if write_job:
+            if file.exists() and not flags["force"]:
+                raise JobError(f"{write_job} exists already", "choose another name, or use --force")
+            write_atomically(file, text)
+        sharing.run([sharing.work(job, file, flags)], flags, kept=bool(write_job))
     except JobError as error:
-        raise jobfile.by_option(error, file) from error
-    if write_job:
-        if file.exists() and not flags["force"]:
-            raise JobError(f"{write_job} exists already", "choose another name, or use --force")
-        write_atomically(file, text)
-    sharing.run([sharing.work(job, file, flags)], flags, kept=bool(write_job))
+        jobfile.tell_by_option(error, file)
+        raise
 
 
 @orchestrate.command()

@@ -74,7 +74,8 @@ def load(path: Path, folders: bool = True) -> Job:
         with path.open("rb") as file:
             text = file.read(yamltext.MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise JobError(f"{path}: no such file", "`orchestrate init` writes a job file to start from") from error
+        way = "`orchestrate init` writes a job file to start from; a model needs none: orchestrate convert MODEL"
+        raise JobError(f"{path}: no such file", way) from error
     except OSError as error:
         if isinstance(error, IsADirectoryError) or (os.name == "nt" and path.is_dir()):
             raise JobError(f"{path}: is a folder, not a job file", f"name the file in it: {path / 'job.yaml'}") from error
@@ -127,7 +128,7 @@ def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
     source = item.get("source")
     if not isinstance(source, str):
         return item
-    if not rules.is_folder(source) and "@" in source:
+    if not rules.is_folder(source) and "@" in source and "://" not in source:
         source, revision = source.split("@", 1)
         if item.get("revision", revision) != revision:
             yamltext.say(reading, f"{where}.revision", f'the source says "{revision}" already')
@@ -214,12 +215,16 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
     named: list[tuple[str, str]] = [(f"{where}.source", model.source) for where, model in sources]
     for where, model in sources:
         named += [(f"{where}.loras[{number}].source", lora.source) for number, lora in enumerate(model.loras)]
+    for where, text in named:
+        if not rules.is_folder(text) and (path.parent / text).is_file():
+            yamltext.say(reading, where, f"{text} is a file here, and no hub id", _instead(Path(text)))
     named = [(where, source) for where, source in named if rules.is_folder(source)]
     for where, text in named + ([("environment.path", job.environment.path)] if job.environment.path else []):
         found = rules.folder(text, path.parent)
         if not found.is_dir():
             why = "is not a folder" if found.exists() else "does not exist"
-            yamltext.say(reading, where, f"{found} {why}", f"correct the path; it is relative to {path.name}")
+            way = _instead(found) if found.is_file() else f"correct the path; it is relative to {path.name}"
+            yamltext.say(reading, where, f"{found} {why}", way)
     for where, model in sources:
         matrix, quality = model.imatrix, model.quality
         files = [("imatrix", "file", matrix.file), ("imatrix", "text", matrix.text)] if matrix else []
@@ -241,6 +246,12 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
             "choose a shorter one",
         )
     yamltext.done(reading)
+
+
+def _instead(file: Path) -> str:
+    if file.suffix == ".gguf":
+        return "a GGUF file is converted already: name the model that it was made from"
+    return "name the folder that it lies in, such as ./my-model"
 
 
 def schema() -> dict[str, Any]:
@@ -284,10 +295,11 @@ def job_text(
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=4096)
 
 
-def by_option(error: JobError, file: Path) -> JobError:
-    """What is wrong with a job that is in no file yet, by the options that it was made of."""
-    message = re.sub(rf"^{re.escape(str(file))}(:\d+)*: ", "", error.message, flags=re.MULTILINE)
+def tell_by_option(error: JobError, file: Path) -> None:
+    """Put what is wrong with a job that is in no file into the words of the options that it was made of."""
+    place = f"{re.escape(str(file))}|{re.escape(file.name)}"
+    message = re.sub(rf"^({place})(:\d+)*: ", "", error.message, flags=re.MULTILINE)
     for key, option in OPTIONS:
         message = re.sub(rf"^{key}(?=: )", option, message, flags=re.MULTILINE)
     hint = "`orchestrate convert --help` tells what each may be" if error.hint == WAY else error.hint
-    return JobError(message, hint.replace(f"relative to {file.name}", "relative to the current folder"))
+    error.message, error.hint = message, hint.replace(f"relative to {file.name}", "relative to the current folder")

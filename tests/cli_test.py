@@ -62,6 +62,13 @@ def test_schema_describes_the_starter(orchestrate: Orchestrate) -> None:
     [
         (("",), 'MODEL: "" is neither a hub id'),
         (("a/b/c",), 'MODEL: "a/b/c" is neither a hub id'),
+        (("https://hf.co/a/b",), 'MODEL: "https://hf.co/a/b" is an address; write a/b\n'),
+        (("https://me:pw@hf.co/a/b/tree/v1?x",), 'MODEL: "https://hf.co/a/b/tree/v1" is an address; write a/b@v1\n'),
+        (("https://hf.co/a/b/blob/main/x.gguf",), 'MODEL: "https://hf.co/a/b/blob/main/x.gguf" is an address; write a/b\n'),
+        (("https://me:pw/x@hf.co/a",), 'MODEL: "https://hf.co/a" is neither a hub id'),
+        (("a/b.gguf",), "MODEL: a/b.gguf is a file here, and no hub id\nhint: a GGUF file is converted already"),
+        (("./a/b.gguf",), "MODEL: {world}/a/b.gguf is not a folder\nhint: a GGUF file is converted already"),
+        (("./file",), "MODEL: {world}/file is not a folder\nhint: name the folder that it lies in"),
         (("./nothing",), "MODEL: {world}/nothing does not exist\nhint: correct the path; it is relative to the current folder"),
         (("a/b", "--lora", "./nothing"), "--lora: {world}/nothing does not exist"),
         (("a/b", "--outtype", "f 16", "--quantize", ","), '--outtype: expected a type such as bf16, found "f 16"\n--quantize: '),
@@ -74,6 +81,8 @@ def test_convert_tells_of_options_and_of_no_file(
     asked: tuple[str, ...], said: str, orchestrate: Orchestrate, world: Path
 ) -> None:
     (world / "file").touch()
+    (world / "a").mkdir()
+    (world / "a" / "b.gguf").touch()
     answer = orchestrate("convert", *asked)
     assert answer.code == 2 and f"error: {said.format(world=world)}" in answer.err and "orchestrate.yaml" not in answer.err
 

@@ -185,6 +185,7 @@ def test_complaints_of_the_repo(repo: str, said: str) -> None:
         ("source: nothing", "neither a hub id (org/name) nor a folder"),
         ("source: a/b/c", "neither a hub id"),
         ("source: a/../b", "neither a hub id"),
+        ("source: https://me:pw@hf.co/a/b", 'models[0].source: "https://hf.co/a/b" is an address; write a/b'),
         ("source: ['a/b']", "expected text, found a list"),
         ("source: a/b@", "models[0].revision: expected a branch"),
         ("source: a/b@v1\n    revision: v2", 'the source says "v1" already'),
