@@ -91,14 +91,14 @@ def convert(
     try:
         job = jobfile.parse(text.encode(errors="surrogateescape"), file)
         jobfile.check_folders(job, file)
-        if write_job:
-            if file.exists() and not flags["force"]:
-                raise JobError(f"{write_job} exists already", "choose another name, or use --force")
-            write_atomically(file, text)
-        sharing.run([sharing.work(job, file, flags)], flags, kept=bool(write_job))
     except JobError as error:
         jobfile.tell_by_option(error, file)
         raise
+    if write_job:
+        if file.exists() and not flags["force"]:
+            raise JobError(f"{write_job} exists already", "choose another name, or use --force")
+        write_atomically(file, text)
+    sharing.run([sharing.work(job, file, flags)], flags, kept=bool(write_job))
 
 
 @orchestrate.command()

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import first
@@ -138,6 +139,8 @@ def run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
             jobfile.check_together([(work.job, work.file) for work in works])
         result = idle.result(works, asked, lambda event: report.plain(manner, event)) or _worked(works, asked, flags)
     except (OrchestrateError, Stopped) as error:
+        if isinstance(error, JobError) and not kept:
+            jobfile.tell_by_option(error, works[0].file)
         if flags["as_json"]:
             said = [str(error)] if isinstance(error, Stopped) else error.lines()
             failed = {"status": "failed", "error": said, "seconds": 0.0, "steps": [], "outputs": [], "ollama": []}

@@ -87,6 +87,12 @@ def test_convert_tells_of_options_and_of_no_file(
     assert answer.code == 2 and f"error: {said.format(world=world)}" in answer.err and "orchestrate.yaml" not in answer.err
 
 
+def test_convert_tells_of_what_a_tag_lacks_as_of_an_option(orchestrate: Orchestrate, data: Path) -> None:
+    answer = orchestrate("convert", data / "tiny-llama", "--outtype", "q9_9", "--override", "torch==2.13.0", "--json")
+    assert answer.code == 2 and "error: tiny-llama: b11434 has no outtype `q9_9`" in answer.err
+    assert answer.json()["error"][0].startswith("tiny-llama: ")
+
+
 def test_convert_needs_no_job_file(orchestrate: Orchestrate, data: Path, world: Path) -> None:
     model, job = data / "tiny-llama", world / "kept.yaml"
     asked = ("convert", model, "--lora", data / "lora-a", "--outtype", "f16", "--tag", "b11434", "--output", "out")
