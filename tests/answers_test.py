@@ -241,16 +241,26 @@ def recorder(built: dict[str, Any], shared_cache: Path) -> Path:
     return next((shared_cache / "builds").rglob("llama-perplexity*"))
 
 
+@pytest.fixture
+def made(orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], once: Callable[..., None], world: Path) -> Path:
+    """A model that is converted, and may be spoilt."""
+
+    def make() -> None:
+        copy("tiny-llama")
+        assert orchestrate("run", job("./model")).code == 0
+
+    once("made of a copy", make)
+    return world / "model"
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_source_that_transformers_cannot_judge_is_a_note(
-    name: str, python: Path, recorder: Path, orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], world: Path
+    name: str, python: Path, recorder: Path, made: Path, compiled: dict[str, str], world: Path
 ) -> None:
-    model = copy("tiny-llama")
-    assert orchestrate("run", job("./model")).code == 0
     change, said = SOURCES[name]
-    change(model)
-    files, env = (world / "dist" / "model-bf16.gguf",), clean_env(HF_HUB_OFFLINE="1")
-    sides = Sides(files=files, model=model, python=str(python), env=env, scratch=world, log=world / "log")
+    change(made)
+    files, env = (world / "dist" / "model-bf16.gguf",), clean_env(HF_HUB_OFFLINE="1", **compiled)
+    sides = Sides(files=files, model=made, python=str(python), env=env, scratch=world, log=world / "log")
     found, done = logits.check(sides, lambda name: recorder, lambda text: None)
     assert not done and not found.failures and said in found.notes[0], found
 

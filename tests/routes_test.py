@@ -265,11 +265,19 @@ def test_a_model_from_the_hub_gives_the_bytes_of_its_folder(
         == 0
     )
     assert (world / "dist" / "m-f16.gguf").read_bytes() == (world / "local" / "m-f16.gguf").read_bytes()
+
+
+def test_a_check_by_files_that_are_not_here_any_more_names_the_way(
+    hub: Hub, orchestrate: Callable[..., Answer], job: Callable[..., Path], world: Path
+) -> None:
+    # By a name of its own: what another test has fetched would be shown again.
+    assert orchestrate("run", job({"source": "org/m", "name": "gone", "outtype": "f16"})).code == 0
+    made = world / "dist" / "gone-f16.gguf"
     next((world.parent / "hf").rglob("snapshots/*/model.safetensors")).resolve().unlink()
-    answer = orchestrate("verify", world / "dist" / "m-f16.gguf", "--level", "content")
-    assert answer.code == 2 and "the files of org/m are not on this machine" in answer.err and "--force" in answer.err
-    assert orchestrate("run", "job.yaml", "--force").code == 0
-    assert orchestrate("verify", world / "dist" / "m-f16.gguf", "--level", "content").code == 0
+    answer = orchestrate("verify", made, "--level", "content")
+    assert answer.code == 2 and "the files of org/m are not on this machine" in answer.err
+    assert "orchestrate run job.yaml --force" in answer.err and orchestrate("run", "job.yaml", "--force").code == 0
+    assert orchestrate("verify", made, "--level", "content").code == 0
 
 
 def test_only_adapters_download_no_weights_of_the_base(
