@@ -133,7 +133,7 @@ def settle(
     if options.locked and stale:
         raise LockError(
             f"{path.name} does not fit {work.file.name}: {'; '.join(stale)}",
-            f"run `{work.ask('lock')}` and commit the result",
+            f"run `{work.command('lock')}` and commit the result",
         )
     if options.write_lock and old and (stale or options.upgrade):
         neighbours.check_lock(work.file)

@@ -62,5 +62,5 @@ def drift(work: Work, lock: Lock) -> None:
                 raise IntegrityError(
                     f"{folder / name} has changed since it was locked: "
                     f"locked {pinned.get(name, 'no such file')}, found {now.get(name, 'no such file')}",
-                    f"if the change is meant: {work.ask('lock', '--upgrade')}",
+                    f"if the change is meant: {work.command('lock', '--upgrade')}",
                 )

@@ -269,7 +269,7 @@ def origin(work: Work, pin: FilesPin, tell: Tell, look: Look = lambda folder, fi
         return work.folder(wanted.source)
     folder, locked = Path(), hub.Snapshot(source=wanted.source, commit=pin.commit, files=pin.files)
     if hub.missing(locked) and not work.settings.offline and (moved := hub.moved(locked, wanted.revision, work.settings)):
-        tell(f"note: {moved}; the locked commit is used; to move on: {work.ask('lock', '--upgrade', 'models')}")
+        tell(f"note: {moved}; the locked commit is used; to move on: {work.command('lock', '--upgrade', 'models')}")
     light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
     for files in (light, pin.files):
         snapshot = msgspec.structs.replace(locked, files=files)

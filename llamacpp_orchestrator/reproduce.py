@@ -149,7 +149,7 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
     if find and not programs.ready(work, lock):
         raise JobError(
             f"the programs of {lock.llama_cpp.tag}, which `{level}` needs, are not on this machine",
-            f"get them with: {work.ask('setup')}",
+            f"get them with: {work.command('setup')}",
         )
     if build.of and not subject.of and level != levels.STRUCTURE:
         raise JobError(
@@ -157,7 +157,7 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         )
     for paths, command in ((subject.of, "run"), ((subject.tree, Path(subject.python)), "setup")):
         if missing := [path for path in paths if not path.exists()]:
-            raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: {work.ask(command)}")
+            raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: {work.command(command)}")
     pins.get_tree(work, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
     if not build.of or level == levels.LOGITS:
         _show(work, lock, build)
@@ -184,7 +184,7 @@ def _show(work: Work, lock: Lock, build: building.Build) -> None:
         try:
             stages.fetch_action(here, lock, wanted, name)(lambda text: None)
         except NetworkError as error:
-            again = f"bring them here, and make it again: {work.ask('run', '--force')}"
+            again = f"bring them here, and make it again: {work.command('run', '--force')}"
             raise JobError(f"the files of {wanted.source} are not on this machine", again) from error
 
 

@@ -81,9 +81,10 @@ def source(text: str) -> str:
     """A hub id or a folder."""
     if is_folder(text):
         return 'a folder\'s name cannot hold "\\0"' if "\0" in text else ""
-    text = anonymous(text) if "://" in text else text
-    if "://" in text and (named := _in_address(text)):
-        return f'"{shown(text)}" is an address; write {named}'
+    if "://" in text:
+        text = anonymous(text)
+        if named := _in_address(text):
+            return f'"{shown(text)}" is an address; write {named}'
     if not HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
         return f'"{shown(text)}" is neither a hub id (org/name) nor a folder, which begins with ./ ../ ~/ or /'
     return ""
@@ -94,7 +95,9 @@ def _in_address(text: str) -> str:
     words = re.split("[?#]", text.partition("://")[2], maxsplit=1)[0].strip("/").split("/")[1:]
     named = "/".join(words[:2])
     revision = words[3] if words[2:3] == ["tree"] and len(words) == 4 and words[3] != "main" else ""
-    return f"{named}@{revision}" if HUB_ID.fullmatch(named) and revision else named if HUB_ID.fullmatch(named) else ""
+    if not HUB_ID.fullmatch(named):
+        return ""
+    return f"{named}@{revision}" if revision else named
 
 
 def url(text: str) -> str:

@@ -31,9 +31,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
         """A folder as the job names it."""
         return self.folders.get(text) or spec.folder(text, self.file.parent)
 
-    def ask(self, command: str, *options: str) -> str:
+    def command(self, name: str, *options: str) -> str:
         """A command about this job, for a hint: as one types it in the current folder."""
-        return ours(command, self.file, *options)
+        return ours(name, self.file, *options)
 
     def online(self, what: str) -> None:
         """Raise NetworkError if the network would have to be asked and may not."""

@@ -461,7 +461,7 @@ def test_a_silent_hub_meets_the_time_limit(server: Hub, monkeypatch: pytest.Monk
     started = time.monotonic()
     with pytest.raises(NetworkError, match="cannot be read from"):
         listed(server)
-    assert time.monotonic() - started < hubsession.TRIES * 10, "the library waits so long by itself"
+    assert time.monotonic() - started < 5
 
 
 def test_an_unreachable_hub(cache: Path) -> None:
@@ -567,7 +567,7 @@ def test_a_stop_ends_a_stalled_download_at_once(server: Hub) -> None:
     try:
         with pytest.raises(Stopped):
             fetched(server, found)
-        assert time.monotonic() - started < 10, "the library waits so long by itself"
+        assert time.monotonic() - started < 4
         # What still hangs must not hold the interpreter back.
         assert {thread for thread in threading.enumerate() if not thread.daemon} <= {threading.main_thread(), timer}
         with pytest.raises(Stopped):

@@ -31,7 +31,11 @@ HEAVY = {
 @pytest.fixture()
 def done(orchestrate: Orchestrate, job: Job, data: Path, once: Callable[..., None], world: Path) -> Path:
     model = {"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [{"source": str(data / "lora-a"), "name": "a"}]}
-    once("done", lambda: orchestrate("run", job(model)))
+
+    def make() -> None:
+        assert orchestrate("run", job(model)).code == 0
+
+    once("done", make)
     return world / "job.yaml"
 
 

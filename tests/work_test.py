@@ -33,7 +33,7 @@ def of(file: Path) -> Work:
     ],
 )
 def test_a_command_for_a_hint_is_one_that_can_be_typed(world: Path, name: str, typed: str) -> None:
-    assert of(world / name).ask("lock", "--upgrade") == f"orchestrate lock {typed} --upgrade"
+    assert of(world / name).command("lock", "--upgrade") == f"orchestrate lock {typed} --upgrade"
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, ValueError])
@@ -46,4 +46,4 @@ def test_where_nothing_is_near_a_path_is_told_whole(
         raise error
 
     monkeypatch.setattr(os.path, "relpath", relpath)
-    assert work.ask("run").split()[2].strip("\"'") == str(tmp_path / "job.yaml")
+    assert work.command("run").split()[2].strip("\"'") == str(tmp_path / "job.yaml")
