@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import converter_view
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
@@ -40,7 +41,8 @@ def check_tokenizer(work: Work, lock: Lock, build: Build, known: dict[Path, str]
     if build.output.lora:
         return
     (wanted, name), *_ = build.needs
-    subject = _subject(work, lock, build.output.model, building.view(work, lock.files(wanted), name))
+    view = building.view(work, lock.files(wanted), name)
+    subject = _subject(work, lock, build.output.model, converter_view.folder(work, lock, view))
     if subject.folder not in known:
         command = preflight.hash_command(subject, str(building.python(work, lock)), building.converter_env(work))
         command = fence.around(command, claims.limits(work.settings), (subject.tree,), (building.home(work),))

@@ -14,6 +14,7 @@ from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator import translation
 from llamacpp_orchestrator.artifact import Input
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.interpreter import python_in
@@ -156,8 +157,8 @@ def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
         needs = ((base.wanted, model.name), (mine.wanted, lora.name))
         known = {str(base_view): "{model}", str(lora_view): "{adapter}"}
     known |= {str(python(work, lock)): "{python}", str(tree(work, lock)): "{tree}", str(draft.parent): "{output}"}
-    rule = scales.RULE if lora else ""
-    return _build(work, lock, output, command, known, inputs, force, name=_name(work, asked), needs=needs, rule=rule)
+    rules = (translation.REVISION, *((scales.RULE,) if lora else ()))
+    return _build(work, lock, output, command, known, inputs, force, name=_name(work, asked), needs=needs, rules=rules)
 
 
 def source_of(model: spec.Model) -> tuple[tuple[Wanted, str], ...]:
@@ -230,10 +231,10 @@ def _build(
     name: str,
     needs: tuple[tuple[Wanted, str], ...] = (),
     of: Output | None = None,
-    rule: str = "",
+    rules: tuple[str, ...] = (),
     matrix: Matrix | None = None,
 ) -> Build:
-    recipe = _recipe(work, lock, command, known, inputs, rule)
+    recipe = _recipe(work, lock, command, known, inputs, rules)
     current = not force and artifact.is_current(artifact.read(output.path), recipe, output.path.parent)
     return Build(
         output=output,
@@ -248,10 +249,12 @@ def _build(
     )
 
 
-def _recipe(work: Work, lock: Lock, command: Command, known: dict[str, str], inputs: tuple[Input, ...], rule: str = "") -> str:
+def _recipe(
+    work: Work, lock: Lock, command: Command, known: dict[str, str], inputs: tuple[Input, ...], rules: tuple[str, ...] = ()
+) -> str:
     shown = portable(command.argv, known)
     made_by = lock.environment.pin().digest() if lock.environment else f"unpinned {work.job.environment.path}"
-    parts = [shown, inputs, lock.llama_cpp.tree, made_by, *([rule] if rule else [])]
+    parts = [shown, inputs, lock.llama_cpp.tree, made_by, *rules]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 

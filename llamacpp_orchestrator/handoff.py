@@ -15,6 +15,7 @@ import msgspec
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import converter_view
 from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import lock as locks
@@ -195,14 +196,14 @@ def _ask(work: Work, lock: Lock, each: Handoff, dest: Path, log: Path, tell: Tel
     ):
         before(tell)
     gguf = building.shards(each.base.output)[0]
-    asked = {"view": str(building.view(work, lock.files(wanted), model.name)), "gguf": str(gguf), "talks": ollama.TALKS}
+    view = converter_view.folder(work, lock, building.view(work, lock.files(wanted), model.name))
+    asked = {"view": str(view), "gguf": str(gguf), "talks": ollama.TALKS}
     (dest / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
     package = building.tree(work, lock) / "gguf-py"
     argv = (str(building.python(work, lock)), str(SCRIPT), str(package), str(dest / "asked.json"), str(dest / "answer.json"))
     try:
         asking = Command(argv, cwd=str(dest), env=building.converter_env(work))
-        seen = (building.view(work, lock.files(wanted), model.name), gguf)
-        process.stream(fence.around(asking, claims.limits(work.settings), seen, (dest,)), log)
+        process.stream(fence.around(asking, claims.limits(work.settings), (view, gguf), (dest,)), log)
     except CommandFailed as error:
         message = f"the chat template of {model.name} could not be looked at: {error.message}"
         hint = "leave `ollama` out for this model, or see the log"

@@ -41,7 +41,8 @@ Run = Callable[[Command, Path, Callable[[str], None]], None]
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output.
 
-    `remote`: the source brings code of its own; `packages` answers with a folder that holds PEFT.
+    `remote`: the source brings code of its own; `packages` answers with a folder that holds PEFT, `shown` with the model in
+    the form that the tag's transformers reads.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     level: str = CONTENT
     args: tuple[str, ...] = ()
     views: tuple[Path, ...] = ()
+    shown: Callable[[], Path] | None = None
     of: tuple[Path, ...] = ()
     base: tuple[Path, ...] = ()
     python: str = ""
@@ -255,7 +257,8 @@ def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run, tell: 
     doubtful = content.doubts(sides)
     if found.failures or not (doubtful.absent or doubtful.shapes):
         return found
-    expected = _ask(subject, asked | {"output": {}, "expect": str(model)}, run, tell)["expected"]
+    shown = subject.shown() if subject.shown else model
+    expected = _ask(subject, asked | {"output": {}, "expect": str(shown)}, run, tell)["expected"]
     return found + content.decide(sides, doubtful, expected)
 
 
@@ -272,7 +275,7 @@ def _ask(subject: Subject, asked: dict[str, Any], run: Run, tell: Callable[[str]
     command = (subject.python, str(ACCOUNT), str(question), str(answer))
     try:
         words = Command(command, cwd=str(subject.scratch), env=subject.env)
-        places = (subject.tree, *subject.files, *subject.views)
+        places = (subject.tree, *subject.files, *subject.views, *([Path(asked["expect"])] if asked["expect"] else []))
         run(fence.around(words, subject.limits, places, (subject.scratch,)), subject.log, tell)
         return dict(json.loads(answer.read_text(encoding="utf-8")))
     except CommandFailed as error:

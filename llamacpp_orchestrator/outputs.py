@@ -20,6 +20,7 @@ from llamacpp_orchestrator import aside
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import converter_view
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import levels
@@ -80,17 +81,19 @@ def convert_action(bench: Bench, build: Build) -> Action:
         asked = bench.log(f"tokenizer {build.name}")
         admission.check_tokenizer(work, lock, build, bench.hashes, bench.converter, asked, tell)
         found = rescale.judge(work, lock, build)
-        for note in found.notes:
+        notes = (*converter_view.of(work, lock, converter_view.base(work, lock, build)).notes, *found.notes)
+        for note in notes:
             tell(f"{NOTE}{build.output.path.name}: {note}")
         rescale.stage(
             work, lock, build, found, lambda command: bench.converter(command, bench.log(f"rescale {build.name}"), tell)
         )
         try:
-            bench.converter(_fenced(bench, build, rescale.command(work, lock, build, found)), log, tell)
+            command = converter_view.command(work, lock, build, rescale.command(work, lock, build, found))
+            bench.converter(_fenced(bench, build, command), log, tell)
         finally:
-            if found.notes and log.exists():
+            if notes and log.exists():
                 with log.open("a", encoding="utf-8") as file:
-                    file.writelines(f"{NOTE}{note}\n" for note in found.notes)
+                    file.writelines(f"{NOTE}{note}\n" for note in notes)
         return "done"
 
     return action
@@ -194,6 +197,7 @@ def subject(bench: Bench, build: Build, files: list[Path], find: Callable[[str],
         level=build.output.model.verify,
         args=(*(build.output.lora or build.output.model).args, *(("--mmproj",) if build.output.kind == "mmproj" else ())),
         views=tuple(views),
+        shown=functools.partial(converter_view.folder, work, lock, views[0]) if views else None,
         of=tuple(building.shards(build.of)) if build.of else (),
         base=tuple(building.shards(base)) if base else (),
         python=str(building.python(work, lock)),
@@ -283,6 +287,7 @@ def publish(build: Build) -> None:
 
 def _receipt(bench: Bench, build: Build, files: tuple[artifact.FileRecord, ...], verdict: levels.Verdict) -> artifact.Receipt:
     lock, found = bench.lock, rescale.judge(bench.work, bench.lock, build)
+    translated = () if build.of else converter_view.of(bench.work, lock, converter_view.base(bench.work, lock, build)).notes
     return artifact.Receipt(
         path=build.output.path.name,
         kind=build.output.kind,
@@ -301,7 +306,7 @@ def _receipt(bench: Bench, build: Build, files: tuple[artifact.FileRecord, ...],
         files=files,
         levels=verdict.levels,
         job=_way(bench.work.file, build.output.path.parent),
-        notes=(*found.notes, *bench.notes.get(build.output.path, ()), *verdict.notes),
+        notes=(*translated, *found.notes, *bench.notes.get(build.output.path, ()), *verdict.notes),
     )
 
 

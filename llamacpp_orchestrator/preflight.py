@@ -84,6 +84,7 @@ def check_model(subject: Subject) -> None:
         config = read_json(subject.folder / "config.json")
         check_architecture(subject, config, "--mmproj" in flags)
         if "--mmproj" not in flags and "--vocab-only" not in flags:
+            check_scaling(subject, config)
             check_quantization(subject, config)
             check_vocabulary(subject, config)
 
@@ -163,6 +164,28 @@ def _elsewhere(subject: Subject, able: Callable[[Path], bool]) -> str:
     found = [path for path in trees if path != subject.tree and (path / MARK).is_file() and able(path)]
     tags = [path.name.removeprefix("package-") for path in found]
     return f"set `llama_cpp.tag` to one that does: {', '.join(tags)} in the cache, or a newer one" if tags else "pin a newer tag"
+
+
+def scaling(config: dict[str, Any]) -> str:
+    """The kind of rope scaling that a config asks of all texts, by the spelling of either time; "" for none."""
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    nested = [part.get(key) for part in parts for key in ("rope_scaling", "rope_parameters")]
+    ropes = [rope.get("full_attention", rope) for rope in nested if isinstance(rope, dict)]
+    kinds = [rope.get("rope_type", rope.get("type")) for rope in ropes if isinstance(rope, dict) and rope.get("factor") != 1]
+    return next((str(kind) for kind in kinds if kind in scripts.SCALINGS), "")
+
+
+def check_scaling(subject: Subject, config: dict[str, Any]) -> None:
+    """Raise OrchestrateError for a scaling of rope that the architecture's class at this tag would pass over."""
+    kind, names = scaling(config), claimed(config)[:1]
+
+    def able(tree: Path) -> bool:
+        classes = scripts.converter(tree, names[0])
+        return not classes or kind in scripts.scalings(classes)
+
+    if kind and names and subject.weights and not able(subject.tree):
+        message = f"{subject.source}: {subject.tag} does not know the rope scaling {kind} of {quoted(names[0])}"
+        raise OrchestrateError(f"{message}, and would convert the model as if it had none", _elsewhere(subject, able))
 
 
 def check_quantization(subject: Subject, config: dict[str, Any]) -> None:

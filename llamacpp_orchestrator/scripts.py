@@ -22,6 +22,10 @@ OTHER_WAYS = (
     "_set_vocab_interns1", "SpecialVocab",
 )  # fmt: skip
 
+# Kinds of rope scaling that change every text → a word without which no script can write them. `dynamic` changes only what
+# is longer than the model's own context, and no tag writes it.
+SCALINGS = {"linear": "linear", "yarn": "yarn", "longrope": "long_factor", "su": "long_factor", "llama3": "low_freq_factor"}
+
 Classes = dict[str, ast.ClassDef]
 # Python 3.11 counts the depth of the trees that threads build at once together, and fails where that does not add up.
 _building = threading.Lock()
@@ -276,6 +280,12 @@ def reads_gpt2(classes: list[ast.ClassDef], special: tuple[str, ...]) -> bool:
         called.remove("set_vocab")
         classes = classes[[node.name for node in classes].index(owner) + 1 :]
     return "_set_vocab_gpt2" in called and called <= {"_set_vocab_gpt2", *OTHER_WAYS}
+
+
+def scalings(classes: list[ast.ClassDef]) -> frozenset[str]:
+    """The kinds of rope scaling that a class and all above it write; the others it passes over."""
+    words = {text for node in classes for text in _within(node)}
+    return frozenset(kind for kind, word in SCALINGS.items() if word in words)
 
 
 def _overridden(classes: list[ast.ClassDef], name: str) -> bool:

@@ -1,0 +1,108 @@
+"""The folder that upstream's scripts are shown of a model: its view, or a copy of that in the form which the tag reads."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import translation
+from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.modelfiles import HubFile
+from llamacpp_orchestrator.translation import Reader
+from llamacpp_orchestrator.translation import Translation
+from llamacpp_orchestrator.translation.reader import reader
+from llamacpp_orchestrator.translation.rules import RULES
+from llamacpp_orchestrator.work import Work
+
+
+def of(work: Work, lock: Lock, view: Path) -> Translation:
+    """What the tag of a lock must be shown of the model in a view, whose small files are enough."""
+    files = tuple((path.name, path.stat().st_mtime_ns) for path in sorted(view.glob("*")) if path.suffix in (".json", ".jinja"))
+    return _translated(view, files, reader(building.tree(work, lock), _transformers(work, lock)))
+
+
+def _transformers(work: Work, lock: Lock) -> str:
+    """The version of transformers that the scripts run with; "" where the environment does not tell."""
+    if lock.environment is not None:
+        match = re.search(r"^transformers==([\d.]+)", lock.environment.requirements, re.MULTILINE)
+        return match[1] if match else ""
+    venv = work.folder(str(work.job.environment.path))
+    packages = (*venv.glob("lib/python3*/site-packages"), venv / "Lib" / "site-packages")
+    names = [path.name for folder in packages for path in folder.glob("transformers-*.dist-info")]
+    return names[0].split("-")[1].removesuffix(".dist") if names else ""
+
+
+@functools.lru_cache(maxsize=16)  # a base is asked for with each of its adapters; `files` tells when a view has grown
+def _translated(view: Path, files: tuple[tuple[str, int], ...], by: Reader) -> Translation:
+    @functools.cache
+    def read(name: str) -> Any:
+        path = view / name
+        try:
+            text = path.read_text(encoding="utf-8") if ".." not in path.parts and path.is_file() else None
+            return text if text is None or path.suffix != ".json" else json.loads(text)
+        except (OSError, ValueError, RecursionError):
+            return None  # what is damaged is upstream's to complain about
+
+    return translation.translate(read, by, RULES)
+
+
+def folder(work: Work, lock: Lock, view: Path) -> Path:
+    """The folder that the tag's scripts are given for a view: the view, or a copy that is made where it is not there.
+
+    A copy has the view's name, and links to its files but for those in another form.
+    """
+    translated = of(work, lock, view).files
+    if not translated:
+        return view
+    copy = _place(work, view, translated)
+
+    def make(entry: Path) -> None:
+        names = [path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.is_file()]
+        linked = [HubFile(path=name, size=0) for name in names if name not in translated]
+        modelfiles.make_view(linked, view, copy)
+        for name, text in translated.items():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_text(text, encoding="utf-8", newline="\n")
+
+    def unhealthy(entry: Path) -> str:
+        gone = [path.name for path in view.iterdir() if not (copy / path.name).exists()]
+        altered = [name for name, text in translated.items() if _text(copy / name) != text]
+        return f"{(gone or altered)[0]} of the copy is not as it was made" if gone or altered else ""
+
+    work.store.ensure("views", copy.parent.name, make, unhealthy)
+    return copy
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _place(work: Work, view: Path, translated: dict[str, str]) -> Path:
+    key = msgspec.json.encode([str(view.relative_to(work.store.root)), sorted(translated.items())])
+    return work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / view.name
+
+
+def base(work: Work, lock: Lock, build: Build) -> Path:
+    """The view of the model that an output is converted from, or whose adapter it is."""
+    wanted, name = build.needs[0]
+    return building.view(work, lock.files(wanted), name)
+
+
+def command(work: Work, lock: Lock, build: Build, asked: Command) -> Command:
+    """A call of upstream's script with the folder that it is to read; makes that folder where it must be another."""
+    view = base(work, lock, build)
+    shown = str(folder(work, lock, view))
+    return msgspec.structs.replace(asked, argv=tuple(shown if word == str(view) else word for word in asked.argv))

@@ -1,0 +1,69 @@
+"""A checkpoint in the form that a pinned tag reads: rules that each turn what a newer library saved into what it was before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+# What a recipe says of the rules here: a file that was made by other rules is not current. Raise it with every changed rule.
+REVISION = "translation 1"
+
+Json = dict[str, Any]
+Read = Callable[[str], Any]
+"""One file of a checkpoint by its name: an object, a list, or the text of a template; None where there is none."""
+
+
+class Reader(msgspec.Struct, frozen=True, kw_only=True):
+    """What reads a checkpoint at a tag: the version of transformers beside its scripts, and what these know themselves.
+
+    `transformers` is () where it cannot be told, and counts as an old one; `knows` has names of `reader.MARKS`.
+    """
+
+    transformers: tuple[int, ...] = ()
+    knows: frozenset[str] = frozenset()
+
+    def before(self, major: int) -> bool:
+        """Whether transformers is of a time before its version `major`.0."""
+        return self.transformers < (major,)
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a form: what a reader must be told otherwise, who writes it so since when, and where that was seen.
+
+    `apply` answers with the files that must be shown otherwise, {} for a checkpoint or a reader that does not need it.
+    """
+
+    name: str
+    since: str
+    source: str
+    apply: Callable[[Read, Reader], Json]
+
+
+class Translation(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of a checkpoint that a converter is shown in another form, as text by name, and what is to be said of it."""
+
+    files: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+
+def translate(read: Read, reader: Reader, rules: Iterable[Rule]) -> Translation:
+    """What a reader must be shown of a checkpoint, rule after rule; nothing for one that it reads as it is."""
+    changed: Json = {}
+    notes: list[str] = []
+
+    def current(name: str) -> Any:
+        return changed[name] if name in changed else read(name)
+
+    for rule in rules:
+        if files := rule.apply(current, reader):
+            changed |= files
+            notes.append(f"translated for this tag: {rule.name} ({', '.join(sorted(files))}; new since {rule.since})")
+    return Translation(files={name: _text(value) for name, value in sorted(changed.items())}, notes=tuple(notes))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,296 @@
+"""What newer libraries save is shown to a tag in the form that it reads, and what it reads already is left alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamacpp_orchestrator import preflight
+from llamacpp_orchestrator import translation
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.translation import Reader
+from llamacpp_orchestrator.translation.reader import MARKS
+from llamacpp_orchestrator.translation.reader import reader
+from llamacpp_orchestrator.translation.rules import RULES
+from llamacpp_orchestrator.translation.tokenizer import framed
+
+# A tag, and the package that carries its tree, as in eras_test.
+TAGS = {"b3878": "0.3.1", "b9821": "b9821", "b10605": "b10605", "b11434": "b11434"}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+OLD = Reader(transformers=(4, 57, 6), knows=frozenset({"outer context"}))
+NEW = Reader(transformers=(4, 57, 6), knows=frozenset(MARKS) - {"outer context"})
+NEWEST = Reader(transformers=(5, 23, 0), knows=NEW.knows)
+PAIRS = {"model": {"type": "BPE", "merges": [["a", "b"], ["ab", " c"]]}}
+
+
+def translated(files: dict[str, Any], by: Reader) -> dict[str, Any]:
+    shown = translation.translate(files.get, by, RULES).files
+    return {name: json.loads(text) if name.endswith(".json") else text for name, text in shown.items()}
+
+
+CONFIGS = [
+    # rope: flat, with a scaling, one for each type of layers, under a family's own names, and within a part.
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope_theta": 5e5}),
+    (
+        {"rope_parameters": {**LLAMA3, "rope_theta": 5e5, "original_max_position_embeddings": 8192}},
+        {"rope_theta": 5e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 8192}},
+    ),
+    (
+        {"rope_parameters": {**LLAMA3, "rope_theta": 5e5, "original_max_position_embeddings": 512}},
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 512},
+            "original_max_position_embeddings": 512,
+        },
+    ),
+    (
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.5,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0, "type": "linear"},
+        },
+    ),
+    (
+        {
+            "model_type": "gemma3_text",
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+        {"model_type": "gemma3_text", "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    ),
+    (
+        {"model_type": "gpt_neox", "rope_parameters": {"rope_theta": 2e4, "partial_rotary_factor": 0.25}},
+        {"model_type": "gpt_neox", "rotary_emb_base": 2e4, "rotary_pct": 0.25},
+    ),
+    ({"text_config": {"rope_parameters": {"rope_theta": 3e4}}}, {"text_config": {"rope_theta": 3e4}}),
+    # What transformers 4 saved, and a script of 2024 passes over.
+    ({"rope_scaling": {"rope_type": "yarn"}}, {"rope_scaling": {"rope_type": "yarn", "type": "yarn"}}),
+    ({"rope_scaling": {**LLAMA3}, "head_dim": None}, {"rope_scaling": {**LLAMA3}}),
+]
+
+
+@pytest.mark.parametrize(("config", "shown"), CONFIGS)
+def test_a_config_as_scripts_of_2024_read_it(config: dict[str, Any], shown: dict[str, Any]) -> None:
+    before = json.dumps(config)
+    assert translated({"config.json": config}, OLD) == {"config.json": shown}
+    assert json.dumps(config) == before, "the user's own stays as it is"
+    assert translated({"config.json": shown}, OLD) == {}, "and what is in that form is left alone"
+    assert translated({"config.json": config}, NEWEST) == {}
+    assert "model_type" in config or translated({"config.json": config}, NEW) == {}, "its script reads those that nobody else knows"
+
+
+KEPT = [
+    {},
+    {"rope_theta": 1e4, "rope_scaling": None, "head_dim": None},
+    {"rope_theta": 5e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 8192}},
+    {"rope_scaling": {"type": "su", "long_factor": [1.0], "short_factor": [1.0]}},
+    {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e4}},  # written for both
+    {"rope_parameters": "odd"},
+    {"model_type": "qwen3_moe", "num_local_experts": 8, "num_experts": 8},
+    {"model_type": "mixtral", "num_local_experts": 8},
+    {"eos_token_id": 2},
+    {"eos_token_id": []},
+]
+
+
+@pytest.mark.parametrize("config", KEPT)
+@pytest.mark.parametrize("by", [OLD, NEW, NEWEST])
+def test_a_config_that_every_reader_takes_is_left_alone(config: dict[str, Any], by: Reader) -> None:
+    assert translated({"config.json": config}, by) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "shown"),
+    [
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "model_type": "llama"}, {"rope_theta": 5e5}),
+        (
+            {
+                "model_type": "phi3",
+                "original_max_position_embeddings": 4096,
+                "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0], "long_factor": [2.0]},
+            },
+            {
+                "original_max_position_embeddings": 4096,
+                "rope_theta": 1e4,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+            },
+        ),
+        (
+            {"model_type": "gpt_neox", "rope_theta": 2e4, "partial_rotary_factor": 0.5, "rope_parameters": {"rope_theta": 2e4}},
+            {"rotary_emb_base": 2e4, "rotary_pct": 0.5},
+        ),
+        (
+            {
+                "model_type": "olmo3",
+                "rope_parameters": {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e4}},
+            },
+            {"rope_theta": 1e4},
+        ),
+        ({"model_type": "t5", "tie_word_embeddings": True, "scale_decoder_outputs": False}, {"tie_word_embeddings": False}),
+        ({"model_type": "granitemoehybrid", "layer_types": ["linear_attention"]}, {"layer_types": ["mamba"]}),
+        ({"model_type": "bamba", "time_step_limit": [0.0, {"__float__": "Infinity"}]}, {"time_step_limit": [0.0, float("inf")]}),
+        ({"model_type": "gemma4_text", "rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, None),
+    ],
+)
+def test_a_config_as_transformers_4_reads_it(config: dict[str, Any], shown: dict[str, Any] | None) -> None:
+    made = translated({"config.json": config}, NEW).get("config.json")
+    assert (made and {key: value for key, value in made.items() if key not in ("model_type", "scale_decoder_outputs")}) == shown
+    assert translated({"config.json": config}, NEWEST) == {}
+
+
+def test_the_number_of_experts_bears_the_name_that_the_family_had() -> None:
+    config = {"model_type": "qwen3_moe", "num_local_experts": 8}
+    assert translated({"config.json": config}, NEW) == {"config.json": {"model_type": "qwen3_moe", "num_experts": 8}}
+    assert translated({"config.json": config}, NEWEST) == {}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "end"),
+    [
+        ({"eos_token": "</s>", "added_tokens_decoder": {"7": {"content": "</s>"}, "9": {"content": "<|im_end|>"}}}, 7),
+        ({"eos_token": {"content": "<|im_end|>"}, "added_tokens_decoder": {"9": {"content": "<|im_end|>"}}}, 9),
+        ({"eos_token": "</s>"}, 9),
+        (None, 9),
+    ],
+)
+def test_of_several_ends_the_tokenizers_own_is_shown(tokenizer: dict[str, Any] | None, end: int) -> None:
+    files = {"config.json": {"eos_token_id": [9, 7]}, "tokenizer_config.json": tokenizer}
+    assert translated(files, NEW) == {"config.json": {"eos_token_id": end}}
+    assert translated({**files, "tokenizer.json": {}}, NEW) == {}, "there its tokens have numbers"
+
+
+@pytest.mark.parametrize("name", ["TokenizersBackend", "SentencePieceBackend", "PythonBackend"])
+def test_a_class_that_is_new_becomes_the_plain_one(name: str) -> None:
+    files = {"tokenizer_config.json": {"tokenizer_class": name, "eos_token": "</s>"}, "tokenizer.json": {}}
+    assert translated(files, NEW)["tokenizer_config.json"] == {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    assert translated(files, NEWEST) == {}
+    assert translated({"tokenizer_config.json": files["tokenizer_config.json"]}, NEW) == {}, "there is nothing that it could read"
+
+
+@pytest.mark.parametrize("name", ["Qwen2Tokenizer", "LlamaTokenizerFast", "GPTNeoXTokenizer", "HerOwnTokenizer", None])
+def test_other_classes_stay(name: str | None) -> None:
+    assert translated({"tokenizer_config.json": {"tokenizer_class": name}, "tokenizer.json": {}}, NEW) == {}
+
+
+def test_a_list_of_special_tokens_bears_its_older_name() -> None:
+    config = {"extra_special_tokens": ["<a>"], "eos_token": "</s>"}
+    shown = translated({"tokenizer_config.json": config}, NEW)["tokenizer_config.json"]
+    assert shown == {"eos_token": "</s>", "additional_special_tokens": ["<a>"]}
+    assert translated({"tokenizer_config.json": config}, NEWEST) == {}
+    assert translated({"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<i>"}}}, NEW) == {}
+
+
+def test_pairs_of_merges_become_lines_for_who_reads_no_pairs() -> None:
+    assert translated({"tokenizer.json": PAIRS}, OLD) == {"merges.txt": "#version: 0.2\na b\nab Ġc\n"}
+    assert translated({"tokenizer.json": PAIRS}, NEW) == {}
+    assert translated({"tokenizer.json": PAIRS, "merges.txt": "a b\n"}, OLD) == {}
+    assert translated({"tokenizer.json": {"model": {"merges": ["a b"]}}}, OLD) == {}
+    assert translated({"tokenizer.json": {"model": {"merges": [["a\n", "b"]]}}}, OLD) == {}, "no line can hold it"
+
+
+BEFORE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]}
+BEHIND = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "</s>"}}]}
+
+
+@pytest.mark.parametrize(
+    ("processor", "around"),
+    [
+        (BEFORE, (True, False)),
+        (BEHIND, (False, True)),
+        ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, BEFORE]}, (True, False)),
+        ({"type": "RobertaProcessing"}, (True, True)),
+        ({"type": "ByteLevel"}, (False, False)),
+        ({"type": "TemplateProcessing", "single": []}, (False, False)),
+        (None, (False, False)),
+    ],
+)
+def test_what_a_post_processor_puts_around_a_text(processor: Any, around: tuple[bool, bool]) -> None:
+    assert framed(processor) == around
+
+
+def test_the_begin_of_a_text_is_said_for_who_reads_no_post_processor() -> None:
+    files = {"tokenizer_config.json": {"backend": "tokenizers"}, "tokenizer.json": {"post_processor": BEFORE}}
+    shown = {"backend": "tokenizers", "add_bos_token": True, "add_eos_token": False}
+    assert translated(files, OLD) == {"tokenizer_config.json": shown}
+    assert translated(files, NEW) == {}
+    assert translated({**files, "tokenizer_config.json": {}}, OLD) == {}, "what transformers 4 saved says so itself, or never did"
+
+
+def test_a_chat_template_of_its_own_file_is_shown_where_the_tag_looks() -> None:
+    files = {"tokenizer_config.json": {"eos_token": "</s>"}, "chat_template.jinja": "{{ x }}"}
+    assert translated(files, OLD) == {"tokenizer_config.json": {"eos_token": "</s>", "chat_template": "{{ x }}"}}
+    assert translated(files, NEW) == {}
+    assert translated({**files, "tokenizer_config.json": {"chat_template": "{{ y }}"}}, OLD) == {}
+
+
+def test_how_tokens_are_pooled_is_said_in_older_words() -> None:
+    modules = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "sentence_transformers.new.Pooling"}]
+    files = {"modules.json": modules, "1_Pooling/config.json": {"pooling_mode": "mean"}}
+    shown = translated(files, OLD)
+    assert shown["modules.json"][1]["type"] == "sentence_transformers.models.Pooling"
+    assert shown["1_Pooling/config.json"]["pooling_mode_mean_tokens"] is True
+    assert shown["1_Pooling/config.json"]["pooling_mode_cls_token"] is False
+    assert translated(files, NEW) == {}
+
+
+def test_what_was_translated_is_told_with_who_began_it() -> None:
+    found = translation.translate({"config.json": {"rope_parameters": {"rope_theta": 1e4}}}.get, OLD, RULES)
+    assert found.notes == (
+        "translated for this tag: rope_parameters as rope_theta and rope_scaling (config.json; new since transformers 5.0)",
+    )
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    assert all(rule.since and rule.source for rule in RULES)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("model", ["tiny-llama", "all-MiniLM-L6-v2"])
+def test_what_every_tag_reads_is_not_touched(tag: str, model: str, tree: Callable[[str], Path], data: Path) -> None:
+    def read(name: str) -> Any:
+        path = data / model / name
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+        return json.loads(text) if text and name.endswith(".json") else text
+
+    assert translation.translate(read, reader(tree(TAGS[tag]), "4.57.6"), RULES) == translation.Translation()
+
+
+def test_what_a_tag_knows_is_read_from_its_source(tree: Callable[[str], Path]) -> None:
+    assert reader(tree(TAGS["b3878"]), "4.57.6") == OLD
+    for tag in ("b9821", "b10605", "b11434"):
+        assert reader(tree(TAGS[tag]), "4.57.6") == NEW
+    assert reader(tree(TAGS["b11434"]), "5.23.0") == NEWEST
+    assert Reader().before(5), "who does not say what it is counts as old"
+
+
+@pytest.mark.parametrize(
+    ("tag", "architecture", "rope", "refused"),
+    [
+        ("b3878", "LlamaForCausalLM", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, True),
+        ("b3878", "LlamaForCausalLM", {"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, True),
+        ("b3878", "Qwen2ForCausalLM", {"text_config": {"rope_scaling": {"type": "linear", "factor": 2.0}}}, True),
+        ("b11434", "Qwen2ForCausalLM", {"rope_scaling": LLAMA3}, True),
+        ("b3878", "LlamaForCausalLM", {"rope_scaling": LLAMA3}, False),
+        ("b3878", "LlamaForCausalLM", {"rope_scaling": {"type": "linear", "factor": 1.0}}, False),
+        ("b3878", "LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, False),
+        ("b3878", "LlamaForCausalLM", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, False),
+        ("b3878", "Phi3ForCausalLM", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, False),
+        ("b11434", "LlamaForCausalLM", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, False),
+        ("b11434", "NobodyKnowsIt", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, False),
+    ],
+)
+def test_a_scaling_that_a_tag_passes_over_is_refused(
+    tag: str, architecture: str, rope: dict[str, Any], refused: bool, tree: Callable[[str], Path]
+) -> None:
+    subject = preflight.Subject(tree=tree(TAGS[tag]), tag=tag, folder=Path(), source="org/m")
+    config = {"architectures": [architecture], **rope}
+    if refused:
+        with pytest.raises(OrchestrateError, match=rf"{tag} does not know the rope scaling \w+ of {architecture}"):
+            preflight.check_scaling(subject, config)
+    else:
+        preflight.check_scaling(subject, config)
