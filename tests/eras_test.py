@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.store import file_sha256
 from tests.conftest import Answer
+from tests.makers import edit
 from tests.stage.github import GitHub
 from tests.stage.github import git
 
@@ -77,3 +80,39 @@ def test_base_and_adapter_are_what_the_scripts_make_by_hand(
     ours, theirs = ({path.name: file_sha256(path) for path in (world / folder).glob("*.gguf")} for folder in ("dist", "by-hand"))
     assert ours == theirs and len(ours) == 3
     assert any("/info/refs" in path for path in upstream.seen)
+
+
+def test_what_transformers_5_saved_has_its_rope_at_every_tag(
+    upstream: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], copy: Callable[..., Path], world: Path
+) -> None:
+    model = copy("tiny-llama", "m")
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    # Not the 8192 that the oldest script takes where it finds nothing.
+    rope = {"rope_theta": 500_000.0, "original_max_position_embeddings": 512, **scaling}
+    edit(model / "config.json", rope_theta=None, rope_scaling=None, rope_parameters=rope, transformers_version="5.23.0")
+    factors = {}
+    for tag in ERAS:
+        file = job({"source": "./m", "outtype": "f32"}, llama_cpp={"tag": tag}, output=tag)
+        assert orchestrate("run", file).code == 0
+        contents = verify.contents([world / tag / "m-f32.gguf"])
+        assert contents.metadata["llama.rope.freq_base"] == 500_000
+        path, tensor = contents.tensors["rope_freqs.weight"]
+        factors[tag] = path.read_bytes()[tensor.start :][: tensor.size]
+    assert len(set(factors.values())) == 1
+    numbers = struct.unpack(f"<{len(factors['b3878']) // 4}f", factors["b3878"])
+    # What wavelengths over 512 tokens are divided by; those under 128 stay.
+    assert numbers[0] == 1.0 and numbers[-1] == 8.0
+
+
+def test_a_scaling_that_a_tag_cannot_express_is_refused_before_the_weights_with_a_tag_that_can(
+    upstream: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], copy: Callable[..., Path]
+) -> None:
+    model = copy("tiny-llama", "m")
+    edit(model / "config.json", rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512})
+    refused = orchestrate("run", job({"source": "./m"}, llama_cpp={"tag": "b3878"}))
+    assert refused.code == 1
+    assert (
+        "b3878 does not know the rope scaling yarn of LlamaForCausalLM, and would convert the model as if it had none"
+        in refused.err
+    )
+    assert "done    convert" not in refused.err
