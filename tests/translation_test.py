@@ -215,12 +215,28 @@ def test_what_a_post_processor_puts_around_a_text(processor: Any, around: tuple[
     assert framed(processor) == around
 
 
-def test_the_begin_of_a_text_is_said_for_who_reads_no_post_processor() -> None:
-    files = {"tokenizer_config.json": {"backend": "tokenizers"}, "tokenizer.json": {"post_processor": BEFORE}}
-    shown = {"backend": "tokenizers", "add_bos_token": True, "add_eos_token": False}
+@pytest.mark.parametrize(("processor", "begin"), [(BEFORE, True), (None, False)])
+def test_what_is_put_around_a_text_is_said_for_who_reads_no_post_processor(processor: Any, begin: bool) -> None:
+    files = {"tokenizer_config.json": {"backend": "tokenizers"}, "tokenizer.json": {"post_processor": processor}}
+    shown = {"backend": "tokenizers", "add_bos_token": begin, "add_eos_token": False}
     assert translated(files, OLD) == {"tokenizer_config.json": shown}
     assert translated(files, NEW) == {}
     assert translated({**files, "tokenizer_config.json": {}}, OLD) == {}, "what transformers 4 saved says so itself, or never did"
+
+
+def test_what_is_put_around_a_text_is_said_for_a_class_that_would_make_it_anew() -> None:
+    config = {"backend": "tokenizers", "tokenizer_class": "LlamaTokenizer"}
+    files = {"tokenizer_config.json": config, "tokenizer.json": {"post_processor": BEHIND}}
+    assert translated(files, NEW)["tokenizer_config.json"] == {**config, "add_bos_token": False, "add_eos_token": True}
+    assert translated(files, NEWEST) == {}
+    assert translated({**files, "tokenizer_config.json": {**config, "add_bos_token": True}}, NEW) == {}
+
+
+def test_special_tokens_of_a_model_of_its_own_bear_their_older_name() -> None:
+    tokens = {"image_token": "<image>"}
+    shown = translated({"tokenizer_config.json": {"model_specific_special_tokens": tokens}}, NEW)
+    assert shown == {"tokenizer_config.json": {"extra_special_tokens": tokens}}
+    assert translated({"tokenizer_config.json": {"model_specific_special_tokens": tokens}}, NEWEST) == {}
 
 
 def test_a_chat_template_of_its_own_file_is_shown_where_the_tag_looks() -> None:

@@ -13,6 +13,8 @@ CONFIG, TOKENIZER, TEMPLATE, MERGES = "tokenizer_config.json", "tokenizer.json",
 # What transformers 4 has no class of this name for, nor one with "Fast" behind it; any other is one of its own.
 NEWER = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend", "MistralCommonBackend", "Qwen3_5Tokenizer")
 PLAIN = "PreTrainedTokenizerFast"
+# Classes whose post-processor transformers 4 makes anew, with a begin of text unless `add_bos_token` says otherwise.
+REBUILDING = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
 SPACE = chr(ord(" ") + 256)  # how llama.cpp writes a space within a merge since it reads pairs
 
 
@@ -33,6 +35,15 @@ def special_tokens(read: Read, reader: Reader) -> Json:
     return {CONFIG: {**rest, "additional_special_tokens": rest.get("additional_special_tokens") or tokens}}
 
 
+def named_tokens(read: Read, reader: Reader) -> Json:
+    """A model's own special tokens (an image's place, say) under their older name."""
+    config = read(CONFIG)
+    tokens = config.get("model_specific_special_tokens") if isinstance(config, dict) else None
+    if not isinstance(tokens, dict) or not reader.before(5) or "extra_special_tokens" in config:
+        return {}
+    return {CONFIG: {("extra_special_tokens" if key == "model_specific_special_tokens" else key): config[key] for key in config}}
+
+
 def merges(read: Read, reader: Reader) -> Json:
     """Merges that are pairs as lines of merges.txt, unless that is there; those that no line can hold are left to the checks."""
     if "merge pairs" in reader.knows or read(MERGES) is not None:
@@ -47,13 +58,19 @@ def merges(read: Read, reader: Reader) -> Json:
     return {MERGES: "\n".join(["#version: 0.2", *map(" ".join, parts), ""])}
 
 
-def begin_of_text(read: Read, reader: Reader) -> Json:
-    """`add_bos_token` and `add_eos_token` as the post-processor does it, where transformers 5 has left them out."""
-    config = read(CONFIG)
-    if "post-processor" in reader.knows or not isinstance(config, dict) or "backend" not in config or "add_bos_token" in config:
+def ends_of_text(read: Read, reader: Reader) -> Json:
+    """`add_bos_token` and `add_eos_token` as the post-processor does it, where transformers 5 has left them out.
+
+    Older scripts read no post-processor, and some classes of transformers 4 make one of their own by these two.
+    """
+    config, tokenizer = read(CONFIG), read(TOKENIZER)
+    if not isinstance(config, dict) or "backend" not in config or not isinstance(tokenizer, dict):
         return {}
-    around = framed((read(TOKENIZER) or {}).get("post_processor"))
-    return {CONFIG: {**config, "add_bos_token": around[0], "add_eos_token": around[1]}} if any(around) else {}
+    rebuilt = reader.before(5) and str(config.get("tokenizer_class")).removesuffix("Fast") in REBUILDING
+    if "add_bos_token" in config or ("post-processor" in reader.knows and not rebuilt):
+        return {}
+    begin, end = framed(tokenizer.get("post_processor"))
+    return {CONFIG: {**config, "add_bos_token": begin, "add_eos_token": end}}
 
 
 def framed(processor: Any) -> tuple[bool, bool]:
@@ -91,16 +108,22 @@ RULES = (
         apply=special_tokens,
     ),
     Rule(
+        name="model_specific_special_tokens as extra_special_tokens",
+        since="transformers 5.0",
+        source="transformers 5.23 against 4.57.6, tokenization_utils_base.py",
+        apply=named_tokens,
+    ),
+    Rule(
         name="pairs of merges as merges.txt",
         since="transformers 4.45",
         source="llama.cpp, gguf-py/gguf/vocab.py, which reads pairs since November 2024",
         apply=merges,
     ),
     Rule(
-        name="add_bos_token as tokenizer.json has it",
+        name="add_bos_token and add_eos_token as tokenizer.json has it",
         since="transformers 5.0",
-        source="transformers 5.23, tokenization_utils_tokenizers.py",
-        apply=begin_of_text,
+        source="transformers 5.23, tokenization_utils_tokenizers.py, against 4.57.6, tokenization_llama_fast.py",
+        apply=ends_of_text,
     ),
     Rule(
         name="the chat template in tokenizer_config.json",
