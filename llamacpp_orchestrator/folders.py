@@ -29,7 +29,7 @@ def listed(work: Work, wanted: Wanted) -> FilesPin:
     """What conversion reads of a folder, pinned by content; unchanged files are not read again."""
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
     found = modelfiles.list_folder(work.folder(wanted.source), sha256=work.store.sha256, **how)
-    return FilesPin(wanted=wanted, files=found.files)
+    return FilesPin(wanted=wanted, files=found.files, unread=found.unread)
 
 
 def unproven(work: Work, before: Lock | None, lock: Lock) -> Lock:
@@ -59,8 +59,9 @@ def drift(work: Work, lock: Lock) -> None:
         pinned = {file.path: file.sha256 for file in lock.files(wanted).files}
         for name in sorted(now.keys() | pinned.keys()):
             if now.get(name) != pinned.get(name):
+                gone = "a file that is not read any more" if (folder / name).is_file() else "no such file"
                 raise IntegrityError(
                     f"{folder / name} has changed since it was locked: "
-                    f"locked {pinned.get(name, 'no such file')}, found {now.get(name, 'no such file')}",
+                    f"locked {pinned.get(name, 'no such file')}, found {now.get(name, gone)}",
                     f"if the change is meant: {work.command('lock', '--upgrade')}",
                 )

@@ -18,6 +18,7 @@ import msgspec
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import hubcache
 from llamacpp_orchestrator import hubsession
+from llamacpp_orchestrator import weightfiles
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
@@ -32,7 +33,6 @@ from llamacpp_orchestrator.hubcache import sound as sound
 from llamacpp_orchestrator.hubsession import HUB
 from llamacpp_orchestrator.hubsession import Place
 from llamacpp_orchestrator.hubsession import asking
-from llamacpp_orchestrator.modelfiles import INDEX
 from llamacpp_orchestrator.modelfiles import LFS
 from llamacpp_orchestrator.modelfiles import HubFile as HubFile
 from llamacpp_orchestrator.modelfiles import Snapshot as Snapshot
@@ -42,6 +42,7 @@ from llamacpp_orchestrator.modelfiles import select_files
 from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import file_sha256
+from llamacpp_orchestrator.weightfiles import INDEX
 
 Tell = Callable[[str], None]
 AT_ONCE = 4
@@ -58,8 +59,16 @@ def list_hub(
         return place, *asking(lambda: _list(place), place)
 
     place, commit, by_path = first_answer(settings.huggingface, ask, tell)
-    chosen = select_files(by_path, source=repo_id, kind=kind, weights=weights, remote_code=remote_code)
-    return Snapshot(source=repo_id, commit=commit, files=tuple(_hub_file(by_path[name], place) for name in chosen))
+    index: tuple[str, ...] = ()
+    if INDEX in by_path and weights and kind == "model":
+        # Small, and fetched in any case: it says which of the files are the weights.
+        alone = Snapshot(source=repo_id, commit=commit, files=(_hub_file(by_path[INDEX], place),))
+        index = weightfiles.indexed(fetch(alone, settings, tell) / INDEX)
+    how: dict[str, Any] = {"kind": kind, "weights": weights, "remote_code": remote_code, "index": index}
+    chosen = select_files(by_path, source=repo_id, **how)
+    files = tuple(_hub_file(by_path[name], place) for name in chosen)
+    unread = weightfiles.unread(by_path, chosen) if kind == "model" else ()
+    return Snapshot(source=repo_id, commit=commit, files=files, unread=unread)
 
 
 def _list(place: Place) -> tuple[str, dict[str, Any]]:

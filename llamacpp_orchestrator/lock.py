@@ -81,11 +81,12 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The files of one model or adapter, at one commit or with the content of one folder."""
+    """The files of one model or adapter, at one commit or with the content of one folder; `unread` are weights beside them."""
 
     wanted: Wanted
     commit: Commit = ""
     files: tuple[HubFile, ...]
+    unread: tuple[str, ...] = ()
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

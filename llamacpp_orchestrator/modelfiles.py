@@ -9,19 +9,22 @@ import struct
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator import weightfiles
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.rules import RESERVED
+from llamacpp_orchestrator.weightfiles import AGAIN
+from llamacpp_orchestrator.weightfiles import INDEX
+from llamacpp_orchestrator.weightfiles import MODULES
+from llamacpp_orchestrator.weightfiles import PICKLES
+from llamacpp_orchestrator.weightfiles import matches
 
-INDEX = "model.safetensors.index.json"
 SMALL = (
     "*.json", "*.jinja", "*.model", "*.model.v*", "*.tiktoken", "tokenizer.jsonl", "chat_template.*", "*vocab*.txt", "merges.txt",
     "README.md", "additional_chat_templates/*.jinja", "[0-9]_*/config.json",
@@ -30,12 +33,10 @@ NOT_READ = (
     "*.index.json", "*.index.f*.json", "training_args*", "trainer_state.json", "optimizer*", "adapter_config.json", "params.json",
     "*.gguf.receipt.json", "*-quality.json",  # ours, of outputs that lie beside their source
 )  # fmt: skip
-WEIGHTS = ("*.safetensors", "[0-9]_*/*.safetensors")
+WEIGHTS = ("*.safetensors", *MODULES)
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 LONGEST = 255  # bytes in the name of a file or folder
 LFS = b"version https://git-lfs.github.com/spec/"
-AGAIN = "download or copy it again"
 
 
 class HubFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,31 +57,33 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The files of one source at one commit; a folder has no commit."""
+    """The files of one source at one commit, and weight files beside them that are not read; a folder has no commit."""
 
     source: str
     commit: str = ""
     files: tuple[HubFile, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
-def select_files(paths: Iterable[str], *, source: str, kind: str, weights: bool, remote_code: bool) -> tuple[str, ...]:
-    """The paths that conversion reads; OrchestrateError when what it needs is not among them."""
+def select_files(
+    paths: Iterable[str], *, source: str, kind: str, weights: bool, remote_code: bool, index: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """The paths that conversion reads; OrchestrateError when what it needs is not among them.
+
+    `index` are the files that the index of the weights names, where there is one.
+    """
     names = sorted(paths)
     check_names(names, source)
     if kind == "adapter":
         return _adapter_files(names, source)
     if "config.json" not in names:
         if "adapter_config.json" in names:
-            raise _is_adapter(source)
+            raise weightfiles.is_adapter(source)
         hint = "is it a Transformers model? GGUF or Diffusers repositories cannot be converted"
         raise OrchestrateError(f"{source} has no config.json{'' if names else '; it is empty'}", hint)
-    chosen = {name for name in names if _matches(name, SMALL) and not _matches(name, NOT_READ)}
+    chosen = {name for name in names if matches(name, SMALL) and not matches(name, NOT_READ)}
     chosen |= {name for name in names if name.endswith(".py") and remote_code}
-    return tuple(sorted(chosen.union(_weights(names, source, remote_code) if weights else ())))
-
-
-def _is_adapter(source: str) -> OrchestrateError:
-    return OrchestrateError(f"{source} is a LoRA adapter, not a model", "list it under `loras` of its base model")
+    return tuple(sorted(chosen.union(weightfiles.choose(names, tuple(index), source, remote_code) if weights else ())))
 
 
 def _adapter_files(names: list[str], source: str) -> tuple[str, ...]:
@@ -92,51 +95,11 @@ def _adapter_files(names: list[str], source: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in ADAPTER)
 
 
-def _weights(names: list[str], source: str, remote_code: bool) -> list[str]:
-    found = [name for name in names if _matches(name, WEIGHTS) and name != "adapter_model.safetensors"]
-    plain = [name for name in found if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name)]
-    if plain:
-        # Published twice: by Mistral in a layout of its own, by others in a second precision. Upstream would read both.
-        found = [name for name in found if not re.match(r"consolidated|model\.(?!safetensors$)", name)]
-    if INDEX in names and len(plain) > 1:
-        found = [name for name in found if name != "model.safetensors"]
-    root = [name for name in found if "/" not in name]
-    if root and (INDEX in names or any(name.startswith(("model", "consolidated")) for name in root)):
-        _check_shards(found, source)
-        # Where there is only Mistral's own layout, its parameters are in a file of their own.
-        return found + [name for name in (INDEX, "" if plain else "params.json") if name in names]
-    pickles = [name for name in names if "/" not in name and _matches(name, PICKLES)]
-    readable = [name for name in pickles if re.fullmatch(r"pytorch_model.*\.bin", name)]
-    if readable and remote_code:
-        return readable + [name for name in names if name == "pytorch_model.bin.index.json"]
-    if "adapter_config.json" in names:
-        raise _is_adapter(source)
-    if pickles:
-        raise OrchestrateError(
-            f"{source} has its weights only as pickles ({pickles[0]}), which may run code when they are loaded",
-            "use a repository with safetensors; pytorch_model*.bin is read if you trust it: `trust_remote_code: true`",
-        )
-    raise OrchestrateError(f"{source} has no weights (model*.safetensors)", "with only adapters to convert, set `outtype: none`")
-
-
-def _check_shards(names: list[str], source: str) -> None:
-    # Upstream converts half a model without complaint when no index tells it that it is one.
-    for match in filter(None, (re.fullmatch(r"(.+-)(\d+)-of-(\d{1,5})\.safetensors", name) for name in names)):
-        for number in range(1, int(match[3]) + 1):
-            other = f"{match[1]}{number:0{len(match[2])}}-of-{match[3]}.safetensors"
-            if other not in names:
-                raise OrchestrateError(f"{source} lacks {other}, one of {int(match[3])} weight files", "get all of them")
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
-
-
 def check_names(names: Iterable[str], source: str) -> None:
     """Raise OrchestrateError for names that lead out of their folder, that no disk has, or that are one file on some disks."""
     seen: dict[str, str] = {}
     for name in names:
-        parts, read = re.split(r"[/\\]", name), _matches(name, (*SMALL, *WEIGHTS))
+        parts, read = re.split(r"[/\\]", name), matches(name, (*SMALL, *WEIGHTS))
         if ".." in parts or "" in parts or re.search(r"[:\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]", name):
             message = f"{source} lists a file with the name {shortened(name)}, which could leave its folder"
             raise OrchestrateError(message, "do not use this repository")
@@ -146,7 +109,7 @@ def check_names(names: Iterable[str], source: str) -> None:
             message = f"{source} lists a file with a name that is too long for any disk, {shortened(name)}"
             raise OrchestrateError(message, "rename or remove it")
         other = seen.setdefault(name.casefold(), name)
-        if other != name and (read or _matches(other, (*SMALL, *WEIGHTS))):
+        if other != name and (read or matches(other, (*SMALL, *WEIGHTS))):
             raise OrchestrateError(f"{source} has {other} and {name}, which are one file on many disks", "remove one of the two")
 
 
@@ -161,25 +124,18 @@ def list_folder(path: Path, *, kind: str, weights: bool, remote_code: bool, sha2
         raise OrchestrateError(f"{path} is not a folder", "check `source`; a hub id is written org/name, with no ./ before it")
     names = [file.relative_to(path).as_posix() for file in (*path.glob("*"), *path.glob("*/*")) if file.is_file()]
     # What else lies in a folder of the user's own is no matter of ours, whatever its name.
-    names = [name for name in names if _matches(name, (*SMALL, *WEIGHTS, *PICKLES, "*.py", "*/*.py"))]
-    chosen = select_files(names, source=str(path), kind=kind, weights=weights, remote_code=remote_code)
-    check_index(path, chosen)
+    names = [name for name in names if matches(name, (*SMALL, *WEIGHTS, *PICKLES, "*.py", "*/*.py"))]
+    index = weightfiles.indexed(path / INDEX) if INDEX in names and weights and kind == "model" else ()
+    chosen = select_files(names, source=str(path), kind=kind, weights=weights, remote_code=remote_code, index=index)
     files = tuple(HubFile(path=name, size=(path / name).stat().st_size, sha256=sha256(path / name)) for name in chosen)
-    return Snapshot(source=str(path), files=files)
+    return Snapshot(source=str(path), files=files, unread=weightfiles.unread(names, chosen) if kind == "model" else ())
 
 
 def check_index(path: Path, names: Iterable[str]) -> None:
     """Raise OrchestrateError when the index of a sharded model is damaged, or names files that are not there."""
     have = set(names)
-    if INDEX not in have:
-        return
-    try:
-        shards = set(map(str, json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"{path / INDEX} is not an index of weight files", AGAIN) from error
-    if missing := sorted(shards - have):
-        message = f"{path} lacks {len(missing)} of {len(shards)} weight files: {', '.join(map(quoted, missing[:3]))}"
-        raise OrchestrateError(message, "get all the files that the index names")
+    if INDEX in have:
+        weightfiles.check_indexed(weightfiles.indexed(path / INDEX), have, path)
 
 
 def make_view(files: Iterable[HubFile], origin: Path, dest: Path) -> None:
@@ -251,7 +207,7 @@ def check_safetensors(path: Path) -> None:
 
 def check_code(folder: Path, names: Iterable[str], source: str) -> None:
     """Raise OrchestrateError where any config asks to run code: transformers looks into a tokenizer's and a processor's too."""
-    for name in (name for name in names if _matches(name, ("*config.json",))):
+    for name in (name for name in names if matches(name, ("*config.json",))):
         try:
             config = read_json(folder / name)
         except OrchestrateError:

@@ -255,7 +255,7 @@ def look(work: Work, wanted: Wanted, tell: Tell = lambda text: None) -> FilesPin
         tell(f"note: {wanted.source} is taken for a repository of the hub; for the folder of that name write ./{wanted.source}")
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
     snapshot = hub.list_hub(wanted.source, wanted.revision, work.settings, tell, **how)
-    return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files)
+    return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files, unread=snapshot.unread)
 
 
 def origin(work: Work, pin: FilesPin, tell: Tell, look: Look = lambda folder, files: None) -> Path:

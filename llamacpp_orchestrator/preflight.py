@@ -6,14 +6,15 @@ import contextlib
 import difflib
 import re
 from collections.abc import Callable
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from llamacpp_orchestrator import arguments
+from llamacpp_orchestrator import headers
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import quantized
 from llamacpp_orchestrator import rules
 from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator.calls import SCRIPTS
@@ -21,19 +22,12 @@ from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
-from llamacpp_orchestrator.modelfiles import INDEX
-from llamacpp_orchestrator.modelfiles import safetensors_header
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.store import MARK
 
 HASHER = Path(__file__).parent / "inside" / "hasher.py"
 # With these the script goes other ways than the ones that are looked at here.
 ELSEWHERE = ("--mistral-format", "--remote", "--print-supported-models", "--dspark", "--target-model-dir")
-# Ends of names that only packed weights have, and what packs them; no old tag has a place for such tensors.
-PACKED = {
-    ".absmax": "bitsandbytes", ".SCB": "bitsandbytes", ".qweight": "gptq or awq", ".qzeros": "gptq or awq",
-    ".weight_packed": "compressed-tensors", ".weight_scale_inv": "fp8",
-}  # fmt: skip
 # As text, as one of a list, or in brackets.
 BASE_MODEL = r"^base_model:\s*(?:-[ \t]*|\[[ \t]*)?[\"']?([\w.-]+/[\w.-]+)"
 LONGEST_FRONT = 1 << 16
@@ -83,10 +77,12 @@ def check_model(subject: Subject) -> None:
     if flags.isdisjoint(ELSEWHERE):
         config = read_json(subject.folder / "config.json")
         check_architecture(subject, config, "--mmproj" in flags)
+        weights = headers.read(subject.folder) if subject.weights and "--vocab-only" not in flags else headers.Weights()
+        check_weights(subject, config, weights)
         if "--mmproj" not in flags and "--vocab-only" not in flags:
             check_scaling(subject, config)
-            check_quantization(subject, config)
-            check_vocabulary(subject, config)
+            check_quantization(subject, config, weights)
+            check_vocabulary(subject, config, weights)
 
 
 def _flags(subject: Subject) -> set[str]:
@@ -188,51 +184,32 @@ def check_scaling(subject: Subject, config: dict[str, Any]) -> None:
         raise OrchestrateError(f"{message}, and would convert the model as if it had none", _elsewhere(subject, able))
 
 
-def check_quantization(subject: Subject, config: dict[str, Any]) -> None:
+def check_weights(subject: Subject, config: dict[str, Any], weights: headers.Weights) -> None:
+    """Raise OrchestrateError for weights that are not whole, or bear other names than the model's, before they are converted."""
+    named = config.get("transformers_weights")
+    if named and subject.weights and not (subject.folder / str(named)).exists():
+        message = (
+            f"{subject.source}: config.json names {quoted(named)} as its weights (transformers_weights), and another is read"
+        )
+        raise OrchestrateError(message, "rename that file to model.safetensors, alone in a folder with the model's other files")
+    headers.check(weights, subject.source, lambda text: scripts.reads(subject.tree, claimed(config), text))
+
+
+def check_quantization(subject: Subject, config: dict[str, Any], weights: headers.Weights) -> None:
     """Raise OrchestrateError for weights that are quantized in a way that this tag does not undo."""
-    said = config.get("quantization_config")
-    said = said if isinstance(said, dict) else {}
-    method, form = said.get("quant_method"), said.get("format")
-    known = scripts.quantized(subject.tree)
-    able = known.methods | ({str(method)} if _own_way(subject, config) else frozenset())
-    nvfp4 = "NVFP4" in str(said.get("quant_algo")) or (subject.folder / "hf_quant_config.json").is_file()
-    packed = _packed(subject) if not known.strict and subject.weights else ""
-    if method and known.strict and not nvfp4 and method not in able:
-        what = str(method)
-    elif method == "compressed-tensors" and known.formats and form and form not in known.formats:
-        what = f"{method}, format {form}"
-    elif packed and packed not in able:
-        what = str(method or packed)
-    else:
+    classes = [each for name in claimed(config) for each in scripts.converter(subject.tree, name)]
+    nvfp4 = (subject.folder / "hf_quant_config.json").is_file()
+    found = quantized.complaint(subject.tree, config, weights, classes, nvfp4=nvfp4)
+    if found is None:
         return
+    what, way, said = found
     base = declared_base(subject.folder, config)
     hint = f"name the unquantized model: {base}" if base and base != subject.source else "name the model that it was made from"
-    saved = "; if it was merged to plain weights since, take `quantization_config` out of its config.json"
-    raise OrchestrateError(
-        f"{subject.source} is quantized already ({quoted(what)}), which {subject.tag} cannot read",
-        hint + ("" if packed else saved),
+    hint = f"{way}, or {hint}" if way and not way.startswith("or ") else f"{hint}, {way}" if way else hint
+    hint += (
+        "; if it was merged to plain weights since, take `quantization_config` out of its config.json" if said and not way else ""
     )
-
-
-def _own_way(subject: Subject, config: dict[str, Any]) -> bool:
-    classes = [each for name in claimed(config) for each in scripts.converter(subject.tree, name)]
-    found = scripts.method(classes, "dequant_model")
-    return bool(found and found[0] != "ModelBase")
-
-
-def _packed(subject: Subject) -> str:
-    known = {end: method for end, method in PACKED.items() if not scripts.mentions(subject.tree, end)}
-    names = _tensors(subject.folder) if known else ()
-    return next((method for name in names for end, method in known.items() if name.endswith(end)), "")
-
-
-def _tensors(folder: Path) -> Iterator[str]:
-    """Names of tensors, as far as an index or the files that are here tell."""
-    weights = read_json(folder / INDEX).get("weight_map")
-    yield from map(str, weights if isinstance(weights, dict) else ())
-    for path in sorted(folder.glob("*.safetensors")):
-        with contextlib.suppress(OrchestrateError):
-            yield from safetensors_header(path)
+    raise OrchestrateError(f"{subject.source} is quantized already ({quoted(what)}), which {subject.tag} cannot read", hint)
 
 
 def declared_base(folder: Path, config: dict[str, Any]) -> str:
@@ -262,7 +239,7 @@ def plain_bpe(subject: Subject, config: dict[str, Any]) -> dict[str, Any]:
     return found if scripts.reads_gpt2(scripts.converter(subject.tree, names[0]), (names[0], str(special))) else {}
 
 
-def check_vocabulary(subject: Subject, config: dict[str, Any]) -> None:
+def check_vocabulary(subject: Subject, config: dict[str, Any], weights: headers.Weights) -> None:
     """Raise OrchestrateError for a tokenizer that has more tokens than the model has rows for."""
     inner = config.get("text_config")
     size = {**config, **(inner if isinstance(inner, dict) else {})}.get("vocab_size")
@@ -270,7 +247,8 @@ def check_vocabulary(subject: Subject, config: dict[str, Any]) -> None:
         return
     tokenizer = plain_bpe(subject, config)
     last = _last_token(tokenizer)
-    rows = _rows(subject.folder) if tokenizer else None
+    embedding = weights.stored.get(EMBEDDING) if tokenizer else None
+    rows = embedding.shape[0] if embedding and len(embedding.shape) == 2 else None
     hint = "tokens were added without resizing the model: use the original's tokenizer files, or resize and save both again"
     if last >= size:
         raise OrchestrateError(f"{subject.source}: its tokenizer has {last + 1} tokens, its config a vocabulary of {size}", hint)
@@ -284,15 +262,6 @@ def _last_token(tokenizer: dict[str, Any]) -> int:
     found = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
     found += [each.get("id") for each in added if isinstance(each, dict)] if isinstance(added, list) else []
     return max((each for each in found if isinstance(each, int)), default=-1)
-
-
-def _rows(folder: Path) -> int | None:
-    for path in sorted(folder.glob("*.safetensors")):
-        with contextlib.suppress(OrchestrateError):
-            shape = safetensors_header(path).get(EMBEDDING, {}).get("shape")
-            if isinstance(shape, list) and len(shape) == 2:
-                return int(shape[0])
-    return None
 
 
 def is_hashed(subject: Subject) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import threading
+from collections.abc import Iterable
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,6 +232,55 @@ def quantized(tree: Path) -> Quantized:
         formats=frozenset(text for where in found for text in _compared(where, ("quant_format",))),
         strict=any(text.startswith("Quant method is not yet supported") for text in raised),
     )
+
+
+def _branch(where: ast.AST, name: str, value: str) -> list[ast.stmt]:
+    """What is done where a variable has a value: the body of the `if` that asks for it."""
+    asking = (node for node in ast.walk(where) if isinstance(node, ast.If) and value in _compared(node.test, (name,)))
+    return next((node.body for node in asking), [])
+
+
+def _undoing(tree: Path, method: str) -> list[ast.stmt]:
+    found = [node for node in ast.walk(_core(tree)) if isinstance(node, ast.FunctionDef) and node.name == "dequant_model"]
+    return [line for where in found for line in _branch(where, "quant_method", method)]
+
+
+def taken_away(tree: Path, method: str) -> frozenset[str]:
+    """The ends of names that a tag looks for when it undoes a method of quantization."""
+    return frozenset(text for line in _undoing(tree, method) for text in _within(line))
+
+
+def strategies(tree: Path) -> dict[str, frozenset[str]]:
+    """The strategies of compressed-tensors that a tag takes, by format, where it asserts that it is one of them."""
+    found: dict[str, frozenset[str]] = {}
+    nodes = (node for line in _undoing(tree, "compressed-tensors") for node in ast.walk(line))
+    for node in (node for node in nodes if isinstance(node, ast.If)):
+        formats = set(_compared(node.test, ("quant_format",)))
+        tests = [line.test for line in node.body if isinstance(line, ast.Assert) and "strategy" in ast.unparse(line.test)]
+        for test in tests:
+            found |= dict.fromkeys(formats, frozenset(_within(test)) - {"strategy"})
+    return found
+
+
+def dtypes(tree: Path) -> frozenset[str]:
+    """The types of safetensors that a tag reads; empty when that cannot be told."""
+    for node in ast.walk(_core(tree)):
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(target, ast.Name) and target.id == "_dtype_str_map" and isinstance(node, (ast.Assign, ast.AnnAssign)):
+            return frozenset(_texts([key for key in node.value.keys if key]) if isinstance(node.value, ast.Dict) else ())
+    return frozenset()
+
+
+def reads(tree: Path, architectures: Iterable[str], text: str) -> bool:
+    """Whether the module or the class that converts one of some architectures names a text."""
+    known = _parsed(tree / "conversion" / "__init__.py")
+    for architecture in architectures:
+        modules = {found[architecture] for name in MAPS if (found := _map(known, name)) and architecture in found}
+        places: list[ast.AST] = [_parsed(tree / "conversion" / f"{module}.py") for module in modules]
+        places += [] if modules else converter(tree, architecture)[:1]
+        if any(text in word for place in places for word in _within(place)):
+            return True
+    return False
 
 
 def mentions(tree: Path, text: str) -> bool:

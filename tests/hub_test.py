@@ -21,17 +21,18 @@ from llamacpp_orchestrator import download
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import hubsession
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import weightfiles
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.hub import HubFile
 from llamacpp_orchestrator.hub import Snapshot
-from llamacpp_orchestrator.modelfiles import INDEX
 from llamacpp_orchestrator.modelfiles import LFS
 from llamacpp_orchestrator.modelfiles import select_files
 from llamacpp_orchestrator.settings import Index
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.weightfiles import INDEX
 from tests.stage.hub import COMMIT
 from tests.stage.hub import LARGE
 from tests.stage.hub import MODEL
@@ -83,8 +84,10 @@ def fetched(server: Hub, snapshot: Snapshot) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def select(*names: str, kind: str = "model", weights: bool = True, remote_code: bool = False) -> tuple[str, ...]:
-    return select_files(names, source="org/m", kind=kind, weights=weights, remote_code=remote_code)
+def select(
+    *names: str, kind: str = "model", weights: bool = True, remote_code: bool = False, index: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    return select_files(names, source="org/m", kind=kind, weights=weights, remote_code=remote_code, index=index)
 
 
 @pytest.mark.parametrize(
@@ -161,20 +164,39 @@ def test_without_weights_no_weights() -> None:
     assert select("config.json", "tokenizer.json", "model.safetensors", INDEX, weights=False) == ("config.json", "tokenizer.json")
 
 
+TWO = ("model-1-of-2.safetensors", "model-2-of-2.safetensors")
+
+
 @pytest.mark.parametrize(
-    ("names", "expected"),
+    ("names", "index", "expected"),
     [
-        (("consolidated.safetensors", "params.json"), ("config.json", "consolidated.safetensors", "params.json")),
-        (("model.safetensors", "model-1-of-1.safetensors"), ("config.json", "model-1-of-1.safetensors", "model.safetensors")),
-        (
-            ("model.safetensors", "model-1-of-2.safetensors", "model-2-of-2.safetensors", INDEX),
-            ("config.json", "model-1-of-2.safetensors", "model-2-of-2.safetensors", INDEX),
-        ),
-        (("odd.safetensors", INDEX), ("config.json", INDEX, "odd.safetensors")),
+        (("consolidated.safetensors", "params.json"), (), ("consolidated.safetensors", "params.json")),
+        (("model.safetensors", "model-1-of-1.safetensors"), (), ("model.safetensors",)),
+        (("model.safetensors", *TWO, INDEX), TWO, ("model.safetensors",)),
+        (("model.safetensors", INDEX), ("model.safetensors",), ("model.safetensors", INDEX)),
+        (("model.safetensors", "more.safetensors", INDEX), ("model.safetensors", "more.safetensors"), None),
+        ((*TWO, "model_old.safetensors"), (), TWO),
+        ((*TWO, "model-1-of-3.safetensors", INDEX), TWO, (*TWO, INDEX)),
+        (("odd.safetensors", "mtp.safetensors", INDEX), ("odd.safetensors",), (INDEX, "odd.safetensors")),
+        (("model_final.safetensors", "ema.safetensors"), (), ("model_final.safetensors",)),
     ],
 )
-def test_weights_that_are_there_twice(names: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    assert select("config.json", *names) == expected
+def test_weights_are_those_that_transformers_loads(
+    names: tuple[str, ...], index: tuple[str, ...], expected: tuple[str, ...] | None
+) -> None:
+    found = select("config.json", *names, index=index)
+    assert found == tuple(sorted(("config.json", *(names if expected is None else expected))))
+    left = {name for name in (*names, "consolidated.00.pth") if name not in found and name.endswith((".safetensors", ".json"))}
+    assert set(weightfiles.unread(names, found)) == left - {"consolidated.safetensors"}
+
+
+def test_what_is_not_read_is_named_but_for_what_is_known_to_be_the_same() -> None:
+    known = ("consolidated.safetensors", "adapter_model.safetensors", "1_Dense/model.safetensors")
+    assert weightfiles.unread([*BASE, *known], BASE) == ()
+    assert weightfiles.unread(["config.json", *TWO], ["config.json"]) == (), "nothing is asked of weights that are not wanted"
+    assert weightfiles.note(()) == ""
+    said = weightfiles.note(("a.safetensors", "b.safetensors", "c.safetensors", "d.safetensors"))
+    assert said.startswith("not read: a.safetensors, b.safetensors, c.safetensors and 1 more;")
 
 
 def test_code_and_pickles_only_with_permission() -> None:
@@ -548,9 +570,18 @@ def test_parts_that_a_kill_left_are_swept_away(server: Hub, cache: Path) -> None
 
 def test_an_index_that_names_more_stops_before_the_weights(server: Hub) -> None:
     server.files[INDEX] = b'{"weight_map": {"a": "model.safetensors", "b": "gone.safetensors"}}'
-    with pytest.raises(OrchestrateError, match="lacks 1 of 2 weight files"):
-        fetched(server, listed(server))
+    with pytest.raises(OrchestrateError, match="lacks 1 of 2 weight files: gone.safetensors"):
+        listed(server)
     assert not any("model.safetensors" in path and "index" not in path for path in server.seen)
+
+
+def test_the_index_on_the_hub_says_which_files_are_the_weights(server: Hub) -> None:
+    weights = server.files.pop("model.safetensors")
+    index = b'{"weight_map": {"a": "odd.safetensors"}}'
+    server.files |= {"odd.safetensors": weights, "model_old.safetensors": weights, INDEX: index}
+    found = listed(server)
+    assert {file.path for file in found.files if "safetensors" in file.path} == {"odd.safetensors", INDEX}
+    assert found.unread == ("model_old.safetensors",)
 
 
 def test_a_hostile_lock_leads_nowhere(server: Hub) -> None:

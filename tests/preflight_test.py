@@ -164,7 +164,7 @@ PACKED = json.dumps({"weight_map": {"model.layers.0.mlp.down_proj.weight.absmax"
         ("b11434", quantized(CT), "", ""),
         ("b11434", quantized(None, load_in_4bit=True), "", ""),
         ("b11434", {**LLAMA, "quantization_config": "odd"}, "", ""),
-        ("b11434", LLAMA, PACKED, ""),
+        ("b11434", LLAMA, PACKED, "(bitsandbytes)"),
         ("0.3.1", quantized("bitsandbytes"), "", ""),
         ("0.3.1", quantized("bitsandbytes"), PACKED, "(bitsandbytes), which 0.3.1 cannot"),
         ("0.3.1", LLAMA, PACKED, "(bitsandbytes)"),

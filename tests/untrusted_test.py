@@ -16,6 +16,7 @@ from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import report
 from llamacpp_orchestrator import rules
+from llamacpp_orchestrator import weightfiles
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.steps import Event
 from tests.fuzz.adapter_test import BASE
@@ -92,9 +93,9 @@ def test_names_of_files(name: str, told: str) -> None:
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "C:\\x", "-flag", "a\nhint: do\x1b[2J", "x" * 5000])
 def test_an_index_leads_nowhere_else(shard: str, tmp_path: Path) -> None:
     (tmp_path.parent / "model.safetensors").write_bytes(b"x")
-    (tmp_path / modelfiles.INDEX).write_text(json.dumps({"weight_map": {"a": shard}}), encoding="utf-8")
+    (tmp_path / weightfiles.INDEX).write_text(json.dumps({"weight_map": {"a": shard}}), encoding="utf-8")
     with pytest.raises(OrchestrateError, match="lacks 1 of 1 weight files") as caught:
-        modelfiles.check_index(tmp_path, [modelfiles.INDEX, "model.safetensors"])
+        modelfiles.check_index(tmp_path, [weightfiles.INDEX, "model.safetensors"])
     assert len(caught.value.message.splitlines()) == 1 and "\x1b" not in caught.value.message
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import vocabulary
+from llamacpp_orchestrator import weightfiles
 from llamacpp_orchestrator.preflight import Subject
 from tests.fuzz.adapter_test import BASE
 from tests.fuzz.common import folder
@@ -95,7 +96,7 @@ models = st.fixed_dictionaries(
         "chat_template.json": json_text({"chat_template": "x"}),
         "chat_template.jinja": spoilt(st.just(b"{{ messages }}")),
         "README.md": spoilt(st.just(README)),
-        modelfiles.INDEX: json_text({"weight_map": {"a.qweight": "model.safetensors"}}),
+        weightfiles.INDEX: json_text({"weight_map": {"a.qweight": "model.safetensors"}}),
     },
 )
 

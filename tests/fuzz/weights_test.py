@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llamacpp_orchestrator import memory
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import weightfiles
 from tests.fuzz.common import altered
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
@@ -54,13 +55,13 @@ def test_headers(content: bytes) -> None:
 @fuzzed(json_text(INDEX))
 def test_the_index(text: bytes) -> None:
     with folder() as here:
-        (here / modelfiles.INDEX).write_bytes(text)
-        names = [modelfiles.INDEX, *INDEX["weight_map"].values()]
+        (here / weightfiles.INDEX).write_bytes(text)
+        names = [weightfiles.INDEX, *INDEX["weight_map"].values()]
         reading(lambda: modelfiles.check_index(here, names))
 
 
 names = st.sampled_from(
-    ("config.json", "adapter_config.json", "adapter_model.safetensors", "model.safetensors", modelfiles.INDEX, "tokenizer.model",
+    ("config.json", "adapter_config.json", "adapter_model.safetensors", "model.safetensors", weightfiles.INDEX, "tokenizer.model",
      "model-00001-of-00002.safetensors", "model-1-of-99999.safetensors", "x-1-of-100000.safetensors", "pytorch_model.bin",
      "README.md",     "model.safetensors\n", "1_Dense/config.json", "CONFIG.JSON", "consolidated.safetensors", "modeling.py")
 ) | st.text(max_size=10)  # fmt: skip
