@@ -1,4 +1,4 @@
-"""What index and headers tell of a model's weights before they are converted: whether they are whole, and whose names they bear."""
+"""What index and headers tell of a model's weights before conversion: whether they are whole, and their names their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from llamacpp_orchestrator.modelfiles import Stored
 from llamacpp_orchestrator.modelfiles import read_json
 from llamacpp_orchestrator.modelfiles import safetensors_header
 from llamacpp_orchestrator.weightfiles import INDEX
-from llamacpp_orchestrator.weightfiles import SHOWN
 
 MERGE = "merge the adapter first: load it with PEFT, `model.merge_and_unload().save_pretrained(...)`, and convert that"
 # Names that a wrapper around the model left in a checkpoint: what it is, and the way to a checkpoint without it. Where the tag's
@@ -99,9 +98,9 @@ def check(weights: Weights, source: str, reads: Callable[[str], bool]) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Some names of tensors, and how many more."""
+    """The first of some names of tensors, and how many more there are."""
     found = list(names)
-    return ", ".join(map(quoted, found[:SHOWN])) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+    return quoted(found[0]) + (f" and {len(found) - 1} more" if found[1:] else "")
 
 
 def _empty(weights: Weights) -> tuple[str, str] | None:

@@ -187,10 +187,8 @@ def check_scaling(subject: Subject, config: dict[str, Any]) -> None:
 def check_weights(subject: Subject, config: dict[str, Any], weights: headers.Weights) -> None:
     """Raise OrchestrateError for weights that are not whole, or bear other names than the model's, before they are converted."""
     named = config.get("transformers_weights")
-    if named and subject.weights and not (subject.folder / str(named)).exists():
-        message = (
-            f"{subject.source}: config.json names {quoted(named)} as its weights (transformers_weights), and another is read"
-        )
+    if named and weights.stored and not (subject.folder / str(named)).exists():
+        message = f"{subject.source}: config.json names other weights than are read (transformers_weights: {quoted(named)})"
         raise OrchestrateError(message, "rename that file to model.safetensors, alone in a folder with the model's other files")
     headers.check(weights, subject.source, lambda text: scripts.reads(subject.tree, claimed(config), text))
 
@@ -206,9 +204,7 @@ def check_quantization(subject: Subject, config: dict[str, Any], weights: header
     base = declared_base(subject.folder, config)
     hint = f"name the unquantized model: {base}" if base and base != subject.source else "name the model that it was made from"
     hint = f"{way}, or {hint}" if way and not way.startswith("or ") else f"{hint}, {way}" if way else hint
-    hint += (
-        "; if it was merged to plain weights since, take `quantization_config` out of its config.json" if said and not way else ""
-    )
+    hint += "; if it was merged to plain weights since, take `quantization_config` out of its config.json" if said else ""
     raise OrchestrateError(f"{subject.source} is quantized already ({quoted(what)}), which {subject.tag} cannot read", hint)
 
 

@@ -72,7 +72,7 @@ def complaint(
     if own:
         return None
     rest = _strategy(tree, said) or _beside(tree, said, weights, known, nvfp4) or _unscaled(method, weights)
-    return (*rest, True) if rest else _unexplained(said, weights) or _unread(tree, weights)
+    return (*rest, False) if rest else _unexplained(said, weights) or _unread(tree, weights)
 
 
 def _is_mlx(weights: Weights) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,33 +18,58 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}), encoding="utf-8")
 
 
-def zeros(*shape: int) -> Tensor:
-    """A tensor of float zeros."""
-    count = 4
-    for length in shape:
-        count *= length
-    return "F32", list(shape), bytes(count)
+def zeros(*shape: int, dtype: str = "F32") -> Tensor:
+    """A tensor of zeros, in any type that a header may name."""
+    bits = {"F8_E4M3": 8, "F8_E5M2": 8, "BF16": 16, "U8": 8, "I8": 8}.get(dtype, int(dtype[1:]) if dtype[1:].isdecimal() else 8)
+    return dtype, list(shape), bytes(math.prod(shape) * bits // 8)
 
 
-def tensors(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    """Rewrite a safetensors file with other tensors."""
+def write(path: Path, contents: dict[str, Tensor]) -> None:
+    """Write a safetensors file."""
+    header, body = {}, b""
+    for name, (kind, shape, content) in contents.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(body), len(body) + len(content)]}
+        body += content
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file."""
     raw = path.read_bytes()
     end = 8 + struct.unpack("<Q", raw[:8])[0]
     header = json.loads(raw[8:end])
     header.pop("__metadata__", None)
-    found = {name: (said["dtype"], said["shape"], raw[end:][slice(*said["data_offsets"])]) for name, said in header.items()}
-    made, body = {}, b""
-    for name, (kind, shape, content) in change(found).items():
-        made[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(body), len(body) + len(content)]}
-        body += content
-    text = json.dumps(made).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    return {name: (said["dtype"], said["shape"], raw[end:][slice(*said["data_offsets"])]) for name, said in header.items()}
+
+
+def tensors(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Rewrite a safetensors file with other tensors."""
+    write(path, change(read(path)))
+
+
+def shards(folder: Path, count: int = 2) -> list[str]:
+    """Divide a model's one file into shards with an index; their names."""
+    whole = folder / "model.safetensors"
+    found, weight_map = read(whole), {}
+    files = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    for number, file in enumerate(files):
+        part = dict(list(found.items())[number::count])
+        write(folder / file, part)
+        weight_map |= dict.fromkeys(part, file)
+    whole.unlink()
+    index = {
+        "metadata": {"total_size": sum(len(content) for _, _, content in found.values())},
+        "weight_map": weight_map,
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return files
 
 
 def names(path: Path) -> list[str]:
     """The tensors of a safetensors file."""
-    raw = path.read_bytes()
-    return [name for name in json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]]) if name != "__metadata__"]
+    return list(read(path))
 
 
 def byte_tokenizer(model: Path, *added: int) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.store import file_sha256
+from tests import makers
 from tests.conftest import Answer
 
 Orchestrate = Callable[..., Answer]
@@ -154,26 +154,10 @@ def test_split_output_is_one_output_of_several_files(orchestrate: Orchestrate, j
     assert orchestrate("verify", "dist").code == 0
 
 
-def test_a_sharded_model(orchestrate: Orchestrate, job: Job, copy: Copy, demo_data: ModuleType, world: Path) -> None:
+def test_a_sharded_model(orchestrate: Orchestrate, job: Job, copy: Copy, world: Path) -> None:
     model = copy("tiny-llama")
-    whole = model / "model.safetensors"
-    raw = whole.read_bytes()
-    length = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8 : 8 + length])
-    header.pop("__metadata__")
-    names = sorted(header)
-    index = {}
-    for number, part in enumerate((names[::2], names[1::2]), 1):
-        shard, body, table = f"model-{number:05}-of-00002.safetensors", b"", {}
-        for name in part:
-            start, end = header[name]["data_offsets"]
-            table[name] = {**header[name], "data_offsets": [len(body), len(body) + end - start]}
-            body += raw[8 + length + start : 8 + length + end]
-            index[name] = shard
-        text = json.dumps(table).encode()
-        (model / shard).write_bytes(struct.pack("<Q", len(text)) + text + body)
-    whole.unlink()
-    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    names = makers.names(model / "model.safetensors")
+    makers.shards(model)
     file = job({"source": "./model", "outtype": "f16"})
     assert orchestrate("run", file).code == 0
     assert verify.check(world / "dist" / "model-f16.gguf").tensors == len(names)
