@@ -10,11 +10,14 @@ from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import converter_view
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import headers
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import preflight
+from llamacpp_orchestrator import quantized
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator import weightfiles
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
@@ -34,6 +37,20 @@ def check_small_files(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: 
             preflight.check_model(_subject(work, lock, model, view))
             if model.mmproj and "--mistral-format" not in model.args:
                 preflight.check_projector(tree, lock.llama_cpp.tag, model.name, modelfiles.read_json(view / "config.json"))
+
+
+def notes(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
+    """What is to be said of the model that an output is converted from: of its weights, and of what the tag is shown otherwise."""
+    if build.of:
+        return ()
+    pin = lock.files(build.needs[0][0])
+    view = converter_view.base(work, lock, build)
+    translated = converter_view.of(work, lock, view).notes
+    if build.output.lora:
+        return translated
+    weights, beside = headers.read(view), weightfiles.note(pin.unread)
+    odd = (*headers.notes(weights), *quantized.notes(preflight.read_json(view / "config.json"), weights))
+    return (*([beside] if beside else []), *odd, *translated)
 
 
 def check_tokenizer(work: Work, lock: Lock, build: Build, known: dict[Path, str], run: Run, log: Path, tell: Tell) -> None:

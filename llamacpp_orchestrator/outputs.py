@@ -81,7 +81,7 @@ def convert_action(bench: Bench, build: Build) -> Action:
         asked = bench.log(f"tokenizer {build.name}")
         admission.check_tokenizer(work, lock, build, bench.hashes, bench.converter, asked, tell)
         found = rescale.judge(work, lock, build)
-        notes = (*converter_view.of(work, lock, converter_view.base(work, lock, build)).notes, *found.notes)
+        notes = (*admission.notes(work, lock, build), *found.notes)
         for note in notes:
             tell(f"{NOTE}{build.output.path.name}: {note}")
         rescale.stage(
@@ -287,7 +287,6 @@ def publish(build: Build) -> None:
 
 def _receipt(bench: Bench, build: Build, files: tuple[artifact.FileRecord, ...], verdict: levels.Verdict) -> artifact.Receipt:
     lock, found = bench.lock, rescale.judge(bench.work, bench.lock, build)
-    translated = () if build.of else converter_view.of(bench.work, lock, converter_view.base(bench.work, lock, build)).notes
     return artifact.Receipt(
         path=build.output.path.name,
         kind=build.output.kind,
@@ -306,7 +305,7 @@ def _receipt(bench: Bench, build: Build, files: tuple[artifact.FileRecord, ...],
         files=files,
         levels=verdict.levels,
         job=_way(bench.work.file, build.output.path.parent),
-        notes=(*translated, *found.notes, *bench.notes.get(build.output.path, ()), *verdict.notes),
+        notes=(*admission.notes(bench.work, lock, build), *found.notes, *bench.notes.get(build.output.path, ()), *verdict.notes),
     )
 
 

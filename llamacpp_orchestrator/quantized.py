@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator.headers import Weights
 from llamacpp_orchestrator.headers import listed
-from llamacpp_orchestrator.scripts import Quantized
 
 # Ends of names that only packed weights have, and what packs them.
 PACKED = {
@@ -40,6 +41,66 @@ MLX = (
 LOST = "they were lost when it was saved: get or save it again"
 
 
+class Quantized(msgspec.Struct, frozen=True, kw_only=True):
+    """Which already quantized weights a tag reads; `strict` when it ends with an error for any other method."""
+
+    methods: frozenset[str]
+    formats: frozenset[str]
+    strict: bool
+
+
+def known_to(tree: Path) -> Quantized:
+    """Which methods of quantization a tag undoes, and which formats of those that have several."""
+    found = [
+        node for node in ast.walk(scripts.core_module(tree)) if isinstance(node, ast.FunctionDef) and node.name == "dequant_model"
+    ]
+    raised = {text for where in found for node in ast.walk(where) if isinstance(node, ast.Raise) for text in scripts.within(node)}
+    return Quantized(
+        methods=frozenset(text for where in found for text in scripts.compared(where, ("quant_method",))),
+        formats=frozenset(text for where in found for text in scripts.compared(where, ("quant_format",))),
+        strict=any(text.startswith("Quant method is not yet supported") for text in raised),
+    )
+
+
+def _branch(where: ast.AST, name: str, value: str) -> list[ast.stmt]:
+    """What is done where a variable has a value: the body of the `if` that asks for it."""
+    asking = (node for node in ast.walk(where) if isinstance(node, ast.If) and value in scripts.compared(node.test, (name,)))
+    return next((node.body for node in asking), [])
+
+
+def _undoing(tree: Path, method: str) -> list[ast.stmt]:
+    found = [
+        node for node in ast.walk(scripts.core_module(tree)) if isinstance(node, ast.FunctionDef) and node.name == "dequant_model"
+    ]
+    return [line for where in found for line in _branch(where, "quant_method", method)]
+
+
+def taken_away(tree: Path, method: str) -> frozenset[str]:
+    """The ends of names that a tag looks for when it undoes a method of quantization."""
+    return frozenset(text for line in _undoing(tree, method) for text in scripts.within(line))
+
+
+def strategies(tree: Path) -> dict[str, frozenset[str]]:
+    """The strategies of compressed-tensors that a tag takes, by format, where it asserts that it is one of them."""
+    found: dict[str, frozenset[str]] = {}
+    nodes = (node for line in _undoing(tree, "compressed-tensors") for node in ast.walk(line))
+    for node in (node for node in nodes if isinstance(node, ast.If)):
+        formats = set(scripts.compared(node.test, ("quant_format",)))
+        tests = [line.test for line in node.body if isinstance(line, ast.Assert) and "strategy" in ast.unparse(line.test)]
+        for test in tests:
+            found |= dict.fromkeys(formats, frozenset(scripts.within(test)) - {"strategy"})
+    return found
+
+
+def dtypes(tree: Path) -> frozenset[str]:
+    """The types of safetensors that a tag reads; empty when that cannot be told."""
+    for node in ast.walk(scripts.core_module(tree)):
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+        if isinstance(target, ast.Name) and target.id == "_dtype_str_map" and isinstance(node, (ast.Assign, ast.AnnAssign)):
+            return frozenset(scripts.texts([key for key in node.value.keys if key]) if isinstance(node.value, ast.Dict) else ())
+    return frozenset()
+
+
 def config_of(config: dict[str, Any]) -> dict[str, Any]:
     """What a config says of quantization, for the model or for its language part; {} for nothing."""
     inner = config.get("text_config")
@@ -54,7 +115,7 @@ def complaint(
 
     `classes` are the lineage that converts the model; one that undoes quantization itself may know more than the base does.
     """
-    said, known = config_of(config), scripts.quantized(tree)
+    said, known = config_of(config), known_to(tree)
     method, form = str(said.get("quant_method") or ""), said.get("format")
     found = scripts.method(list(classes), "dequant_model")
     own = found is not None and found[0] != "ModelBase"
@@ -95,7 +156,7 @@ def _strategy(tree: Path, said: dict[str, Any]) -> tuple[str, str] | None:
     first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
     how = first.get("weights") if isinstance(first, dict) else None
     strategy = how.get("strategy") if isinstance(how, dict) else None
-    able = scripts.strategies(tree).get(str(form), frozenset())
+    able = strategies(tree).get(str(form), frozenset())
     if said.get("quant_method") != "compressed-tensors" or not able or not strategy or strategy in able:
         return None
     return f"compressed-tensors, format {form}, by {strategy}; it reads those by {' or '.join(sorted(able))}", ""
@@ -105,7 +166,7 @@ def _beside(tree: Path, said: dict[str, Any], weights: Weights, known: Quantized
     method = str(said.get("quant_method") or "")
     if not known.strict or nvfp4 or method not in known.methods or "nvfp4" in str(said.get("format")):
         return None
-    texts = scripts.taken_away(tree, method)
+    texts = taken_away(tree, method)
     ends = {end for end in BESIDE if f".{end}" not in texts and not any(f"weight{text}" == end for text in texts)}
     found = [name for name in weights.names if name.rpartition(".")[2] in ends]
     return (f"{method} with {BESIDE[found[0].rpartition('.')[2]]}: {listed(found)}", "") if found else None
@@ -144,7 +205,7 @@ def _unexplained(said: dict[str, Any], weights: Weights) -> tuple[str, str, bool
 
 
 def _unread(tree: Path, weights: Weights) -> tuple[str, str, bool] | None:
-    known = scripts.dtypes(tree)
+    known = dtypes(tree)
     other = [name for name, tensor in weights.stored.items() if tensor.dtype not in known] if known else []
     return (f"numbers of the type {weights.stored[other[0]].dtype}: {listed(other)}", "", False) if other else None
 

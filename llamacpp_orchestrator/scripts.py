@@ -47,14 +47,6 @@ class Architectures(msgspec.Struct, frozen=True, kw_only=True):
     mmproj: frozenset[str]
 
 
-class Quantized(msgspec.Struct, frozen=True, kw_only=True):
-    """Which already quantized weights a tag reads; `strict` when it ends with an error for any other method."""
-
-    methods: frozenset[str]
-    formats: frozenset[str]
-    strict: bool
-
-
 @functools.lru_cache(maxsize=16)
 def _parse(source: bytes) -> ast.Module:
     return ast.parse(source)
@@ -68,7 +60,8 @@ def _parsed(path: Path) -> ast.Module:
         return ast.Module(body=[], type_ignores=[])  # what cannot be read knows nothing, and nothing is refused for it
 
 
-def _texts(nodes: list[ast.expr]) -> tuple[str, ...]:
+def texts(nodes: list[ast.expr]) -> tuple[str, ...]:
+    """Those of some expressions that are texts."""
     return tuple(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
@@ -81,7 +74,7 @@ def options(tree: Path, kind: str) -> tuple[Option, ...]:
 def _options(script: ast.Module) -> tuple[Option, ...]:
     asked = (node for node in ast.walk(script) if isinstance(node, ast.Call))
     found = [call for call in asked if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
-    return tuple(_option(call) for call in found if call.args and len(_texts(call.args)) == len(call.args))
+    return tuple(_option(call) for call in found if call.args and len(texts(call.args)) == len(call.args))
 
 
 def _option(call: ast.Call) -> Option:
@@ -90,9 +83,9 @@ def _option(call: ast.Call) -> Option:
     action = said.get("action", ast.Constant("store"))
     known = isinstance(action, ast.Constant) and action.value in ("store", "append", *WORDLESS)
     words = 0 if isinstance(action, ast.Constant) and action.value in WORDLESS else 1
-    listed = _texts(choices.elts) if isinstance(choices, (ast.List, ast.Tuple)) else ()
+    listed = texts(choices.elts) if isinstance(choices, (ast.List, ast.Tuple)) else ()
     plain = isinstance(choices, (ast.List, ast.Tuple)) and len(listed) == len(choices.elts)
-    return Option(names=_texts(call.args), words=words if known and "nargs" not in said else -1, choices=listed if plain else ())
+    return Option(names=texts(call.args), words=words if known and "nargs" not in said else -1, choices=listed if plain else ())
 
 
 def outtypes(tree: Path, kind: str) -> tuple[str, ...]:
@@ -120,7 +113,7 @@ def _map(module: ast.Module, name: str) -> dict[str, str] | None:
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
         value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
         if isinstance(target, ast.Name) and target.id == name and isinstance(value, ast.Dict):
-            keys, values = _texts([key for key in value.keys if key]), _texts(value.values)
+            keys, values = texts([key for key in value.keys if key]), texts(value.values)
             return dict(zip(keys, values, strict=True)) if len(keys) == len(values) == len(value.keys) else None
     return None
 
@@ -137,9 +130,9 @@ def _registered(node: ast.ClassDef) -> tuple[str, ...] | None:
     names: tuple[str, ...] = ()
     for call in node.decorator_list:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "register":
-            if len(_texts(call.args)) != len(call.args):
+            if len(texts(call.args)) != len(call.args):
                 return None
-            names += _texts(call.args)
+            names += texts(call.args)
     return names
 
 
@@ -197,78 +190,37 @@ def method(classes: list[ast.ClassDef], name: str) -> tuple[str, ast.FunctionDef
     return None
 
 
-def _core(tree: Path) -> ast.Module:
+def core_module(tree: Path) -> ast.Module:
     """Where the base classes stand: in `conversion/base.py`, or in the one script."""
     path = tree / "conversion" / "base.py"
     return _parsed(path if path.is_file() else tree / SCRIPTS["model"])
 
 
-def _compared(where: ast.AST, names: tuple[str, ...]) -> Iterator[str]:
+def compared(where: ast.AST, names: tuple[str, ...]) -> Iterator[str]:
     """The texts that a variable of one of these names is compared with."""
     for node in ast.walk(where):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id in names:
             for other in node.comparators:
-                yield from _texts(other.elts if isinstance(other, (ast.Tuple, ast.List, ast.Set)) else [other])
+                yield from texts(other.elts if isinstance(other, (ast.Tuple, ast.List, ast.Set)) else [other])
+
+
+def functions(tree: Path, name: str) -> list[ast.FunctionDef]:
+    """The functions of a name where the base classes stand."""
+    return [node for node in ast.walk(core_module(tree)) if isinstance(node, ast.FunctionDef) and node.name == name]
 
 
 def hashes(tree: Path) -> frozenset[str]:
     """The digests by which a tag knows pre-tokenizers; empty when they cannot be found."""
-    found = [node for node in ast.walk(_core(tree)) if isinstance(node, ast.FunctionDef) and node.name == "get_vocab_base_pre"]
-    return frozenset(text for node in found for text in _compared(node, ("chkhsh",)) if len(text) == 64)
+    found = [
+        node for node in ast.walk(core_module(tree)) if isinstance(node, ast.FunctionDef) and node.name == "get_vocab_base_pre"
+    ]
+    return frozenset(text for node in found for text in compared(node, ("chkhsh",)) if len(text) == 64)
 
 
 def core(tree: Path) -> Path:
     """The file in which `get_vocab_base_pre` stands."""
     path = tree / "conversion" / "base.py"
     return path if path.is_file() else tree / SCRIPTS["model"]
-
-
-def quantized(tree: Path) -> Quantized:
-    """Which methods of quantization a tag undoes, and which formats of those that have several."""
-    found = [node for node in ast.walk(_core(tree)) if isinstance(node, ast.FunctionDef) and node.name == "dequant_model"]
-    raised = {text for where in found for node in ast.walk(where) if isinstance(node, ast.Raise) for text in _within(node)}
-    return Quantized(
-        methods=frozenset(text for where in found for text in _compared(where, ("quant_method",))),
-        formats=frozenset(text for where in found for text in _compared(where, ("quant_format",))),
-        strict=any(text.startswith("Quant method is not yet supported") for text in raised),
-    )
-
-
-def _branch(where: ast.AST, name: str, value: str) -> list[ast.stmt]:
-    """What is done where a variable has a value: the body of the `if` that asks for it."""
-    asking = (node for node in ast.walk(where) if isinstance(node, ast.If) and value in _compared(node.test, (name,)))
-    return next((node.body for node in asking), [])
-
-
-def _undoing(tree: Path, method: str) -> list[ast.stmt]:
-    found = [node for node in ast.walk(_core(tree)) if isinstance(node, ast.FunctionDef) and node.name == "dequant_model"]
-    return [line for where in found for line in _branch(where, "quant_method", method)]
-
-
-def taken_away(tree: Path, method: str) -> frozenset[str]:
-    """The ends of names that a tag looks for when it undoes a method of quantization."""
-    return frozenset(text for line in _undoing(tree, method) for text in _within(line))
-
-
-def strategies(tree: Path) -> dict[str, frozenset[str]]:
-    """The strategies of compressed-tensors that a tag takes, by format, where it asserts that it is one of them."""
-    found: dict[str, frozenset[str]] = {}
-    nodes = (node for line in _undoing(tree, "compressed-tensors") for node in ast.walk(line))
-    for node in (node for node in nodes if isinstance(node, ast.If)):
-        formats = set(_compared(node.test, ("quant_format",)))
-        tests = [line.test for line in node.body if isinstance(line, ast.Assert) and "strategy" in ast.unparse(line.test)]
-        for test in tests:
-            found |= dict.fromkeys(formats, frozenset(_within(test)) - {"strategy"})
-    return found
-
-
-def dtypes(tree: Path) -> frozenset[str]:
-    """The types of safetensors that a tag reads; empty when that cannot be told."""
-    for node in ast.walk(_core(tree)):
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(target, ast.Name) and target.id == "_dtype_str_map" and isinstance(node, (ast.Assign, ast.AnnAssign)):
-            return frozenset(_texts([key for key in node.value.keys if key]) if isinstance(node.value, ast.Dict) else ())
-    return frozenset()
 
 
 def reads(tree: Path, architectures: Iterable[str], text: str) -> bool:
@@ -278,7 +230,7 @@ def reads(tree: Path, architectures: Iterable[str], text: str) -> bool:
         modules = {found[architecture] for name in MAPS if (found := _map(known, name)) and architecture in found}
         places: list[ast.AST] = [_parsed(tree / "conversion" / f"{module}.py") for module in modules]
         places += [] if modules else converter(tree, architecture)[:1]
-        if any(text in word for place in places for word in _within(place)):
+        if any(text in word for place in places for word in within(place)):
             return True
     return False
 
@@ -288,7 +240,8 @@ def mentions(tree: Path, text: str) -> bool:
     return any(text.encode() in path.read_bytes() for path in _sources(tree) if path.is_file())
 
 
-def _within(node: ast.AST) -> Iterator[str]:
+def within(node: ast.AST) -> Iterator[str]:
+    """Every text that stands in a part of a source."""
     for each in ast.walk(node):
         if isinstance(each, ast.Constant) and isinstance(each.value, str):
             yield each.value
@@ -302,7 +255,7 @@ def layouts(tree: Path) -> frozenset[str]:
             functions = {node.name: node for node in _parsed(path).body if isinstance(node, ast.FunctionDef)}
             matchers = [word for node in functions.values() for call in node.decorator_list for word in _matchers(call)]
             for matcher in matchers:
-                found.update(_within(functions.get(ast.unparse(matcher), matcher)))
+                found.update(within(functions.get(ast.unparse(matcher), matcher)))
     return frozenset(text for text in found - {"config.json"} if text.endswith(".json"))
 
 
@@ -321,7 +274,7 @@ def reads_gpt2(classes: list[ast.ClassDef], special: tuple[str, ...]) -> bool:
     while found := method(classes, "set_vocab"):
         owner, function = found
         tried = [name for node in ast.walk(function) if isinstance(node, ast.Try) for line in node.body for name in _calls(line)]
-        if "_set_vocab_gpt2" in tried or not set(special).isdisjoint(_within(function)):
+        if "_set_vocab_gpt2" in tried or not set(special).isdisjoint(within(function)):
             return False
         called |= {name for name in _calls(function) if "vocab" in name}
         if "set_vocab" not in called:
@@ -334,7 +287,7 @@ def reads_gpt2(classes: list[ast.ClassDef], special: tuple[str, ...]) -> bool:
 
 def scalings(classes: list[ast.ClassDef]) -> frozenset[str]:
     """The kinds of rope scaling that a class and all above it write; the others it passes over."""
-    words = {text for node in classes for text in _within(node)}
+    words = {text for node in classes for text in within(node)}
     return frozenset(kind for kind, word in SCALINGS.items() if word in words)
 
 

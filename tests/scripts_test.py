@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from llamacpp_orchestrator import indexes
+from llamacpp_orchestrator import quantized
 from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.scripts import Architectures
@@ -107,7 +108,7 @@ def test_a_class_that_leaves_the_vocabulary_to_the_one_above_is_followed(tree: T
     ("tag", "methods", "strict"), [("0.3.1", set(), False), ("b9760", {"fp8", "gptq"}, True), ("b11434", {"fp8", "gptq"}, True)]
 )
 def test_what_quantized_weights_a_tag_reads(tag: str, methods: set[str], strict: bool, tree: Tree) -> None:
-    found = scripts.quantized(tree(tag))
+    found = quantized.known_to(tree(tag))
     assert found.strict is strict and methods <= found.methods and "bitsandbytes" not in found.methods
     assert ("pack-quantized" in found.formats) is strict
 
