@@ -40,7 +40,7 @@ def check_small_files(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: 
 
 
 def notes(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
-    """What is to be said of the model that an output is converted from: of its weights, and of what the tag is shown otherwise."""
+    """What is to be said of the model that an output is converted from: its weights, and what the tag is shown otherwise."""
     if build.of:
         return ()
     pin = lock.files(build.needs[0][0])
