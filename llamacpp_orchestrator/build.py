@@ -18,6 +18,7 @@ from llamacpp_orchestrator import translation
 from llamacpp_orchestrator.artifact import Input
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.interpreter import python_in
+from llamacpp_orchestrator.lock import EnvironmentPin
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
@@ -64,6 +65,11 @@ def needs_programs(build: Build) -> bool:
     return bool(build.of) or build.output.model.verify in spec.RUNNING
 
 
+def is_compared(build: Build) -> bool:
+    """Whether the next tokens of an output are compared with its source's, in the reference environment."""
+    return build.output.model.verify == "logits"
+
+
 def waiting(stale: list[Build]) -> dict[Path, set[Path]]:
     """For each temporary output what is to be made of it."""
     found: dict[Path, set[Path]] = {}
@@ -82,7 +88,12 @@ def python(work: Work, lock: Lock) -> Path:
     """The interpreter that runs the scripts: the built one, or the user's own."""
     if lock.environment is None:
         return python_in(work.folder(str(work.job.environment.path)))
-    return python_in(work.store.entry("environments", lock.environment.pin().digest()) / "venv")
+    return python_of(work, lock.environment)
+
+
+def python_of(work: Work, pin: EnvironmentPin) -> Path:
+    """The interpreter of a built environment."""
+    return python_in(work.store.entry("environments", pin.pin().digest()) / "venv")
 
 
 def converter_env(work: Work) -> tuple[tuple[str, str], ...]:

@@ -91,7 +91,7 @@ def steps(work: Work, lock: Lock, platform: str, folder: Path, file: Path) -> li
     made = [Step(name="source", action=_done(lambda tell: pins.get_tree(work, lock.llama_cpp, tell)))]
     if assets := chosen(work, lock, platform):
         made.append(Step(name="binaries", action=_done(lambda tell: _archives(work, assets, folder / "archives", tell))))
-    if lock.environment:
+    if locks.environments(lock):
         made.append(Step(name="wheels", action=_done(lambda tell: _wheels(work, lock, platform, folder / "wheels", tell))))
     for wanted, name in locks.names(work.job).items():
         made.append(Step(name=f"fetch {name}", action=_done(functools.partial(pins.origin, work, lock.files(wanted)))))
@@ -126,9 +126,9 @@ def _archives(work: Work, assets: tuple[releases.Asset, ...], folder: Path, tell
 
 
 def _wheels(work: Work, lock: Lock, platform: str, folder: Path, tell: Tell) -> None:
-    assert lock.environment is not None
-    index, torch = indexes.places(lock.environment.torch, work.settings, tell)
-    wheels.collect(lock.environment.pin(), platform, index, torch, folder, work.store.sha256, tell)
+    for pin in locks.environments(lock):
+        index, torch = indexes.places(pin.torch, work.settings, tell)
+        wheels.collect(pin.pin(), platform, index, torch, folder, work.store.sha256, tell)
 
 
 def _pack(work: Work, lock: Lock, platform: str, folder: Path, file: Path, tell: Tell) -> None:

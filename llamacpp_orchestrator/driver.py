@@ -295,6 +295,8 @@ def setup(work: Work, options: Options, report: Reporter) -> Result:
     if lock:
         log = _logs(work) / "environment.log"
         made = [Step(name="environment", action=stages.environment_action(work, lock, log), log=log)]
+        if lock.reference:
+            made.append(stages.reference_step(work, lock.reference, _logs(work) / "reference.log"))
         if not any(event.step == "source" for event in events):
             made.append(Step(name="source", action=stages.source_action(work, lock)))
         if work.job.binaries.backend != "none":

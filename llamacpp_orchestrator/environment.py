@@ -25,6 +25,7 @@ from packaging.utils import parse_wheel_filename
 
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator import reference
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
@@ -130,12 +131,14 @@ def order(allowed: Iterable[set[str]], nearby: Iterable[set[str]], running: str,
     return sorted(fitting, key=lambda minor: (minor not in near, minor not in have, minor != running, MINORS.index(minor)))
 
 
-def choose_python(lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, torch_index: str | None) -> str:
-    """The interpreter's minor version that upstream's pins allow here; OrchestrateError names those it would take."""
-    ranked = fitting(lines, overrides, index, torch_index)
+def choose_python(
+    lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, torch_index: str | None, minors: Iterable[str] = MINORS
+) -> str:
+    """The interpreter's minor version, of some, that such pins allow here; OrchestrateError names those it would take."""
+    ranked = [minor for minor in fitting(lines, overrides, index, torch_index) if minor in minors]
     if not ranked:
         raise OrchestrateError(
-            f"no interpreter has wheels for upstream's pins on this machine ({decisive(lines, overrides)})",
+            f"no interpreter has wheels for these pins on this machine ({decisive(lines, overrides)})",
             "put a version that this platform has under `environment.overrides`, for example `overrides: [torch==2.13.0]`",
         )
     return ranked[0]
@@ -172,32 +175,74 @@ def fitting(lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, to
 
 
 def resolve(
-    tree: Path, python: str, torch: str, overrides: tuple[str, ...], settings: Settings, work: Path, tell: Callable[[str], None]
+    lines: tuple[str, ...],
+    python: str,
+    torch: str,
+    overrides: tuple[str, ...],
+    settings: Settings,
+    work: Path,
+    tell: Callable[[str], None],
 ) -> Pin:
     """Resolve upstream's requirements for every platform at once; a conflict is shown in uv's own words."""
-    lines = upstream_requirements(tree)
     merged((), overrides)
     index, extra = indexes.places(torch, settings, tell)
     minor = choose_python(lines, overrides, index, extra) if python == "auto" else python
     tell(f"resolving for Python {minor}")
-    wanted, replaced = work / "requirements.in", work / "overrides.txt"
-    wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    replaced.write_text("\n".join(overrides) + "\n", encoding="utf-8")
-    asked = (*COMPILE, "--no-build", "--python-version", minor, "--override", str(replaced), str(wanted))
     try:
-        text = process.capture(Command((indexes.uv(), *asked), cwd=str(work), env=indexes.uv_env(index, extra)), timeout=600)
+        return _compiled(lines, minor, overrides, indexes.uv_env(index, extra), work)
     except CommandFailed as error:
         able = fitting(lines, overrides, index, extra) if python != "auto" else []
         if able and minor not in able:
             pins = decisive(lines, overrides)
             message = f"environment.python: upstream's pins have no wheels for Python {minor} on this machine ({pins})"
             raise JobError(message, f"it works with {', '.join(able)}: set one of them, or `auto`") from error
-        raise _conflict(error, minor) from error
-    return Pin(python=minor, requirements=text.replace("\r\n", "\n"))
+        raise _conflict(error, f"upstream's requirements cannot be resolved for Python {minor}") from error
 
 
-def _conflict(error: CommandFailed, minor: str) -> OrchestrateError:
-    said, what = error.tail or error.message, f"upstream's requirements cannot be resolved for Python {minor}"
+def resolve_reference(
+    python: str,
+    torch: str,
+    overrides: tuple[str, ...],
+    beside: Pin | None,
+    settings: Settings,
+    work: Path,
+    tell: Callable[[str], None],
+) -> Pin:
+    """Resolve the packages that outputs are compared with, in the versions that the environment `beside` has where they fit."""
+    index, extra = indexes.places(torch, settings, tell)
+    minor = beside.python if beside else python
+    if minor not in reference.PYTHONS:
+        minor = choose_python(reference.PACKAGES, overrides, index, extra, reference.PYTHONS)
+    tell(f"resolving for Python {minor}")
+    try:
+        return _compiled(reference.PACKAGES, minor, overrides, indexes.uv_env(index, extra), work, beside)
+    except CommandFailed as error:
+        what = f"what `verify: logits` compares with ({', '.join(reference.PACKAGES)}) cannot be resolved for Python {minor}"
+        failed = _conflict(error, what)
+        failed.hint += "; `verify: load` does without"
+        raise failed from error
+
+
+def _compiled(
+    lines: tuple[str, ...],
+    minor: str,
+    overrides: tuple[str, ...],
+    env: tuple[tuple[str, str], ...],
+    work: Path,
+    beside: Pin | None = None,
+) -> Pin:
+    wanted, replaced, pinned = (work / name for name in ("requirements.in", "overrides.txt", "requirements.txt"))
+    wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replaced.write_text("\n".join(overrides) + "\n", encoding="utf-8")
+    # What the file holds already is preferred (uv's --output-file): both environments then share their largest downloads.
+    pinned.write_text(beside.requirements if beside else "", encoding="utf-8")
+    asked = (*COMPILE, "--no-build", "--python-version", minor, "--override", str(replaced), str(wanted), "-o", str(pinned))
+    process.capture(Command((indexes.uv(), *asked), cwd=str(work), env=env), timeout=600)
+    return Pin(python=minor, requirements=pinned.read_text(encoding="utf-8"))
+
+
+def _conflict(error: CommandFailed, what: str) -> OrchestrateError:
+    said = error.tail or error.message
     hint = "put the line that must give way under `environment.overrides`, for example `overrides: [torch==2.13.0]`"
     if re.search(r"(?i)dns|connect|timed out|fetch|network", said) and "No solution found" not in said:
         hint = "check the network, or set an index that can be reached (PIP_INDEX_URL or UV_DEFAULT_INDEX)"

@@ -41,8 +41,8 @@ Run = Callable[[Command, Path, Callable[[str], None]], None]
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output.
 
-    `remote`: the source brings code of its own; `packages` answers with a folder that holds PEFT, `shown` with the model in
-    the form that the tag's transformers reads.
+    `remote`: the source brings code of its own; `reference`: the Python of the environment that it is compared with; `shown`
+    answers with the model in the form that the tag's transformers reads.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[tuple[str, str], ...] = ()
     limits: Limits = UNLIMITED
     remote: bool = False
-    packages: Callable[[Callable[[str], None]], Path] | None = None
+    reference: str = ""
     scratch: Path = Path()
     log: Path = Path()
     find: Callable[[str], Path] | None = None
@@ -139,8 +139,7 @@ def _logits(
         base=subject.base if adapter else (),
         model=subject.views[0],
         adapter=subject.views[1] if adapter else None,
-        packages=subject.packages,
-        python=subject.python,
+        python=subject.reference,
         env=subject.env,
         limits=subject.limits,
         scratch=subject.scratch,

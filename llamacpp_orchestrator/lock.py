@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from llamacpp_orchestrator import locktext
+from llamacpp_orchestrator import reference
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.choice import Asset
 from llamacpp_orchestrator.errors import JobError
@@ -34,9 +35,9 @@ WITHOUT_RELEASE = ("none", "source")  # backends that need nothing of a release
 # What `--upgrade` may name, and which parts of the lock then move.
 UPGRADES = {
     "": (),
-    "all": ("source", "environment", "spare", "assets", "models"),
+    "all": ("source", "environment", "reference", "spare", "assets", "models"),
     "llama_cpp": ("source", "environment", "assets"),
-    "environment": ("environment", "spare"),
+    "environment": ("environment", "reference", "spare"),
     "models": ("models",),
 }
 
@@ -56,7 +57,7 @@ class SourcePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class EnvironmentPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The environment: what was asked of which lines of upstream's (their digest), and the hashed set that it came to."""
+    """An environment: what was asked of which lines of requirements (their digest), and the hashed set that it came to."""
 
     upstream: Sha256
     torch: str
@@ -90,11 +91,12 @@ class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Everything that decides the bytes of a job's outputs."""
+    """Everything that decides the bytes of a job's outputs, and what they are compared with."""
 
     version: int = 1
     llama_cpp: SourcePin
     environment: EnvironmentPin | None = None
+    reference: EnvironmentPin | None = None
     assets: tuple[Asset, ...] = ()
     models: tuple[FilesPin, ...]
 
@@ -156,24 +158,30 @@ def uses_binaries(job: Job) -> bool:
     return any(model.quantize or model.verify in spec.RUNNING for model in job.models)
 
 
+def uses_reference(job: Job) -> bool:
+    """Whether anything in the job is compared with what its source says next."""
+    return any(model.verify == "logits" for model in job.models)
+
+
 def fitting(job: Job, lock: Lock | None, upgrade: str = "") -> dict[str, Any]:
     """The parts of a lock that still say what the job asks, without those that an upgrade is to move.
 
-    `source`, `environment`, `assets`, `models` (the pins of files), and `spare`: an environment that was resolved for
-    another tree, and still holds where that tree has the same requirements. JobError for an upgrade of nothing known.
+    `source`, `environment`, `reference`, `assets`, `models` (the pins of files), and `spare`: an environment that was resolved
+    for another tree, and still holds where that tree has the same requirements. JobError for an upgrade of nothing known.
     """
     labels = names(job)
     moving = {wanted for wanted, name in labels.items() if upgrade in (name, wanted.source)}
     if upgrade not in UPGRADES and not moving:
         raise JobError(f"--upgrade {upgrade}: no such part of the lock; {nearest(upgrade, [*UPGRADES, *labels.values()][1:])}")
     if lock is None:
-        return {"source": None, "environment": None, "spare": None, "assets": None, "models": {}}
+        return {"source": None, "environment": None, "reference": None, "spare": None, "assets": None, "models": {}}
     same_source = (lock.llama_cpp.tag, lock.llama_cpp.repo) == (job.llama_cpp.tag, job.llama_cpp.repo)
     found, asked = lock.environment, job.environment
     same_asked = found and asked.path is None and (found.wanted, found.torch, found.overrides) == _asked(asked)
     kept: dict[str, Any] = {
         "source": lock.llama_cpp if same_source else None,
         "environment": found if same_asked and same_source else None,
+        "reference": lock.reference if _same_reference(job, lock.reference) else None,
         "spare": found if same_asked else None,
         "assets": lock.assets if same_source and lock.assets else None,
         "models": {pin.wanted: pin for pin in lock.models if pin.wanted in labels and pin.wanted not in moving},
@@ -185,6 +193,11 @@ def _asked(asked: spec.Environment) -> tuple[str, str, tuple[str, ...]]:
     return asked.python, asked.torch, asked.overrides
 
 
+def _same_reference(job: Job, pin: EnvironmentPin | None) -> bool:
+    asked = job.environment
+    return bool(pin and (pin.wanted, pin.torch, pin.overrides) == (asked.python, asked.torch, reference.overrides(asked.overrides)))
+
+
 def moved(old: Lock, new: Lock) -> list[str]:
     """What differs between two locks, one line for each thing: old → new."""
     before, after = old.llama_cpp, new.llama_cpp
@@ -192,6 +205,7 @@ def moved(old: Lock, new: Lock) -> list[str]:
     pairs += [("commit", before.commit, after.commit), ("package", before.package, after.package)]
     lines = [f"llama_cpp: {what} {one or 'none'} → {two or 'none'}" for what, one, two in pairs if one != two]
     lines += _differences("environment", _versions(old.environment), _versions(new.environment))
+    lines += _differences("reference", _versions(old.reference), _versions(new.reference))
     lines += _differences("binaries", *({each.name: each.sha256 or "no digest" for each in lock.assets} for lock in (old, new)))
     had = {pin.wanted: pin for pin in old.models}
     for pin in new.models:
@@ -231,6 +245,8 @@ def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
         )
     elif found["environment"] is None and job.environment.path is None:
         reasons.append("environment: python, torch or overrides have changed")
+    if uses_reference(job) and found["reference"] is None:
+        reasons.append("reference: the environment that `verify: logits` compares with is not locked as it is asked for")
     if uses_binaries(job) and job.binaries.backend not in WITHOUT_RELEASE and found["assets"] is None:
         reasons.append("binaries: the release's assets are not locked")
     reasons += [f"{wanted.source}: not locked as it is asked for" for wanted in all_wanted(job) if wanted not in found["models"]]
@@ -263,19 +279,20 @@ def _complaints(lock: Lock) -> Iterator[tuple[str, str]]:
         yield "$.version", f"it has format {lock.version}, this version of orchestrate reads 1"
     if bool(lock.llama_cpp.commit) == bool(lock.llama_cpp.package):
         yield "$.llama_cpp", "either a commit or a package is needed"
-    for line in lock.environment.requirements.splitlines() if lock.environment else ():
-        if not re.match(r"[\w.-]+(\[[\w,.-]+\])?==[^@]+$|\s+--hash=sha256:[0-9a-f]{64}( \\)?$|\s*(#.*)?$", line):
-            yield "$.environment.requirements", f"`{line.strip()[:80]}` is neither a pinned package nor a hash"
-    for number, pin in enumerate(lock.models):
+    for part, pin in (("environment", lock.environment), ("reference", lock.reference)):
+        for line in pin.requirements.splitlines() if pin else ():
+            if not re.match(r"[\w.-]+(\[[\w,.-]+\])?==[^@]+$|\s+--hash=sha256:[0-9a-f]{64}( \\)?$|\s*(#.*)?$", line):
+                yield f"$.{part}.requirements", f"`{line.strip()[:80]}` is neither a pinned package nor a hash"
+    for number, model in enumerate(lock.models):
         try:
-            check_names((file.path for file in pin.files), pin.wanted.source)
+            check_names((file.path for file in model.files), model.wanted.source)
         except OrchestrateError as error:
             yield f"$.models[{number}].files", error.message
-        for index, file in enumerate(pin.files):
+        for index, file in enumerate(model.files):
             if not re.fullmatch("[0-9a-f]{64}", file.sha256) and not re.fullmatch("[0-9a-f]{40}", file.oid):
                 yield f"$.models[{number}].files[{index}]", f"{file.path} has neither a sha256 nor a blob id"
-        if pin.wanted in [other.wanted for other in lock.models[:number]]:
-            yield f"$.models[{number}]", f"{pin.wanted.source} is locked twice"
+        if model.wanted in [other.wanted for other in lock.models[:number]]:
+            yield f"$.models[{number}]", f"{model.wanted.source} is locked twice"
     for index, asset in enumerate(lock.assets):
         if not re.fullmatch(r"[\w.+-]+", asset.name) or not re.match(r"(https?|file)://\S+$", asset.url):
             yield f"$.assets[{index}]", f"{asset.name} is no asset of a release"
@@ -297,8 +314,13 @@ def write(path: Path, lock: Lock) -> None:
 
 
 def hashes(lock: Lock) -> frozenset[str]:
-    """The sha256 of every file that may be installed into the environment, in hex."""
-    return frozenset(re.findall(r"sha256:([0-9a-f]{64})", lock.environment.requirements if lock.environment else ""))
+    """The sha256 of every file that may be installed into an environment, in hex."""
+    return frozenset(each for pin in environments(lock) for each in re.findall(r"sha256:([0-9a-f]{64})", pin.requirements))
+
+
+def environments(lock: Lock) -> tuple[EnvironmentPin, ...]:
+    """The environments that a lock holds."""
+    return tuple(filter(None, (lock.environment, lock.reference)))
 
 
 def digest(lock: Lock) -> str:

@@ -8,8 +8,10 @@ import struct
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,12 +27,16 @@ from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.verify import Contents
 
 TOOL = "llama-perplexity"
 REFERENCE = Path(__file__).parent / "inside" / "reference.py"
-# The program wants twice as many tokens as this, and records what follows those of the second half.
-CONTEXT = 64
-# The beginning of Alice's Adventures in Wonderland (Lewis Carroll, 1865): some 300 tokens, whatever the tokenizer.
+# The tokens of a piece. The program wants twice as many, and records what follows those of the second half. Half of the least is
+# enough for rope to turn otherwise where its base or scaling is wrong; half of the most is a window that can be looked beyond.
+LEAST, MOST = 256, 2048
+# What is recorded for a piece, in numbers of two bytes; the program keeps them as floats besides.
+MOST_NUMBERS = 1 << 28
+# The beginning of Alice's Adventures in Wonderland (Lewis Carroll, 1865).
 TEXT = """\
 Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do: once or twice she had
 peeped into the book her sister was reading, but it had no pictures or conversations in it, "and what is the use of a book,"
@@ -80,7 +86,9 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What inside/reference.py found; `effect` is the mean KL divergence between the model with and without its adapter."""
 
+    by: str
     unable: str = ""
+    notes: tuple[str, ...] = ()
     positions: tuple[Position, ...] = ()
     effect: float = 0.0
 
@@ -92,19 +100,20 @@ class Bounds(msgspec.Struct, frozen=True):
     behind: float | None
 
 
-# The less exact a type is, the nearer two tokens may be for it to prefer the wrong one.
-BOUNDS = {F32: Bounds(0.01, 0.001), F16: Bounds(0.01, 0.02), BF16: Bounds(0.01, 0.05), Q8_0: Bounds(0.02, 0.2)}
+# The less exact a type is, the nearer two tokens may be for it to prefer the wrong one. A right file of SmolLM2-135M, smaller and
+# thus further off than what most people convert, at b11434: f32 4e-7; f16 2e-6; bf16 9e-5, 0.05; q8_0 4e-3, 0.35. In bf16, and
+# wrong: rope base times 1.3 3e-3, 0.33; rope scaled by 1.1 1e-2, 0.59; base times 5 5e-2; YaRN that is not meant 7e-2.
+BOUNDS = {F32: Bounds(0.001, 0.001), F16: Bounds(0.001, 0.02), BF16: Bounds(0.002, 0.2), Q8_0: Bounds(0.02, 1.0)}
 OTHER = Bounds(0.5, None)
 
 
 class Sides(msgspec.Struct, frozen=True, kw_only=True):
-    """An output (an adapter with the `base` that it is tried on), and what it was made from; `packages` brings PEFT."""
+    """An output (an adapter with the `base` that it is tried on), and what it was made from; `python` runs transformers."""
 
     files: tuple[Path, ...]
     base: tuple[Path, ...] = ()
     model: Path
     adapter: Path | None = None
-    packages: Callable[[Callable[[str], None]], Path] | None = None
     python: str
     env: tuple[tuple[str, str], ...] = ()
     limits: Limits = UNLIMITED
@@ -112,7 +121,28 @@ class Sides(msgspec.Struct, frozen=True, kw_only=True):
     log: Path
 
 
-def command(tool: Path, files: Sequence[Path], base: Sequence[Path], folder: Path, ends: bool) -> Command:
+def windows(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
+    """How far back attention reaches where it does not reach all, by an output's metadata and by its source's config.json."""
+    inner = config.get("text_config")
+    parts = [config, *([inner] if isinstance(inner, dict) else [])]
+    said = [part.get("sliding_window") for part in parts if part.get("use_sliding_window") is not False]
+    said.append(metadata.get(f"{metadata.get('general.architecture')}.attention.sliding_window"))
+    return [each for each in said if isinstance(each, int) and each > 0]
+
+
+def context(reach: Sequence[int], vocabulary: int) -> int:
+    """The tokens of a piece: all that are compared lie beyond the nearest window, where such texts are not too long."""
+    wanted = max(LEAST, 2 * min(reach, default=0))
+    return wanted if wanted <= MOST and wanted // 2 * vocabulary <= MOST_NUMBERS else LEAST
+
+
+def text(tokens: int) -> str:
+    """A text of at least so many tokens, by whatever tokenizer: as many words, those of TEXT and then every second, third, ..."""
+    words = TEXT.split()
+    return " ".join(words[number * (1 + number // len(words)) % len(words)] for number in range(tokens))
+
+
+def command(tool: Path, files: Sequence[Path], base: Sequence[Path], folder: Path, ends: bool, size: int = LEAST) -> Command:
     """The call that records next tokens of `logits.txt` in `logits.bin`, on the processor; `ends`: its texts get an end."""
     model = (base or files)[0]
     more = ("--lora", str(files[0])) if base else ()
@@ -132,9 +162,8 @@ def command(tool: Path, files: Sequence[Path], base: Sequence[Path], folder: Pat
         "-ngl",
         "0",
     )
-    size = str(CONTEXT)
     env = dict(tool_env(tool)) | {"CUDA_VISIBLE_DEVICES": ""}
-    argv = (str(tool), *words, "-c", size, "-b", size, "-ctk", "f32", "-ctv", "f32")
+    argv = (str(tool), *words, "-c", str(size), "-b", str(size), "-ctk", "f32", "-ctv", "f32")
     return Command(argv, cwd=str(folder), env=tuple(sorted(env.items())))
 
 
@@ -168,9 +197,9 @@ def judge(name: str, answer: Answer, allowed: Bounds, first: int = 0) -> Finding
     """Whether an output says next what its source says; `first` is the number of the first position."""
     mean = math.fsum(each.kl for each in answer.positions) / len(answer.positions)
     most = allowed.kl
-    if answer.effect and most <= BOUNDS[F32].kl:
+    if answer.effect and most <= BOUNDS[BF16].kl:
         most = min(most, max(SHARE * answer.effect, FLOOR))
-    figures = f"mean KL divergence {shown(mean)} over {len(answer.positions)} positions"
+    figures = f"mean KL divergence {shown(mean)} from {answer.by} over {len(answer.positions)} positions"
     figures += f" (what the adapter changes: {shown(answer.effect)})" if answer.effect else ""
     other = [(number, each) for number, each in enumerate(answer.positions, first) if each.found != each.expected]
     far = [pair for pair in other if allowed.behind is not None and not pair[1].behind <= allowed.behind]
@@ -178,10 +207,10 @@ def judge(name: str, answer: Answer, allowed: Bounds, first: int = 0) -> Finding
         number, each = max(far or enumerate(answer.positions, first), key=lambda pair: (pair[1].behind, pair[1].kl))
         tokens = f"at position {number} its likeliest token is {each.found}, the source's {each.expected}"
         said = f"{name} does not go on as its source does: {tokens}; {figures}, where {shown(most)} is allowed"
-        return Findings(failures=(said,))
+        return Findings(failures=("; ".join((said, *answer.notes)),))
     near = " (nearly tied)" if allowed.behind is not None else ""
     same = f"{len(other)} of the top tokens differ{near}" if other else "all top tokens equal"
-    return Findings(notes=(f"logits: {figures}, {same}",))
+    return Findings(notes=(f"logits: {figures}, {same}", *answer.notes))
 
 
 def shown(number: float) -> str:
@@ -194,29 +223,38 @@ def check(sides: Sides, find: Callable[[str], Path], tell: Callable[[str], None]
     have = verify.contents(sides.files)
     whole = verify.contents(sides.base) if sides.base else have
     types = {each.type for _, each in (*have.tensors.values(), *whole.tensors.values()) if len(each.shape) > 1}
+    config = sides.model / "config.json"
+    reach = windows(whole.metadata, json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {})
+    size = context(reach, _vocabulary(whole))
     folder = sides.scratch
-    text, record = folder / "logits.txt", folder / "logits.bin"
+    words, record = folder / "logits.txt", folder / "logits.bin"
     try:
         with _one_at_a_time:
-            text.write_text(TEXT, encoding="utf-8", newline="\n")
-            _record(sides, find(TOOL), bool(whole.metadata.get("tokenizer.ggml.add_eos_token")))
+            words.write_text(text(2 * size), encoding="utf-8", newline="\n")
+            _record(sides, find(TOOL), bool(whole.metadata.get("tokenizer.ggml.add_eos_token")), size)
             if not record.is_file():
                 raise OrchestrateError(f"{TOOL} said that it was done, but has recorded nothing", LESS, sides.log)
             found = read(record)
             answer = _ask(sides, found, record, tell)
     finally:
-        text.unlink(missing_ok=True)
+        words.unlink(missing_ok=True)
         record.unlink(missing_ok=True)
     if answer.unable:
         return Findings(notes=(f"{answer.unable}, so its next tokens were not compared",)), False
-    return judge(sides.files[0].name, answer, bounds(types), found.first), True
+    short = f"its window of {min(reach)} tokens is longer than the text that was compared" if size < min(reach, default=0) else ""
+    return judge(sides.files[0].name, answer, bounds(types), found.first) + Findings(notes=(short,) if short else ()), True
 
 
-def _record(sides: Sides, tool: Path, ends: bool) -> None:
+def _vocabulary(have: Contents) -> int:
+    rows = have.tensors["token_embd.weight"][1].shape if "token_embd.weight" in have.tensors else (0,)
+    return rows[-1]
+
+
+def _record(sides: Sides, tool: Path, ends: bool, size: int) -> None:
     try:
-        asked = command(tool, sides.files, sides.base, sides.scratch, ends)
+        asked = command(tool, sides.files, sides.base, sides.scratch, ends, size)
         asked = fence.around(asked, sides.limits, write=(sides.scratch,))
-        process.stream(asked, sides.log, limit=loading.limit(sides.files, sides.base))
+        process.stream(asked, sides.log, limit=EXTRA_SECONDS + loading.limit(sides.files, sides.base))
     except CommandFailed as error:
         message = explain.pointed(f"{TOOL} cannot run {sides.files[0].name}: {error.message}", error.tail)
         raise error.retold(message, LESS) from error
@@ -224,11 +262,9 @@ def _record(sides: Sides, tool: Path, ends: bool) -> None:
 
 def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) -> Answer:
     question, answer = sides.scratch / "asked.json", sides.scratch / "answer.json"
-    packages = str(sides.packages(tell)) if sides.adapter and sides.packages else ""
     asked = {
         "model": str(sides.model),
         "adapter": str(sides.adapter or ""),
-        "packages": packages,
         "tokens": record.tokens,
         "record": [str(path), record.start, record.stride],
         "first": record.first,
@@ -239,7 +275,7 @@ def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) 
     tell("asking transformers")
     try:
         words = Command((sides.python, str(REFERENCE), str(question), str(answer)), cwd=str(sides.scratch), env=sides.env)
-        seen = [sides.model, *([sides.adapter] if sides.adapter else []), *([Path(packages)] if packages else [])]
+        seen = [sides.model, *([sides.adapter] if sides.adapter else [])]
         words = fence.around(words, sides.limits, seen, (sides.scratch,))
         process.stream(words, sides.log, limit=EXTRA_SECONDS + loading.limit(sides.files, sides.base))
         return msgspec.json.decode(answer.read_bytes(), type=Answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import lock as locks
-from llamacpp_orchestrator import peft
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import spec
@@ -205,7 +203,7 @@ def subject(bench: Bench, build: Build, files: list[Path], find: Callable[[str],
         env=building.converter_env(work),
         limits=claims.limits(work.settings),
         remote=build.output.model.trust_remote_code,
-        packages=functools.partial(peft.folder, work, lock, bench.log(f"verify {build.name}")),
+        reference=str(building.python_of(work, lock.reference)) if lock.reference else "",
         scratch=files[0].parent,
         log=bench.log(f"verify {build.name}"),
         find=find,

@@ -19,6 +19,7 @@ from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import reference
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import source
 from llamacpp_orchestrator import spec
@@ -56,6 +57,7 @@ class Found(msgspec.Struct, kw_only=True):
 
     source: SourcePin | None
     environment: EnvironmentPin | None
+    reference: EnvironmentPin | None
     spare: EnvironmentPin | None
     assets: tuple[releases.Asset, ...] | None
     models: dict[Wanted, FilesPin]
@@ -64,7 +66,13 @@ class Found(msgspec.Struct, kw_only=True):
         """The finished lock."""
         assert self.source is not None
         models = tuple(self.models[wanted] for wanted in locks.all_wanted(job))
-        return Lock(llama_cpp=self.source, environment=self.environment, assets=self.assets or (), models=models)
+        return Lock(
+            llama_cpp=self.source,
+            environment=self.environment,
+            reference=self.reference,
+            assets=self.assets or (),
+            models=models,
+        )
 
 
 def steps(work: Work, found: Found, binaries: bool = False, first_use: bool = False) -> list[Step]:
@@ -79,6 +87,9 @@ def steps(work: Work, found: Found, binaries: bool = False, first_use: bool = Fa
         made.append(Step(name="source", action=_source(work, found)))
     if stale_environment:
         made.append(Step(name="environment", action=_environment(work, found), needs=("source",)))
+    if locks.uses_reference(job) and found.reference is None:
+        needs = ("environment",) if stale_environment else ()
+        made.append(Step(name="reference", action=_reference(work, found), needs=needs))
     if (binaries or locks.uses_binaries(job)) and job.binaries.backend not in locks.WITHOUT_RELEASE:
         pinning = first_use and not work.settings.offline
         if found.assets is None or (pinning and (_unpinned(work, found.assets) or not _fits(work, found.assets))):
@@ -164,17 +175,40 @@ def _environment(work: Work, found: Found) -> Action:
         assert found.source is not None
         asked = work.job.environment
         tree = work.store.entry("source", found.source.key())
-        upstream = hashlib.sha256("\n".join(environment.upstream_requirements(tree, found.source.tag)).encode()).hexdigest()
+        lines = environment.upstream_requirements(tree, found.source.tag)
+        upstream = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         if found.spare and found.spare.upstream == upstream:
             found.environment = found.spare
             return "current"
         work.online("a resolution of the environment")
         with tempfile.TemporaryDirectory() as scratch:
-            pin = environment.resolve(tree, asked.python, asked.torch, asked.overrides, work.settings, Path(scratch), tell)
+            pin = environment.resolve(lines, asked.python, asked.torch, asked.overrides, work.settings, Path(scratch), tell)
         found.environment = EnvironmentPin(
             upstream=upstream,
             torch=asked.torch,
             overrides=asked.overrides,
+            wanted=asked.python,
+            python=pin.python,
+            requirements=pin.requirements,
+        )
+        return "done"
+
+    return action
+
+
+def _reference(work: Work, found: Found) -> Action:
+    def action(tell: Tell) -> str:
+        asked, beside = work.job.environment, found.environment.pin() if found.environment else None
+        overrides = reference.overrides(asked.overrides)
+        work.online("a resolution of the environment that `verify: logits` compares with")
+        with tempfile.TemporaryDirectory() as scratch:
+            pin = environment.resolve_reference(
+                asked.python, asked.torch, overrides, beside, work.settings, Path(scratch), tell
+            )
+        found.reference = EnvironmentPin(
+            upstream=reference.upstream(),
+            torch=asked.torch,
+            overrides=overrides,
             wanted=asked.python,
             python=pin.python,
             requirements=pin.requirements,

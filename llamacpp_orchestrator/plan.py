@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.lock import EnvironmentPin
 from llamacpp_orchestrator.lock import FilesPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.quality import Asked
@@ -41,6 +43,7 @@ PROJECTOR_SHARE = 5  # what looks and listens is rarely more than a fifth of a m
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000
 BUILD_BYTES = 1_000_000_000
+REFERENCE = "the environment that `verify: logits` compares with"
 MARGIN = 50_000_000
 
 
@@ -83,16 +86,24 @@ def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
     for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
         if missing := missing_bytes(pin):
             found.append(Need(str(hub.cache_folder()), missing, f"download of {pin.wanted.source}"))
-    pinned = lock.environment
-    if stale and pinned and not work.store.has("environments", pinned.pin().digest()):
-        size = ENVIRONMENT_BYTES.get(pinned.torch, GPU_ENVIRONMENT_BYTES)
-        found.append(Need(str(work.store.root), size, "the Python environment", exact=False))
+    for pinned, what in _environments(lock, stale):
+        if not work.store.has("environments", pinned.pin().digest()):
+            size = ENVIRONMENT_BYTES.get(pinned.torch, GPU_ENVIRONMENT_BYTES)
+            found.append(Need(str(work.store.root), size, what, exact=False))
     if any(build.of for build in stale) and programs.from_source(work) and not programs.here(work, lock):
         found.append(Need(str(work.store.root), BUILD_BYTES, "building the programs", exact=False))
     for build in stale:
         folder = building.visible(build.output).parent
         found.append(Need(str(folder), estimate(lock, build), build.name, exact=False))
     return tuple(found)
+
+
+def _environments(lock: Lock, stale: list[Build]) -> Iterator[tuple[EnvironmentPin, str]]:
+    """The environments that are needed to make some outputs, and what each of them is called."""
+    if stale and lock.environment:
+        yield lock.environment, "the Python environment"
+    if lock.reference and any(map(building.is_compared, stale)):
+        yield lock.reference, REFERENCE
 
 
 def measuring(work: Work, lock: Lock, asked: Iterable[Asked], force: bool = False) -> tuple[Need, ...]:
@@ -122,9 +133,8 @@ def check_offline(work: Work, lock: Lock, stale: Iterable[Build], quantizing: bo
     stale, lacking = list(stale), []
     if not work.store.has("source", lock.llama_cpp.key()):
         lacking.append(f"the converter tree of {lock.llama_cpp.tag}")
-    built = lock.environment is None or work.store.has("environments", lock.environment.pin().digest())
-    if not built and work.settings.index.index_urls:
-        lacking.append("the Python environment")
+    for pinned, what in _environments(lock, stale) if work.settings.index.index_urls else ():
+        lacking += [] if work.store.has("environments", pinned.pin().digest()) else [what]
     if quantizing and (absent := programs.lacking(work, lock)):
         lacking.append(absent)
     for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
@@ -183,7 +193,7 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
     stale = [build for build in made if not build.current]
     steps: list[PlannedStep] = []
     if stale:
-        steps += _setup(work, lock, any(map(building.needs_programs, stale)))
+        steps += _setup(work, lock, stale)
         for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
             missing = missing_bytes(pin)
             where = "" if spec.is_folder(pin.wanted.source) else f" at {pin.commit}"
@@ -238,18 +248,19 @@ def final(build: Build) -> Command:
     return msgspec.structs.replace(build.command, argv=argv)
 
 
-def _setup(work: Work, lock: Lock, binaries: bool) -> list[PlannedStep]:
-    store, pin = work.store, lock.environment
+def _setup(work: Work, lock: Lock, stale: list[Build]) -> list[PlannedStep]:
+    store = work.store
     have = store.has("source", lock.llama_cpp.key())
     where = f"{lock.llama_cpp.tag} ({lock.llama_cpp.commit or lock.llama_cpp.package})"
     made = [PlannedStep(name="source", status="cached" if have else "run", detail=where)]
-    if pin:
+    if lock.environment is None:
+        made.append(PlannedStep(name="environment", status="own", detail=f"{work.job.environment.path} (unpinned)"))
+    for pin, _ in _environments(lock, stale):
         have = store.has("environments", pin.pin().digest())
         detail = f"Python {pin.python}, {pin.requirements.count('==')} packages, torch {pin.torch}"
-        made.append(PlannedStep(name="environment", status="cached" if have else "run", detail=detail))
-    else:
-        made.append(PlannedStep(name="environment", status="own", detail=f"{work.job.environment.path} (unpinned)"))
-    return made + ([_binaries(work, lock)] if binaries else [])
+        name = "environment" if pin is lock.environment else "reference"
+        made.append(PlannedStep(name=name, status="cached" if have else "run", detail=detail))
+    return made + ([_binaries(work, lock)] if any(map(building.needs_programs, stale)) else [])
 
 
 def _binaries(work: Work, lock: Lock) -> PlannedStep:

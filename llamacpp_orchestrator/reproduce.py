@@ -155,7 +155,11 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         raise JobError(
             f"{receipt.path} was made from a temporary file, which is gone", "reproduce it, or check it with --level structure"
         )
-    for paths, command in ((subject.of, "run"), ((subject.tree, Path(subject.python)), "setup")):
+    judges = (Path(subject.reference),) if level == levels.LOGITS else ()
+    if judges and lock.reference is None:
+        way = f"set `verify: logits` for {build.output.model.name} in {work.file.name}, then: {work.command('setup')}"
+        raise JobError(f"{locks.path_for(work.file).name} pins nothing to compare next tokens with", way)
+    for paths, command in ((subject.of, "run"), ((subject.tree, Path(subject.python), *judges), "setup")):
         if missing := [path for path in paths if not path.exists()]:
             raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: {work.command(command)}")
     pins.get_tree(work, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
@@ -196,8 +200,9 @@ def recheck(path: Path, settings: Settings) -> list[str]:
         found = source.tree_digest(building.tree(work, lock))
         if found != lock.llama_cpp.tree:
             complaints.append(f"the converter tree has digest {found}, locked {lock.llama_cpp.tree}")
-    if lock.environment and work.store.has("environments", key := lock.environment.pin().digest()):
-        complaints += environment.altered(work.store.entry("environments", key))
+    for pin in locks.environments(lock):
+        if work.store.has("environments", key := pin.pin().digest()):
+            complaints += environment.altered(work.store.entry("environments", key))
     if lock.assets and locks.uses_binaries(work.job):
         complaints += programs.altered(work, lock)
     return complaints + [line for pin in lock.models for line in _changed(work, pin)]

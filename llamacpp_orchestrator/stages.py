@@ -18,8 +18,8 @@ from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import outputs
-from llamacpp_orchestrator import peft
 from llamacpp_orchestrator import pins
+from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quantize
@@ -27,6 +27,8 @@ from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.interpreter import Pin
+from llamacpp_orchestrator.lock import EnvironmentPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.outputs import Bench
@@ -65,27 +67,28 @@ def source_action(work: Work, lock: Lock) -> Action:
 
 
 def environment_action(work: Work, lock: Lock, log: Path) -> Action:
-    """Build the locked environment, or probe the user's own; and get what adapters are compared with, if they are to be."""
+    """Build the locked environment, or probe the user's own."""
 
     def action(tell: Tell) -> str:
-        status = _environment(work, lock, log, tell)
-        if any(model.verify == "logits" and model.loras for model in work.job.models):
-            peft.folder(work, lock, log, tell)
-        return status
+        if lock.environment is None:
+            environment.own(work.folder(str(work.job.environment.path)), work.file)
+            return "current"
+        return _built(work, lock.environment.pin(), "the Python environment", log, tell)
 
     return action
 
 
-def _environment(work: Work, lock: Lock, log: Path, tell: Tell) -> str:
-    if lock.environment is None:
-        environment.own(work.folder(str(work.job.environment.path)), work.file)
-        return "current"
-    pin = lock.environment.pin()
+def reference_step(work: Work, pin: EnvironmentPin, log: Path) -> Step:
+    """The step that builds the locked environment with which outputs are compared."""
+    return Step(name="reference", action=functools.partial(_built, work, pin.pin(), plan.REFERENCE, log), log=log)
+
+
+def _built(work: Work, pin: Pin, what: str, log: Path, tell: Tell) -> str:
     before = work.store.has("environments", pin.digest())
 
     def make(dest: Path) -> None:
         if work.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
-            work.online("the Python environment")
+            work.online(what)
         environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
 
     work.store.ensure("environments", pin.digest(), make, environment.unhealthy)
@@ -152,6 +155,8 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     if any(map(building.needs_programs, stale)):
         made.append(_programs(bench))
         made += _matrices(bench, stale)
+    if lock.reference and any(map(building.is_compared, stale)):
+        made.append(reference_step(work, lock.reference, bench.log("reference")))
     here = {step.name for step in made} | {build.name for build in stale}
     names = locks.names(work.job)
     after: tuple[str, ...] = () if "source" in ended or _ordinary(stale) else ("source",)
@@ -235,12 +240,12 @@ def _verified(bench: Bench, build: Build, stale: list[Build], after: Step) -> St
         needs.append("binaries")
         base = outputs.base_of(bench, build) if build.output.lora else None
         needs += [f"verify {other.name}" for other in stale if base and other.output.path == base.path]
-    if model.verify == "logits":
-        needs += ["environment", *_fetched([build], locks.names(bench.work.job)).values()]
+    if building.is_compared(build):
+        needs += ["reference", *_fetched([build], locks.names(bench.work.job)).values()]
     find = functools.partial(programs.tool, bench.work, bench.lock) if loads else None
     action = outputs.verify_action(bench, build, find)
     need = functools.partial(claims.of_check, bench.work, bench.lock, build, base) if loads else 0
-    heavy = model.verify == "logits"
+    heavy = building.is_compared(build)
     asked = Step(name=f"verify {build.name}", action=action, needs=tuple(needs), heavy=heavy, memory=need, log=after.log)
     return claims.told(asked, bench.memory)
 

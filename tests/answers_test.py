@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import logits
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.command import clean_env
@@ -69,11 +71,11 @@ def test_what_is_no_record_is_told(tmp_path: Path, content: bytes, said: str) ->
 @pytest.mark.parametrize(
     ("types", "kl", "behind"),
     [
-        ((), 0.01, 0.001),
-        ((0,), 0.01, 0.001),
-        ((0, 1), 0.01, 0.02),
-        ((30, 1, 0), 0.01, 0.05),
-        ((0, 8, 30), 0.02, 0.2),
+        ((), 0.001, 0.001),
+        ((0,), 0.001, 0.001),
+        ((0, 1), 0.001, 0.02),
+        ((30, 1, 0), 0.002, 0.2),
+        ((0, 8, 30), 0.02, 1.0),
         ((0, 12, 14), 0.5, None),
         ((8, 39, 1), 0.5, None),
     ],
@@ -83,33 +85,33 @@ def test_the_least_exact_type_decides(types: tuple[int, ...], kl: float, behind:
 
 
 SAME = Position(1e-5, 7, 7, 0.0)
-F16, Q8_0, Q4 = (logits.bounds((type_,)) for type_ in (1, 8, 12))
+F16, BF16, Q8_0, Q4 = (logits.bounds((type_,)) for type_ in (1, 30, 8, 12))
 NAN = float("nan")
 
 
 @pytest.mark.parametrize(
     ("positions", "effect", "allowed", "failure", "note"),
     [
-        ([SAME] * 3, 0.0, F16, "", "mean KL divergence 1e-05 over 3 positions, all top tokens equal"),
+        ([SAME] * 3, 0.0, F16, "", "mean KL divergence 1e-05 from T over 3 positions, all top tokens equal"),
         ([SAME, Position(-1e-6, 7, 8, 0.01)], 0.0, F16, "", "1 of the top tokens differ (nearly tied)"),
-        ([Position(-1e-9, 7, 7, 0.0)], 0.0, F16, "", "mean KL divergence 0 over"),
+        ([Position(-1e-9, 7, 7, 0.0)], 0.0, F16, "", "mean KL divergence 0 from T over"),
         ([SAME, Position(1e-4, 7, 8, 0.1)], 0.0, F16, "at position 33 its likeliest token is 8, the source's 7", ""),
         ([SAME, Position(1e-4, 7, 8, 0.1)], 0.0, Q8_0, "", "nearly tied"),
         ([SAME, Position(0.2, 7, 8, 3.0)], 0.0, Q8_0, "at position 33", ""),
         ([SAME, Position(0.2, 7, 8, 3.0)], 0.0, Q4, "", "1 of the top tokens differ"),
         ([Position(0.4, 7, 7, 0.0), Position(0.9, 7, 7, 0.0)], 0.0, Q4, "at position 33 its likeliest token is 7", ""),
-        ([Position(0.011, 7, 7, 0.0)], 0.0, F16, "0.011 over 1 positions, where 0.01 is allowed", ""),
+        ([Position(0.0011, 7, 7, 0.0)], 0.0, F16, "0.0011 from T over 1 positions, where 0.001 is allowed", ""),
         ([SAME, Position(NAN, 7, 7, NAN)], 0.0, Q4, "mean KL divergence nan", ""),
         ([SAME, Position(NAN, 7, 8, NAN)], 0.0, F16, "mean KL divergence nan", ""),
-        ([Position(0.005, 7, 7, 0.0)], 0.02, F16, "(what the adapter changes: 0.02), where 0.002 is allowed", ""),
-        ([Position(0.0009, 7, 7, 0.0)], 0.001, F16, "", "0.0009 over 1 positions (what the adapter changes: 0.001)"),
-        ([Position(0.005, 7, 7, 0.0)], 0.02, Q8_0, "", "0.005 over 1 positions"),
+        ([Position(0.0019, 7, 7, 0.0)], 0.015, BF16, "(what the adapter changes: 0.015), where 0.0015 is allowed", ""),
+        ([Position(0.0009, 7, 7, 0.0)], 0.001, BF16, "", "0.0009 from T over 1 positions (what the adapter changes: 0.001)"),
+        ([Position(0.005, 7, 7, 0.0)], 0.02, Q8_0, "", "0.005 from T over 1 positions"),
     ],
 )
 def test_how_far_an_output_may_be_off(
     positions: list[Position], effect: float, allowed: logits.Bounds, failure: str, note: str
 ) -> None:
-    found = logits.judge("x.gguf", Said(positions=tuple(positions), effect=effect), allowed, 32)
+    found = logits.judge("x.gguf", Said(by="T", positions=tuple(positions), effect=effect), allowed, 32)
     assert bool(found.failures) == bool(failure) and bool(found.notes) == (not failure)
     assert failure in "".join(found.failures) and note in "".join(found.notes)
 
@@ -129,9 +131,50 @@ def test_the_call(base: tuple[str, ...], ends: bool, words: str) -> None:
     assert dict(asked.env)["CUDA_VISIBLE_DEVICES"] == "" and asked.argv[asked.argv.index("-ngl") + 1] == "0"
 
 
-def test_the_text_is_long_enough_for_any_tokenizer() -> None:
-    # Twice as many tokens as a piece has, by the most sparing tokenizer: one that takes each word for one token.
-    assert len(logits.TEXT.split()) >= 2 * logits.CONTEXT and logits.TEXT.isascii()
+@pytest.mark.parametrize("tokens", [2 * logits.LEAST, 2 * logits.MOST])
+def test_the_text_is_long_enough_for_any_tokenizer(tokens: int) -> None:
+    # By the most sparing tokenizer: one that takes each word for one token.
+    words = logits.text(tokens).split()
+    assert len(words) == tokens and logits.text(tokens).isascii()
+    assert words[:20] == logits.TEXT.split()[:20] and logits.LEAST // 2 >= 60
+    # What comes later is no repetition, which a model would only copy.
+    pairs = list(zip(words, words[1:], strict=False))
+    assert len(set(pairs)) > len(pairs) // 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "config", "expected"),
+    [
+        ({}, {}, []),
+        ({}, {"sliding_window": None}, []),
+        ({}, {"sliding_window": 4096}, [4096]),
+        ({}, {"sliding_window": 4096, "use_sliding_window": False}, []),
+        ({}, {"sliding_window": 4096, "use_sliding_window": True}, [4096]),
+        ({}, {"text_config": {"sliding_window": 512}}, [512]),
+        ({"general.architecture": "gemma2", "gemma2.attention.sliding_window": 64}, {"sliding_window": 48}, [48, 64]),
+        ({"general.architecture": "gemma2", "gemma2.attention.sliding_window": 64}, {}, [64]),
+        ({"general.architecture": "gemma2", "gemma2.attention.sliding_window": 0}, {}, []),
+    ],
+)
+def test_windows_are_those_of_either_side(metadata: dict[str, Any], config: dict[str, Any], expected: list[int]) -> None:
+    assert logits.windows(metadata, config) == expected
+
+
+@pytest.mark.parametrize(
+    ("reach", "vocabulary", "tokens"),
+    [
+        ([], 32_000, 256),
+        ([48], 32_000, 256),
+        ([128], 32_000, 256),
+        ([512], 262_144, 1024),
+        ([1024], 262_144, 2048),
+        ([4096, 512], 32_000, 1024),
+        ([1024], 600_000, 256),  # the record would be too large
+        ([4096], 32_000, 256),  # and here the text too long
+    ],
+)
+def test_what_is_compared_lies_beyond_the_window(reach: list[int], vocabulary: int, tokens: int) -> None:
+    assert logits.context(reach, vocabulary) == tokens
 
 
 PROGRAM = "#!/bin/sh\n{}\n"
@@ -177,7 +220,9 @@ def test_models_and_adapters_go_on_as_transformers_and_peft_do(
     for output in answer.json()["outputs"]:
         receipt = artifact.read(Path(output["path"]))
         assert receipt and receipt.levels == ("structure", "content", "load", "logits"), receipt
-        assert "over 31 positions" in receipt.notes[-1] and ("adapter" in receipt.notes[-1]) == (output["kind"] == "adapter")
+        by = " and PEFT 0.21.2" if output["kind"] == "adapter" else ""
+        assert f"from transformers 5.23.0{by} over 127 positions" in receipt.notes[-1]
+        assert ("adapter" in receipt.notes[-1]) == bool(by)
     # The rows of one matrix are others' now: all is sound, and acts otherwise.
     strong, plain = (world / "dist" / f"tiny-{name}-lora-f16.gguf" for name in ("rs", "lora-a"))
     place = verify.contents([plain]).tensors["blk.1.attn_v.weight.lora_b"][1]
@@ -204,8 +249,16 @@ def test_an_output_that_is_sound_and_another_model_is_told(
     orchestrate: Run, job: Callable[..., Path], built: dict[str, Any], data: Path, world: Path
 ) -> None:
     model = {"source": str(data / "tiny-llama"), "outtype": ["f16"], "quantize": ["Q8_0"]}
-    assert orchestrate("run", job(model, binaries=built)).code == 0
+    file = job(model, binaries=built)
+    assert orchestrate("run", file).code == 0
     base, small = (world / "dist" / f"tiny-llama-{name}.gguf" for name in ("f16", "Q8_0"))
+    answer = orchestrate("verify", small, "--level", "logits")
+    assert answer.code == 2 and "job.lock.yaml pins nothing to compare next tokens with" in answer.err
+    assert "set `verify: logits` for tiny-llama in job.yaml, then: orchestrate setup job.yaml" in answer.err
+    # The outputs stay as they are: what they are compared with is none of what they are made of.
+    assert orchestrate("setup", job(model | {"verify": "logits"}, binaries=built)).code == 0
+    answer = orchestrate("run", file, "--json")
+    assert {output["status"] for output in answer.json()["outputs"]} == {"current"}
     assert orchestrate("verify", small, "--level", "logits").code == 0
     content = base.read_bytes()
     # Where positions begin to turn faster; a type of 6 and a float of 10,000.
@@ -255,12 +308,12 @@ def made(orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_source_that_transformers_cannot_judge_is_a_note(
-    name: str, python: Path, recorder: Path, made: Path, compiled: dict[str, str], world: Path
+    name: str, reference: Path, recorder: Path, made: Path, compiled: dict[str, str], world: Path
 ) -> None:
     change, said = SOURCES[name]
     change(made)
     files, env = (world / "dist" / "model-bf16.gguf",), clean_env(HF_HUB_OFFLINE="1", **compiled)
-    sides = Sides(files=files, model=made, python=str(python), env=env, scratch=world, log=world / "log")
+    sides = Sides(files=files, model=made, python=str(reference), env=env, scratch=world, log=world / "log")
     found, done = logits.check(sides, lambda name: recorder, lambda text: None)
     assert not done and not found.failures and said in found.notes[0], found
 
@@ -271,17 +324,32 @@ def test_a_job_without_programs_cannot_ask_for_it(orchestrate: Run, job: Callabl
     assert answer.code == 2 and "`logits` needs the tag's programs" in answer.err
 
 
-def test_peft_is_fetched_with_the_environment_and_missed_offline(
-    orchestrate: Run, job: Callable[..., Path], built: dict[str, Any], data: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_compared_with_is_pinned_and_missed_offline(
+    orchestrate: Run, job: Callable[..., Path], data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = {"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [str(data / "lora-a")], "verify": "logits"}
-    file = job(model, binaries=built)
-    assert orchestrate("setup", file).code == 0
-    monkeypatch.setattr("llamacpp_orchestrator.peft.PACKAGES", ("peft==0.0.0",))
-    answer = orchestrate("setup", file, "--offline")
-    assert answer.code == 1 and "PEFT, with which adapters are compared (peft==0.0.0), is not on this machine" in answer.err
-    answer = orchestrate("setup", file)
-    assert answer.code == 1 and "PEFT could not be installed; uv says" in answer.err and "verify: load" in answer.err
+    model = {"source": str(data / "tiny-llama"), "outtype": "f16"}
+    file = job(model)
+    assert orchestrate("lock", file).code == 0
+    before = locks.read(locks.path_for(file))
+    job(model | {"verify": "logits"})
+    answer = orchestrate("run", file, "--locked")
+    assert answer.code == 3 and "reference: the environment that `verify: logits` compares with is not locked" in answer.err
+    assert orchestrate("plan", file, "--offline").code == 1
+    answer = orchestrate("lock", file, "--json")
+    after = locks.read(locks.path_for(file))
+    assert answer.code == 0 and before and after and after.reference and not before.reference
+    assert msgspec.structs.replace(after, reference=None, assets=()) == before
+    # Only that part was asked for; the largest packages are the ones that the scripts have, too.
+    assert after.environment and after.reference.overrides == ("torch==2.13.0",) and after.reference.python == "3.11"
+    pinned = (after.reference.requirements, after.environment.requirements)
+    mine, theirs = (dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)) for text in pinned)
+    assert (mine["transformers"], mine["peft"]) == ("5.23.0", "0.21.2") and theirs["transformers"].startswith("4.")
+    assert all(mine[name] == theirs[name] for name in ("torch", "numpy"))
+    assert mine.keys() >= {"accelerate", "psutil"} and not mine.keys() & {"gguf", "sentencepiece"}
+    (world / "empty").mkdir()
+    monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(world / "empty"))
+    answer = orchestrate("run", file, "--offline")
+    assert answer.code == 1 and "the environment that `verify: logits` compares with" in answer.err
 
 
 def test_what_is_quantized_is_compared_with_the_source_itself(

@@ -27,6 +27,7 @@ from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import settings
 from llamacpp_orchestrator import source
+from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.__main__ import main
 from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.store import Store
@@ -170,6 +171,24 @@ def python(pythons: list[Path], orchestrate: Callable[..., Answer], job: Callabl
         assert lock
         pythons.append(build.python(Work(job=jobfile.load(file), file=file, settings=found, store=Store(found.cache)), lock))
     return pythons[0]
+
+
+@pytest.fixture
+def reference(world: Path, shared_cache: Path, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path) -> Path:
+    """The interpreter that the driver makes to compare outputs with their sources in."""
+    file = job({"source": str(data / "tiny-llama"), "verify": "logits"}, name="reference.yaml", binaries={"backend": "source"})
+    kept = shared_cache / "reference.lock.yaml"
+    if kept.exists():
+        shutil.copy(kept, locks.path_for(file))
+    else:
+        assert orchestrate("lock", file).code == 0
+        shutil.copy(locks.path_for(file), kept)
+    found = settings.load(os.environ)
+    lock = locks.read(locks.path_for(file))
+    work = Work(job=jobfile.load(file), file=file, settings=found, store=Store(found.cache))
+    assert lock and lock.reference
+    stages.reference_step(work, lock.reference, world / "reference.log").action(lambda text: None)
+    return build.python_of(work, lock.reference)
 
 
 @pytest.fixture

@@ -1,13 +1,16 @@
-"""How a model's next tokens differ from what llama.cpp recorded: reference.py ASKED ANSWER, with the environment's python.
+"""How a model's next tokens differ from what llama.cpp recorded: reference.py ASKED ANSWER, in the reference environment.
 
-ASKED and ANSWER are JSON files. Asked: {"model": folder, "adapter": folder or "", "packages": folder with PEFT or "",
-"tokens", "record": [file, start, bytes of a row], "first": position of the first row, "rows", "vocabulary"}. Answered:
-{"unable": why nothing could be compared, or "", "positions": [[KL divergence, the model's likeliest token, llama.cpp's, how far
-the model has that one behind its own]], "effect": by how much the adapter changes the model, as mean KL divergence}.
+ASKED and ANSWER are JSON files. Asked: {"model": folder, "adapter": folder or "", "tokens", "record": [file, start, bytes of a
+row], "first": position of the first row, "rows", "vocabulary"}. Answered: {"by": what was compared with, "unable": why nothing
+could be compared, or "", "notes": where versions of transformers differ about the model, "positions": [[KL divergence, the
+model's likeliest token, llama.cpp's, how far the model has that one behind its own]], "effect": by how much the adapter changes
+the model, as mean KL divergence}.
 """
 
+import inspect
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +19,50 @@ import torch
 import transformers
 
 RANGE = 16.0  # what lies further below the likeliest token is not recorded (tools/perplexity/perplexity.cpp)
+ROWS = 32  # are compared at a time, in float64
+BY = f"transformers {transformers.__version__}"
 
 
-def recorded(asked: dict[str, Any]) -> Any:
-    """The log-probabilities in the file: per row its scale and least value as floats, then a 16-bit number for each token."""
+def recorded(asked: dict[str, Any], begin: int, end: int) -> Any:
+    """Log-probabilities in the file, [rows, tokens]: per row its scale and least value as floats, then a 16-bit number each."""
     path, start, stride = asked["record"]
-    raw = numpy.memmap(path, dtype=numpy.uint8, mode="r", offset=start, shape=(asked["rows"], stride))
+    raw = numpy.memmap(path, dtype=numpy.uint8, mode="r", offset=start, shape=(asked["rows"], stride))[begin:end]
     scales = numpy.ascontiguousarray(raw[:, :8]).view("<f4").astype(numpy.float64)
     steps = numpy.ascontiguousarray(raw[:, 8 : 8 + 2 * asked["vocabulary"]]).view("<u2").astype(numpy.float64)
     return torch.from_numpy(scales[:, :1] * steps + scales[:, 1:])
+
+
+def numbers(value: Any, key: str) -> Iterator[float]:
+    """Every number under a key that ends so, however deep."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        if str(name).endswith(key) and isinstance(inner, (int, float)):
+            yield float(inner)
+        yield from numbers(inner, key)
+
+
+def misread(folder: str, config: Any) -> str:
+    """What this transformers takes for another rope base than the file has; "" where it reads it rightly.
+
+    5.23.0 gives the base of a config that 4 has saved to the first kind of layers only, for Olmo 3 (configuration_olmo3.py).
+    """
+    written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    known = {*numbers(written, "rope_theta"), *numbers(written, "base_freq")}
+    strange = [base for base in numbers(config.to_dict(), "rope_theta") if known and base not in known]
+    return f"{BY} takes {strange[0]:g} for its rope base, where its config.json says {max(known):g}" if strange else ""
 
 
 def kind_of(folder: str) -> tuple[Any, str]:
     """The class that makes such a model whole, or why there is none."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        return None, f"this tag's transformers does not know the model ({str(error).strip().splitlines()[0]})"
+    except (OSError, ValueError, KeyError) as error:
+        return None, f"{BY} does not know the model ({str(error).strip().splitlines()[0]})"
     if getattr(config, "quantization_config", None):
         return None, "the source is quantized itself"
     if getattr(config, "is_encoder_decoder", False):
         return None, "the model has an encoder"
+    if why := misread(folder, config):
+        return None, why
     for mapping, kind in (
         ("MODEL_FOR_CAUSAL_LM_MAPPING", "AutoModelForCausalLM"),
         ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "AutoModelForImageTextToText"),
@@ -46,15 +72,26 @@ def kind_of(folder: str) -> tuple[Any, str]:
     return None, f"to transformers a model of the type {config.model_type} has no next token"
 
 
-def logits(model: Any, asked: dict[str, Any]) -> Any:
+def notes(model: Any) -> list[str]:
+    """Where versions of transformers differ about a model."""
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and all(ends) and ends[0].weight is not ends[1].weight and not torch.equal(ends[0].weight, ends[1].weight):
+        return [f"its config says tied, and it has a head of its own: {BY} keeps that, transformers 4 drops it"]
+    return []
+
+
+def logits(model: Any, asked: dict[str, Any], kept: dict[str, int]) -> Any:
+    """Of the positions that are compared, [rows, tokens]."""
     with torch.no_grad():
-        found = model(input_ids=torch.tensor([asked["tokens"]]), use_cache=False).logits[0]
-    return found[asked["first"] : asked["first"] + asked["rows"]].double()
+        found = model(input_ids=torch.tensor([asked["tokens"]]), use_cache=False, **kept).logits[0]
+    left = len(asked["tokens"]) - found.shape[0]
+    return found[asked["first"] - left : asked["first"] - left + asked["rows"]]
 
 
 def probabilities(values: Any, count: int) -> Any:
     """Log-probabilities over as many tokens as both sides have, with the floor that the file has."""
-    values = values[:, :count]
+    values = values[:, :count].double()
     return torch.log_softmax(torch.maximum(values, values.max(-1, keepdim=True).values - RANGE), -1)
 
 
@@ -62,36 +99,52 @@ def divergence(wanted: Any, found: Any) -> Any:
     return (wanted.exp() * (wanted - found)).sum(-1)
 
 
-def compare(model: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    theirs, mine = logits(model, asked), recorded(asked)
-    count = min(theirs.shape[-1], mine.shape[-1])
-    wanted, found = probabilities(theirs, count), probabilities(mine, count)
-    best, chosen = wanted.argmax(-1), found.argmax(-1)
-    behind = wanted.gather(-1, best[:, None]) - wanted.gather(-1, chosen[:, None])
-    columns = (divergence(wanted, found), best, chosen, behind[:, 0])
-    effect = 0.0
-    if asked["adapter"]:
-        with model.disable_adapter():
-            effect = float(divergence(wanted, probabilities(logits(model, asked), count)).mean())
-    return {"unable": "", "positions": list(zip(*(column.tolist() for column in columns), strict=True)), "effect": effect}
+def positions(theirs: Any, asked: dict[str, Any]) -> Iterator[tuple[float, int, int, float]]:
+    count = min(theirs.shape[-1], asked["vocabulary"])
+    for begin in range(0, asked["rows"], ROWS):
+        end = min(begin + ROWS, asked["rows"])
+        wanted, found = probabilities(theirs[begin:end], count), probabilities(recorded(asked, begin, end), count)
+        best, chosen = wanted.argmax(-1), found.argmax(-1)
+        behind = wanted.gather(-1, best[:, None]) - wanted.gather(-1, chosen[:, None])
+        columns = (divergence(wanted, found), best, chosen, behind[:, 0])
+        yield from zip(*(column.tolist() for column in columns), strict=True)
+
+
+def effect(theirs: Any, bare: Any) -> float:
+    """How far a model is from the same without its adapter: the mean KL divergence."""
+    pairs = zip(theirs.split(ROWS), bare.split(ROWS), strict=True)
+    found = [divergence(probabilities(one, one.shape[-1]), probabilities(two, two.shape[-1])) for one, two in pairs]
+    return float(torch.cat(found).mean())
 
 
 def main(asked: dict[str, Any]) -> dict[str, Any]:
     kind, why = kind_of(asked["model"])
     if not kind:
-        return {"unable": why}
+        return {"by": BY, "unable": why}
     model, info = kind.from_pretrained(
-        asked["model"], local_files_only=True, trust_remote_code=False, attn_implementation="eager", output_loading_info=True
+        asked["model"],
+        local_files_only=True,
+        trust_remote_code=False,
+        attn_implementation="eager",
+        dtype=torch.float32,
+        output_loading_info=True,
     )
     if missing := sorted(info["missing_keys"]):
-        return {"unable": f"the source has no {missing[0]}, which transformers would have to make up"}
+        return {"by": BY, "unable": f"the source has no {missing[0]}, which transformers would have to make up"}
+    # The logits of positions that nobody looks at would take half of the memory.
+    able = "logits_to_keep" in inspect.signature(model.forward).parameters
+    kept = {"logits_to_keep": len(asked["tokens"]) - asked["first"]} if able else {}
+    said, by = notes(model), BY
     if asked["adapter"]:
-        # Last, so that a PEFT of the environment's own comes first.
-        sys.path.append(asked["packages"])
-        from peft import PeftModel
+        import peft
 
-        model = PeftModel.from_pretrained(model, asked["adapter"])
-    return compare(model.float().eval(), asked)
+        model, by = peft.PeftModel.from_pretrained(model, asked["adapter"]), f"{BY} and PEFT {peft.__version__}"
+    theirs = logits(model.float().eval(), asked, kept)
+    answer: dict[str, Any] = {"by": by, "notes": said, "positions": list(positions(theirs, asked))}
+    if asked["adapter"]:
+        with model.disable_adapter():
+            answer["effect"] = effect(theirs, logits(model, asked, kept))
+    return answer
 
 
 answer = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
