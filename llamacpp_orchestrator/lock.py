@@ -194,8 +194,8 @@ def _asked(asked: spec.Environment) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _same_reference(job: Job, pin: EnvironmentPin | None) -> bool:
-    asked = job.environment
-    return bool(pin and (pin.wanted, pin.torch, pin.overrides) == (asked.python, asked.torch, reference.overrides(asked.overrides)))
+    python, torch, overrides = _asked(job.environment)
+    return bool(pin and (pin.wanted, pin.torch, pin.overrides) == (python, torch, reference.overrides(overrides)))
 
 
 def moved(old: Lock, new: Lock) -> list[str]:

@@ -200,11 +200,9 @@ def _reference(work: Work, found: Found) -> Action:
     def action(tell: Tell) -> str:
         asked, beside = work.job.environment, found.environment.pin() if found.environment else None
         overrides = reference.overrides(asked.overrides)
-        work.online("a resolution of the environment that `verify: logits` compares with")
+        work.online(f"a resolution of {reference.TITLE}")
         with tempfile.TemporaryDirectory() as scratch:
-            pin = environment.resolve_reference(
-                asked.python, asked.torch, overrides, beside, work.settings, Path(scratch), tell
-            )
+            pin = environment.resolve_reference(asked.python, asked.torch, overrides, beside, work.settings, Path(scratch), tell)
         found.reference = EnvironmentPin(
             upstream=reference.upstream(),
             torch=asked.torch,

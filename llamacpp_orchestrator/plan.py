@@ -19,6 +19,7 @@ from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quality
+from llamacpp_orchestrator import reference
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
@@ -43,7 +44,6 @@ PROJECTOR_SHARE = 5  # what looks and listens is rarely more than a fifth of a m
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000
 BUILD_BYTES = 1_000_000_000
-REFERENCE = "the environment that `verify: logits` compares with"
 MARGIN = 50_000_000
 
 
@@ -103,7 +103,7 @@ def _environments(lock: Lock, stale: list[Build]) -> Iterator[tuple[EnvironmentP
     if stale and lock.environment:
         yield lock.environment, "the Python environment"
     if lock.reference and any(map(building.is_compared, stale)):
-        yield lock.reference, REFERENCE
+        yield lock.reference, reference.TITLE
 
 
 def measuring(work: Work, lock: Lock, asked: Iterable[Asked], force: bool = False) -> tuple[Need, ...]:

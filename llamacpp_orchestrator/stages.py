@@ -19,10 +19,10 @@ from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
-from llamacpp_orchestrator import plan
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator import reference
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.calls import SCRIPTS
@@ -80,7 +80,7 @@ def environment_action(work: Work, lock: Lock, log: Path) -> Action:
 
 def reference_step(work: Work, pin: EnvironmentPin, log: Path) -> Step:
     """The step that builds the locked environment with which outputs are compared."""
-    return Step(name="reference", action=functools.partial(_built, work, pin.pin(), plan.REFERENCE, log), log=log)
+    return Step(name="reference", action=functools.partial(_built, work, pin.pin(), reference.TITLE, log), log=log)
 
 
 def _built(work: Work, pin: Pin, what: str, log: Path, tell: Tell) -> str:
