@@ -115,7 +115,7 @@ def chosen(work: Work, lock: Lock, platform: str) -> tuple[releases.Asset, ...]:
     if asked.backend == "source":
         message = f"{work.file.name}: a bundle cannot hold programs that are built from source"
         raise JobError(message, "set binaries.backend to one with archives, such as cpu, or leave out `quantize`")
-    choice = releases.choose(work.job.llama_cpp.tag, lock.assets, machine(platform), asked.backend, asked.cuda)
+    choice = releases.choose(lock.llama_cpp.tag, lock.assets, machine(platform), asked.backend, asked.cuda)
     return tuple(asset for asset in (choice.archive, choice.runtime) if asset)
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.tag import Tag
 
 if TYPE_CHECKING:
     from llamacpp_orchestrator.host import Host
@@ -80,8 +81,8 @@ class Archive(msgspec.Struct, frozen=True, kw_only=True):
 
 def build_number(tag: str) -> int:
     """The build behind a tag: N of bN, 1 for the tags before those, a very large one for names that do not tell."""
-    numbered = re.fullmatch(r"b(\d+)", tag)
-    return int(numbered[1]) if numbered else 1 if tag.startswith("master-") else NEWEST
+    number = Tag(tag).build
+    return number if number is not None else 1 if Tag(tag).is_dated else NEWEST
 
 
 def choose(tag: str, assets: tuple[Asset, ...], host: Host, backend: str, cuda: str = "auto") -> Choice:

@@ -62,7 +62,7 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
 @click.option(
     "--quantize", multiple=True, metavar="Q", help="A type of llama-quantize, for example Q4_K_M. May be given several times."
 )
-@click.option("--tag", default="", metavar="bN", help="The llama.cpp release tag.")
+@click.option("--tag", default="", metavar="TAG", help="Of llama.cpp: a build (bNNNN), a release (vX.Y.Z) or latest.")
 @click.option(
     "--override", "overrides", multiple=True, metavar="PIN", help="Replace a pin of upstream's, for example torch==2.13.0."
 )

@@ -27,6 +27,7 @@ from llamacpp_orchestrator.interpreter import python_in
 from llamacpp_orchestrator.lock import SourcePin
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import remove
+from llamacpp_orchestrator.tag import Tag
 
 # What is built: of each line the first that the tree has. Upstream's chat program needs its whole server, completion does not.
 PROGRAMS = (
@@ -96,9 +97,8 @@ class Toolchain(msgspec.Struct, frozen=True, kw_only=True):
 
 def options(pin: SourcePin, toolchain: Toolchain) -> tuple[str, ...]:
     """What CMake is told; older trees know some of it not, which does no harm."""
-    number = re.fullmatch(r"b(\d+)", pin.tag)
     # Said aloud, for upstream would ask git, and git might find a repository around the cache.
-    named = (f"-DLLAMA_BUILD_NUMBER={number[1] if number else 0}", f"-DLLAMA_BUILD_COMMIT={pin.commit[:9] or pin.tag}")
+    named = (f"-DLLAMA_BUILD_NUMBER={Tag(pin.tag).build or 0}", f"-DLLAMA_BUILD_COMMIT={pin.commit[:9] or pin.tag}")
     rounding = () if _msvc(toolchain) else ONE_ROUNDING
     architectures = ";".join(sorted(each.replace(".", "") for each in toolchain.capabilities))
     cuda = ("-DGGML_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}") if toolchain.nvcc else ()

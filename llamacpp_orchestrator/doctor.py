@@ -23,6 +23,7 @@ from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import nightly
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import spec
@@ -37,6 +38,7 @@ from llamacpp_orchestrator.report import size
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import git
 from llamacpp_orchestrator.source import pypi
+from llamacpp_orchestrator.tag import Tag
 from llamacpp_orchestrator.work import Work
 
 SETTINGS = {
@@ -172,18 +174,38 @@ def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
 
 
 def _source(work: Work, route: str, url: str) -> str:
-    asked = work.job.llama_cpp
     if route == "git":
-        return f"{anonymous(url)}: {asked.tag} is {git.resolve_at(url, asked.tag)}"
+        tag = _tag(work, route, work.settings)
+        return f"{anonymous(url)}: {_named(work, tag)} is {git.resolve_at(url, tag)}"
     index = msgspec.structs.replace(work.settings.index, index_urls=(url,), extra_index_urls=())
-    package, place = pypi.find(asked.tag, msgspec.structs.replace(work.settings, index=index))
-    return f"{anonymous(url)}: {package.partition(' ')[0]}, data from {download.probe(place)}"
+    one = msgspec.structs.replace(work.settings, index=index)
+    tag = _tag(work, route, one)
+    package, place = pypi.find(tag, one)
+    named = f"{_named(work, tag)} is " if tag != work.job.llama_cpp.tag else ""
+    return f"{anonymous(url)}: {named}{package.partition(' ')[0]}, data from {download.probe(place)}"
+
+
+def _tag(work: Work, route: str, settings: Settings) -> str:
+    """The build that a release in the job stands for: the locked one, or the one of today."""
+    asked = work.job.llama_cpp
+    if not Tag(asked.tag).is_release:
+        return asked.tag
+    with contextlib.suppress(OrchestrateError):  # a lock that is damaged
+        if pin := locks.fitting(work.job, locks.read(locks.path_for(work.file)))["source"]:
+            return str(pin.tag)
+    return nightly.build_of(asked.tag, asked.repo, route, settings, lambda text: None)
+
+
+def _named(work: Work, tag: str) -> str:
+    asked = work.job.llama_cpp.tag
+    return tag if tag == asked else f"{asked} is {tag}, which"
 
 
 def _release(work: Work, settings: Settings, found: host.Host) -> str:
     asked = work.job
-    assets = releases.fetch_assets(asked.llama_cpp.tag, asked.llama_cpp.repo, settings, lambda text: None)
-    choice = releases.choose(asked.llama_cpp.tag, assets, found, asked.binaries.backend, asked.binaries.cuda)
+    tag = _tag(work, settings.llama_cpp_from[0], settings)
+    assets = releases.fetch_assets(tag, asked.llama_cpp.repo, settings, lambda text: None)
+    choice = releases.choose(tag, assets, found, asked.binaries.backend, asked.binaries.cuda)
     runtime = f" with {choice.runtime.name}" if choice.runtime else ""
     sent = first_answer(releases.addresses(choice.archive, settings), download.probe, lambda text: None)
     return f"{choice.archive.name}{runtime}: {choice.reason}; data from {sent}"

@@ -144,7 +144,7 @@ def settle(
     if errors:
         return None, events, errors
     lock = found.lock(work.job)
-    pins.check_pairs(work, folders.local_folders(work))
+    folders.check_pairs(work)
     if options.write_lock:
         for change in (*stale, *locks.moved(old, lock)) if old else ():
             report(Event("lock", "note", change))
@@ -213,7 +213,7 @@ def _make(
     for build in stale:
         artifact.may_write(build.output.path, artifact.read(build.output.path), options.force)
     if "source" in ended:
-        preflight.check_job(work.job, work.file.name, building.tree(work, lock))
+        preflight.check_job(work.job, lock.llama_cpp.tag, work.file.name, building.tree(work, lock))
     plan.check_offline(work, lock, stale, any(map(building.needs_programs, stale)))
     if any(build.of for build in stale) and programs.ready(work, lock):
         stages.check_types(work, lock)

@@ -26,6 +26,7 @@ from packaging.utils import parse_wheel_filename
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import reference
+from llamacpp_orchestrator import resolution
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
@@ -182,14 +183,23 @@ def resolve(
     settings: Settings,
     work: Path,
     tell: Callable[[str], None],
+    time: str = "",
 ) -> Pin:
-    """Resolve upstream's requirements for every platform at once; a conflict is shown in uv's own words."""
+    """Resolve upstream's requirements for every platform at once; a conflict is shown in uv's own words.
+
+    With the tag's own `time` (ISO 8601, UTC) what they leave open becomes what there was then, as far as the index tells.
+    """
     merged((), overrides)
     index, extra = indexes.places(torch, settings, tell)
     minor = choose_python(lines, overrides, index, extra) if python == "auto" else python
     tell(f"resolving for Python {minor}")
+    env = indexes.uv_env(index, extra)
+
+    def compiled(limits: tuple[str, ...], apart: tuple[str, ...]) -> str:
+        return _compiled(lines, minor, overrides, env, work, limits=limits, apart=apart).requirements
+
     try:
-        return _compiled(lines, minor, overrides, indexes.uv_env(index, extra), work)
+        return Pin(python=minor, requirements=resolution.resolve(lines, overrides, time, compiled, tell))
     except CommandFailed as error:
         able = fitting(lines, overrides, index, extra) if python != "auto" else []
         if able and minor not in able:
@@ -230,14 +240,18 @@ def _compiled(
     env: tuple[tuple[str, str], ...],
     work: Path,
     beside: Pin | None = None,
+    limits: tuple[str, ...] = (),
+    apart: tuple[str, ...] = (),
 ) -> Pin:
-    wanted, replaced, pinned = (work / name for name in ("requirements.in", "overrides.txt", "requirements.txt"))
-    wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    replaced.write_text("\n".join(overrides) + "\n", encoding="utf-8")
+    files = ("requirements.in", "overrides.txt", "constraints.txt", "requirements.txt")
+    wanted, replaced, kept_apart, pinned = (work / name for name in files)
+    for file, texts in ((wanted, lines), (replaced, overrides), (kept_apart, apart)):
+        file.write_text("\n".join(texts) + "\n", encoding="utf-8")
     # What the file holds already is preferred (uv's --output-file): both environments then share their largest downloads.
     pinned.write_text(beside.requirements if beside else "", encoding="utf-8")
-    asked = (*COMPILE, "--no-build", "--python-version", minor, "--override", str(replaced), str(wanted), "-o", str(pinned))
-    process.capture(Command((indexes.uv(), *asked), cwd=str(work), env=env), timeout=600)
+    asked = ("--no-build", "--python-version", minor, "--override", str(replaced), "--constraints", str(kept_apart), *limits)
+    argv = (indexes.uv(), *COMPILE, *asked, str(wanted), "-o", str(pinned))
+    process.capture(Command(argv, cwd=str(work), env=env), timeout=600)
     return Pin(python=minor, requirements=pinned.read_text(encoding="utf-8"))
 
 

@@ -64,6 +64,9 @@ def _named(command: Command) -> Iterator[Path]:
         yield from (tool.parent, tool.resolve().parent)
     for folder in dict(command.env).get("LD_LIBRARY_PATH", "").split(os.pathsep):
         yield from [Path(folder)] if folder else []
+    if home := dict(command.env).get("HF_HOME"):
+        # Versions of transformers from 2024 read a file there while they are imported, if they have written it before.
+        yield Path(home) / "hub"
     for word in command.argv[1:]:
         path = Path(word.partition("=")[2] if word.startswith("-") else word)
         if not path.is_absolute():

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
@@ -65,3 +66,14 @@ def drift(work: Work, lock: Lock) -> None:
                     f"locked {pinned.get(name, 'no such file')}, found {now.get(name, gone)}",
                     f"if the change is meant: {work.command('lock', '--upgrade')}",
                 )
+
+
+def check_pairs(work: Work) -> None:
+    """Refuse adapters that do not belong to their base, as far as the folders at hand tell."""
+    places = local_folders(work)
+    for model in work.job.models:
+        base = places.get(locks.base_wanted(model))
+        for lora in model.loras:
+            mine = places.get(locks.lora_wanted(lora))
+            if base and mine:
+                adapters.check(mine, base, lora.name, model.name)

@@ -40,7 +40,7 @@ STARTER = f"""\
 version: 1
 
 llama_cpp:
-  tag: {spec.DEFAULT_TAG}                # a release tag of llama.cpp, or a 40-digit commit
+  tag: {spec.DEFAULT_TAG}                # a build of llama.cpp, a release (vX.Y.Z), `latest`, or a 40-digit commit
 
 # binaries:
 #   backend: auto              # {" | ".join(spec.BACKENDS)}

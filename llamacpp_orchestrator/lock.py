@@ -16,6 +16,7 @@ from msgspec import Meta
 from llamacpp_orchestrator import locktext
 from llamacpp_orchestrator import reference
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator import tag
 from llamacpp_orchestrator.choice import Asset
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
@@ -25,11 +26,13 @@ from llamacpp_orchestrator.modelfiles import HubFile
 from llamacpp_orchestrator.modelfiles import check_names
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.tag import Tag
 from llamacpp_orchestrator.yamltext import nearest
 
 HEADER = "# Written by orchestrate; commit it beside its job. `orchestrate lock JOB --upgrade` moves the pins.\n"
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Commit = Annotated[str, Meta(pattern="^([0-9a-f]{40})?$")]
+Time = Annotated[str, Meta(pattern="^(\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\dZ)?$")]  # ISO 8601, UTC
 Package = Annotated[str, Meta(pattern="^([\\w-]+==[\\d.]+ sha256:[0-9a-f]{64})?$")]
 WITHOUT_RELEASE = ("none", "source")  # backends that need nothing of a release
 # What `--upgrade` may name, and which parts of the lock then move.
@@ -43,13 +46,23 @@ UPGRADES = {
 
 
 class SourcePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """llama.cpp: the tag, what it points at (a commit, or the package that carries it) and the digest of the converter tree."""
+    """llama.cpp: the tag, what it points at (a commit, or the package that carries it) and the digest of the converter tree.
+
+    `release` is what the job names where that is a release (vX.Y.Z, or `latest`), whose build `tag` then is.
+    `time` is that of the commit, or of the package's upload, "" where nobody tells: the environment is resolved as of then.
+    """
 
     tag: str
+    release: str = ""
     repo: str
     tree: Sha256
     commit: Commit = ""
     package: Package = ""
+    time: Time = ""
+
+    def named(self) -> str:
+        """The tag as the job names it."""
+        return self.release or self.tag
 
     def key(self) -> str:
         """The name of its entry in the store."""
@@ -175,7 +188,7 @@ def fitting(job: Job, lock: Lock | None, upgrade: str = "") -> dict[str, Any]:
         raise JobError(f"--upgrade {upgrade}: no such part of the lock; {nearest(upgrade, [*UPGRADES, *labels.values()][1:])}")
     if lock is None:
         return {"source": None, "environment": None, "reference": None, "spare": None, "assets": None, "models": {}}
-    same_source = (lock.llama_cpp.tag, lock.llama_cpp.repo) == (job.llama_cpp.tag, job.llama_cpp.repo)
+    same_source = (lock.llama_cpp.named(), lock.llama_cpp.repo) == (job.llama_cpp.tag, job.llama_cpp.repo)
     found, asked = lock.environment, job.environment
     same_asked = found and asked.path is None and (found.wanted, found.torch, found.overrides) == _asked(asked)
     kept: dict[str, Any] = {
@@ -240,9 +253,8 @@ def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
     found = fitting(job, lock)
     reasons = []
     if found["source"] is None:
-        reasons.append(
-            f"llama_cpp: locked {lock.llama_cpp.tag} of {lock.llama_cpp.repo}, asked {job.llama_cpp.tag} of {job.llama_cpp.repo}"
-        )
+        pin = lock.llama_cpp
+        reasons.append(f"llama_cpp: locked {pin.named()} of {pin.repo}, asked {job.llama_cpp.tag} of {job.llama_cpp.repo}")
     elif found["environment"] is None and job.environment.path is None:
         reasons.append("environment: python, torch or overrides have changed")
     if uses_reference(job) and found["reference"] is None:
@@ -277,6 +289,8 @@ def _built(data: Any) -> Lock:
 def _complaints(lock: Lock) -> Iterator[tuple[str, str]]:
     if lock.version != 1:
         yield "$.version", f"it has format {lock.version}, this version of orchestrate reads 1"
+    if Tag(lock.llama_cpp.tag).is_release or not Tag(lock.llama_cpp.release or tag.LATEST).is_release:
+        yield "$.llama_cpp.tag", "a lock names the build (bNNNN), and as release vX.Y.Z or latest"
     if bool(lock.llama_cpp.commit) == bool(lock.llama_cpp.package):
         yield "$.llama_cpp", "either a commit or a package is needed"
     for part, pin in (("environment", lock.environment), ("reference", lock.reference)):

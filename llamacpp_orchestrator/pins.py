@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 
-from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import folders
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import nightly
 from llamacpp_orchestrator import reference
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import source
@@ -43,10 +43,11 @@ from llamacpp_orchestrator.store import MARK
 from llamacpp_orchestrator.store import remove
 from llamacpp_orchestrator.store import text_of
 from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.tag import Tag
 from llamacpp_orchestrator.work import Work
 
 Look = Callable[[Path, tuple[hub.HubFile, ...]], None]
-TREE_MARK = "tree.sha256"
+TREE_MARK, TIME_MARK = "tree.sha256", "tree.time"
 ROUTES = {"git": git, "pypi": pypi}
 
 this_host = functools.lru_cache(maxsize=1)(host.detect)
@@ -90,10 +91,12 @@ def steps(work: Work, found: Found, binaries: bool = False, first_use: bool = Fa
     if locks.uses_reference(job) and found.reference is None:
         needs = ("environment",) if stale_environment else ()
         made.append(Step(name="reference", action=_reference(work, found), needs=needs))
+    release = found.source is None and Tag(job.llama_cpp.tag).is_release
     if (binaries or locks.uses_binaries(job)) and job.binaries.backend not in locks.WITHOUT_RELEASE:
         pinning = first_use and not work.settings.offline
-        if found.assets is None or (pinning and (_unpinned(work, found.assets) or not _fits(work, found.assets))):
-            made.append(Step(name="binaries", action=_assets(work, found, pinning)))
+        if found.assets is None or (pinning and _lacking(work, found)):
+            action = _assets(work, found, pinning)
+            made.append(Step(name="binaries", action=action, needs=("source",) if release else ()))
     names = locks.names(job)
     for wanted in locks.all_wanted(job):
         if wanted not in found.models:
@@ -106,7 +109,8 @@ def _source(work: Work, found: Found) -> Action:
         pin = found.source or _resolved(work, tell)
         before = work.store.has("source", pin.key())
         path = get_tree(work, pin, tell)
-        found.source = msgspec.structs.replace(pin, tree=(path / TREE_MARK).read_text(encoding="utf-8"))
+        tree = (path / TREE_MARK).read_text(encoding="utf-8")
+        found.source = msgspec.structs.replace(pin, tree=tree, time=pin.time or text_of(path / TIME_MARK))
         return "current" if before else "done"
 
     return action
@@ -117,27 +121,35 @@ def _resolved(work: Work, tell: Tell) -> SourcePin:
     work.online(f"what the tag {asked.tag} points at")
 
     def ask(route: str) -> SourcePin:
-        resolved = ROUTES[route].resolve(asked.repo, asked.tag, work.settings, tell)
+        tag, release = asked.tag, ""
+        if Tag(asked.tag).is_release:
+            tag, release = nightly.build_of(asked.tag, asked.repo, route, work.settings, tell), asked.tag
+            tell(f"note: {release} is {tag}")
+        resolved = ROUTES[route].resolve(asked.repo, tag, work.settings, tell)
         exact = {"commit": resolved} if route == "git" else {"package": resolved}
-        return SourcePin(tag=asked.tag, repo=asked.repo, tree="", **exact)
+        return SourcePin(tag=tag, release=release, repo=asked.repo, tree="", **exact)
 
     return first_answer(work.settings.llama_cpp_from, ask, tell)
 
 
-def checkout(work: Work, pin: SourcePin, dest: Path, tell: Tell, everything: bool = False) -> str:
-    """Put the files of a pin, by the routes that are set, into an empty folder; the digest of the converter tree among them."""
+def checkout(work: Work, pin: SourcePin, dest: Path, tell: Tell, everything: bool = False) -> tuple[str, str]:
+    """Put the files of a pin, by the routes that are set, into an empty folder.
+
+    The digest of the converter tree among them, and the time of the commit or package (ISO 8601, or "").
+    """
     work.online(f"the {'source' if everything else 'converter tree'} of {pin.tag}")
 
-    def ask(route: str) -> None:
+    def ask(route: str) -> str:
         remove(dest)
         dest.mkdir()
         fits = bool(pin.commit) == (route == "git")
         module, settings = ROUTES[route], work.settings
         resolved = (pin.commit or pin.package) if fits else module.resolve(pin.repo, pin.tag, settings, tell)
-        module.checkout(pin.repo, pin.tag, resolved, dest, settings, tell, everything)
+        time: str = module.checkout(pin.repo, pin.tag, resolved, dest, settings, tell, everything)
+        return time
 
-    first_answer(work.settings.llama_cpp_from, ask, tell)
-    return source.tree_digest(dest)
+    time = first_answer(work.settings.llama_cpp_from, ask, tell)
+    return source.tree_digest(dest), time
 
 
 def check_tree(pin: SourcePin, have: str) -> None:
@@ -153,9 +165,10 @@ def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
     """The converter tree of a pin, by the routes that are set; IntegrityError when its content is not the locked one."""
 
     def make(dest: Path) -> None:
-        found = checkout(work, pin, dest, tell)
-        check_tree(pin, found)
-        write_atomically(dest / TREE_MARK, found)
+        digest, time = checkout(work, pin, dest, tell)
+        check_tree(pin, digest)
+        write_atomically(dest / TREE_MARK, digest)
+        write_atomically(dest / TIME_MARK, time)
 
     return work.store.ensure("source", pin.key(), make, functools.partial(unhealthy, pin))
 
@@ -166,7 +179,7 @@ def unhealthy(pin: SourcePin, path: Path) -> str:
     same = known == source.tree_digest(path) and known == (pin.tree or known)
     names = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
     # A script would import what lies beside it before what the environment has under that name.
-    strange = any(name not in (TREE_MARK, MARK) and not source.wanted(name) for name in names)
+    strange = any(name not in (TREE_MARK, TIME_MARK, MARK) and not source.wanted(name) for name in names)
     return "" if same and not strange else "the cached converter tree was changed"
 
 
@@ -182,7 +195,8 @@ def _environment(work: Work, found: Found) -> Action:
             return "current"
         work.online("a resolution of the environment")
         with tempfile.TemporaryDirectory() as scratch:
-            pin = environment.resolve(lines, asked.python, asked.torch, asked.overrides, work.settings, Path(scratch), tell)
+            how = (asked.python, asked.torch, asked.overrides)
+            pin = environment.resolve(lines, *how, work.settings, Path(scratch), tell, found.source.time)
         found.environment = EnvironmentPin(
             upstream=upstream,
             torch=asked.torch,
@@ -216,50 +230,61 @@ def _reference(work: Work, found: Found) -> Action:
     return action
 
 
-def choose(work: Work, assets: tuple[releases.Asset, ...]) -> releases.Choice:
-    """The archive of a release for this machine; OrchestrateError when none fits, with what would."""
+def choose(work: Work, tag: str, assets: tuple[releases.Asset, ...]) -> releases.Choice:
+    """The archive of a build's release for this machine; OrchestrateError when none fits, with what would."""
     asked = work.job.binaries
     if asked.backend == "none":
         message = f"{work.file.name}: `quantize` and `verify: load` need the release binaries, and binaries.backend is none"
         raise JobError(message, "set `backend: cpu`")
     usable = tuple(asset for asset in assets if work.archives is None or asset.name in work.archives)
-    return releases.choose(work.job.llama_cpp.tag, usable, this_host(), asked.backend, asked.cuda)
+    return releases.choose(tag, usable, this_host(), asked.backend, asked.cuda)
 
 
-def _unpinned(work: Work, assets: tuple[releases.Asset, ...]) -> list[releases.Asset]:
+def _unpinned(work: Work, tag: str, assets: tuple[releases.Asset, ...]) -> list[releases.Asset]:
     with contextlib.suppress(OrchestrateError):
-        choice = choose(work, assets)
+        choice = choose(work, tag, assets)
         return [asset for asset in (choice.archive, choice.runtime) if asset and not asset.sha256]
     return []
 
 
-def _fits(work: Work, assets: tuple[releases.Asset, ...]) -> bool:
+def _fits(work: Work, tag: str, assets: tuple[releases.Asset, ...]) -> bool:
     with contextlib.suppress(OrchestrateError):
-        return bool(choose(work, assets))
+        return bool(choose(work, tag, assets))
     return False
+
+
+def _lacking(work: Work, found: Found) -> bool:
+    """Whether the locked list of a release has no archive for this machine, or no digest of it."""
+    tag, assets = _tag(work, found), found.assets or ()
+    return bool(_unpinned(work, tag, assets)) or not _fits(work, tag, assets)
+
+
+def _tag(work: Work, found: Found) -> str:
+    """The build, where a release stands in the job."""
+    return found.source.tag if found.source else work.job.llama_cpp.tag
 
 
 def unpinned_reasons(work: Work, lock: Lock | None) -> list[str]:
     """Why a lock cannot vouch for the programs that this machine would use: no digest of them was published or locked."""
-    lacking = _unpinned(work, lock.assets) if lock and lock.assets and locks.uses_binaries(work.job) else []
+    lacking = _unpinned(work, lock.llama_cpp.tag, lock.assets) if lock and lock.assets and locks.uses_binaries(work.job) else []
     return [f"{asset.name}: no digest was published, and none is locked yet (`orchestrate run` does it)" for asset in lacking]
 
 
 def _assets(work: Work, found: Found, first_use: bool) -> Action:
     def action(tell: Tell) -> str:
-        asked = work.job.llama_cpp
+        tag, repo = _tag(work, found), work.job.llama_cpp.repo
         if found.assets is None:
-            work.online(f"the list of the release {asked.tag}")
-            found.assets = releases.fetch_assets(asked.tag, asked.repo, work.settings, tell)
-        elif not _fits(work, found.assets):
+            work.online(f"the list of the release {tag}")
+            found.assets = releases.fetch_assets(tag, repo, work.settings, tell)
+        elif not _fits(work, tag, found.assets):
             # A release is filled for hours: what was locked meanwhile may have lacked this machine's archive.
             known = {asset.name for asset in found.assets}
             try:
-                listed = releases.fetch_assets(asked.tag, asked.repo, work.settings, tell)
+                listed = releases.fetch_assets(tag, repo, work.settings, tell)
                 found.assets += tuple(asset for asset in listed if asset.name not in known)
             except NetworkError as error:
-                tell(f"note: the locked list of release {asked.tag} is not looked at again: {error.message.splitlines()[0]}")
-        for asset in _unpinned(work, found.assets) if first_use else ():
+                tell(f"note: the locked list of release {tag} is not looked at again: {error.message.splitlines()[0]}")
+        for asset in _unpinned(work, tag, found.assets) if first_use else ():
             pinned = releases.pin(asset, work.store, work.settings, tell)
             tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {pinned.sha256}")
             found.assets = tuple(pinned if each == asset else each for each in found.assets)
@@ -320,13 +345,3 @@ def examine(folder: Path, wanted: Wanted, files: tuple[hub.HubFile, ...]) -> Non
             modelfiles.check_safetensors(folder / file.path)
     if wanted.kind == "model" and not wanted.remote_code:
         modelfiles.check_code(folder, (file.path for file in files), wanted.source)
-
-
-def check_pairs(work: Work, places: dict[Wanted, Path]) -> None:
-    """Refuse adapters that do not belong to their base, as far as the files at hand tell."""
-    for model in work.job.models:
-        base = places.get(locks.base_wanted(model))
-        for lora in model.loras:
-            mine = places.get(locks.lora_wanted(lora))
-            if base and mine:
-                adapters.check(mine, base, lora.name, model.name)

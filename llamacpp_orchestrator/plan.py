@@ -251,7 +251,8 @@ def final(build: Build) -> Command:
 def _setup(work: Work, lock: Lock, stale: list[Build]) -> list[PlannedStep]:
     store = work.store
     have = store.has("source", lock.llama_cpp.key())
-    where = f"{lock.llama_cpp.tag} ({lock.llama_cpp.commit or lock.llama_cpp.package})"
+    release = f"{lock.llama_cpp.release}, " if lock.llama_cpp.release else ""
+    where = f"{lock.llama_cpp.tag} ({release}{lock.llama_cpp.commit or lock.llama_cpp.package})"
     made = [PlannedStep(name="source", status="cached" if have else "run", detail=where)]
     if lock.environment is None:
         made.append(PlannedStep(name="environment", status="own", detail=f"{work.job.environment.path} (unpinned)"))

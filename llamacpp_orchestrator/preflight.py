@@ -47,12 +47,12 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     trees: Path | None = None
 
 
-def check_job(job: Job, file: str, tree: Path) -> None:
+def check_job(job: Job, tag: str, file: str, tree: Path) -> None:
     """Raise JobError for a script, a type or an option that this tag does not have, with those that it does."""
     for model in job.models:
         for kind in ("model", *(["adapter"] if model.loras else [])):
             if not (tree / SCRIPTS[kind]).is_file():
-                lacking = f"{file}: {model.name}: {job.llama_cpp.tag} has no {SCRIPTS[kind]}, which converts {kind}s"
+                lacking = f"{file}: {model.name}: {tag} has no {SCRIPTS[kind]}, which converts {kind}s"
                 raise JobError(lacking, "set `llama_cpp.tag` to a newer one; from b3878 on all have it")
         asked = [("model", model.name, each) for each in model.outtype if each != "none"]
         asked += [("model", model.name, each) for each in model.mmproj]
@@ -62,13 +62,13 @@ def check_job(job: Job, file: str, tree: Path) -> None:
             if known and outtype not in known:
                 also = "; types such as Q4_K_M belong under `quantize`" if "_" in outtype and kind == "model" else ""
                 raise JobError(
-                    f"{file}: {name}: {job.llama_cpp.tag} has no outtype `{outtype}` for {kind}s",
+                    f"{file}: {name}: {tag} has no outtype `{outtype}` for {kind}s",
                     f"it has {', '.join(known)}{also}",
                 )
         for kind, name, args in [("model", model.name, model.args), *(("adapter", each.name, each.args) for each in model.loras)]:
             if found := arguments.complaint(scripts.options(tree, kind), args):
                 what, hint = found
-                raise JobError(f"{file}: {name}: {SCRIPTS[kind]} of {job.llama_cpp.tag} {what}", hint)
+                raise JobError(f"{file}: {name}: {SCRIPTS[kind]} of {tag} {what}", hint)
 
 
 def check_model(subject: Subject) -> None:

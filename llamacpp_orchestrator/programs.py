@@ -39,7 +39,7 @@ def place(work: Work, lock: Lock) -> tuple[str, str]:
     """Kind and key of the store's entry; OrchestrateError when nothing fits this machine, or nothing can be built on it."""
     if from_source(work):
         return "builds", compiling.key(lock.llama_cpp, toolchain(pins.this_host()))
-    return "binaries", _release_key(pins.choose(work, lock.assets))
+    return "binaries", _release_key(pins.choose(work, lock.llama_cpp.tag, lock.assets))
 
 
 def _release_key(choice: releases.Choice) -> str:
@@ -69,7 +69,7 @@ def lacking(work: Work, lock: Lock) -> str:
         return ""
     if from_source(work):
         return f"the source of {lock.llama_cpp.tag}"
-    choice = pins.choose(work, lock.assets)
+    choice = pins.choose(work, lock.llama_cpp.tag, lock.assets)
     return "" if releases.here(choice, work.store) else choice.archive.name
 
 
@@ -103,7 +103,7 @@ def action(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Action:
 
 
 def _fetched(work: Work, lock: Lock, tell: Tell) -> Path:
-    choice = pins.choose(work, lock.assets)
+    choice = pins.choose(work, lock.llama_cpp.tag, lock.assets)
     tell(f"note: {choice.archive.name}: {choice.reason}")
 
     def make(dest: Path) -> None:
@@ -141,7 +141,7 @@ def _source(work: Work, lock: Lock, aside: Path, tell: Tell) -> Path:
     if not tree.exists():
         remove(draft)
         draft.mkdir(parents=True)
-        pins.check_tree(lock.llama_cpp, pins.checkout(work, lock.llama_cpp, draft, tell, everything=True))
+        pins.check_tree(lock.llama_cpp, pins.checkout(work, lock.llama_cpp, draft, tell, everything=True)[0])
         os.replace(draft, tree)
     return tree
 

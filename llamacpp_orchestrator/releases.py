@@ -33,6 +33,8 @@ from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.tag import LATEST
+from llamacpp_orchestrator.tag import Tag
 
 GITHUB, GITHUB_API = "https://github.com", "https://api.github.com"
 Tell = Callable[[str], None]
@@ -71,7 +73,7 @@ def fetch_assets(tag: str, repo: str, settings: Settings, tell: Tell) -> tuple[A
     """All files of a release, by the API or, where that is out of reach, by asking for known names; NetworkError without any."""
     owner_name = _owner_name(repo)
     try:
-        return first_answer(settings.github_api, lambda api: _by_api(api, tag, repo, settings), tell)
+        return first_answer(settings.github_api, lambda api: listed(api, tag, repo, settings)[1], tell)
     except NetworkError as error:
         if error.status == 404:
             hint = "give a tag bNNNN with a release, or wait if it was made just now; `backend: none` needs none"
@@ -84,16 +86,20 @@ def fetch_assets(tag: str, repo: str, settings: Settings, tell: Tell) -> tuple[A
         raise
 
 
-def _by_api(api: str, tag: str, repo: str, settings: Settings) -> tuple[Asset, ...]:
+def listed(api: str, tag: str, repo: str, settings: Settings) -> tuple[str, tuple[Asset, ...]]:
+    """The tag and all files of a release (`latest`: the newest that is none in advance) by one API; NetworkError."""
     base = f"{api}/repos/{_owner_name(repo)}/releases"
     known = os.environ.get("GITHUB_TOKEN") or os.environ.get("GH_TOKEN") or None
     token = known if settings.trusts(api, GITHUB_API) else None
     try:
-        release = download.get_json(f"{base}/tags/{quote(tag, safe='')}", token=token, settings_hint=TOKEN_HINT)
+        where = tag if tag == LATEST else f"tags/{quote(tag, safe='')}"
+        release = download.get_json(f"{base}/{where}", token=token, settings_hint=TOKEN_HINT)
+        name = str(release["tag_name"]) if tag == LATEST else tag
         found = list(release["assets"])
         if len(found) in PAGES:
             found = _all_pages(f"{base}/{release['id']}/assets", token)
-        return tuple(_asset(each, repo, tag, settings) for each in found if each.get("state", "uploaded") == "uploaded")
+        there = (each for each in found if each.get("state", "uploaded") == "uploaded")
+        return name, tuple(_asset(each, repo, name, settings) for each in there)
     except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         hint = "see what ORCHESTRATE_GITHUB_API_URL names"
         raise NetworkError(f"{base} gave an answer that is not a release", hint, NONSENSE) from error
@@ -110,7 +116,7 @@ def candidates(tag: str) -> tuple[str, ...]:
     for first, last, bodies in NAMES:
         for body in bodies.split() if first <= build <= last else ():
             names.append(f"llama-{tag}-bin-{body}" + (".zip" if body.startswith("win") or build < 7224 else ".tar.gz"))
-    return tuple(names) if re.fullmatch(r"b\d+|master-[0-9a-f]{7}", tag) else ()
+    return tuple(names) if Tag(tag).build or Tag(tag).is_dated else ()
 
 
 def pin(asset: Asset, store: Store, settings: Settings, tell: Tell) -> Asset:
@@ -262,8 +268,14 @@ def _asset(each: dict[str, Any], repo: str, tag: str, settings: Settings) -> Ass
     return msgspec.convert({"name": each["name"], "url": url, "size": each["size"], "sha256": sha256}, Asset)
 
 
+def address(repo: str, tag: str, name: str) -> str:
+    """Where everybody finds a file of a release, without the API; JobError for a repository that GitHub does not have."""
+    return _download_url(_owner_name(repo), tag, name)
+
+
 def _download_url(owner_name: str, tag: str, name: str) -> str:
-    return f"{GITHUB}/{owner_name}/releases/download/{quote(tag, safe='')}/{quote(name)}"
+    place = "latest/download" if tag == LATEST else f"download/{quote(tag, safe='')}"
+    return f"{GITHUB}/{owner_name}/releases/{place}/{quote(name)}"
 
 
 def _probe_names(tag: str, owner_name: str, settings: Settings) -> tuple[Asset, ...]:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from llamacpp_orchestrator import rules
+from llamacpp_orchestrator import tag
 from llamacpp_orchestrator.rules import folder as folder
 from llamacpp_orchestrator.rules import is_folder as is_folder
 
@@ -161,9 +162,9 @@ class LlamaCpp(Record, frozen=True, kw_only=True):
     tag: Annotated[
         str,
         Meta(
-            description="A release tag (bNNNN) or a 40-hex commit",
+            description="A build (bNNNN), a release (vX.Y.Z), latest, or a 40-hex commit",
             extra=rules.matching(
-                r"b\d{1,7}|[0-9a-f]{40}|master-[0-9a-f]{7,40}",
+                tag.PATTERN,
                 "a release tag such as b11434, or a 40-digit commit",
                 rules.PLAIN_TAG,
             ),

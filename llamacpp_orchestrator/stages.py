@@ -15,6 +15,7 @@ from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
+from llamacpp_orchestrator import imports
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import outputs
@@ -28,6 +29,7 @@ from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.interpreter import Pin
+from llamacpp_orchestrator.interpreter import python_in
 from llamacpp_orchestrator.lock import EnvironmentPin
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
@@ -50,7 +52,7 @@ def check_types(work: Work, lock: Lock) -> None:
     for model in asking:
         for type_ in quantize.unknown(model.quantize, known):
             raise JobError(
-                f"{work.file.name}: {model.name}: the llama-quantize of {work.job.llama_cpp.tag} has no type `{type_}`",
+                f"{work.file.name}: {model.name}: the llama-quantize of {lock.llama_cpp.tag} has no type `{type_}`",
                 nearest(type_, [each for each in known if not each.isdigit()]),
             )
 
@@ -60,7 +62,7 @@ def source_action(work: Work, lock: Lock) -> Action:
 
     def action(tell: Tell) -> str:
         before = work.store.has("source", lock.llama_cpp.key())
-        preflight.check_job(work.job, work.file.name, pins.get_tree(work, lock.llama_cpp, tell))
+        preflight.check_job(work.job, lock.llama_cpp.tag, work.file.name, pins.get_tree(work, lock.llama_cpp, tell))
         return "current" if before else "done"
 
     return action
@@ -73,9 +75,20 @@ def environment_action(work: Work, lock: Lock, log: Path) -> Action:
         if lock.environment is None:
             environment.own(work.folder(str(work.job.environment.path)), work.file)
             return "current"
-        return _built(work, lock.environment.pin(), "the Python environment", log, tell)
+        prove = functools.partial(_prove, work, lock, log, tell)
+        status = _built(work, lock.environment.pin(), "the Python environment", log, tell, prove)
+        prove(work.store.entry("environments", lock.environment.pin().digest()))  # another tag's scripts import more, perhaps
+        return status
 
     return action
+
+
+def _prove(work: Work, lock: Lock, log: Path, tell: Tell, entry: Path) -> None:
+    """See that the scripts of the tag can import what they want in an environment, if that is not known yet."""
+    tree, overrides = pins.get_tree(work, lock.llama_cpp, tell), work.job.environment.overrides
+    named = environment.merged(environment.upstream_requirements(tree, lock.llama_cpp.tag), overrides)
+    env, overridden = building.converter_env(work), environment.merged((), overrides)
+    imports.prove(entry, python_in(entry / "venv"), tree, frozenset(named), frozenset(overridden), env, log, tell)
 
 
 def reference_step(work: Work, pin: EnvironmentPin, log: Path) -> Step:
@@ -83,13 +96,14 @@ def reference_step(work: Work, pin: EnvironmentPin, log: Path) -> Step:
     return Step(name="reference", action=functools.partial(_built, work, pin.pin(), reference.TITLE, log), log=log)
 
 
-def _built(work: Work, pin: Pin, what: str, log: Path, tell: Tell) -> str:
+def _built(work: Work, pin: Pin, what: str, log: Path, tell: Tell, prove: Callable[[Path], None] = lambda entry: None) -> str:
     before = work.store.has("environments", pin.digest())
 
     def make(dest: Path) -> None:
         if work.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
             work.online(what)
         environment.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
+        prove(dest)
 
     work.store.ensure("environments", pin.digest(), make, environment.unhealthy)
     return "current" if before else "done"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -13,15 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.store import file_sha256
+from tests.conftest import ROOT
 from tests.conftest import Answer
 from tests.makers import edit
 from tests.stage.github import GitHub
 from tests.stage.github import git
 
-# A tag, and where its real tree comes from: the oldest out of the package that carried it in October 2024.
-ERAS = {"b3878": "0.3.1", "b9760": "b9760", "b11434": "b11434"}
+# A tag, where its real tree comes from (the oldest out of the package that carried it in October 2024), and when it was made.
+ERAS = {
+    "b3878": ("0.3.1", "2024-10-04T15:18:16Z"),
+    "b9760": ("b9760", "2026-06-22T14:43:10Z"),
+    "b11434": ("b11434", "2026-10-05T21:12:38Z"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +39,13 @@ def history(tree: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
     place.mkdir(parents=True)
     git("init", "-q", "-b", "master", at=place)
     git("config", "uploadpack.allowFilter", "true", at=place)
-    for tag, package in ERAS.items():
+    for tag, (package, time) in ERAS.items():
         for old in place.iterdir():
             if old.name != ".git":
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         shutil.copytree(tree(package), place, dirs_exist_ok=True)
         for words in (("add", "-A"), ("commit", "-q", "-m", tag), ("tag", tag)):
-            git(*words, at=place)
+            git(*words, at=place, GIT_COMMITTER_DATE=time)
     return root
 
 
@@ -116,3 +123,20 @@ def test_a_scaling_that_a_tag_cannot_express_is_refused_before_the_weights_with_
         in refused.err
     )
     assert "done    convert" not in refused.err
+
+
+@pytest.mark.parametrize("tag", ["b3878", "b11434"])
+def test_unigram_tokenizers_convert_in_the_environment_of_the_tags_time(
+    tag: str, upstream: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], python: Path, world: Path
+) -> None:
+    # Upstream's scripts import sentencepiece_model_pb2 for these three, in functions.
+    subprocess.run([str(python), ROOT / "tests" / "inside" / "unigram.py", ROOT / "README.md", world / "models"], check=True)
+    names = ("t5", "xlmr", "internlm2")
+    file = job(*({"source": f"./models/{name}", "outtype": "f16"} for name in names), llama_cpp={"tag": tag})
+    made = orchestrate("run", file, "--json")
+    assert made.code == 0, made.err
+    assert [Path(output["path"]).name for output in made.json()["outputs"]] == [f"{name}-f16.gguf" for name in names]
+    lock = locks.read(locks.path_for(file))
+    assert lock and lock.environment and lock.llama_cpp.time == ERAS[tag][1]
+    versions = dict(re.findall(r"^([\w-]+)==([\w.]+)", lock.environment.requirements, re.MULTILINE))
+    assert versions["sentencepiece"] == {"b3878": "0.2.0", "b11434": "0.2.2"}[tag], "the newest at the tag's time"

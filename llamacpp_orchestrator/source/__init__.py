@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 from llamacpp_orchestrator.store import folder_sha256
@@ -34,3 +35,8 @@ def whole(path: str) -> bool:
 def tree_digest(root: Path) -> str:
     """The sha256 over the sorted paths and contents of a converter tree."""
     return folder_sha256(root, wanted)
+
+
+def utc(seconds: float) -> str:
+    """A time in seconds since 1970 as uv and locks write it: ISO 8601, UTC."""
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

