@@ -26,6 +26,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 
 HOST = Path(__file__).parent / "inside" / "host.py"
 POLL_SECONDS = 0.02
+UNKNOWN = "read the log; pin a newer tag, take the model's files as they were published, or report it to llama.cpp with the log"
 
 
 def failed(error: CommandFailed, memory: int = 0) -> CommandFailed:
@@ -37,9 +38,7 @@ def failed(error: CommandFailed, memory: int = 0) -> CommandFailed:
         return error
     starved = fence.starved(error.tail, memory)
     cause, remedy = starved if starved[0] else explain.explain(error.tail)
-    hint = remedy or (
-        "run again with --jobs 1, or free some memory" if error.code == -9 else "the log holds upstream's whole output"
-    )
+    hint = remedy or ("run again with --jobs 1, or free some memory" if error.code == -9 else UNKNOWN)
     message = f"{cause}: {error.message}" if cause else explain.pointed(error.message, error.tail, error.code)
     return error.retold(message, hint)
 

@@ -25,6 +25,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 
 TAIL_LINES = 20
+TRACEBACK, LONGEST_TRACEBACK = "Traceback (most recent call last)", 300
 GRACE_SECONDS = 3.0
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -55,6 +56,7 @@ def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = 
     allowed = command.fence.seconds if command.fence else 0.0
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink, _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        begin = sink.seek(0, os.SEEK_END)  # what an earlier run wrote there is no word of this one
         sink.write(f"$ {command}\n".encode())
         assert child.stdout is not None
         with _limited(child, limit or allowed) as late:
@@ -66,9 +68,9 @@ def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = 
             code = child.wait()
     if late.is_set():
         message = f"`{Path(command.argv[0]).name}` took longer than {shown_seconds(limit or allowed)}"
-        raise CommandFailed(message, code=code, tail=tail_of(log), hint="" if limit else fence.LONGER, log=log)
+        raise CommandFailed(message, code=code, tail=tail_of(log, begin), hint="" if limit else fence.LONGER, log=log)
     if code:
-        raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail_of(log), log=log)
+        raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail_of(log, begin), log=log)
 
 
 def shown_seconds(seconds: float) -> str:
@@ -171,17 +173,19 @@ def ended(code: int) -> str:
     return f"ended with exit code {code}"
 
 
-def tail_of(log: Path) -> str:
-    """The last lines of a log, where each redrawn progress bar counts once."""
+def tail_of(log: Path, begin: int = 0) -> str:
+    """The last lines of a log, those before byte `begin` left out; each redrawn progress bar counts once."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 65536))
+        file.seek(max(begin, log.stat().st_size - 65536))
         return last_lines(file.read().decode(errors="replace"))
 
 
 def last_lines(text: str) -> str:
-    """The last few lines of a text; of a line redrawn with carriage returns only what is seen at the end."""
+    """The last few lines of a text, with the whole of a traceback; of a line redrawn with carriage returns only its end."""
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.strip("\n").split("\n")]
-    return "\n".join(lines[-TAIL_LINES:])
+    traced = [number for number, line in enumerate(lines) if line.startswith(TRACEBACK)]
+    begin = min(max(0, len(lines) - TAIL_LINES), *traced[-1:], len(lines))
+    return "\n".join(lines[max(begin, len(lines) - LONGEST_TRACEBACK) :])
 
 
 @contextmanager

@@ -22,7 +22,6 @@ FALLBACKS = (
     r"required for (?P<wanted>\w+) - using fallback quantization (?P<used>\w+)",
 )
 
-
 HELP_SECONDS = 60.0
 # What every tag's tool has made since b3878: with these, a model's files need not wait for the tool.
 ALWAYS = {
@@ -30,6 +29,61 @@ ALWAYS = {
     "Q5_K", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S",
     "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "F16", "BF16", "F32", "COPY",
 }  # fmt: skip
+
+# The tool's own words → what they likely mean, and what to do. First match wins.
+KNOWN = (
+    (
+        r"invalid ftype '([^']*)'|invalid ftype",
+        "this tag's llama-quantize does not know the type ({0})",
+        "see the list: orchestrate exec JOB -- llama-quantize",
+    ),
+    (
+        r"failed to load imatrix|missing imatrix metadata|no data in file",
+        "this tag cannot read the importance matrix",
+        "is it one? the tag makes its own from a text: `imatrix: {text: FILE}`",
+    ),
+    (
+        r"imatrix size \d+ is different",
+        "the importance matrix belongs to another model",
+        "make one of this model: `imatrix: {text: FILE}`",
+    ),
+    (
+        r"(?i)missing importance matrix for tensor (\S+)|importance matrix|missing importance"
+        r"|imatrix.*(?:required|missing)|requires.*imatrix",
+        "this type needs an importance matrix ({0})",
+        "set `imatrix`, or choose a type that needs none, for example Q4_K_M",
+    ),
+    (
+        r"(?i)usage: |allowed quantization types|invalid (?:ggml_|quantization )?type|malformed",
+        "this tag's llama-quantize does not take these arguments",
+        "correct `quantize_args`; the tool's help: orchestrate exec JOB -- llama-quantize",
+    ),
+    (
+        r"requantizing from type (\w+) is disabled|cannot dequantize/convert tensor type (\w+)",
+        "the model is quantized already ({0})",
+        "quantize from f32, bf16 or f16: list one of them under `outtype`",
+    ),
+    (
+        r"quantized data validation failed|found (nan|inf)|non-finite value",
+        "the weights hold values that are no numbers (NaN or infinite)",
+        "the model was damaged in training or by f16's range: try `outtype: [bf16]`, or another checkpoint",
+    ),
+    (
+        r"unknown model architecture: '([^']+)'|unsupported model architecture: '([^']+)'",
+        "these programs do not know the architecture {0}",
+        "binaries and converter must be of one tag; `orchestrate doctor JOB` says which are used",
+    ),
+    (
+        r"No space left|basic_ios::clear: iostream error",
+        "the file could not be written, perhaps because the disk is full",
+        "free some space, and check the rights of the output folder",
+    ),
+    (
+        r"not within the file bounds|failed to read (?:key-value pairs|tensor)|invalid magic|failed to load model from",
+        "the file that it was to read is no whole GGUF file",
+        "run again with --force to make it anew",
+    ),
+)
 
 
 def types(tool: Path) -> tuple[str, ...]:
@@ -89,5 +143,5 @@ def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ..
 def explain(tail: str, memory: int = 0) -> tuple[str, str]:
     """What the tool's last words likely mean, and what to do; `memory` is what it was allowed to take."""
     starved = fence.starved(tail, memory)
-    cause, hint = starved if starved[0] else explaining.explain(tail, explaining.QUANTIZER)
+    cause, hint = starved if starved[0] else explaining.matched(tail, KNOWN)
     return f"{cause}: " if cause else "", hint or "the log holds the tool's whole output"
