@@ -24,7 +24,7 @@ REPORT = "or report it to llama.cpp with the log"
 Rows = tuple[tuple[str, str, str], ...]
 
 # Which script failed ("lora", "hf" or either), the way through upstream's functions (>main>write>...), and the error or the line
-# to blame → cause and way out. The functions are those of b3878 to b11434: convert_*_to_gguf.py, conversion/*.py, gguf-py/gguf/*.py.
+# to blame → cause and way out. Functions are those of b3878 to b11434: convert_*_to_gguf.py, conversion/*.py, gguf-py/gguf/*.py.
 PLACES = (
     (
         "lora",
@@ -78,7 +78,7 @@ PLACES = (
     (
         "",
         r"",
-        r"KeyError: '([^']+)'\n.*hparams",
+        r"KeyError: '([^']+)'\n.*(?:hparams|rope_)\w*\[",
         "config.json has no `{0}`, which this tag's script reads",
         TAG_OR_FILES,
     ),

@@ -17,8 +17,6 @@ from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import quantize
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.explain import LONGEST
-from llamacpp_orchestrator.explain import PLACES
-from llamacpp_orchestrator.explain import READING
 from llamacpp_orchestrator.explain import explain
 from llamacpp_orchestrator.known import WORDS
 from tests import makers
@@ -195,8 +193,7 @@ MODELS: dict[str, tuple[Spoil, str, str]] = {
     "input scale": (extra("input_scale"), "", "are quantized already (m"),
     "group index": (extra("weight_g_idx"), "", "are quantized already (m"),
     "value head": (added(WEIGHTS, **{"v_head.summary.weight": makers.zeros(1, 64)}), "", "more than a language model (v_head"),
-    "MTP tensor": (added(WEIGHTS, **{"model.layers.0.eh_proj.weight": makers.zeros(64, 64)}), "", "prediction (MTP) that this tag"),
-    "vision tensor": (added(WEIGHTS, **{"model.projector.vision_tower.weight": makers.zeros(64)}), "", "for images or sound have"),
+    "MTP tensor": (added(WEIGHTS, **{"model.layers.0.eh_proj.weight": makers.zeros(64, 64)}), "", "(MTP) that this tag"),
     "other names": (renamed(lambda name: name.replace("model.", "tower.")), "", "no place for a tensor (tower."),
     "scalar": (added(WEIGHTS, **{f"{LAYER[17:]}.weight": makers.zeros()}), "", "not the shape that config.json gives"),
     "experts": (
@@ -218,7 +215,7 @@ MODELS: dict[str, tuple[Spoil, str, str]] = {
     "rope as text": (config(rope_scaling="linear"), "", "did not expect what it read in config.json ("),
     "config of no keys": (written("config.json", b"[]"), "", "config.json is no object"),
     "architectures of none": (config(architectures=[]), "", "`architectures`"),
-    "key of the family": (of_architecture("StableLmForCausalLM"), "", "config.json has no `partial_rotary_factor`"),
+    "key of the family": (of_architecture("Gemma2ForCausalLM"), "", "config.json has no `attn_logit_softcapping`"),
     "language no": (card("language: [en, no]"), "", "a bare `no` is false"),
     "version": (card("version: 1.10"), "", "a bare 1.10 is the number 1.1"),
     # Tokenizers.
@@ -260,11 +257,11 @@ ADAPTERS: dict[str, tuple[Spoil, Spoil, str]] = {
     "module": (
         added(ADAPTER, **OTHER),
         nothing,
-        "no place for a tensor",
+        "no place for a matrix of the adapter",
     ),
     "architecture": (nothing, config(architectures=["FooForCausalLM"]), "does not know the architecture FooForCausalLM"),
     "quantized base": (nothing, quantized(quant_method="awq"), "cannot read (awq)"),
-    "alpha": (lambda folder: makers.edit(folder / "adapter_config.json", lora_alpha="x"), nothing, "lora_alpha in adapter_config"),
+    "alpha": (lambda folder: makers.edit(folder / "adapter_config.json", lora_alpha="x"), nothing, "lora_alpha in adapter"),
     "norm": (pair("model.layers.0.input_layernorm", 64, 64), nothing, "cannot turn, cut or join a matrix"),
     "one dimension": (
         pair("backbone.layers.0.mixer.conv1d", 256, 64),
@@ -280,6 +277,7 @@ ADAPTERS: dict[str, tuple[Spoil, Spoil, str]] = {
 }  # fmt: skip
 # No run makes these here, or none within a second; the place says where the words stand.
 LITERAL = {
+    "conversion/base.py, projectors": ("ValueError: Can not map tensor 'vision_tower.x'", "for images or sound have"),
     "gguf-py/gguf/gguf_writer.py": ("ValueError: Duplicated tensor name 'output.weight'", "twice (output.weight)"),
     "conversion/base.py": ("ValueError: vision_config / audio_config not found in hparams", "no vision or audio part"),
     "conversion/phi.py": ("NotImplementedError: The rope scaling type foo is not supported yet", "such a model: The rope"),
