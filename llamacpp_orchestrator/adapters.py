@@ -50,12 +50,25 @@ UNTRUE = (
     ("lora_bias", "lora_bias adds biases to its matrices", MERGE),
     ("fan_in_fan_out", "fan_in_fan_out says that the base keeps its matrices transposed, which upstream does not undo", MERGE),
     ("layer_replication", "layer_replication builds a base with more layers", MERGE),
-    ("target_parameters", "target_parameters trains stacked experts, for which upstream has no place", MERGE),
     ("use_qalora", "QALoRA pools the inputs of its matrices", MERGE),
     ("use_bdlora", "BD-LoRA makes its matrices block-diagonal", MERGE),
     ("kasa_config", "KaSA trains singular values between its matrices and changes the base", MERGE),
     ("monteclora_config", "MonteCLoRA samples its matrices", ALONE),
     ("arrow_config", "Arrow chooses among several adapters for each token", ALONE),
+)
+STACKED = "it trains stacked experts, for which upstream has no place"
+# All keys of PEFT 0.21.2's LoraConfig that say nothing of how the matrices act, or that are looked at here or for their scale.
+KNOWN = frozenset(key for key, _, _ in UNTRUE) | frozenset(
+    """
+    alora_invocation_tokens alpha_pattern auto_mapping base_model_name_or_path bias corda_config ensure_weight_tying eva_config
+    exclude_modules inference_mode init_lora_weights invocation_string layers_pattern layers_to_transform loftq_config lora_alpha
+    lora_dropout lora_ga_config megatron_config megatron_core peft_type peft_version qalora_group_size r rank_pattern revision
+    runtime_config target_modules target_parameters task_type use_rslora velora_config
+    """.split()  # noqa: SIM905 - as for the environment of a child, a list of quoted words is harder to read
+)
+ACTIVATED = (
+    "an activated LoRA: llama.cpp's server switches it on one token before its invocation sequence, PEFT at its first token, so "
+    "answers can differ"
 )
 # Kinds of PEFT that train the prompt, or choose between adapters while they run: there is nothing to merge.
 UNMERGED = (
@@ -92,6 +105,8 @@ def check(adapter: Path, base: Path, name: str, base_name: str, script: Path | N
     tensors = {key: value for key, value in header.items() if key != "__metadata__"}
     shapes = {key: tuple(value["shape"]) for key, value in tensors.items()}
     refuse(config, shapes, name)
+    if found := stacked(config, shapes):
+        raise _cannot(name, [(f"{STACKED} ({quoted(found)})", MERGE)])
     if script and config.get("alora_invocation_tokens") and "alora_invocation_tokens" not in script.read_text(encoding="utf-8"):
         raise _cannot(
             name, [("it is an activated LoRA (alora_invocation_tokens), which this tag does not know", "pin a newer tag")]
@@ -104,7 +119,7 @@ def check(adapter: Path, base: Path, name: str, base_name: str, script: Path | N
     if head := tied(shapes, base_config):
         raise _cannot(name, [(f"it changes {head}, and {base_name} has one matrix for both ends of its vocabulary", MERGE)])
     found_scales = scales.scales(scales.read(config, name), tensors, name)
-    notes = (*found_scales.notes, *quantized(config, base_config, base_name), *outside(shapes))
+    notes = (*found_scales.notes, *quantized(config, base_config, base_name), *outside(shapes), *doubts(config))
     return msgspec.structs.replace(found_scales, notes=notes)
 
 
@@ -130,6 +145,29 @@ def refuse(config: Mapping[str, Any], names: Iterable[str], name: str) -> None:
         reasons = [(f"{words} ({quoted(strays[0])})", way) for pattern, words, way in STRAY if re.search(pattern, strays[0])][:1]
     if reasons:
         raise _cannot(name, reasons)
+
+
+def stacked(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What an adapter trains of experts that are one tensor; "" for none, as for a router, whose one matrix PEFT lists there too.
+
+    PEFT names parameters that are no module's weight, and gives the matrices of stacked ones a rank for each expert.
+    """
+    asked = [str(each) for each in config.get("target_parameters") or ()]
+    if bare := next((each for each in asked if not each.endswith("weight")), ""):
+        return bare
+    ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
+    whole = (key for key, shape in sorted(shapes.items()) if key.endswith(".lora_A.weight") and shape[0] not in ranks)
+    return next(whole, "") if asked else ""
+
+
+def doubts(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is to be said of an adapter that acts otherwise elsewhere, or may: keys that are set and that nothing here knows."""
+    said = [ACTIVATED] if config.get("alora_invocation_tokens") else []
+    strange = [key for key in sorted(config) if key not in KNOWN and config[key] not in (None, False, "", 0, [], {})]
+    if strange:
+        names = ", ".join(quoted(key) for key in strange[:5])
+        said.append(f"adapter_config.json sets what nothing here knows ({names}): PEFT may apply it otherwise than llama.cpp")
+    return tuple(said)
 
 
 def _cannot(name: str, reasons: list[tuple[str, str]]) -> OrchestrateError:

@@ -43,11 +43,11 @@ def notes(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
     """What is to be said of the model that an output is converted from: its weights, and what the tag is shown otherwise."""
     if build.of:
         return ()
-    pin = lock.files(build.needs[0][0])
-    view = converter_view.base(work, lock, build)
-    translated = converter_view.of(work, lock, view).notes
+    translated = converter_view.notes(work, lock, build)
     if build.output.lora:
         return translated
+    pin = lock.files(build.needs[0][0])
+    view = converter_view.views(work, lock, build)[0]
     weights, beside = headers.read(view), weightfiles.note(pin.unread)
     odd = (*headers.notes(weights), *quantized.notes(preflight.read_json(view / "config.json"), weights))
     return (*([beside] if beside else []), *odd, *translated)

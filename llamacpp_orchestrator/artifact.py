@@ -24,14 +24,17 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Input(Record, frozen=True, kw_only=True):
-    """One thing that an output was made from; for a quantized file the recipe of its source.
+    """One thing that an output was made from; for a quantized file a file of its source, with that one's recipe as the digest.
 
-    `digest` is as the lock has it; small files of the hub have a git blob id there, and their sha256 besides.
+    `digest` is as the lock has it, where small files of the hub have a git blob id, and `sha256` that of the bytes. `source` is
+    a hub id with its `commit`, or the bare name of a folder; receipts of old have neither.
     """
 
     name: str
     digest: str
     sha256: str = ""
+    source: str = ""
+    commit: str = ""
 
 
 class FileRecord(Record, frozen=True, kw_only=True):
@@ -57,7 +60,8 @@ class Versions(Record, frozen=True, kw_only=True):
 class Receipt(Record, frozen=True, kw_only=True):
     """All that is known about one output; `recipe` digests what decides its bytes, `job` is the way to the job file from here.
 
-    `levels` names the checks that it has passed; a receipt of old names none.
+    Nothing in it names a folder of the machine: `command` has {model}, {output} and the like in their places. `levels` names
+    the checks that it has passed; a receipt of old names none.
     """
 
     path: str

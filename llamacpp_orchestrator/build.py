@@ -12,11 +12,13 @@ import msgspec
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator import translation
 from llamacpp_orchestrator.artifact import Input
 from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.interpreter import python_in
 from llamacpp_orchestrator.lock import EnvironmentPin
 from llamacpp_orchestrator.lock import FilesPin
@@ -32,11 +34,15 @@ TOOL = "{llama-quantize}"
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
-    """One output with all that decides its bytes; a quantized one is made `of` an output, perhaps with a matrix."""
+    """One output with all that decides its bytes; a quantized one is made `of` an output, perhaps with a matrix.
+
+    `shown` is the command as it reads on every machine.
+    """
 
     output: Output
     name: str
     command: Command
+    shown: tuple[str, ...]
     inputs: tuple[Input, ...]
     recipe: str
     current: bool
@@ -153,11 +159,13 @@ def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
     base_view = view(work, base, model.name)
     draft = _stage_path(output)
     if lora is None:
-        args = model.args + (("--mmproj",) if output.kind == "mmproj" else ())
-        command = calls.model_command(str(python(work, lock)), tree(work, lock), base_view, draft, output.type, model.name, args)
-        inputs = _inputs(model.name, base, weights=True)
+        args, metadata, named = _args(work, model)
+        args += ("--mmproj",) if output.kind == "mmproj" else ()
+        name = "" if named else model.name
+        command = calls.model_command(str(python(work, lock)), tree(work, lock), base_view, draft, output.type, name, args)
+        inputs = _inputs(model.name, base, weights=True) + tuple(metadata.values())
         needs: tuple[tuple[Wanted, str], ...] = ((base.wanted, model.name),)
-        known = {str(base_view): "{model}"}
+        known = {str(base_view): "{model}", **dict.fromkeys(metadata, "{metadata}")}
     else:
         mine = lock.files(locks.lora_wanted(lora))
         lora_view = view(work, mine, lora.name)
@@ -170,6 +178,25 @@ def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
     known |= {str(python(work, lock)): "{python}", str(tree(work, lock)): "{tree}", str(draft.parent): "{output}"}
     rules = (translation.REVISION, *((scales.RULE,) if lora else ()))
     return _build(work, lock, output, command, known, inputs, force, name=_name(work, asked), needs=needs, rules=rules)
+
+
+def _args(work: Work, model: spec.Model) -> tuple[tuple[str, ...], dict[str, Input], bool]:
+    """A model's arguments with the file of `--metadata` in full, that file as an input, and whether it names the model.
+
+    JobError when it is not there, which upstream would pass over.
+    """
+    args, file = calls.metadata(model.args)
+    if not file:
+        return model.args, {}, False
+    path = spec.folder(file, work.file.parent)
+    if not path.is_file():
+        raise JobError(f"{model.name}: --metadata {file} is not there", "is the path right? it is relative to the job file")
+    names = modelfiles.read_json(path)
+    return (
+        (*args, calls.METADATA, str(path)),
+        {str(path): Input(name=path.name, digest=work.store.sha256(path))},
+        "general.name" in names,
+    )
 
 
 def source_of(model: spec.Model) -> tuple[tuple[Wanted, str], ...]:
@@ -189,7 +216,7 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
     )
     model = output.model
     matrix = _matrix(work, lock, model, of)
-    word, draft = matrix.word() if matrix else "", _stage_path(output)
+    word, draft = matrix.name if matrix else "", _stage_path(output)
 
     def command(source: Path, split: bool) -> Command:
         return calls.quantize_command(Path(TOOL), source, draft, output.type, split, model.quantize_args, word)
@@ -217,9 +244,10 @@ def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], 
         return build
     # The recipe is the one of before the source was there, in how many files ever it came; receipts may have the other.
     split = command(files[0], True)
-    recipe = _recipe(work, lock, split, known, inputs)
+    shown = portable(split.argv, known)
+    recipe = _recipe(work, lock, shown, inputs)
     current = build.current or (not anew and artifact.is_current(artifact.read(output.path), recipe, output.path.parent))
-    return msgspec.structs.replace(build, command=split, current=current)
+    return msgspec.structs.replace(build, command=split, shown=shown, current=current)
 
 
 def _matrix(work: Work, lock: Lock, model: spec.Model, of: Build) -> Matrix | None:
@@ -227,7 +255,8 @@ def _matrix(work: Work, lock: Lock, model: spec.Model, of: Build) -> Matrix | No
         return None
     from llamacpp_orchestrator import imatrix  # with the programs that make one, which few jobs need
 
-    return imatrix.find(model.imatrix, work.file.parent, work.store, of.recipe, lock.llama_cpp.tree)
+    source = lock.llama_cpp.tag, lock.llama_cpp.tree
+    return imatrix.find(model.imatrix, work.file.parent, work.store, (model.name, of.recipe), source)
 
 
 def _build(
@@ -245,12 +274,14 @@ def _build(
     rules: tuple[str, ...] = (),
     matrix: Matrix | None = None,
 ) -> Build:
-    recipe = _recipe(work, lock, command, known, inputs, rules)
+    shown = portable(command.argv, known)
+    recipe = _recipe(work, lock, shown, inputs, rules)
     current = not force and artifact.is_current(artifact.read(output.path), recipe, output.path.parent)
     return Build(
         output=output,
         name=name,
         command=command,
+        shown=shown,
         inputs=inputs,
         recipe=recipe,
         current=current,
@@ -260,12 +291,10 @@ def _build(
     )
 
 
-def _recipe(
-    work: Work, lock: Lock, command: Command, known: dict[str, str], inputs: tuple[Input, ...], rules: tuple[str, ...] = ()
-) -> str:
-    shown = portable(command.argv, known)
+def _recipe(work: Work, lock: Lock, shown: tuple[str, ...], inputs: tuple[Input, ...], rules: tuple[str, ...] = ()) -> str:
     made_by = lock.environment.pin().digest() if lock.environment else f"unpinned {work.job.environment.path}"
-    parts = [shown, inputs, lock.llama_cpp.tree, made_by, *rules]
+    made_from = [(each.name, each.digest) for each in inputs]
+    parts = [shown, made_from, lock.llama_cpp.tree, made_by, *rules]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 

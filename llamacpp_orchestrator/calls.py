@@ -8,13 +8,32 @@ from pathlib import Path
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
 
+METADATA = "--metadata"
 SCRIPTS = {"model": "convert_hf_to_gguf.py", "adapter": "convert_lora_to_gguf.py"}
 
 
 def model_command(python: str, tree: Path, view: Path, outfile: Path, outtype: str, name: str, args: tuple[str, ...]) -> Command:
-    """The call that converts a base; the job's own arguments come last, so that they have the last word."""
-    options = ("--outfile", str(outfile), "--outtype", outtype, "--model-name", name, *args)
+    """The call that converts a base; the job's own arguments come last, so that they have the last word.
+
+    Without a name the script takes it from its `--metadata` file, over which the option would win (gguf-py/gguf/metadata.py).
+    """
+    named = ("--model-name", name) if name else ()
+    options = ("--outfile", str(outfile), "--outtype", outtype, *named, *args)
     return Command((python, str(tree / SCRIPTS["model"]), str(view), *options), cwd=str(outfile.parent))
+
+
+def metadata(args: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Arguments of a model without `--metadata FILE`, as argparse lets one write that, and the file; "" where there is none."""
+    kept: list[str] = []
+    file = ""
+    words = iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if len(option) > len("--me") and METADATA.startswith(option):
+            file = value if equals else next(words, "")
+        else:
+            kept.append(word)
+    return tuple(kept), file
 
 
 def adapter_command(

@@ -27,7 +27,9 @@ from llamacpp_orchestrator.work import Work
 
 def of(work: Work, lock: Lock, view: Path) -> Translation:
     """What the tag of a lock must be shown of the model in a view, whose small files are enough."""
-    files = tuple((path.name, path.stat().st_mtime_ns) for path in sorted(view.glob("*")) if path.suffix in (".json", ".jinja"))
+    files = tuple(
+        (path.name, path.stat().st_mtime_ns) for path in sorted(view.glob("*")) if path.suffix in (".json", ".jinja", ".md")
+    )
     return _translated(view, files, reader(building.tree(work, lock), _transformers(work, lock)))
 
 
@@ -95,14 +97,17 @@ def _place(work: Work, view: Path, translated: dict[str, str]) -> Path:
     return work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / view.name
 
 
-def base(work: Work, lock: Lock, build: Build) -> Path:
-    """The view of the model that an output is converted from, or whose adapter it is."""
-    wanted, name = build.needs[0]
-    return building.view(work, lock.files(wanted), name)
+def views(work: Work, lock: Lock, build: Build) -> tuple[Path, ...]:
+    """The views of all that an output is converted from: of the model, and of its adapter."""
+    return tuple(building.view(work, lock.files(wanted), name) for wanted, name in build.needs)
+
+
+def notes(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
+    """What is to be said of the copies that an output is converted from."""
+    return tuple(dict.fromkeys(note for view in views(work, lock, build) for note in of(work, lock, view).notes))
 
 
 def command(work: Work, lock: Lock, build: Build, asked: Command) -> Command:
-    """A call of upstream's script with the folder that it is to read; makes that folder where it must be another."""
-    view = base(work, lock, build)
-    shown = str(folder(work, lock, view))
-    return msgspec.structs.replace(asked, argv=tuple(shown if word == str(view) else word for word in asked.argv))
+    """A call of upstream's script with the folders that it is to read; makes those that must be others."""
+    shown = {str(view): str(folder(work, lock, view)) for view in views(work, lock, build)}
+    return msgspec.structs.replace(asked, argv=tuple(shown.get(word, word) for word in asked.argv))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,7 @@ from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator.artifact import Input
+from llamacpp_orchestrator.choice import build_number
 from llamacpp_orchestrator.command import UNLIMITED
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import Limits
@@ -26,34 +27,43 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.spec import Imatrix
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.store import file_sha256
 
 TOOL, SOURCE = "{llama-imatrix}", "{source}"
 FOLDER = "imatrix"
+FIRST_GGUF = 5942  # the tag whose llama-imatrix writes GGUF under such a name; before it had a format of its own
 GPU_WORDS = {"-ngl", "--gpu-layers", "--n-gpu-layers"}
 LACKING = r"need at least (\d+) tokens|tokenizes to only (\d+) tokens"
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True):
-    """A matrix with what decides its bytes; `given` is a file of the user's, `text` what one is made from."""
+    """A matrix with what decides its bytes; `given` is a file of the user's, `text` what one is made from.
+
+    `name` is a bare one, for the tool writes it into the result: the file of that name lies beside it.
+    """
 
     name: str
     digest: str
+    made: str = ""
     given: Path | None = None
     text: Path | None = None
     args: tuple[str, ...] = ()
     minutes: int = 0
 
-    def word(self) -> str:
-        """Its path as the tool is told it, and writes it into the result: relative, so that it is the same everywhere."""
-        return f"{FOLDER}/{self.name}"
-
     def input(self) -> Input:
         """The same as an input of a quantized file."""
-        return Input(name=self.word(), digest=self.digest)
+        return Input(name=self.name, digest=self.digest)
+
+    def file(self, store: Store) -> Path:
+        """Where it lies: the user's own, or the one in the store."""
+        return self.given or store.entry(FOLDER, self.digest) / self.made
 
 
-def find(asked: Imatrix | None, place: Path, store: Store, source_recipe: str, tree: str) -> Matrix | None:
-    """The matrix that a model in the folder `place` asks for; JobError when its file or text cannot be read."""
+def find(asked: Imatrix | None, place: Path, store: Store, of: tuple[str, str], source: tuple[str, str]) -> Matrix | None:
+    """The matrix that a model in the folder `place` asks for; JobError when its file or text cannot be read.
+
+    `of` is the model's name and the recipe of the file that is measured, `source` the tag and the digest of its tree.
+    """
     if asked is None:
         return None
     path = spec.folder(asked.file or asked.text or "", place)
@@ -65,19 +75,17 @@ def find(asked: Imatrix | None, place: Path, store: Store, source_recipe: str, t
         ) from error
     if asked.file:
         return Matrix(name=path.name, digest=content, given=path)
+    (name, recipe), (tag, tree) = of, source
+    made = f"imatrix.{'gguf' if build_number(tag) >= FIRST_GGUF else 'dat'}"
     args = (*(("--chunks", str(asked.chunks)) if asked.chunks else ()), *asked.args)
-    shown = command(Path(TOOL), Path(SOURCE), path.name, args, Path()).argv
-    digest = hashlib.sha256(msgspec.json.encode([shown, content, source_recipe, tree])).hexdigest()
-    return Matrix(name=_name(path.name), digest=digest, text=path, args=args, minutes=asked.minutes)
+    shown = command(Path(TOOL), Path(SOURCE), path.name, made, args, Path()).argv
+    digest = hashlib.sha256(msgspec.json.encode([shown, content, recipe, tree])).hexdigest()
+    return Matrix(name=f"{name}-{made}", digest=digest, made=made, text=path, args=args, minutes=asked.minutes)
 
 
-def _name(text: str) -> str:
-    return f"{text}.imatrix.gguf"
-
-
-def command(tool: Path, source: Path, text: str, args: tuple[str, ...], folder: Path) -> Command:
+def command(tool: Path, source: Path, text: str, made: str, args: tuple[str, ...], folder: Path) -> Command:
     """The call that makes a matrix in `folder`, where the text lies too; on the processor, for sums of a GPU vary."""
-    words = ("-m", str(source), "-f", text, "-o", _name(text), "-c", "512", "-ngl", "0", *args)
+    words = ("-m", str(source), "-f", text, "-o", made, "-c", "512", "-ngl", "0", *args)
     return Command((str(tool), *words), cwd=str(folder), env=tool_env(tool, args))
 
 
@@ -101,12 +109,12 @@ def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell
         shutil.copyfile(matrix.text, dest / matrix.text.name)
         tell(f"computing, for at most {matrix.minutes} minutes")
         try:
-            asked = command(tool, source, matrix.text.name, matrix.args, dest)
+            asked = command(tool, source, matrix.text.name, matrix.made, matrix.args, dest)
             process.stream(fence.around(asked, limits, write=(dest,)), log, limit=matrix.minutes * 60.0)
         except CommandFailed as error:
             cause, hint = explain(error)
             raise error.retold(explaining.pointed(f"{cause}{error.message}", error.tail, error.code), hint, log) from error
-        if not (dest / matrix.name).is_file():
+        if not (dest / matrix.made).is_file():
             cause, hint = explain(CommandFailed("", code=0, tail=process.tail_of(log)))
             raise OrchestrateError(f"{cause}llama-imatrix said that it was done, but wrote no matrix", hint, log)
 
@@ -123,13 +131,23 @@ def explain(error: CommandFailed) -> tuple[str, str]:
 
 
 def lay(matrix: Matrix, store: Store, stage: Path) -> None:
-    """Put the matrix where the tool is told to look for it; OrchestrateError when it has gone."""
-    origin = matrix.given or store.entry(FOLDER, matrix.digest) / matrix.name
-    (stage / FOLDER).mkdir(exist_ok=True)
+    """Put a copy of the matrix where the tool is told to look for it; OrchestrateError when it has gone."""
+    origin = matrix.file(store)
     try:
-        with contextlib.suppress(OSError):
-            os.link(origin, stage / FOLDER / matrix.name)
-            return
-        shutil.copyfile(origin, stage / FOLDER / matrix.name)
+        shutil.copyfile(origin, stage / matrix.name)
     except OSError as error:
         raise OrchestrateError(f"{origin} cannot be read: {error.strerror}", "was it moved or removed?") from error
+
+
+def keep(matrix: Matrix, stage: Path, folder: Path, ours: Collection[str]) -> tuple[str, ...]:
+    """Move a laid matrix beside the output, for whoever wants to prove that; what is to be said where another file is in its way.
+
+    `ours` are the digests of what may be overwritten, as made before.
+    """
+    laid, place = stage / matrix.name, folder / matrix.name
+    there = file_sha256(place) if place.is_file() else ""
+    if place.exists() and there not in (*ours, file_sha256(laid)):
+        laid.unlink()
+        return (f"another file named {matrix.name} lies beside it, so the matrix that it was made with is not kept there",)
+    os.replace(laid, place) if not there or there in ours else laid.unlink()
+    return ()

@@ -149,7 +149,7 @@ WORDS = (
         "get all shards of the model",
     ),
     (
-        r"Mismatch between weight map and model parts|Can't load 'weight_map'",
+        r"Mismatch between weight map and model parts|Can't load 'weight_map'|Missing or incomplete model files",
         "the index of the weight files is damaged, or not the one of these files",
         "get index and weights from one place; a single file needs no index",
     ),

@@ -18,6 +18,7 @@ import msgspec
 from llamacpp_orchestrator import weightfiles
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.rules import RESERVED
 from llamacpp_orchestrator.weightfiles import AGAIN
 from llamacpp_orchestrator.weightfiles import INDEX
@@ -88,6 +89,12 @@ def select_files(
 
 def _adapter_files(names: list[str], source: str) -> tuple[str, ...]:
     if "adapter_config.json" not in names:
+        # PEFT saves an adapter that has a name of its own in a folder of that name.
+        inside = [name.partition("/")[0] for name in names if re.fullmatch(r"[^/]+/adapter_config\.json", name)]
+        if inside:
+            listed = ", ".join(map(quoted, inside[:5]))
+            hint = f"name the one that is meant, as a folder: {quoted(source)}/{quoted(inside[0])}"
+            raise OrchestrateError(f"{source} has no adapter_config.json, but folders with one: {listed}", hint)
         raise OrchestrateError(f"{source} has no adapter_config.json", "is it a PEFT adapter? a model belongs under `models`")
     if "adapter_model.safetensors" not in names:
         only = ", only adapter_model.bin (a pickle, which may run code when it is loaded)" if "adapter_model.bin" in names else ""
@@ -124,7 +131,7 @@ def list_folder(path: Path, *, kind: str, weights: bool, remote_code: bool, sha2
         raise OrchestrateError(f"{path} is not a folder", "check `source`; a hub id is written org/name, with no ./ before it")
     names = [file.relative_to(path).as_posix() for file in (*path.glob("*"), *path.glob("*/*")) if file.is_file()]
     # What else lies in a folder of the user's own is no matter of ours, whatever its name.
-    names = [name for name in names if matches(name, (*SMALL, *WEIGHTS, *PICKLES, "*.py", "*/*.py"))]
+    names = [name for name in names if matches(name, (*SMALL, *WEIGHTS, *PICKLES, "*.py", "*/*.py", "*/adapter_config.json"))]
     index = weightfiles.indexed(path / INDEX) if INDEX in names and weights and kind == "model" else ()
     chosen = select_files(names, source=str(path), kind=kind, weights=weights, remote_code=remote_code, index=index)
     files = tuple(HubFile(path=name, size=(path / name).stat().st_size, sha256=sha256(path / name)) for name in chosen)

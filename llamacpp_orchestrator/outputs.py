@@ -13,7 +13,6 @@ import msgspec
 from filelock import FileLock
 from filelock import Timeout
 
-import llamacpp_orchestrator
 from llamacpp_orchestrator import admission
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import aside
@@ -22,12 +21,14 @@ from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import converter_view
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import held
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import levels
-from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import quantize
+from llamacpp_orchestrator import receipts
 from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.archive import look_for_stop
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
@@ -38,6 +39,7 @@ from llamacpp_orchestrator.steps import NOTE
 from llamacpp_orchestrator.steps import Action
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.steps import log_of
+from llamacpp_orchestrator.store import file_sha256
 from llamacpp_orchestrator.store import remove
 from llamacpp_orchestrator.work import Work
 
@@ -117,15 +119,25 @@ def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Act
         matrix, args = build.matrix, build.output.model.quantize_args
         if matrix:
             imatrix.lay(matrix, bench.work.store, build.stage)
-        word = matrix.word() if matrix else ""
+        word = matrix.name if matrix else ""
         asked = calls.quantize_command(tool(), shards[0], draft, build.output.type, len(shards) > 1, args, word)
         asked = fence.around(asked, claims.limits(bench.work.settings), shards, (build.stage,))
-        bench.notes[build.output.path] = quantize.run(asked, bench.log(f"quantize {build.name}"), tell)
+        notes = quantize.run(asked, bench.log(f"quantize {build.name}"), tell)
+        notes += _kept(bench, build, matrix) if matrix else ()
+        bench.notes[build.output.path] = notes
         for note in bench.notes[build.output.path]:
             tell(f"note: {build.name}: {note}")
         return "done"
 
     return action
+
+
+def _kept(bench: Bench, build: Build, matrix: imatrix.Matrix) -> tuple[str, ...]:
+    path = build.output.path
+    known = artifact.read(path)
+    ours = [each.sha256 for each in known.inputs if each.name == matrix.name] if known else []
+    ours += [file_sha256(path.parent / matrix.name)] if bench.force and (path.parent / matrix.name).is_file() else []
+    return imatrix.keep(matrix, build.stage, path.parent, ours)
 
 
 def imatrix_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:
@@ -233,7 +245,9 @@ def verify_action(bench: Bench, build: Build, find: Callable[[str], Path] | None
         known = artifact.read(path)
         for file in files:
             artifact.may_write(path.parent / file.name, known, bench.force)
-        artifact.write(build.stage / path.name, _receipt(bench, build, records(), verdict))
+        notes = (*bench.notes.get(path, ()), *verdict.notes)
+        written = receipts.receipt(bench.work, bench.lock, build, records(), notes, verdict.levels)
+        artifact.write(build.stage / path.name, written)
         publish(build)
         release(bench, build)
         _spare(bench, build)
@@ -255,6 +269,7 @@ def _spare(bench: Bench, build: Build) -> None:
 def _checked(bench: Bench, build: Build, files: list[Path], find: Callable[[str], Path] | None, tell: Tell) -> levels.Verdict:
     try:
         verdict = levels.check(subject(bench, build, files, find), bench.converter, tell)
+        verdict = _with_types(bench, build, files, verdict)
     except OrchestrateError as error:
         look_for_stop()  # it failed because we are to end: then nothing is worth a look, and `clean` takes it away
         release(bench, build)
@@ -263,6 +278,14 @@ def _checked(bench: Bench, build: Build, files: list[Path], find: Callable[[str]
     for note in verdict.notes:
         tell(f"{NOTE}{build.output.path.name}: {note}")
     return verdict
+
+
+def _with_types(bench: Bench, build: Build, files: list[Path], verdict: levels.Verdict) -> levels.Verdict:
+    """The same with what is to be said of the types that an output holds, unless the tool itself has told of others."""
+    if any("instead" in note for note in bench.notes.get(build.output.path, ())):
+        return verdict
+    said = held.notes(build.output.kind, build.output.type, verify.contents(files))
+    return msgspec.structs.replace(verdict, notes=(*verdict.notes, *said))
 
 
 def publish(build: Build) -> None:
@@ -282,50 +305,6 @@ def publish(build: Build) -> None:
     for name in {file.name for file in known.files} - {file.name for file in receipt.files} if known else ():
         remove(path.parent / name)
     remove(build.stage)
-
-
-def _receipt(bench: Bench, build: Build, files: tuple[artifact.FileRecord, ...], verdict: levels.Verdict) -> artifact.Receipt:
-    lock, found = bench.lock, rescale.judge(bench.work, bench.lock, build)
-    return artifact.Receipt(
-        path=build.output.path.name,
-        kind=build.output.kind,
-        type=build.output.type,
-        recipe=build.recipe,
-        command=rescale.command(bench.work, lock, build, found).argv,
-        inputs=_inputs(bench, build),
-        versions=artifact.Versions(
-            tool=llamacpp_orchestrator.__version__,
-            tag=lock.llama_cpp.tag,
-            commit=lock.llama_cpp.commit,
-            tree=lock.llama_cpp.tree,
-            environment=lock.environment.pin().digest() if lock.environment else "unpinned",
-            lock=locks.digest(lock),
-        ),
-        files=files,
-        levels=verdict.levels,
-        job=_way(bench.work.file, build.output.path.parent),
-        notes=(*admission.notes(bench.work, lock, build), *found.notes, *bench.notes.get(build.output.path, ()), *verdict.notes),
-    )
-
-
-def _inputs(bench: Bench, build: Build) -> tuple[artifact.Input, ...]:
-    views = {name: building.view(bench.work, bench.lock.files(wanted), name) for wanted, name in build.needs}
-
-    def sha256(name: str) -> str:
-        view, _, path = name.partition("/")
-        return bench.work.store.sha256(views[view] / path)
-
-    return tuple(
-        msgspec.structs.replace(each, sha256=sha256(each.name)) if each.digest.startswith("git:") else each
-        for each in build.inputs
-    )
-
-
-def _way(job: Path, folder: Path) -> str:
-    try:
-        return Path(os.path.relpath(job, folder)).as_posix()
-    except ValueError:
-        return ""  # on another drive: no relative way, and an absolute one would hold on one machine only
 
 
 def release(bench: Bench, build: Build) -> None:

@@ -226,7 +226,7 @@ def _matrix(work: Work, build: Build) -> list[PlannedStep]:
     matrix = build.matrix
     if build.current or not (build.of and matrix and matrix.text) or imatrix.ready(matrix, work.store):
         return []
-    made_by = imatrix.command(Path(imatrix.TOOL), build.of.path, str(matrix.text), matrix.args, Path())
+    made_by = imatrix.command(Path(imatrix.TOOL), build.of.path, str(matrix.text), matrix.made, matrix.args, Path())
     detail = f"at most {matrix.minutes} minutes"
     return [PlannedStep(name=f"imatrix {build.origin}", status="run", detail=detail, command=str(made_by))]
 

@@ -65,8 +65,8 @@ KNOWN = (
     ),
     (
         r"quantized data validation failed|found (nan|inf)|non-finite value",
-        "the weights hold values that are no numbers (NaN or infinite)",
-        "the model was damaged in training or by f16's range: try `outtype: [bf16]`, or another checkpoint",
+        "a weight is too large for this type, whose blocks keep their scale as f16, or it is no number (NaN or infinite)",
+        "take Q8_0, which holds larger ones, or keep it (`quantize_args: [--tensor-type, NAME=bf16]`), or another checkpoint",
     ),
     (
         r"unknown model architecture: '([^']+)'|unsupported model architecture: '([^']+)'",

@@ -12,6 +12,7 @@ import msgspec
 from llamacpp_orchestrator import adapters
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
+from llamacpp_orchestrator import converter_view
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scales
@@ -53,7 +54,8 @@ def stage(work: Work, lock: Lock, build: Build, found: Scales, run: Callable[[Co
     def make(entry: Path) -> None:
         # In a file, for the names of some thousand tensors are longer than a command line may be.
         (entry / FACTORS).write_text(json.dumps(found.factors, sort_keys=True), encoding="utf-8")
-        argv = (str(building.python(work, lock)), str(SCRIPT), str(view), str(copy))
+        origin = converter_view.folder(work, lock, view)
+        argv = (str(building.python(work, lock)), str(SCRIPT), str(origin), str(copy))
         asked = Command(argv, cwd=str(entry), env=building.converter_env(work))
         run(fence.around(asked, claims.limits(work.settings), write=(entry,)))
 
@@ -76,6 +78,8 @@ def _places(work: Work, lock: Lock, build: Build, found: Scales) -> tuple[Path, 
     """The view of an adapter, and its scaled copy: by content, so that the same inputs have the same copy."""
     wanted, name = build.needs[1]
     pin = lock.files(wanted)
+    view = building.view(work, pin, name)
     files = sorted((file.path, file.sha256 or file.oid) for file in pin.files)
-    key = msgspec.json.encode([scales.RULE, name, files, sorted(found.factors.items())])
-    return building.view(work, pin, name), work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name
+    translated = sorted(converter_view.of(work, lock, view).files.items())
+    key = msgspec.json.encode([scales.RULE, name, files, sorted(found.factors.items()), *translated])
+    return view, work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name

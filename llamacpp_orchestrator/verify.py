@@ -44,6 +44,11 @@ WINDOW = 4096
 CHUNK = 34 * WINDOW << 2  # whole blocks, whole windows, and little enough for a processor's cache
 ZEROS = bytes(WINDOW)
 AGAIN = "the file is cut or damaged: make or copy it again"
+DAMAGED = "the weights are damaged, or too large for f16: try outtype bf16 or f32"
+OVERFLOW = (
+    "if its source is sound, a weight is too large for this type, whose blocks keep their scale as f16: take Q8_0, which "
+    "holds larger ones, or bf16; or look into the checkpoint"
+)
 
 
 class Checks(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,8 +240,7 @@ def _scan(name: str, file: io.BufferedReader, tensors: Sequence[Tensor]) -> tupl
                 raise IntegrityError(f"{name} is cut: tensor {tensor.name[:80]} was longer a moment ago", AGAIN)
             if any(_is_bad(buffer, count, step, last, kind) for last, kind in places):
                 raise IntegrityError(
-                    f"{name}: tensor {tensor.name[:80]} holds NaN or infinite numbers",
-                    "the weights are damaged, or too large for f16: try outtype bf16 or f32",
+                    f"{name}: tensor {tensor.name[:80]} holds NaN or infinite numbers", OVERFLOW if step > 8 else DAMAGED
                 )
             suspect = suspect or (tensor.type in PLAIN and _may_be_blank(buffer, count))
         if suspect:

@@ -304,8 +304,18 @@ LITERAL = {
 
 # The tags, the package that carries their trees, and what they convert (or end otherwise at, but never barely) of the above.
 TAGS: dict[str, tuple[str, set[str]]] = {
-    "b3878": ("0.3.1", set()),
-    "b9821": ("b9821", set()),
+    "b3878": (
+        "0.3.1",
+        {
+            *(
+                f"model {name}"
+                for name in ("no config", "missing tensor", "missing shard", "extra tensor", "bitsandbytes", "format")
+            ),
+            *(f"model {name}" for name in ("groups", "3 bits", "mtp", "mistral", "no MTP layers", "generation", "rope as text")),
+            *(f"adapter {name}" for name in ("embeddings", "quantized base", "norm", "one dimension", "adapter with MTP")),
+        },
+    ),
+    "b9821": ("b9821", {"model no MTP layers", "adapter adapter with MTP"}),
     "b10605": ("b10605", set()),
     "b11434": ("b11434", set()),
 }
