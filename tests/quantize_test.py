@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -155,7 +156,7 @@ def test_what_decides_a_matrix(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("one")
 
     def digest(recipe: str = "r", tree: str = "t", **asked: Any) -> str:
-        matrix = imatrix.find(spec.Imatrix(**{"text": "t.txt"} | asked), tmp_path, store, recipe, tree)
+        matrix = imatrix.find(spec.Imatrix(**{"text": "t.txt"} | asked), tmp_path, store, ("mine", recipe), ("b11434", tree))
         assert matrix and not imatrix.ready(matrix, store)
         return matrix.digest
 
@@ -163,11 +164,14 @@ def test_what_decides_a_matrix(tmp_path: Path) -> None:
     assert digest(minutes=1) == made[0] and len(set(made)) == len(made)
     (tmp_path / "t.txt").write_text("three")
     assert digest() not in made
-    given = imatrix.find(spec.Imatrix(file="t.txt"), tmp_path, store, "r", "t")
+    sides = ("mine", "r"), ("b3878", "t")
+    older = imatrix.find(spec.Imatrix(text="t.txt"), tmp_path, store, *sides)
+    assert older and older.name == "mine-imatrix.dat"
+    given = imatrix.find(spec.Imatrix(file="t.txt"), tmp_path, store, *sides)
     assert given and imatrix.ready(given, store) and given.digest == file_sha256(tmp_path / "t.txt")
-    assert imatrix.find(None, tmp_path, store, "r", "t") is None
+    assert imatrix.find(None, tmp_path, store, *sides) is None
     with pytest.raises(JobError, match="none.txt cannot be read"):
-        imatrix.find(spec.Imatrix(text="none.txt"), tmp_path, store, "r", "t")
+        imatrix.find(spec.Imatrix(text="none.txt"), tmp_path, store, *sides)
 
 
 @pytest.mark.parametrize(
@@ -183,12 +187,10 @@ def test_words_of_llama_imatrix(message: str, tail: str, hint: str) -> None:
 
 
 def test_a_matrix_is_made_on_the_processor_unless_layers_are_given_away() -> None:
-    asked = imatrix.command(Path("/b/i"), Path("/m.gguf"), "t.txt", ("--chunks", "3"), Path("/c"))
-    assert asked.argv[1:7] == ("-m", str(Path("/m.gguf")), "-f", "t.txt", "-o", "t.txt.imatrix.gguf") and asked.cwd == str(
-        Path("/c")
-    )
+    asked = imatrix.command(Path("/b/i"), Path("/m.gguf"), "t.txt", "made.gguf", ("--chunks", "3"), Path("/c"))
+    assert asked.argv[1:7] == ("-m", str(Path("/m.gguf")), "-f", "t.txt", "-o", "made.gguf") and asked.cwd == str(Path("/c"))
     assert dict(asked.env)["CUDA_VISIBLE_DEVICES"] == "" and asked.argv[-2:] == ("--chunks", "3")
-    given = dict(imatrix.command(Path("/b/i"), Path("/m"), "t", ("-ngl", "99"), Path("/c")).env)
+    given = dict(imatrix.command(Path("/b/i"), Path("/m"), "t", "o", ("-ngl", "99"), Path("/c")).env)
     assert given.get("CUDA_VISIBLE_DEVICES") == os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
@@ -198,22 +200,33 @@ def test_a_tool_that_says_done_and_has_made_no_matrix(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("words")
     tool.write_text("#!/bin/sh\necho 'tokenizes to only 1 tokens'\n")
     tool.chmod(0o755)
-    matrix = imatrix.find(spec.Imatrix(text="t.txt"), tmp_path, store, "r", "t")
-    assert matrix
+    matrix = imatrix.find(spec.Imatrix(text="t.txt"), tmp_path, store, ("mine", "r"), ("b11434", "t"))
+    assert matrix and matrix.name == "mine-imatrix.gguf"
     with pytest.raises(OrchestrateError, match="the text is too short: .* wrote no matrix"):
         imatrix.make(matrix, store, tool, tmp_path / "m.gguf", tmp_path / "log", lambda text: None)
     assert not imatrix.ready(matrix, store)
     tool.write_text('#!/bin/sh\necho matrix > "$6"\n')
     imatrix.make(matrix, store, tool, tmp_path / "m.gguf", tmp_path / "log", lambda text: None)
-    (tmp_path / "stage").mkdir()
-    for _ in range(2):  # the second time a file is in the way of the link
-        imatrix.lay(matrix, store, tmp_path / "stage")
-        assert (tmp_path / "stage" / matrix.word()).read_text() == "matrix\n"
-        (tmp_path / "stage" / matrix.word()).unlink()
-        (tmp_path / "stage" / matrix.word()).write_text("old")
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    laid, kept = stage / matrix.name, tmp_path / matrix.name
+    # Beside the output it is put once, over what was made before, and not over what somebody else has put there.
+    for there, ours, now in (
+        (None, (), "matrix\n"),
+        ("matrix\n", (), "matrix\n"),
+        ("old", (), "old"),
+        ("old", ("old",), "matrix\n"),
+    ):
+        kept.unlink(missing_ok=True)
+        if there is not None:
+            kept.write_text(there)
+        imatrix.lay(matrix, store, stage)
+        assert laid.read_text() == "matrix\n"
+        notes = imatrix.keep(matrix, stage, tmp_path, [hashlib.sha256(each.encode()).hexdigest() for each in ours])
+        assert kept.read_text() == now and not laid.exists() and bool(notes) == (now == "old")
     shutil.rmtree(store.root)
-    with pytest.raises(OrchestrateError, match="t.txt.imatrix.gguf cannot be read"):
-        imatrix.lay(matrix, store, tmp_path / "stage")
+    with pytest.raises(OrchestrateError, match="imatrix.gguf cannot be read"):
+        imatrix.lay(matrix, store, stage)
 
 
 @pytest.fixture
@@ -243,12 +256,13 @@ def test_many_types_from_a_temporary_file_with_a_matrix(
     assert [(output["kind"], output["type"]) for output in answer.json()["outputs"]] == [("quantized", kind) for kind in kinds]
     assert "done    imatrix tiny-llama-bf16.gguf" in answer.err
     assert "note: tiny-llama-Q4_K_M.gguf: 13 tensors have rows" in answer.err
-    assert hidden(world / "dist") == [] and len(list((world / "dist").glob("*.gguf"))) == len(kinds)
+    assert hidden(world / "dist") == [] and len(list((world / "dist").glob("*.gguf"))) == len(kinds) + 1
     receipt = json.loads((world / "dist" / "tiny-llama-IQ2_XXS.gguf.receipt.json").read_text())
     assert any("iq2_xxs cannot hold" in note for note in receipt["notes"])
-    assert [each["name"] for each in receipt["inputs"]] == ["tiny-llama-bf16.gguf", "imatrix/words.txt.imatrix.gguf"]
-    raw = (world / "dist" / "tiny-llama-q5_1.gguf").read_bytes()
-    assert b"imatrix/words.txt.imatrix.gguf" in raw and str(world).encode() not in raw
+    assert [each["name"] for each in receipt["inputs"]] == ["tiny-llama-bf16.gguf", "tiny-llama-imatrix.gguf"]
+    assert receipt["inputs"][1]["sha256"] == file_sha256(world / "dist" / "tiny-llama-imatrix.gguf")
+    metadata = verify.contents([world / "dist" / "tiny-llama-q5_1.gguf"]).metadata
+    assert metadata["quantize.imatrix.file"] == "tiny-llama-imatrix.gguf" and metadata["quantize.imatrix.dataset"] == "words.txt"
     assert verify.check(world / "dist" / "tiny-llama-15.gguf").file_type == 15
 
     again = orchestrate("run", file, "--json")
@@ -270,7 +284,7 @@ def test_a_given_matrix_is_pinned_by_its_content(
         assert orchestrate("run", job(model | {"imatrix": {"text": "words.txt", "chunks": chunks}}, binaries=built)).code == 0
         receipt = json.loads((world / "dist" / "tiny-llama-IQ2_XS.gguf.receipt.json").read_text())
         keys.append(receipt["inputs"][1]["digest"])
-    made = {path.parent.name: path for path in (shared_cache / "imatrix").glob("*/words.txt.imatrix.gguf")}
+    made = {path.parent.name: path for path in (shared_cache / "imatrix").glob("*/imatrix.gguf")}
     file = job(model | {"imatrix": "./mine.gguf"}, binaries=built)
     shutil.copy(made[keys[0]], world / "mine.gguf")
     first = orchestrate("run", file, "--json")
