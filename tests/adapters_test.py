@@ -55,7 +55,6 @@ def test_what_changes_only_the_training_or_the_scale_is_left_alone(config: dict[
         ({"lora_bias": True}, "lora_bias", MERGE),
         ({"fan_in_fan_out": True}, "transposed", MERGE),
         ({"layer_replication": [[0, 2], [1, 3]]}, "more layers", MERGE),
-        ({"target_parameters": ["experts.gate_up_proj"]}, "stacked experts", MERGE),
         ({"use_qalora": True}, "QALoRA", MERGE),
         ({"use_bdlora": {"nblocks": 2}}, "BD-LoRA", MERGE),
         ({"kasa_config": {}}, "", ""),
@@ -178,6 +177,39 @@ def test_one_matrix_for_both_ends_cannot_be_changed_at_one(name: str, config: di
     assert adapters.tied([f"base_model.model.{name}"], config) == end
 
 
+GATE, EXPERTS = (f"base_model.model.model.layers.0.mlp.{name}.lora_A.weight" for name in ("gate", "experts"))
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "found"),
+    [
+        ({"r": 4}, {EXPERTS: (16, 64)}, ""),
+        # A router has one matrix, which PEFT can only name as a parameter where transformers has made a module of its own of it.
+        ({"r": 4, "target_parameters": ["gate.weight"]}, {GATE: (4, 64)}, ""),
+        ({"r": 4, "rank_pattern": {"gate": 8}, "target_parameters": ["gate.weight"]}, {GATE: (8, 64)}, ""),
+        ({"r": 4, "target_parameters": ["gate_up_proj", "gate.weight"]}, {GATE: (4, 64)}, "gate_up_proj"),
+        ({"r": 4, "target_parameters": ["input_linear.weight"]}, {EXPERTS: (16, 64)}, EXPERTS),
+    ],
+)
+def test_stacked_experts_are_told_from_a_router(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], found: str) -> None:
+    assert adapters.stacked(config, shapes) == found
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"peft_version": "0.21.2", "ensure_weight_tying": True, "velora_config": {"x": 1}, "lora_ga_config": {"x": 1}}, ""),
+        ({"alora_invocation_tokens": [5]}, "one token before its invocation sequence"),
+        (
+            {"use_tomorrow": True, "tomorrow_config": None, "tomorrow_rank": 0, "later": {}},
+            r"nothing here knows \(use_tomorrow\)",
+        ),
+    ],
+)
+def test_what_may_act_otherwise_is_noted(config: dict[str, Any], said: str) -> None:
+    assert bool(adapters.doubts(config)) is bool(said) and all(re.search(said, note) for note in adapters.doubts(config))
+
+
 def test_parts_that_stay_out_are_named() -> None:
     names = [f"base_model.model.visual.blocks.{at}.attn.qkv.lora_{matrix}.weight" for at in (0, 1) for matrix in "AB"]
     (note,) = adapters.outside([f"{Q}.lora_B.weight", *names])
@@ -217,10 +249,14 @@ def test_files_are_judged_together(copy: Callable[..., Path], data: Path, tmp_pa
         adapters.check(mine, base, "mine", "base", script)
     assert refused.value.hint == "pin a newer tag"
     script.write_text("alora_invocation_tokens")
-    assert not adapters.check(mine, base, "mine", "base", script).factors
-    configure(mine, use_rslora=True, base_model_name_or_path="x/tiny-bnb-4bit")
+    assert adapters.check(mine, base, "mine", "base", script) == adapters.Scales(notes=(adapters.ACTIVATED,))
+    configure(mine, target_parameters=["gate_up_proj"])
+    with pytest.raises(OrchestrateError, match=r"trains stacked experts, .* \(gate_up_proj\)") as refused:
+        adapters.check(mine, base, "mine", "base")
+    assert MERGE in refused.value.hint
+    configure(mine, use_rslora=True, base_model_name_or_path="x/tiny-bnb-4bit", target_parameters=None)
     found = adapters.check(mine, base, "mine", "base")
-    assert len(found.factors) == 14 and len(found.notes) == 2
+    assert len(found.factors) == 14 and len(found.notes) == 3
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"intermediate_size": 5}))
     with pytest.raises(OrchestrateError, match="mine was not trained on base: .*feed-forward") as refused:
@@ -270,8 +306,8 @@ def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
     (log,) = shared_cache.glob("logs/*/convert-tiny-llama-bot-lora-f32.gguf.log")
     assert f"note: {note}" in log.read_text(encoding="utf-8")
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
-    shown = Path(receipts[0].command[2])
-    assert shown == Path(receipts[1].command[2]) and shown.name == "bot" and shown.resolve() != mine.resolve()
+    assert [receipt.command[2] for receipt in receipts] == ["{adapter}"] * 2
+    (shown,) = (path.parent / "bot" for path in shared_cache.glob("views/*/factors.json") if (path.parent / "bot").is_dir())
     config = json.loads((shown / "adapter_config.json").read_text())
     assert config == json.loads(before["adapter_config.json"]) | {"use_rslora": False, "alpha_pattern": {}, "rank_pattern": {}}
     assert (shown / "README.md").read_bytes() == before["README.md"]
@@ -307,6 +343,16 @@ def test_not_a_number_is_found_in_the_result(
     answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "none", "loras": ["./bot"]}))
     assert answer.code == 1 and "failed  verify tiny-llama-bot-lora-f16.gguf" in answer.err
     assert not list((world / "dist").glob("*.gguf"))
+
+
+def test_an_adapter_with_a_name_lies_in_a_folder_of_that_name(
+    orchestrate: Callable[..., Answer], job: Callable[..., Path], copy: Callable[..., Path], data: Path
+) -> None:
+    copy("lora-a", "saved/german")
+    file = job({"source": str(data / "tiny-llama"), "outtype": "none", "loras": ["./saved"]})
+    answer = orchestrate("lock", file)
+    assert answer.code == 1 and "has no adapter_config.json, but folders with one: german" in answer.err
+    assert "/saved/german" in answer.err
 
 
 def test_local_adapters_are_refused_before_anything_is_downloaded(

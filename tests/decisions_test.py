@@ -287,6 +287,7 @@ def test_sizes_are_estimated_from_the_weights(kind: str, share: float) -> None:
         output=output,
         name="x",
         command=calls.quantize_command(Path("q"), Path("a"), Path("b"), "c", False),
+        shown=(),
         inputs=(),
         recipe="",
         current=False,

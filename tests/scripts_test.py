@@ -192,3 +192,8 @@ def test_trees_are_built_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: scripts.options(tmp_path / str(number), "model"), range(4)))
     assert seen == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("tag", "chooses"), [("0.3.1", True), ("b9760", False), ("b11434", False)])
+def test_whether_a_tag_can_choose_the_type_of_an_adapter(tag: str, chooses: bool, tree: Callable[[str], Path]) -> None:
+    assert scripts.chooses_adapter_type(tree(tag)) is chooses

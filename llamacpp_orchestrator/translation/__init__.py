@@ -32,7 +32,7 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """One change of a form: what a reader must be told otherwise, who writes it so since when ("": always), where that was seen.
+    """One change of a form: what a reader must be told otherwise, who writes it so since when, and where that was seen.
 
     `apply` answers with the files that must be shown otherwise, {} for a checkpoint or a reader that does not need it.
     """
@@ -61,8 +61,7 @@ def translate(read: Read, reader: Reader, rules: Iterable[Rule]) -> Translation:
     for rule in rules:
         if files := rule.apply(current, reader):
             changed |= files
-            since = f"; new since {rule.since}" if rule.since else ""
-            notes.append(f"translated for this tag: {rule.name} ({', '.join(sorted(files))}{since})")
+            notes.append(f"translated for this tag: {rule.name} ({', '.join(sorted(files))}; new since {rule.since})")
     return Translation(files={name: _text(value) for name, value in sorted(changed.items())}, notes=tuple(notes))
 
 

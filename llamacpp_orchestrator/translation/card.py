@@ -67,6 +67,6 @@ SOURCE = (
     "llama.cpp, gguf-py/gguf/metadata.py, Metadata.apply_metadata_heuristic, and convert_lora_to_gguf.py, which has no --metadata"
 )
 RULES = (
-    Rule(name="without the folders that its card names", since="", source=SOURCE, apply=card),
-    Rule(name="without the folder that its config calls its name", since="", source=SOURCE, apply=name_or_path),
+    Rule(name="without the folders that its card names", since="the first cards of PEFT", source=SOURCE, apply=card),
+    Rule(name="without the folder that its config calls its name", since="transformers 4.0", source=SOURCE, apply=name_or_path),
 )
