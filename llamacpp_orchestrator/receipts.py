@@ -27,7 +27,6 @@ def receipt(
     work: Work, lock: Lock, build: Build, files: tuple[FileRecord, ...], notes: tuple[str, ...], levels: tuple[str, ...]
 ) -> Receipt:
     """The receipt of an output that has passed some levels of checks, with its files as they lie there now."""
-    translated = () if build.of else converter_view.notes(work, lock, build)
     said = (*admission.notes(work, lock, build), *rescale.judge(work, lock, build).notes, *notes)
     return Receipt(
         path=build.output.path.name,
