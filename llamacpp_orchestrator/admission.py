@@ -76,6 +76,7 @@ def _subject(work: Work, lock: Lock, model: spec.Model, view: Path) -> preflight
         source=wanted.source,
         args=model.args,
         weights=wanted.weights,
+        compared=model.verify != "structure",
         trees=work.store.folder("source"),
     )
 

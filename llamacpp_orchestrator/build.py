@@ -121,6 +121,13 @@ def view(work: Work, pin: FilesPin, name: str) -> Path:
     return work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name
 
 
+def passed_on(output: Output) -> tuple[str, ...]:
+    """The options that upstream's programs get for an output as the job has them; a quantized one has those of two programs."""
+    model = output.model
+    extra = {"mmproj": ("--mmproj",), "quantized": model.quantize_args}.get(output.kind, ())
+    return (*(output.lora or model).args, *extra)
+
+
 def builds(work: Work, lock: Lock, force: bool = False) -> list[Build]:
     """All outputs of a job in its order, quantized ones after what they are made from; temporary ones only where needed."""
     made: dict[Path, Build] = {}

@@ -11,6 +11,7 @@ import msgspec
 
 from llamacpp_orchestrator import content
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import hyperparameters
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import logits
 from llamacpp_orchestrator import modelfiles
@@ -33,7 +34,7 @@ ACCOUNT = Path(__file__).parent / "inside" / "account.py"
 # Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
 PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")
 UNLIKE = (
-    "get the source's files again, or see what upstream said about them in the log; `verify: structure` does without this check"
+    "get the source's files again, pin a newer tag, or look into upstream's log; `verify: structure` does without this check"
 )
 Run = Callable[[Command, Path, Callable[[str], None]], None]
 
@@ -155,7 +156,7 @@ def _partial(subject: Subject) -> bool:
 def _content(subject: Subject, blank: set[str], run: Run, tell: Callable[[str], None]) -> Findings:
     have = verify.contents(subject.files)
     if subject.of:
-        return _quantized(verify.contents(subject.of), have)
+        return _quantized(verify.contents(subject.of), have, subject.args)
     if subject.kind == "adapter":
         return _adapter(subject.views[1], have)
     model = subject.views[0]
@@ -165,16 +166,19 @@ def _content(subject: Subject, blank: set[str], run: Run, tell: Callable[[str], 
         )
     rows = have.tensors["token_embd.weight"][1].shape if "token_embd.weight" in have.tensors else ()
     words = vocabulary.compare(vocabulary.read(model), have.metadata, rows[-1] if rows else 0)
-    return _tensors(subject, have, blank, run, tell) + words
+    return _tensors(subject, have, blank, run, tell) + words + hyperparameters.check(model, have, subject.tree)
 
 
 def _shapes(have: Contents) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, (_, tensor) in have.tensors.items()}
 
 
-def _quantized(before: Contents, after: Contents) -> Findings:
+def _quantized(before: Contents, after: Contents, args: tuple[str, ...]) -> Findings:
     found = content.same_shape(_shapes(before), _shapes(after))
-    keys = [key for key in before.metadata if key.startswith("tokenizer.")]
+    # llama-quantize sets what --override-kv KEY=TYPE:VALUE asks for.
+    wanted = {word.partition("=")[0] for word in args} | {word.split("=")[1] for word in args if word.count("=") > 1}
+    own = ("tokenizer.", f"{before.metadata.get('general.architecture')}.")
+    keys = [key for key in before.metadata if key.startswith(own) and key not in wanted]
     changed = [key for key in keys if before.metadata[key] != after.metadata.get(key)]
     said = f"{content.listed(changed)} is not as in the file that it was made from"
     return found + Findings(failures=(said,) if changed else ())

@@ -12,10 +12,12 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import arguments
+from llamacpp_orchestrator import configkeys
 from llamacpp_orchestrator import headers
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import quantized
 from llamacpp_orchestrator import rules
+from llamacpp_orchestrator import runtime
 from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
@@ -44,6 +46,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     args: tuple[str, ...] = ()
     weights: bool = True
+    compared: bool = True
     trees: Path | None = None
 
 
@@ -86,6 +89,7 @@ def check_model(subject: Subject) -> None:
             check_scaling(subject, config)
             check_quantization(subject, config, weights)
             check_vocabulary(subject, config, weights)
+            check_numbers(subject, config)
 
 
 def _flags(subject: Subject) -> set[str]:
@@ -157,12 +161,12 @@ def _knows(tree: Path, name: str, mmproj: bool) -> bool:
     return known is not None and name in (known.mmproj if mmproj else known.text)
 
 
-def _elsewhere(subject: Subject, able: Callable[[Path], bool]) -> str:
+def _elsewhere(subject: Subject, able: Callable[[Path], bool], otherwise: str = "pin a newer tag") -> str:
     """What to pin instead: the tags that can do it, of those whose trees lie in the cache."""
     trees = sorted(subject.trees.iterdir()) if subject.trees and subject.trees.is_dir() else []
     found = [path for path in trees if path != subject.tree and (path / MARK).is_file() and able(path)]
     tags = [path.name.removeprefix("package-") for path in found]
-    return f"set `llama_cpp.tag` to one that does: {', '.join(tags)} in the cache, or a newer one" if tags else "pin a newer tag"
+    return f"set `llama_cpp.tag` to one that does: {', '.join(tags)} in the cache, or a newer one" if tags else otherwise
 
 
 def scaling(config: dict[str, Any]) -> str:
@@ -209,6 +213,26 @@ def check_quantization(subject: Subject, config: dict[str, Any], weights: header
     hint = f"{way}, or {hint}" if way and not way.startswith("or ") else f"{hint}, {way}" if way else hint
     hint += "; if it was merged to plain weights since, take `quantization_config` out of its config.json" if said else ""
     raise OrchestrateError(f"{subject.source} is quantized already ({quoted(what)}), which {subject.tag} cannot read", hint)
+
+
+def check_numbers(subject: Subject, config: dict[str, Any]) -> None:
+    """Raise OrchestrateError for what no GGUF of the model's architecture can say at this tag, unless nothing is compared."""
+    if not (subject.weights and subject.compared) or not (told := impossible(subject.tree, config)):
+        return
+    hint = _elsewhere(subject, lambda tree: _able(tree, config), "no tag that is known here can; a newer one may")
+    way = "with `verify: structure` it is converted all the same, to a model that answers otherwise than its source"
+    raise OrchestrateError(f"{subject.source}: {told[0]}; {subject.tag} has no way to write it into a GGUF", f"{hint}; {way}")
+
+
+def impossible(tree: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """What a config asks for and no GGUF of its architecture can say at a tag; () where the tag's class for it cannot be told."""
+    ways = [scripts.decisions(tree, name) for name in claimed(config)]
+    way = next((way for way in ways if way.name), scripts.Decisions())
+    return runtime.impossible(way.name, configkeys.flat(config), way.own)
+
+
+def _able(tree: Path, config: dict[str, Any]) -> bool:
+    return any(_knows(tree, name, False) for name in claimed(config)) and not impossible(tree, config)
 
 
 def declared_base(folder: Path, config: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import threading
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import msgspec
 
 from llamacpp_orchestrator.calls import SCRIPTS
 
+BASES = ("ModelBase", "TextModel", "Model")
 MAPS = ("TEXT_MODEL_MAP", "MMPROJ_MODEL_MAP")
 # How many words an option takes, by its action; "count" and the like never stand in these scripts.
 WORDLESS = ("store_true", "store_false", "store_const", "help", "version")
@@ -45,6 +47,16 @@ class Architectures(msgspec.Struct, frozen=True, kw_only=True):
 
     text: frozenset[str]
     mmproj: frozenset[str]
+
+
+class Decisions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tag does with the config of an architecture: its name in a GGUF, the texts in its classes and in those `own` below
+    the base, and what these set by themselves, `written`: an attribute, or a key of the GGUF as its writer calls it."""
+
+    name: str = ""
+    own: frozenset[str] = frozenset()
+    read: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
 
 
 @functools.lru_cache(maxsize=16)
@@ -163,14 +175,18 @@ def lineage(known: Classes, name: str) -> list[ast.ClassDef]:
     return found
 
 
+def _assigned(node: ast.ClassDef, name: str) -> Iterator[ast.expr]:
+    """What the body of a class gives to a name."""
+    for line in node.body:
+        target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0] if isinstance(line, ast.Assign) else None
+        value = line.value if isinstance(line, (ast.Assign, ast.AnnAssign)) else None
+        if isinstance(target, ast.Name) and target.id == name and value:
+            yield value
+
+
 def _is_mmproj(known: Classes, name: str) -> bool:
-    for node in lineage(known, name):
-        for line in node.body:
-            target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0] if isinstance(line, ast.Assign) else None
-            value = line.value if isinstance(line, (ast.Assign, ast.AnnAssign)) else None
-            if isinstance(target, ast.Name) and target.id == "model_arch" and value:
-                return ast.unparse(value).endswith(".MMPROJ")
-    return False
+    named = next((value for node in lineage(known, name) for value in _assigned(node, "model_arch")), None)
+    return named is not None and ast.unparse(named).endswith(".MMPROJ")
 
 
 def converter(tree: Path, architecture: str) -> list[ast.ClassDef]:
@@ -201,6 +217,23 @@ def method(classes: list[ast.ClassDef], name: str) -> tuple[str, ast.FunctionDef
             if isinstance(line, ast.FunctionDef) and line.name == name:
                 return node.name, line
     return None
+
+
+def decisions(tree: Path, architecture: str) -> Decisions:
+    """How a tag goes about the config of an architecture; empty where its class cannot be told."""
+    classes = converter(tree, architecture)
+    own = [node for node in classes if node.name not in BASES]
+    name = next((ast.unparse(value) for node in own for value in _assigned(node, "model_arch")), "").rpartition(".")[2]
+    keys = tree / "gguf-py" / "gguf" / "constants.py"
+    known = keys.read_text(encoding="utf-8") if keys.is_file() else ""
+    match = re.search(rf"MODEL_ARCH\.{name}:\s*\"([^\"]+)\"", known) if name else None
+    stored = [ast.unparse(node) for where in own for node in ast.walk(where) if isinstance(node, ast.Attribute)]
+    return Decisions(
+        name=match[1] if match else "",
+        own=frozenset(text for node in own for text in within(node)),
+        read=frozenset(text for node in classes for text in within(node)),
+        written=frozenset(text.removeprefix("self.").removeprefix("gguf_writer.add_") for text in stored),
+    )
 
 
 def core_module(tree: Path) -> ast.Module:
