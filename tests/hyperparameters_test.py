@@ -113,7 +113,7 @@ def test_each_number_that_differs_is_a_failure_in_each_architecture(made: Path, 
                 wrong += 1
                 if not all(failures(each, changed) for each in (config, as_five(config))):
                     missed.append((path.stem, key))
-    assert missed == [] and wrong > 400
+    assert missed == [] and wrong > 350, wrong
 
 
 def other(value: Any) -> Any:
