@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from llamacpp_orchestrator import hyperparameters
@@ -244,6 +245,15 @@ def test_the_head_is_the_sources(tied: bool | None, head: str, kept: bool, said:
 def test_a_source_without_a_config_is_told(tmp_path: Path) -> None:
     found = hyperparameters.check(tmp_path, Contents(metadata=LLAMA, tensors={}), tmp_path)
     assert found.notes == ("its source has no config.json, so its numbers were not compared",)
+
+
+def test_mistrals_own_layout_is_not_held_to_the_other(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SAID | {"rope_theta": 1.0}))
+    asked = levels.Subject(kind="model", files=(), views=(tmp_path,), tree=tmp_path)
+    have = Contents(metadata=LLAMA, tensors={})
+    assert levels._numbers(asked, have).failures
+    found = levels._numbers(msgspec.structs.replace(asked, args=("--mistral-format",)), have)
+    assert not found.failures and "params.json" in found.notes[0]
 
 
 @pytest.mark.parametrize(
