@@ -13,6 +13,7 @@ import msgspec
 
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import translation
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
@@ -30,7 +31,8 @@ def of(work: Work, lock: Lock, view: Path) -> Translation:
     files = tuple(
         (path.name, path.stat().st_mtime_ns) for path in sorted(view.glob("*")) if path.suffix in (".json", ".jinja", ".md")
     )
-    return _translated(view, files, reader(building.tree(work, lock), _transformers(work, lock)))
+    names = preflight.claimed(preflight.read_json(view / "config.json"))
+    return _translated(view, files, reader(building.tree(work, lock), _transformers(work, lock), *names[:1]))
 
 
 def _transformers(work: Work, lock: Lock) -> str:
@@ -50,8 +52,12 @@ def _translated(view: Path, files: tuple[tuple[str, int], ...], by: Reader) -> T
     def read(name: str) -> Any:
         path = view / name
         try:
-            text = path.read_text(encoding="utf-8") if ".." not in path.parts and path.is_file() else None
-            return text if text is None or path.suffix != ".json" else json.loads(text)
+            if ".." in path.parts or not path.is_file():
+                return None
+            if path.suffix not in (".json", ".jinja", ".txt"):
+                return path.read_bytes()
+            text = path.read_text(encoding="utf-8")
+            return json.loads(text) if path.suffix == ".json" else text
         except (OSError, ValueError, RecursionError):
             return None  # what is damaged is upstream's to complain about
 
@@ -72,28 +78,29 @@ def folder(work: Work, lock: Lock, view: Path) -> Path:
         names = [path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.is_file()]
         linked = [HubFile(path=name, size=0) for name in names if name not in translated]
         modelfiles.make_view(linked, view, copy)
-        for name, text in translated.items():
+        for name, content in translated.items():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            (copy / name).write_text(text, encoding="utf-8", newline="\n")
+            (copy / name).write_bytes(content)
 
     def unhealthy(entry: Path) -> str:
         gone = [path.name for path in view.iterdir() if not (copy / path.name).exists()]
-        altered = [name for name, text in translated.items() if _text(copy / name) != text]
+        altered = [name for name, content in translated.items() if _content(copy / name) != content]
         return f"{(gone or altered)[0]} of the copy is not as it was made" if gone or altered else ""
 
     work.store.ensure("views", copy.parent.name, make, unhealthy)
     return copy
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
-def _place(work: Work, view: Path, translated: dict[str, str]) -> Path:
-    key = msgspec.json.encode([str(view.relative_to(work.store.root)), sorted(translated.items())])
+def _place(work: Work, view: Path, translated: dict[str, bytes]) -> Path:
+    digests = [(name, hashlib.sha256(content).hexdigest()) for name, content in sorted(translated.items())]
+    key = msgspec.json.encode([str(view.relative_to(work.store.root)), digests])
     return work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / view.name
 
 

@@ -337,6 +337,22 @@ def scalings(classes: list[ast.ClassDef]) -> frozenset[str]:
     return frozenset(kind for kind, word in SCALINGS.items() if word in words)
 
 
+def pieces(classes: list[ast.ClassDef]) -> str:
+    """The file from which a class takes a sentencepiece vocabulary; "" where it wants none, or reads tokenizer.json as well."""
+    found = method(classes, "set_vocab")
+    if found is None:
+        return ""
+    called, words = _calls(found[1]), set(within(found[1]))
+    if "_xlmroberta_set_vocab" in called or "sentencepiece.bpe.model" in words:
+        return "sentencepiece.bpe.model"
+    if "spiece.model" in words:
+        return "spiece.model"
+    either = "_set_vocab_gpt2" in called and "_set_vocab_llama_hf" not in called
+    # What asks whether the file is there reads the other well; what tries it reads by guess, or ends.
+    asks = either and not any(isinstance(node, (ast.Try, ast.Raise)) for node in ast.walk(found[1]))
+    return "tokenizer.model" if not asks and ("_set_vocab_sentencepiece" in called or "tokenizer.model" in words) else ""
+
+
 def _overridden(classes: list[ast.ClassDef], name: str) -> bool:
     found, base = method(classes, name), method(classes, "_set_vocab_gpt2")
     return found is None or base is None or found[0] != base[0]

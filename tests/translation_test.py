@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ PAIRS = {"model": {"type": "BPE", "merges": [["a", "b"], ["ab", " c"]]}}
 
 def translated(files: dict[str, Any], by: Reader) -> dict[str, Any]:
     shown = translation.translate(files.get, by, RULES).files
-    return {name: json.loads(text) if name.endswith(".json") else text for name, text in shown.items()}
+    return {name: json.loads(content) if name.endswith(".json") else content.decode() for name, content in shown.items()}
 
 
 CONFIGS = [
@@ -143,6 +144,14 @@ def test_a_config_as_transformers_4_reads_it(config: dict[str, Any], shown: dict
     made = translated({"config.json": config}, NEW).get("config.json")
     assert (made and {key: value for key, value in made.items() if key not in ("model_type", "scale_decoder_outputs")}) == shown
     assert translated({"config.json": config}, NEWEST) == {}
+
+
+@pytest.mark.parametrize("by", [OLD, NEW, NEWEST])
+def test_how_experts_are_scored_is_said_where_only_the_class_knows(by: Reader) -> None:
+    config = {"model_type": "deepseek_v3"}
+    assert translated({"config.json": config}, by) == {"config.json": {**config, "scoring_func": "sigmoid"}}
+    assert translated({"config.json": {**config, "scoring_func": "softmax"}}, by) == {}
+    assert translated({"config.json": {"model_type": "deepseek_v2"}}, by) == {}
 
 
 def test_the_number_of_experts_bears_the_name_that_the_family_had() -> None:
@@ -310,3 +319,120 @@ def test_a_scaling_that_a_tag_passes_over_is_refused(
             preflight.check_scaling(subject, config)
     else:
         preflight.check_scaling(subject, config)
+
+
+BYTES = {f"<0x{number:02X}>": number + 3 for number in range(256)}
+WORDS = {"<unk>": 0, "<s>": 1, "</s>": 2, **BYTES, "\u2581": 259, "a": 260, "b": 261, "ab": 262, "\u2581ab": 263}
+SPACED = {
+    "model": {"type": "BPE", "byte_fallback": True, "vocab": WORDS, "merges": [["a", "b"], ["\u2581", "ab"]]},
+    "added_tokens": [
+        {"id": 0, "content": "<unk>", "special": True},
+        {"id": 1, "content": "<s>", "special": True},
+        {"id": 2, "content": "</s>", "special": True},
+        {"id": 265, "content": "<mine>", "special": False},
+    ],
+    "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}]},
+}
+SCORED = {
+    "model": {"type": "Unigram", "unk_id": 3, "vocab": [["<s>", 0], ["<pad>", 0], ["</s>", 0], ["<unk>", 0], ["\u2581a", -1.5]]},
+    "added_tokens": [{"id": 5, "content": "<mask>", "special": True}],
+    "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAEC"},
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "Metaspace", "prepend_scheme": "always"}],
+    },
+}
+
+
+def fields(message: bytes) -> list[tuple[int, Any]]:
+    """A protobuf message taken apart by its wire format: numbers, bytes and 32-bit floats."""
+    found, at = [], 0
+
+    def varint() -> int:
+        nonlocal at
+        value, shift = 0, 0
+        while True:
+            byte = message[at]
+            at, value, shift = at + 1, value | (byte & 0x7F) << shift, shift + 7
+            if not byte & 0x80:
+                return value
+
+    while at < len(message):
+        key = varint()
+        if key & 7 == 0:
+            found.append((key >> 3, varint()))
+        else:
+            length = varint() if key & 7 == 2 else 4
+            content, at = message[at : at + length], at + length
+            found.append((key >> 3, content if key & 7 == 2 else struct.unpack("<f", content)[0]))
+    return found
+
+
+def made(files: dict[str, Any], name: str) -> tuple[list[tuple[str, float, int]], dict[int, Any], dict[int, Any]]:
+    """Pieces, training and normalizer of the sentencepiece model that a class which reads `name` is shown."""
+    model = fields(translation.translate(files.get, Reader(pieces=name), RULES).files[name])
+    parts = [dict(fields(content)) for field, content in model if field == 1]
+    pieces = [(part[1].decode(), part[2], part[3]) for part in parts]
+    trainer, normalizer = (dict(fields(next(content for field, content in model if field == number))) for number in (2, 3))
+    return pieces, trainer, normalizer
+
+
+def test_a_vocabulary_in_tokenizer_json_alone_becomes_a_sentencepiece_model() -> None:
+    pieces, trainer, normalizer = made({"tokenizer.json": SPACED}, "tokenizer.model")
+    assert [text for text, *_ in pieces] == [*WORDS, "[PAD264]", "<mine>"]
+    kinds = {text: kind for text, _, kind in pieces}
+    assert [kinds[text] for text in ("<unk>", "<s>", "<0x00>", "ab", "[PAD264]", "<mine>")] == [2, 3, 6, 1, 5, 4]
+    scores = {text: score for text, score, _ in pieces}
+    assert scores["ab"] == 0 > scores["\u2581ab"] == -1 > scores["\u2581"] > scores["a"] > scores["b"]
+    assert trainer == {3: 2, 4: 266, 35: 1} and normalizer == {1: b"identity", 3: 1, 4: 0, 5: 1}
+
+
+def test_a_vocabulary_with_scores_keeps_them() -> None:
+    pieces, trainer, normalizer = made({"tokenizer.json": SCORED}, "spiece.model")
+    assert [text for text, *_ in pieces] == ["<s>", "<pad>", "</s>", "<unk>", "\u2581a", "<mask>"]
+    assert pieces[4] == ("\u2581a", -1.5, 1) and pieces[3][2] == 2 and pieces[5][2] == 3
+    assert trainer[3] == 1 and normalizer == {1: b"identity", 2: b"\x00\x01\x02", 3: 1, 4: 1, 5: 1}
+    pieces, *_ = made({"tokenizer.json": SCORED}, "sentencepiece.bpe.model")
+    assert [text for text, *_ in pieces] == ["<unk>", "<s>", "</s>", "\u2581a", "<mask>"], "in sentencepiece's own order"
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"tokenizer.json": SPACED}, ""),
+        ({"tokenizer.json": SPACED, "tokenizer.model": b"there"}, "tokenizer.model"),
+        ({"tokenizer.json": SPACED, "spiece.model": b"there"}, "tokenizer.model"),
+        ({"tokenizer.json": SCORED}, "tokenizer.model"),
+        ({"tokenizer.json": SPACED}, "spiece.model"),
+        ({"tokenizer.json": PAIRS}, "tokenizer.model"),
+        ({"tokenizer.json": {**SPACED, "pre_tokenizer": {"type": "Split"}}}, "tokenizer.model"),
+        ({"tokenizer.json": {**SPACED, "model": {**SPACED["model"], "vocab": {"<unk>": 0}}}}, "tokenizer.model"),
+        ({"tokenizer.json": {"model": {"type": "BPE", "byte_fallback": True}}}, "tokenizer.model"),
+        ({"tokenizer.json": {**SCORED, "model": {**SCORED["model"], "vocab": [["<unk>", 0]] * 4}}}, "spiece.model"),
+        ({}, "tokenizer.model"),
+    ],
+)
+def test_no_sentencepiece_model_is_made_of_anything_else(files: dict[str, Any], name: str) -> None:
+    by = Reader(transformers=NEW.transformers, knows=NEW.knows, pieces=name)
+    assert translation.translate(files.get, by, RULES).files == {}
+
+
+@pytest.mark.parametrize(
+    ("tag", "architecture", "name"),
+    [
+        ("b3878", "LlamaForCausalLM", "tokenizer.model"),
+        ("b3878", "XLMRobertaModel", "sentencepiece.bpe.model"),
+        ("b3878", "T5ForConditionalGeneration", "spiece.model"),
+        ("b3878", "Gemma2ForCausalLM", "tokenizer.model"),
+        ("b11434", "LlamaForCausalLM", "tokenizer.model"),
+        ("b11434", "Phi3ForCausalLM", "tokenizer.model"),
+        ("b11434", "XLMRobertaModel", "sentencepiece.bpe.model"),
+        ("b11434", "T5ForConditionalGeneration", "spiece.model"),
+        ("b11434", "Gemma3ForCausalLM", ""),
+        ("b11434", "GptOssForCausalLM", ""),
+        ("b11434", "BertModel", ""),
+        ("b11434", "NobodyKnowsIt", ""),
+    ],
+)
+def test_which_file_of_pieces_a_class_reads(tag: str, architecture: str, name: str, tree: Callable[[str], Path]) -> None:
+    assert reader(tree(TAGS[tag]), "4.57.6", architecture).pieces == name

@@ -14,17 +14,19 @@ REVISION = "translation 1"
 
 Json = dict[str, Any]
 Read = Callable[[str], Any]
-"""One file of a checkpoint by its name: an object, a list, or the text of a template; None where there is none."""
+"""One file of a checkpoint by its name: an object, a list, text, or (what is none of these) its bytes; None: there is none."""
 
 
 class Reader(msgspec.Struct, frozen=True, kw_only=True):
     """What reads a checkpoint at a tag: the version of transformers beside its scripts, and what these know themselves.
 
-    `transformers` is () where it cannot be told, and counts as an old one; `knows` has names of `reader.MARKS`.
+    `transformers` is () where it cannot be told, and counts as an old one; `knows` has names of `reader.MARKS`; `pieces` is the
+    file from which the architecture's class takes a sentencepiece vocabulary, "" for one that needs none.
     """
 
     transformers: tuple[int, ...] = ()
     knows: frozenset[str] = frozenset()
+    pieces: str = ""
 
     def before(self, major: int) -> bool:
         """Whether transformers is of a time before its version `major`.0."""
@@ -44,9 +46,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Translation(msgspec.Struct, frozen=True, kw_only=True):
-    """The files of a checkpoint that a converter is shown in another form, as text by name, and what is to be said of it."""
+    """The files of a checkpoint that a converter is shown in another form, by name, and what is to be said of it."""
 
-    files: dict[str, str] = {}
+    files: dict[str, bytes] = {}
     notes: tuple[str, ...] = ()
 
 
@@ -62,8 +64,10 @@ def translate(read: Read, reader: Reader, rules: Iterable[Rule]) -> Translation:
         if files := rule.apply(current, reader):
             changed |= files
             notes.append(f"translated for this tag: {rule.name} ({', '.join(sorted(files))}; new since {rule.since})")
-    return Translation(files={name: _text(value) for name, value in sorted(changed.items())}, notes=tuple(notes))
+    return Translation(files={name: _content(value) for name, value in sorted(changed.items())}, notes=tuple(notes))
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def _content(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    return (value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -146,6 +146,12 @@ def older_layers(config: Json) -> Json:
     return {**config, "layer_types": [LAYERS.get(layer, layer) for layer in layers]}
 
 
+def scored_experts(config: Json) -> Json:
+    """How DeepSeek V3's router scores experts, which its class has always done so and its config need not say."""
+    silent = config.get("model_type") == "deepseek_v3" and "scoring_func" not in config
+    return {**config, "scoring_func": "sigmoid"} if silent else config
+
+
 def own_head(config: Json) -> Json:
     """Whether T5 shares its head: transformers 5 says it by whether the decoder's outputs are scaled."""
     scaled = config.get("scale_decoder_outputs")
@@ -231,6 +237,12 @@ RULES = (
         since="transformers 5.0",
         source="transformers 5.23 against 4.57.6, configuration_granitemoehybrid.py",
         apply=_before_five(older_layers),
+    ),
+    Rule(
+        name="how experts are scored, which the class has fixed",
+        since="transformers 4.50",
+        source="transformers 5.23, modeling_deepseek_v3.py; without the key llama.cpp's runtime takes a softmax",
+        apply=lambda read, reader: _on_config(scored_experts)(read),
     ),
     Rule(
         name="scale_decoder_outputs as tie_word_embeddings",

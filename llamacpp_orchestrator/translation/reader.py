@@ -22,10 +22,11 @@ MARKS = {
 }
 
 
-@functools.lru_cache(maxsize=4)  # asked for each output of a job; a tree in the cache does not change
-def reader(tree: Path, transformers: str) -> Reader:
-    """How a tag reads checkpoints, with a version of transformers ("4.57.6", or "" where nobody knows it)."""
+@functools.lru_cache(maxsize=16)  # asked for each output of a job; a tree in the cache does not change
+def reader(tree: Path, transformers: str, architecture: str = "") -> Reader:
+    """How a tag reads checkpoints of an architecture, with a version of transformers ("4.57.6", or "" where nobody knows it)."""
     vocabulary = (tree / VOCABULARY).read_text(encoding="utf-8") if (tree / VOCABULARY).is_file() else ""
     knows = {name for name, (where, text) in MARKS.items() if where == VOCABULARY and text in vocabulary}
     knows |= {name for name, (where, text) in MARKS.items() if where == "scripts" and scripts.mentions(tree, text)}
-    return Reader(transformers=tuple(map(int, re.findall(r"\d+", transformers)[:3])), knows=frozenset(knows))
+    version = tuple(map(int, re.findall(r"\d+", transformers)[:3]))
+    return Reader(transformers=version, knows=frozenset(knows), pieces=scripts.pieces(scripts.converter(tree, architecture)))

@@ -63,13 +63,13 @@ def ends_of_text(read: Read, reader: Reader) -> Json:
 
     Older scripts read no post-processor, and some classes of transformers 4 make one of their own by these two.
     """
-    config, tokenizer = read(CONFIG), read(TOKENIZER)
-    if not isinstance(config, dict) or "backend" not in config or not isinstance(tokenizer, dict):
+    config = read(CONFIG)
+    if not isinstance(config, dict) or "backend" not in config or "add_bos_token" in config:
         return {}
     rebuilt = reader.before(5) and str(config.get("tokenizer_class")).removesuffix("Fast") in REBUILDING
-    if "add_bos_token" in config or ("post-processor" in reader.knows and not rebuilt):
+    if ("post-processor" in reader.knows and not rebuilt) or not isinstance(read(TOKENIZER), dict):
         return {}
-    begin, end = framed(tokenizer.get("post_processor"))
+    begin, end = framed(read(TOKENIZER).get("post_processor"))
     return {CONFIG: {**config, "add_bos_token": begin, "add_eos_token": end}}
 
 
