@@ -323,6 +323,7 @@ def preview(work: Work, options: Options, report: Reporter) -> plan.Plan:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             aside = msgspec.structs.replace(work, store=Store(Path(scratch)))
             lock = _settled(aside, msgspec.structs.replace(options, write_lock=False, downloads=False), report)
+            plan.check_job(aside, lock)
     return plan.make(work, lock, options.force)
 
 

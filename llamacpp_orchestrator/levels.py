@@ -33,9 +33,7 @@ LEVELS = (STRUCTURE, CONTENT, LOAD, LOGITS)
 ACCOUNT = Path(__file__).parent / "inside" / "account.py"
 # Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
 PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")
-UNLIKE = (
-    "get the source's files again, pin a newer tag, or look into upstream's log; `verify: structure` does without this check"
-)
+UNLIKE = "get the source's files again, pin a newer tag, or look into upstream's log; `verify: structure` does without this check"
 Run = Callable[[Command, Path, Callable[[str], None]], None]
 
 

@@ -17,6 +17,7 @@ from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import pins
+from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import programs
 from llamacpp_orchestrator import quality
 from llamacpp_orchestrator import reference
@@ -187,8 +188,15 @@ def existing(folder: str | Path) -> Path:
     return next((parent for parent in (path, *path.parents) if parent.exists()), path)
 
 
+def check_job(work: Work, lock: Lock) -> None:
+    """Raise JobError for what the tag's scripts do not have, where they are here to be asked."""
+    if work.store.has("source", lock.llama_cpp.key()):
+        preflight.check_job(work.job, lock.llama_cpp.tag, work.file.name, building.tree(work, lock))
+
+
 def make(work: Work, lock: Lock, force: bool = False) -> Plan:
     """Every step of the job with its exact command; touches nothing."""
+    check_job(work, lock)
     made = building.builds(work, lock, force)
     stale = [build for build in made if not build.current]
     steps: list[PlannedStep] = []
