@@ -37,6 +37,8 @@ PROGRAMS = (
     ("llama-perplexity", "perplexity"),
     ("llama-gguf-split", "gguf-split"),
 )
+# What a check uses where it is there: no part of a build's key, so that builds from before it go on to be used.
+CHECKING = (("llama-tokenize", "tokenize"),)
 # Not tuned to this processor, and one rounding for each operation: a type must come out the same on every machine.
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DGGML_NATIVE=OFF", "-DGGML_OPENMP=OFF",
@@ -118,7 +120,7 @@ def key(pin: SourcePin, toolchain: Toolchain) -> str:
 
 def targets(there: frozenset[str]) -> tuple[str, ...]:
     """The names to build out of those that a tree defines."""
-    found = (next((name for name in names if name in there), "") for names in PROGRAMS)
+    found = (next((name for name in names if name in there), "") for names in (*PROGRAMS, *CHECKING))
     return tuple(filter(None, found))
 
 

@@ -37,6 +37,7 @@ from llamacpp_orchestrator.store import write_atomically
 from llamacpp_orchestrator.work import Work
 
 SCRIPT = Path(__file__).parent / "inside" / "chat.py"
+SCRIPTS = (SCRIPT, SCRIPT.with_name("rendering.py"))
 # Ollama's own words → what to do. First match wins.
 KNOWN = (
     (r"connect|not responding|connection refused", "is Ollama running? start it, or `ollama serve`"),
@@ -149,7 +150,8 @@ def _key(work: Work, lock: Lock, each: Handoff) -> str:
     pin = lock.files(locks.base_wanted(each.made.output.model))
     files = [(file.path, file.sha256 or file.oid) for file in pin.files if not file.path.endswith(".safetensors")]
     made_by = lock.environment.pin().digest() if lock.environment else f"unpinned {work.job.environment.path}"
-    asked = [files, lock.llama_cpp.tree, made_by, ollama.TALKS, hashlib.sha256(SCRIPT.read_bytes()).hexdigest()]
+    scripts = hashlib.sha256(b"".join(script.read_bytes() for script in SCRIPTS)).hexdigest()
+    asked = [files, lock.llama_cpp.tree, made_by, ollama.TALKS, scripts]
     return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()[:32]
 
 

@@ -10,16 +10,18 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import content
-from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import hyperparameters
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import logits
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import pieces
 from llamacpp_orchestrator import scales
+from llamacpp_orchestrator import templates
+from llamacpp_orchestrator import tokens
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator import vocabulary
+from llamacpp_orchestrator import words
 from llamacpp_orchestrator.command import UNLIMITED
-from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.content import Sides
@@ -27,14 +29,17 @@ from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.verify import Contents
+from llamacpp_orchestrator.words import Run
 
 AUTO, STRUCTURE, CONTENT, LOAD, LOGITS = "auto", "structure", "content", "load", "logits"
 LEVELS = (STRUCTURE, CONTENT, LOAD, LOGITS)
-ACCOUNT = Path(__file__).parent / "inside" / "account.py"
+ACCOUNT = "account.py"
 # Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
 PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")
 UNLIKE = "get the source's files again, pin a newer tag, or look into upstream's log; `verify: structure` does without this check"
-Run = Callable[[Command, Path, Callable[[str], None]], None]
+USED = (
+    "this tag's llama.cpp takes such a tokenizer or template otherwise: pin a newer tag; `verify: content` leaves this check out"
+)
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +87,7 @@ def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
     notes: tuple[str, ...] = ()
     if CONTENT in upto(subject.level):
         tell("comparing it with its source")
-        found = _content(subject, {name for each in checks for name in each.blank}, run, tell)
+        found = _content(subject, {name for each in checks for name in each.blank}, run)
         if found.failures:
             more = f"; and {len(found.failures) - 1} more: {found.failures[1]}" if found.failures[1:] else ""
             message = f"{subject.files[0].name} is not what its source is: {found.failures[0]}{more}"
@@ -91,6 +96,9 @@ def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
     if subject.find and LOAD in upto(subject.level):
         tell("loading it with llama.cpp")
         why = _load(subject, checks[0], subject.find)
+        if not why and subject.kind == "model" and not subject.of and not _partial(subject):
+            tell("comparing how it cuts and renders texts with its source")
+            notes = (*notes, *_spoken(subject, checks[0].architecture, subject.find, run).notes)
         passed, notes = (passed, (*notes, why)) if why else ((*passed, LOAD), notes)
         if not why and LOGITS in upto(subject.level):
             tell("comparing what it says next with its source")
@@ -115,6 +123,26 @@ def _load(subject: Subject, checks: verify.Checks, find: Callable[[str], Path]) 
             return f"it was not loaded: {error.message.splitlines()[0]}"
         raise
     return ""
+
+
+def _spoken(subject: Subject, architecture: str, find: Callable[[str], Path], run: Run) -> Findings:
+    """Compare an output's tokens and chat template in use; IntegrityError or CommandFailed when they are not its source's."""
+    metadata = verify.contents(subject.files).metadata
+    # A log of its own, for it is begun anew, and the loader's words are in the other.
+    interpreter = _interpreter(subject, run, subject.log.with_name(f"source-{subject.log.name}"))
+    view = subject.views[0]
+    shown = subject.shown() if subject.shown else view
+    checked = words.Words(
+        files=subject.files, metadata=metadata, view=view, shown=shown, interpreter=interpreter, log=subject.log
+    )
+    # llama.cpp spells some scripts otherwise than BERT's tokenizers do, Korean above all, at every tag.
+    strict = subject.level != AUTO and metadata.get("tokenizer.ggml.model") != "bert"
+    found = tokens.check(checked, find, strict)
+    if not loading.ENCODERS.fullmatch(architecture):
+        found += templates.check(checked, find)
+    if found.failures:
+        raise IntegrityError(f"{subject.files[0].name} is not used as its source is: {found.failures[0]}", USED, subject.log)
+    return found
 
 
 def _logits(
@@ -151,7 +179,7 @@ def _partial(subject: Subject) -> bool:
     return any(word.split("=")[0].startswith(PARTS) for word in subject.args)
 
 
-def _content(subject: Subject, blank: set[str], run: Run, tell: Callable[[str], None]) -> Findings:
+def _content(subject: Subject, blank: set[str], run: Run) -> Findings:
     have = verify.contents(subject.files)
     if subject.of:
         return _quantized(verify.contents(subject.of), have, subject.args)
@@ -163,8 +191,18 @@ def _content(subject: Subject, blank: set[str], run: Run, tell: Callable[[str], 
             notes=(f"only a part of the model was asked for ({' '.join(subject.args)}), so it was not compared with it",)
         )
     rows = have.tensors["token_embd.weight"][1].shape if "token_embd.weight" in have.tensors else ()
-    words = vocabulary.compare(vocabulary.read(model), have.metadata, rows[-1] if rows else 0)
-    return _tensors(subject, have, blank, run, tell) + words + _numbers(subject, have)
+    source = vocabulary.read(model)
+    told = vocabulary.compare(source, have.metadata, rows[-1] if rows else 0)
+    return _tensors(subject, have, blank, run) + told + _pieces(subject, source, have, run) + _numbers(subject, have)
+
+
+def _pieces(subject: Subject, source: vocabulary.Speech, have: Contents, run: Run) -> Findings:
+    """Compare what a tokenizer cuts by; a sentencepiece file is read by the environment's own library."""
+    file = next((path for name in pieces.SENTENCEPIECE if (path := subject.views[0] / name).is_file()), None)
+    if file is None or have.metadata.get("tokenizer.ggml.model") not in (pieces.SENTENCES, pieces.UNIGRAM):
+        return pieces.compare(source, have.metadata, None)
+    answer = _ask(subject, tokens.SCRIPT, {"view": str(subject.views[0]), "texts": [], "pieces": True}, run)
+    return pieces.compare(source, have.metadata, msgspec.convert(answer["pieces"], pieces.Pieces | None), file.read_bytes())
 
 
 def _numbers(subject: Subject, have: Contents) -> Findings:
@@ -230,7 +268,7 @@ def _weights(folder: Path) -> dict[str, list[Any]]:
     return found
 
 
-def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run, tell: Callable[[str], None]) -> Findings:
+def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Findings:
     model = subject.views[0]
     source = _weights(model)
     if not source:
@@ -251,7 +289,7 @@ def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run, tell: 
         },
         "expect": "",
     }
-    said = _ask(subject, asked, run, tell)
+    said = _ask(subject, ACCOUNT, asked, run)
     sides = Sides(
         source={name: tuple(place[4]) for name, place in source.items()},
         output=_shapes(have),
@@ -265,7 +303,8 @@ def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run, tell: 
     if found.failures or not (doubtful.absent or doubtful.shapes):
         return found
     shown = subject.shown() if subject.shown else model
-    expected = _ask(subject, asked | {"output": {}, "expect": str(shown)}, run, tell)["expected"]
+    question = asked | {"output": {}, "expect": str(shown)}
+    expected = _ask(subject, ACCOUNT, question, run, shown)["expected"]
     return found + content.decide(sides, doubtful, expected)
 
 
@@ -276,18 +315,15 @@ def _headless(config: dict[str, Any], folder: Path) -> bool:
     return bool(said) or (folder / "modules.json").is_file()
 
 
-def _ask(subject: Subject, asked: dict[str, Any], run: Run, tell: Callable[[str], None]) -> dict[str, Any]:
-    question, answer = subject.scratch / "asked.json", subject.scratch / "answer.json"
-    question.write_text(json.dumps(asked), encoding="utf-8")
-    command = (subject.python, str(ACCOUNT), str(question), str(answer))
+def _ask(subject: Subject, script: str, question: dict[str, Any], run: Run, *more: Path) -> dict[str, Any]:
+    places = (subject.tree, *subject.files, *subject.views, *more)
     try:
-        words = Command(command, cwd=str(subject.scratch), env=subject.env)
-        places = (subject.tree, *subject.files, *subject.views, *([Path(asked["expect"])] if asked["expect"] else []))
-        run(fence.around(words, subject.limits, places, (subject.scratch,)), subject.log, tell)
-        return dict(json.loads(answer.read_text(encoding="utf-8")))
+        return dict(words.ask(_interpreter(subject, run, subject.log), script, question, places))
     except CommandFailed as error:
         hint = "the comparison itself failed, see the log; `verify: structure` for this model does without it"
         raise error.retold(error.message, hint) from error
-    finally:
-        question.unlink(missing_ok=True)
-        answer.unlink(missing_ok=True)
+
+
+def _interpreter(subject: Subject, run: Run, log: Path) -> words.Interpreter:
+    scratch, env, limits = subject.scratch, subject.env, subject.limits
+    return words.Interpreter(python=subject.python, run=run, env=env, limits=limits, scratch=scratch, log=log)

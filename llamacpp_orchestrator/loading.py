@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -59,6 +60,15 @@ def program(architecture: str, find: Callable[[str], Path]) -> Path:
     return find(wanted[-1])
 
 
+@functools.lru_cache(maxsize=8)
+def help_of(tool: Path) -> str:
+    """What a program says of its options; some call that a failure."""
+    try:
+        return process.capture(fence.around(Command((str(tool), "--help"), env=tool_env(tool)), UNLIMITED))
+    except CommandFailed as error:
+        return error.tail
+
+
 def blames(error: OrchestrateError) -> bool:
     """Whether a failure to load is the file's own fault, and not the machine's."""
     return bool(BLAME.search(error.message))
@@ -84,11 +94,7 @@ def check(
     """Load an output; CommandFailed with the loader's own words when it cannot be."""
     architecture = checks.architecture
     tool = program(architecture, find)
-    try:
-        said = process.capture(fence.around(Command((str(tool), "--help"), env=tool_env(tool)), limits))
-    except CommandFailed as error:
-        said = error.tail
-    asked = command(tool, files, base, said)
+    asked = command(tool, files, base, help_of(tool))
     begin = log.stat().st_size if log.exists() else 0
     try:
         process.stream(fence.around(asked, limits), log, limit=limit(files, base))

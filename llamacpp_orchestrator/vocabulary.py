@@ -35,12 +35,14 @@ class Added(msgspec.Struct, frozen=True):
 
     id: int
     content: str
+    special: bool = False
 
 
 class Vocabulary(msgspec.Struct, frozen=True):
-    """The tokens of a tokenizer.json: by name, or in their order with a score."""
+    """The tokens of a tokenizer.json: by name, or in their order with a score; merges as one text each, or as pairs."""
 
     vocab: dict[str, int] | list[tuple[str, float]] = {}
+    merges: list[str | tuple[str, str]] = []
 
 
 class Tokenizer(msgspec.Struct, frozen=True):
@@ -48,6 +50,8 @@ class Tokenizer(msgspec.Struct, frozen=True):
 
     model: Vocabulary = Vocabulary()
     added_tokens: list[Added] = []
+    normalizer: Any = None
+    pre_tokenizer: Any = None
     post_processor: Any = None
 
 
@@ -60,6 +64,7 @@ class Speech(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer_config: dict[str, Any] | None = None
     special_map: dict[str, Any] = {}
     templates: tuple[tuple[str, str], ...] = ()
+    merges: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
 
@@ -98,8 +103,19 @@ def read(view: Path) -> Speech:
         tokenizer_config=config,
         special_map=document("special_tokens_map.json") or {},
         templates=tuple(templates),
+        merges=_merges(view / "merges.txt"),
         unread=tuple(unread),
     )
+
+
+def _merges(file: Path) -> tuple[str, ...]:
+    """The lines of a merges.txt as upstream reads them, for a source without tokenizer.json."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return ()
+    parts = [line.split() for line in lines[lines[0].strip().startswith("#") :]]
+    return tuple(" ".join(pair) for pair in parts if len(pair) == 2)
 
 
 def _templates(said: Any) -> list[str]:
@@ -199,23 +215,32 @@ def special(said: Speech, tokens: list[str], metadata: Mapping[str, Any]) -> Fin
     return Findings(failures=tuple(failures), notes=tuple(notes))
 
 
+def source_ends(said: Speech) -> set[int]:
+    """The ids at which a source ends a text: generation_config.json and config.json may name several."""
+    return _ids(said, "eos")
+
+
 def _said(ids: set[int], words: set[str]) -> str:
     return " or ".join([repr(word) for word in sorted(words)] + [str(number) for number in sorted(ids)])
 
 
 def _named(said: Speech, kind: str) -> tuple[set[int], set[str]]:
     """The ids and the texts that the files of a source give for one special token."""
-    inner = said.config.get("text_config")
-    ids: set[int] = set()
-    for config in (said.config, said.generation, inner if isinstance(inner, dict) else {}):
-        found = config.get(f"{kind}_token_id")
-        ids |= {number for number in (found if isinstance(found, list) else [found]) if isinstance(number, int)}
-    words = set()
+    ids, words = _ids(said, kind), set()
     for config in (said.tokenizer_config or {}, said.special_map):
         found = config.get(f"{kind}_token")
         found = found.get("content") if isinstance(found, dict) else found
         words |= {found} if isinstance(found, str) and found else set()
     return ids | {number for number, text in _by_id(said.tokenizer).items() if text in words}, words
+
+
+def _ids(said: Speech, kind: str) -> set[int]:
+    inner = said.config.get("text_config")
+    ids: set[int] = set()
+    for config in (said.config, said.generation, inner if isinstance(inner, dict) else {}):
+        found = config.get(f"{kind}_token_id")
+        ids |= {number for number in (found if isinstance(found, list) else [found]) if isinstance(number, int)}
+    return ids
 
 
 def _numbers(found: Any) -> set[int]:

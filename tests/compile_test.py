@@ -92,6 +92,7 @@ def test_another_source_compiler_or_toolkit_is_another_build() -> None:
         ("llama-quantize llama-cli llama-completion llama-bench", ("llama-quantize", "llama-completion")),
         ("llama-quantize llama-cli llama-gguf-split", ("llama-quantize", "llama-cli", "llama-gguf-split")),
         ("quantize main imatrix perplexity", ("quantize", "main", "imatrix", "perplexity")),
+        ("llama-tokenize llama-quantize", ("llama-quantize", "llama-tokenize")),
         ("server", ()),
     ],
 )

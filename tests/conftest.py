@@ -228,7 +228,7 @@ def built(
 ) -> dict[str, Any]:
     """Programs built from the tag's source, once on a machine for all sessions, and the key of a job that asks for them."""
     asked, here = {"backend": "source"}, shared_cache / "builds"
-    kept = Path(platformdirs.user_cache_dir("llamacpp-orchestrator-tests")) / TAG / "builds"
+    kept = Path(platformdirs.user_cache_dir("llamacpp-orchestrator-tests")) / TAG / "programs"
     kept.mkdir(parents=True, exist_ok=True)
     # Of tests that run beside each other one builds, and the others take what it has built.
     with FileLock(kept.with_name("builds.lock")):

@@ -179,7 +179,9 @@ def test_what_the_files_of_a_source_say(tmp_path: Path) -> None:
         {"eos_token_id": 2},
         {"eos_token": "</s>"},
     )
-    assert found.tokenizer == Tokenizer(model=Vocabulary(vocab=[("a", -1.5)]), added_tokens=[Added(id=1, content="b")])
+    assert found.tokenizer == Tokenizer(
+        model=Vocabulary(vocab=[("a", -1.5)]), added_tokens=[Added(id=1, content="b", special=True)]
+    )
     (tmp_path / "tokenizer.json").write_text("{")
     (tmp_path / "special_tokens_map.json").write_text("[")
     assert vocabulary.read(tmp_path).unread == ("tokenizer.json", "special_tokens_map.json")

@@ -11,7 +11,9 @@ from typing import Any
 sys.path.insert(0, sys.argv[1])
 
 from gguf import GGUFReader
-from transformers import AutoTokenizer
+from rendering import load
+from rendering import read
+from rendering import render
 
 # The kinds of BPE for which llama.cpp adds a first token though the file does not say so; src/llama-vocab.cpp.
 BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken", "chameleon", "gemma4")
@@ -30,11 +32,6 @@ def adds_bos(gguf: str) -> bool:
     return model != b"gpt2" or pre.decode() in BOS
 
 
-def read(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
-
-
 def ends(view: Path, tokenizer: Any) -> list[str]:
     asked = read(view / "generation_config.json").get("eos_token_id")
     ids = asked if isinstance(asked, list) else [] if asked is None else [asked]
@@ -45,21 +42,7 @@ def ends(view: Path, tokenizer: Any) -> list[str]:
 def said(tokenizer: Any, talk: list[Any], template: str | None, date: str) -> dict[str, str]:
     messages = [{"role": role, "content": content} for role, content in talk]
     more = {"chat_template": template} if template else {}
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=talk[-1][0] != "assistant", strftime_now=lambda form: date, **more
-        )
-    except Exception as error:
-        return {"error": f"{error}" or type(error).__name__}
-    return {"text": text}
-
-
-def load(view: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(str(view), trust_remote_code=False)
-    except Exception:
-        # The fast kind may have to be made from tokenizer.model first, for which not every environment has all it takes.
-        return AutoTokenizer.from_pretrained(str(view), trust_remote_code=False, use_fast=False)
+    return render(tokenizer, messages, lambda form: date, **more)
 
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
