@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 from collections.abc import Iterable
 from collections.abc import Sequence
+from pathlib import Path
 
+from llamacpp_orchestrator import scripts
+from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.scripts import Option
+
+PAIR = "LoraTorchTensor"  # the two matrices of an adapter in the place of one of the base
 
 
 def complaint(known: Sequence[Option], args: Sequence[str]) -> tuple[str, str] | None:
@@ -71,3 +77,18 @@ def _missing(known: Iterable[Option], name: str) -> tuple[str, str]:
     names = [each for option in known for each in option.names if each.startswith("-")]
     near = difflib.get_close_matches(name, names, 3, 0.5)
     return f"has no option `{name}`", f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}"
+
+
+def chooses_adapter_type(tree: Path) -> bool:
+    """Whether `--outtype auto` of an adapter can end well: the base's code asks matrices for `dim()`, which a LoRA's may lack."""
+    base, pairs = (
+        _class(scripts.core_module(tree), "ModelBase"),
+        _class(ast.parse((tree / SCRIPTS["adapter"]).read_bytes()), PAIR),
+    )
+    found = scripts.method(base, "__init__")
+    asked = {ast.unparse(node.func) for node in ast.walk(found[1]) if isinstance(node, ast.Call)} if found else set()
+    return "tensor.dim" not in asked or not pairs or scripts.method(pairs, "dim") is not None
+
+
+def _class(module: ast.Module, name: str) -> list[ast.ClassDef]:
+    return [node for node in module.body if isinstance(node, ast.ClassDef) and node.name == name]

@@ -68,7 +68,7 @@ def check_job(job: Job, tag: str, file: str, tree: Path) -> None:
                     f"{file}: {name}: {tag} has no outtype `{outtype}` for {kind}s",
                     f"it has {', '.join(known)}{also}",
                 )
-            if kind == "adapter" and outtype == "auto" and not scripts.chooses_adapter_type(tree):
+            if kind == "adapter" and outtype == "auto" and not arguments.chooses_adapter_type(tree):
                 message = f"{file}: {name}: {job.llama_cpp.tag} cannot choose the type of an adapter by itself (outtype auto)"
                 raise JobError(message, f"name one: {', '.join(each for each in known if each != 'auto')}")
         for kind, name, args in [("model", model.name, model.args), *(("adapter", each.name, each.args) for each in model.loras)]:

@@ -105,19 +105,6 @@ def outtypes(tree: Path, kind: str) -> tuple[str, ...]:
     return next((option.choices for option in options(tree, kind) if "--outtype" in option.names), ())
 
 
-def chooses_adapter_type(tree: Path) -> bool:
-    """Whether `--outtype auto` of an adapter can end well: the base's code asks matrices for `dim()`, which a LoRA's may lack."""
-    asked = {ast.unparse(node.func) for node in ast.walk(_constructor(core_module(tree))) if isinstance(node, ast.Call)}
-    pairs = _classes([tree / SCRIPTS["adapter"]]).get("LoraTorchTensor")
-    return "tensor.dim" not in asked or pairs is None or method([pairs], "dim") is not None
-
-
-def _constructor(core: ast.Module) -> ast.AST:
-    base = {node.name: node for node in core.body if isinstance(node, ast.ClassDef)}.get("ModelBase")
-    found = method([base], "__init__") if base else None
-    return found[1] if found else ast.Module(body=[], type_ignores=[])
-
-
 def architectures(tree: Path) -> Architectures | None:
     """The registry of a tag: the maps of `conversion/`, or the classes of the one script; None when it cannot be read whole."""
     maps = {name: _map(_parsed(tree / "conversion" / "__init__.py"), name) for name in MAPS}

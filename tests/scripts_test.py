@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from llamacpp_orchestrator import arguments
 from llamacpp_orchestrator import indexes
 from llamacpp_orchestrator import quantized
 from llamacpp_orchestrator import scripts
@@ -196,4 +197,4 @@ def test_trees_are_built_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("tag", "chooses"), [("0.3.1", True), ("b9760", False), ("b11434", False)])
 def test_whether_a_tag_can_choose_the_type_of_an_adapter(tag: str, chooses: bool, tree: Callable[[str], Path]) -> None:
-    assert scripts.chooses_adapter_type(tree(tag)) is chooses
+    assert arguments.chooses_adapter_type(tree(tag)) is chooses
