@@ -6,6 +6,7 @@ broken: the module, or the name in it, is just not there. Each import stands on 
 the log names one that takes the interpreter down.
 """
 
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -59,5 +60,6 @@ if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     # The scripts' own folder is not on the path here: what is in it is none of the environment's.
     sys.path.pop(0)
+    gc.disable()  # all that is imported stays
     answer = [attempt(module, names) for module, names in asked]
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")

@@ -67,7 +67,7 @@ def checkout(repo: str, tag: str, resolved: str, dest: Path, settings: Settings,
 
     That is "" where the index does not tell. IntegrityError when the package's bytes differ.
     """
-    found = _sdists(settings).get(int(tag[1:]))
+    found = _sdists(settings).get(Tag(tag).build or 0)
     digest = resolved.rpartition("sha256:")[2]
     if found is None:
         raise OrchestrateError(f"{PACKAGE} {tag[1:]}.0.0 is no longer in the package index", GIT)

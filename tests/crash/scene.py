@@ -96,7 +96,7 @@ def serving(server: ThreadingHTTPServer) -> Iterator[None]:
 def publish(scene: Scene, tree: Path) -> None:
     """Put a converter tree into the repository that GitHub serves, under the tag."""
     place = scene.github.root / "ggml-org" / "llama.cpp"
-    shutil.copytree(tree, place, ignore=shutil.ignore_patterns("complete.json", "tree.sha256"))
+    shutil.copytree(tree, place, ignore=shutil.ignore_patterns("complete.json", "tree.sha256", "tree.time"))
     for words in (("init", "-q", "-b", "master"), ("add", "-A", "-f"), ("commit", "-q", "-m", "one"), ("tag", TAG)):
         git(*words, at=place)
     git("config", "uploadpack.allowFilter", "true", at=place)
