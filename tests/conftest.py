@@ -18,21 +18,17 @@ import platformdirs
 import pytest
 import yaml
 from filelock import FileLock
-from pypi_simple import PyPISimple
 
-from llamacpp_orchestrator import archive
 from llamacpp_orchestrator import build
-from llamacpp_orchestrator import download
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import settings
-from llamacpp_orchestrator import source
 from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.__main__ import main
-from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.store import Store
 from llamacpp_orchestrator.work import Work
 from tests.stage import TAG as TAG
+from tests.stage import trees
 from tests.stage.fixtures import github as github
 from tests.stage.fixtures import hub as hub
 from tests.stage.fixtures import linux as linux
@@ -76,31 +72,15 @@ def data(demo_data: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Real converter trees by tag, out of packages; "0.3.1" and the like are those that llama-cpp-python carried then."""
     folder = tmp_path_factory.mktemp("trees")
-    known = settings.load(os.environ)
 
     def get(tag: str) -> Path:
         dest = folder / tag
         if not dest.exists():
             dest.mkdir()
-            if tag.startswith("b"):
-                pypi.checkout("", tag, pypi.find(tag, known)[0], dest, known, lambda text: None)
-            else:
-                packed = folder / f"{tag}.tar.gz"
-                url, digest = sdist("llama-cpp-python", tag, known.index.index_urls[0])
-                download.fetch(url, packed, sha256=digest)
-                archive.unpack(packed, dest, strip=3, keep=source.wanted)
+            trees.checkout(tag, dest)
         return dest
 
     return get
-
-
-def sdist(package: str, version: str, index: str) -> tuple[str, str]:
-    """URL and digest of a source package."""
-    with PyPISimple(index) as client:
-        found = [
-            each for each in client.get_project_page(package).packages if each.version == version and each.package_type == "sdist"
-        ]
-    return found[0].url, found[0].digests["sha256"]
 
 
 @pytest.fixture(scope="session")

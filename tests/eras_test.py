@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import struct
 import subprocess
 import threading
@@ -20,8 +19,8 @@ from llamacpp_orchestrator.store import file_sha256
 from tests.conftest import ROOT
 from tests.conftest import Answer
 from tests.makers import edit
+from tests.stage import trees
 from tests.stage.github import GitHub
-from tests.stage.github import git
 
 # A tag, where its real tree comes from (the oldest out of the package that carried it in October 2024), and when it was made.
 ERAS = {
@@ -35,17 +34,7 @@ ERAS = {
 def history(tree: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository like upstream's, with the trees of three times under their tags."""
     root = tmp_path_factory.mktemp("history")
-    place = root / "ggml-org" / "llama.cpp"
-    place.mkdir(parents=True)
-    git("init", "-q", "-b", "master", at=place)
-    git("config", "uploadpack.allowFilter", "true", at=place)
-    for tag, (package, time) in ERAS.items():
-        for old in place.iterdir():
-            if old.name != ".git":
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        shutil.copytree(tree(package), place, dirs_exist_ok=True)
-        for words in (("add", "-A"), ("commit", "-q", "-m", tag), ("tag", tag)):
-            git(*words, at=place, GIT_COMMITTER_DATE=time)
+    trees.history(root, {tag: (tree(package), time) for tag, (package, time) in ERAS.items()})
     return root
 
 

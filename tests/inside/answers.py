@@ -1,0 +1,65 @@
+"""What a GGUF says in a real llama.cpp beside a reference: the worst difference, and where its ids are others.
+
+answers.py GGUF REFERENCE: one line of JSON. `worst` is in log-probability, or 1 - cosine for embeddings.
+"""
+
+import json
+import sys
+import urllib.request
+
+import xllamacpp
+
+SHORT = "Hello world"
+
+
+def ask(server, route, **body):
+    request = urllib.request.Request(
+        server.listening_address + route, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.loads(answer.read())
+
+
+def start(gguf, encoder):
+    params = xllamacpp.CommonParams()
+    params.model.path = gguf
+    params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 512, 1, 0, False
+    params.cpuparams.n_threads = 2
+    params.embedding = encoder
+    return xllamacpp.Server(params)
+
+
+def worst_logit(server, prompts):
+    worst = 0.0
+    for prompt in prompts:
+        asked = {"prompt": prompt["prompt"], "n_predict": 1, "n_probs": 200, "temperature": 0.0, "cache_prompt": False}
+        said = ask(server, "/completion", **asked)["completion_probabilities"][0]["top_logprobs"]
+        said = {each["id"]: each["logprob"] for each in said}
+        expected = {int(token): value for token, value in prompt["next"].items()}
+        worst = max([worst, *(abs(value - said.get(token, -99.0)) for token, value in expected.items())])
+    return worst
+
+
+def worst_embedding(server, texts):
+    worst = 0.0
+    for text in texts:
+        vector = ask(server, "/embedding", content=text["text"])[0]["embedding"]
+        vector = vector[0] if isinstance(vector[0], list) else vector
+        size = sum(number * number for number in vector) ** 0.5
+        cosine = sum(a * b for a, b in zip(vector, text["vector"], strict=True)) / size
+        worst = max(worst, 1 - cosine)
+    return worst
+
+
+gguf, reference = sys.argv[1:3]
+with open(reference, encoding="utf-8") as file:
+    expected = json.load(file)
+server = start(gguf, "embeddings" in expected)
+other = []
+for cut in expected["cuts"]:
+    ids = ask(server, "/tokenize", content=cut["text"], add_special=False, parse_special=False)["tokens"]
+    if ids != cut["ids"]:
+        other.append(cut["text"])
+around = ask(server, "/tokenize", content=SHORT, add_special=True, parse_special=False)["tokens"]
+worst = worst_embedding(server, expected["embeddings"]) if "embeddings" in expected else worst_logit(server, expected["logits"])
+print(json.dumps({"worst": worst, "other": len(other), "first": other[:1], "around": around}))

@@ -1,0 +1,1 @@
+"""Twelve architectures, saved by transformers of two times, converted at four tags, judged by a real llama.cpp: `make matrix`."""
