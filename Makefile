@@ -11,10 +11,10 @@ endif
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --prefer-binary
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python3.10 python)
-export MODEL LORA OUTTYPE QUANTIZE TAG OUTPUT ROWS KINDS
+export MODEL LORA OUTTYPE QUANTIZE TAG OUTPUT ROWS KINDS TAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo convert test lint crash fuzz bench clean named
+.PHONY: help demo convert test lint crash fuzz bench matrix clean named
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ crash: $(VENV)/installed-dev ## kill, fill and cut a job in a hundred ways, and 
 
 bench: $(VENV)/installed-dev ## measure what the driver costs and saves, in 20 minutes [ROWS="noop startup"]
 	@set -f; exec $(PY) -m tests.bench $$ROWS
+
+matrix: $(VENV)/installed-dev ## convert what two times of transformers save at four tags, and judge it by llama.cpp [TAGS="b3878 b11434"]
+	@set -f; exec $(PY) -m tests.matrix $$TAGS
 
 fuzz: $(VENV)/installed-dev ## give every reader of others' files odd input, for 10 minutes [ORCHESTRATE_FUZZ_MINUTES=60]
 	@exec $(PY) -m tests.fuzz

@@ -90,3 +90,64 @@ def byte_tokenizer(model: Path, *added: int) -> None:
     }
     (model / "tokenizer.json").write_text(json.dumps(said), encoding="utf-8")
     (model / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
+
+
+# What transformers 5 calls a class that only reads tokenizer.json, and what it writes of its own accord.
+BACKEND = dict.fromkeys(("PreTrainedTokenizerFast", "LlamaTokenizerFast"), "TokenizersBackend")
+LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+OWN = {"backend": "tokenizers", "is_local": True, "local_files_only": False}
+
+
+def save_anew(model: Path) -> None:
+    """Rewrite a checkpoint's config and tokenizer as transformers 5.23 saves those of Llama 3 and Qwen 3; its weights stay."""
+    path = model / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = {"rope_type": "default", **(config.pop("rope_scaling", None) or {}), "rope_theta": config.pop("rope_theta")}
+    dtype = config.pop("torch_dtype", "float32")
+    written = config | {"rope_parameters": rope, "dtype": dtype, "transformers_version": "5.23.0"}
+    path.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
+    path = model / "tokenizer_config.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    template = said.pop("chat_template")
+    (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    gone = ("add_bos_token", "add_eos_token", "added_tokens_decoder", "additional_special_tokens")
+    special = said.get("additional_special_tokens")
+    said = {key: value for key, value in said.items() if key not in gone} | OWN
+    said |= {"extra_special_tokens": special} if special else {}
+    said["tokenizer_class"] = BACKEND.get(said["tokenizer_class"], said["tokenizer_class"])
+    path.write_text(json.dumps(said, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+    path = model / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    merges = whole["model"]["merges"]
+    if said["tokenizer_class"] == "Qwen2Tokenizer":  # made anew, whatever was there
+        whole["pre_tokenizer"]["pretokenizers"][-1] = {**LEVEL, "add_prefix_space": False, "use_regex": False}
+        whole["decoder"] = LEVEL
+    whole["model"]["merges"] = [pair if isinstance(pair, list) else pair.split(" ") for pair in merges]
+    path.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
+    (model / "special_tokens_map.json").unlink(missing_ok=True)
+
+
+def small_decoder(model: Path, config: dict[str, Any]) -> None:
+    """Weights that fit a config of Llama or Qwen 3, with a shared head: the same floats again and again."""
+    width, inner, heads, keys, size = (
+        config[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    shapes = {"model.embed_tokens.weight": [config["vocab_size"], width], "model.norm.weight": [width]}
+    for number in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{number}"
+        shapes |= {f"{layer}.{name}_layernorm.weight": [width] for name in ("input", "post_attention")}
+        shapes |= {f"{layer}.mlp.{name}_proj.weight": [inner, width] for name in ("gate", "up")}
+        shapes |= {f"{layer}.mlp.down_proj.weight": [width, inner], f"{layer}.self_attn.o_proj.weight": [width, heads * size]}
+        outputs = {"q": heads, "k": keys, "v": keys}
+        shapes |= {f"{layer}.self_attn.{name}_proj.weight": [count * size, width] for name, count in outputs.items()}
+        if config["model_type"] == "qwen3":
+            shapes |= {f"{layer}.self_attn.{name}_norm.weight": [size] for name in "qk"}
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    block = struct.pack("<4096f", *(((number * 2654435761) % 4099) / 4099 - 0.5 for number in range(4096)))
+    body = {}
+    for name, shape in shapes.items():
+        count = 4 * math.prod(shape)
+        body[name] = ("F32", shape, (block * (count // len(block) + 1))[:count])
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    tensors(model / "model.safetensors", lambda _: body)

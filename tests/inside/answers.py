@@ -4,6 +4,7 @@ answers.py GGUF REFERENCE: one line of JSON. `worst` is in log-probability, or 1
 """
 
 import json
+import pathlib
 import sys
 import urllib.request
 
@@ -52,8 +53,7 @@ def worst_embedding(server, texts):
 
 
 gguf, reference = sys.argv[1:3]
-with open(reference, encoding="utf-8") as file:
-    expected = json.load(file)
+expected = json.loads(pathlib.Path(reference).read_text(encoding="utf-8"))
 server = start(gguf, "embeddings" in expected)
 other = []
 for cut in expected["cuts"]:

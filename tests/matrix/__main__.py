@@ -62,12 +62,14 @@ def prepare(here: World, judge: str) -> list[str]:
 
 
 def converted(here: World, judge: str, tag: str) -> list[Cell]:
-    """One tag's cells, each of a job of its own, so that what one refuses says nothing of another."""
+    """One tag's cells: all checkpoints in one job, then each that came to nothing in one of its own, to hear why."""
     cells = []
     with worlds.upstream(here, tag) as world:
+        say(f"{tag}: converting")
+        together = table.together(world, tag, ARCHITECTURES)
         for one in ARCHITECTURES:
             for layout in LAYOUTS:
-                cell = table.classified(world, judge, tag, layout, one)
+                cell = table.classified(world, judge, tag, layout, one, together)
                 say(f"{tag} {one.name} of transformers {layout}: {cell.verdict}{f' ({cell.detail})' if cell.detail else ''}")
                 cells.append(cell)
     return cells

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,19 +34,35 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         return self.verdict in FINE
 
 
-def classified(world: World, judge: str, tag: str, layout: str, one: Architecture) -> Cell:
-    """Convert one checkpoint at one tag, and see what came of it."""
-    folder = world.scratch / "jobs" / tag / layout / one.name
+def model(world: World, layout: str, one: Architecture) -> dict[str, object]:
+    """A job's entry for a checkpoint."""
     source = world.scratch / "saved" / layout / one.name
-    name = f"{one.name}-{layout.replace('.', '')}"
-    done = world.run(folder, tag, [{"source": str(source), "outtype": "f32", "name": name, "verify": "content"}])
-    if done.code:
-        verdict, detail = failed(done)
+    return {"source": str(source), "outtype": "f32", "name": f"{one.name}-{layout.replace('.', '')}", "verify": "content"}
+
+
+def together(world: World, tag: str, architectures: Sequence[Architecture]) -> Path:
+    """Convert all checkpoints at one tag; the folder of what could be made."""
+    folder = world.scratch / "jobs" / tag / "all"
+    models = [model(world, layout, one) for one in architectures for layout in LAYOUTS]
+    world.run(folder, tag, models, "--keep-going")
+    return folder / "dist"
+
+
+def classified(world: World, judge: str, tag: str, layout: str, one: Architecture, dist: Path) -> Cell:
+    """Judge what one checkpoint became at one tag, or see why it became nothing."""
+    entry = model(world, layout, one)
+    output = dist / f"{entry['name']}-f32.gguf"
+    if output.exists():
+        reference = world.scratch / "saved" / layout / one.name / "reference.json"
+        try:
+            said = json.loads(worlds.inside(judge, "answers.py", output, reference).splitlines()[-1])
+            verdict, detail = judged(said, around(world, one.name), encoder=one.encoder)
+        except RuntimeError as error:
+            verdict, detail = "wrong", f"llama.cpp does not load it: {str(error)[-200:]}"
+        output.unlink()
     else:
-        outputs = [Path(output["path"]) for output in (done.document or {})["outputs"]]
-        said = json.loads(worlds.inside(judge, "answers.py", folder / outputs[0], source / "reference.json").splitlines()[-1])
-        verdict, detail = judged(said, around(world, one.name), encoder=one.encoder)
-        shutil.rmtree(folder / "dist", ignore_errors=True)
+        done = world.run(world.scratch / "jobs" / tag / layout / one.name, tag, [entry])
+        verdict, detail = failed(done) if done.code else ("late", "made alone, and not beside others")
     return Cell(tag=tag, layout=layout, name=one.name, verdict=verdict, detail=detail)
 
 
