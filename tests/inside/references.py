@@ -55,6 +55,7 @@ for layout in sorted(pathlib.Path(sys.argv[2]).iterdir()):
         # The file of the model's author is followed, as the library of tokenizers reads it.
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_truncation()
+        tokenizer.no_padding()
         pieces = [{"text": cut, "ids": tokenizer.encode(cut, add_special_tokens=False).ids} for cut in cuts(text)]
         answer = {"cuts": pieces}
         if one["encoder"]:

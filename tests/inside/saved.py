@@ -51,6 +51,7 @@ def save(model, tokenizer, folder):
 def make(spec, tokenizers, text, dest):
     for one in spec:
         tokenizer = tokenizer_in(pathlib.Path(tokenizers) / one["name"], text)
+        tokenizer.add_tokens(one["tokens"], special_tokens=True)
         config = AutoConfig.for_model(one["name"], **{"vocab_size": len(tokenizer), **one["config"]})
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(tokenizer, name, None) is not None and not one["encoder"]:

@@ -67,17 +67,20 @@ MLA = {
 }
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
 GEMMA = {"sliding_window": 32, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}
+PHI3 = ("<|endoftext|>", "<|assistant|>", "<|end|>")
 
 
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of model: a type of transformers, the numbers of its config, and whose tokenizer it has.
 
+    `tokens` are added to the tokenizer: those that the runtime looks for in a family's vocabulary.
     A tokenizer is a name of `genuine.SHA512`, or "sentencepiece:CLASS", "wordpiece", "unigram".
     """
 
     name: str
     tokenizer: str
     config: dict[str, Any]
+    tokens: tuple[str, ...] = ()
 
     @property
     def encoder(self) -> bool:
@@ -85,11 +88,11 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
         return self.tokenizer in ("wordpiece", "unigram")
 
 
-def _model(name: str, tokenizer: str, *parts: dict[str, Any], **more: Any) -> Architecture:
+def _model(name: str, tokenizer: str, *parts: dict[str, Any], tokens: tuple[str, ...] = (), **more: Any) -> Architecture:
     config: dict[str, Any] = {}
     for part in (*parts, more):
         config |= part
-    return Architecture(name=name, tokenizer=tokenizer, config=config)
+    return Architecture(name=name, tokenizer=tokenizer, config=config, tokens=tokens)
 
 
 ARCHITECTURES = (
@@ -100,7 +103,7 @@ ARCHITECTURES = (
     _model("gemma2", "sentencepiece:GemmaTokenizer", SMALL, GEMMA, rope_theta=20000.0),
     _model("gemma3_text", "gemma3", SMALL, GEMMA, num_hidden_layers=6, rope_theta=654321.0, rope_local_base_freq=20000.0),
     _model("mistral", "sentencepiece:LlamaTokenizer", SMALL, rope_theta=765432.0, sliding_window=None),
-    _model("phi3", "sentencepiece:LlamaTokenizer", SMALL, rope_theta=30000.0, sliding_window=511, pad_token_id=0),
+    _model("phi3", "sentencepiece:LlamaTokenizer", SMALL, rope_theta=30000.0, sliding_window=511, pad_token_id=0, tokens=PHI3),
     _model("mixtral", "sentencepiece:LlamaTokenizer", SMALL, rope_theta=876543.0, num_local_experts=4, sliding_window=None),
     _model("deepseek_v3", "deepseek_v3", SMALL, MLA, rope_theta=40000.0, rope_scaling=YARN),
     _model("bert", "wordpiece", ENCODER),
