@@ -77,6 +77,7 @@ def _subject(work: Work, lock: Lock, model: spec.Model, view: Path) -> preflight
         args=model.args,
         weights=wanted.weights,
         compared=model.verify != "structure",
+        mmproj=bool(model.mmproj),
         trees=work.store.folder("source"),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from llamacpp_orchestrator.imatrix import Matrix
 
 TOOL = "{llama-quantize}"
+# What a recipe says of Dense modules, which `encoders.options` has written; raise it with every change of what is written.
+DENSE_REVISION = "dense modules 1"
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +186,8 @@ def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
         needs = ((base.wanted, model.name), (mine.wanted, lora.name))
         known = {str(base_view): "{model}", str(lora_view): "{adapter}"}
     known |= {str(python(work, lock)): "{python}", str(tree(work, lock)): "{tree}", str(draft.parent): "{output}"}
-    rules = (translation.REVISION, *((scales.RULE,) if lora else ()))
+    dense = lora is None and any(re.fullmatch(r"\d_Dense/model\.safetensors", file.path) for file in base.files)
+    rules = (translation.REVISION, *((scales.RULE,) if lora else ()), *((DENSE_REVISION,) if dense else ()))
     return _build(work, lock, output, command, known, inputs, force, name=_name(work, asked), needs=needs, rules=rules)
 
 

@@ -215,8 +215,13 @@ def _differences(before: Shapes, after: Shapes) -> Iterator[str]:
     if new := [name for name in after if name not in before]:
         yield f"{listed(new)} is in no file that it was made from"
     for name in before.keys() & after.keys():
-        if before[name] != after[name]:
+        if _plain(before[name]) != _plain(after[name]):
             yield f"{name} has the shape {list(after[name])}, where it had {list(before[name])}"
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the ones at its end, which llama-quantize leaves out: they hold no more numbers."""
+    return shape if len(shape) < 2 or shape[-1] != 1 else _plain(shape[:-1])
 
 
 def adapter(source: Shapes, output: Shapes, silent: tuple[set[str], set[str]]) -> Findings:

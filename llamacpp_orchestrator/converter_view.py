@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import encoders
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import preflight
+from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator import translation
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
@@ -117,4 +119,15 @@ def notes(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
 def command(work: Work, lock: Lock, build: Build, asked: Command) -> Command:
     """A call of upstream's script with the folders that it is to read; makes those that must be others."""
     shown = {str(view): str(folder(work, lock, view)) for view in views(work, lock, build)}
-    return msgspec.structs.replace(asked, argv=tuple(shown.get(word, word) for word in asked.argv))
+    argv = (*(shown.get(word, word) for word in asked.argv), *options(work, lock, build))
+    return msgspec.structs.replace(asked, argv=argv)
+
+
+def options(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
+    """What this tag's script must be told of a model besides, or it would drop a part of it."""
+    if build.output.kind != "model":
+        return ()
+    (view,), tree = views(work, lock, build), building.tree(work, lock)
+    names = modelfiles.read_json(view / "config.json").get("architectures")
+    classes = scripts.converter(tree, str(names[0])) if isinstance(names, list) and names else []
+    return tuple(word for word in encoders.options(view, tree, classes) if word not in build.command.argv)

@@ -134,6 +134,19 @@ def _twice(weights: Weights) -> tuple[str, str] | None:
     return f"{len(found)} tensors are in two files ({listed(found)} in {where})", "keep one set of weights in the folder"
 
 
+def check_vision(weights: Weights, source: str, tag: str, tree: Path) -> None:
+    """Raise OrchestrateError for a vision tower by names that transformers 5 has and this tag's map of names has not."""
+    names = tree / "gguf-py" / "gguf" / "tensor_mapping.py"
+    known = names.read_bytes() if names.is_file() else b""
+    found = [name for name in weights.names if re.match(r"vision_tower\.(?:embeddings|encoder\.layers|post_layernorm)\.", name)]
+    if found and b'"vision_tower.vision_model.encoder.layers' in known and b'"vision_tower.encoder.layers' not in known:
+        raise OrchestrateError(
+            f"{source}: its vision tensors have no `vision_model.` in their names ({listed(found)}); {tag} knows none without",
+            "transformers 5 saves a model so that was made from a config: load a hub copy of it, put these weights into that"
+            " (`load_state_dict`), and save it again",
+        )
+
+
 def notes(weights: Weights) -> tuple[str, ...]:
     """What is odd about an index that does name the tensors that are here."""
     if not weights.index or not weights.stored:

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import content
+from llamacpp_orchestrator import encoders
+from llamacpp_orchestrator import headers
 from llamacpp_orchestrator import hyperparameters
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import logits
@@ -191,9 +193,11 @@ def _content(subject: Subject, blank: set[str], run: Run) -> Findings:
             notes=(f"only a part of the model was asked for ({' '.join(subject.args)}), so it was not compared with it",)
         )
     rows = have.tensors["token_embd.weight"][1].shape if "token_embd.weight" in have.tensors else ()
+    config = modelfiles.read_json(model / "config.json")
+    behind = encoders.compare(model, config, have.metadata, headers.read(model).names, _shapes(have))
     source = vocabulary.read(model)
     told = vocabulary.compare(source, have.metadata, rows[-1] if rows else 0)
-    return _tensors(subject, have, blank, run) + told + _pieces(subject, source, have, run) + _numbers(subject, have)
+    return _tensors(subject, have, blank, run) + told + _pieces(subject, source, have, run) + _numbers(subject, have) + behind
 
 
 def _pieces(subject: Subject, source: vocabulary.Speech, have: Contents, run: Run) -> Findings:
@@ -293,7 +297,7 @@ def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Fin
     sides = Sides(
         source={name: tuple(place[4]) for name, place in source.items()},
         output=_shapes(have),
-        mapped=said["mapped"],
+        mapped=encoders.placed(said["mapped"], _shapes(have)),
         known=tuple(said["known"]) if "LM" in str(config.get("architectures")) else (),
         blocks=blocks,
         headless=_headless(config, model),

@@ -13,6 +13,7 @@ import msgspec
 
 from llamacpp_orchestrator import arguments
 from llamacpp_orchestrator import configkeys
+from llamacpp_orchestrator import encoders
 from llamacpp_orchestrator import headers
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import quantized
@@ -38,7 +39,10 @@ EMBEDDING = "model.embed_tokens.weight"
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as far as it is here, the tag that is to convert it, and where trees of other tags may lie."""
+    """A model as far as it is here, the tag that is to convert it, and where trees of other tags may lie.
+
+    `mmproj`: its projector is wanted too.
+    """
 
     tree: Path
     tag: str
@@ -47,6 +51,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     weights: bool = True
     compared: bool = True
+    mmproj: bool = False
     trees: Path | None = None
 
 
@@ -85,11 +90,14 @@ def check_model(subject: Subject) -> None:
         check_architecture(subject, config, "--mmproj" in flags)
         weights = headers.read(subject.folder) if subject.weights and "--vocab-only" not in flags else headers.Weights()
         check_weights(subject, config, weights)
+        if "--mmproj" in flags or subject.mmproj:
+            headers.check_vision(weights, subject.source, subject.tag, subject.tree)
         if "--mmproj" not in flags and "--vocab-only" not in flags:
             check_scaling(subject, config)
             check_quantization(subject, config, weights)
             check_vocabulary(subject, config, weights)
             check_numbers(subject, config)
+            check_encoder(subject, config, whole=bool(weights.stored))
 
 
 def _flags(subject: Subject) -> set[str]:
@@ -198,6 +206,13 @@ def check_weights(subject: Subject, config: dict[str, Any], weights: headers.Wei
         message = f"{subject.source}: config.json names other weights than are read (transformers_weights: {quoted(named)})"
         raise OrchestrateError(message, "rename that file to model.safetensors, alone in a folder with the model's other files")
     headers.check(weights, subject.source, lambda text: scripts.reads(subject.tree, claimed(config), text))
+
+
+def check_encoder(subject: Subject, config: dict[str, Any], *, whole: bool) -> None:
+    """Raise OrchestrateError for what this tag would drop of a model that embeds or ranks."""
+    if subject.weights and claimed(config):
+        classes = scripts.converter(subject.tree, claimed(config)[0])
+        encoders.check(subject.folder, subject.source, subject.tag, config, classes, whole=whole)
 
 
 def check_quantization(subject: Subject, config: dict[str, Any], weights: headers.Weights) -> None:

@@ -12,6 +12,7 @@ import llamacpp_orchestrator
 from llamacpp_orchestrator import admission
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import converter_view
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import spec
@@ -28,12 +29,13 @@ def receipt(
 ) -> Receipt:
     """The receipt of an output that has passed some levels of checks, with its files as they lie there now."""
     said = (*admission.notes(work, lock, build), *rescale.judge(work, lock, build).notes, *notes)
+    shown = (Path(word).name if Path(word).is_absolute() else placeless(work, word) for word in build.shown)
     return Receipt(
         path=build.output.path.name,
         kind=build.output.kind,
         type=build.output.type,
         recipe=build.recipe,
-        command=tuple(Path(word).name if Path(word).is_absolute() else placeless(work, word) for word in build.shown),
+        command=(*shown, *converter_view.options(work, lock, build)),
         inputs=inputs(work, lock, build),
         versions=artifact.Versions(
             tool=llamacpp_orchestrator.__version__,

@@ -303,19 +303,19 @@ def reads_gpt2(classes: list[ast.ClassDef], special: tuple[str, ...]) -> bool:
     """
     if any(_overridden(classes, name) for name in ("get_vocab_base", "get_vocab_base_pre")):
         return False
-    called: set[str] = set()
+    ways: set[str] = set()
     while found := method(classes, "set_vocab"):
         owner, function = found
-        tried = [name for node in ast.walk(function) if isinstance(node, ast.Try) for line in node.body for name in _calls(line)]
+        tried = [name for node in ast.walk(function) if isinstance(node, ast.Try) for line in node.body for name in called(line)]
         if "_set_vocab_gpt2" in tried or not set(special).isdisjoint(within(function)):
             return False
-        called |= {name for name in _calls(function) if "vocab" in name}
-        if "set_vocab" not in called:
+        ways |= {name for name in called(function) if "vocab" in name}
+        if "set_vocab" not in ways:
             break
         # It leaves the rest to the class above.
-        called.remove("set_vocab")
+        ways.remove("set_vocab")
         classes = classes[[node.name for node in classes].index(owner) + 1 :]
-    return "_set_vocab_gpt2" in called and called <= {"_set_vocab_gpt2", *OTHER_WAYS}
+    return "_set_vocab_gpt2" in ways and ways <= {"_set_vocab_gpt2", *OTHER_WAYS}
 
 
 def scalings(classes: list[ast.ClassDef]) -> frozenset[str]:
@@ -324,26 +324,11 @@ def scalings(classes: list[ast.ClassDef]) -> frozenset[str]:
     return frozenset(kind for kind, word in SCALINGS.items() if word in words)
 
 
-def pieces(classes: list[ast.ClassDef]) -> str:
-    """The file from which a class takes a sentencepiece vocabulary; "" where it wants none, or reads tokenizer.json as well."""
-    found = method(classes, "set_vocab")
-    if found is None:
-        return ""
-    called, words = _calls(found[1]), set(within(found[1]))
-    if "_xlmroberta_set_vocab" in called or "sentencepiece.bpe.model" in words:
-        return "sentencepiece.bpe.model"
-    if "spiece.model" in words:
-        return "spiece.model"
-    either = "_set_vocab_gpt2" in called and "_set_vocab_llama_hf" not in called
-    # What asks whether the file is there reads the other well; what tries it reads by guess, or ends.
-    asks = either and not any(isinstance(node, (ast.Try, ast.Raise)) for node in ast.walk(found[1]))
-    return "tokenizer.model" if not asks and ("_set_vocab_sentencepiece" in called or "tokenizer.model" in words) else ""
-
-
 def _overridden(classes: list[ast.ClassDef], name: str) -> bool:
     found, base = method(classes, name), method(classes, "_set_vocab_gpt2")
     return found is None or base is None or found[0] != base[0]
 
 
-def _calls(where: ast.AST) -> set[str]:
+def called(where: ast.AST) -> set[str]:
+    """The methods that a part of a source calls, by name."""
     return {node.func.attr for node in ast.walk(where) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}

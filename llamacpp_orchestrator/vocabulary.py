@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator import encoders
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.content import listed
 
@@ -201,7 +202,8 @@ def special(said: Speech, tokens: list[str], metadata: Mapping[str, Any]) -> Fin
         mine = metadata.get(f"tokenizer.ggml.{key}")
         if not isinstance(mine, int):
             default = "".join(tokens[END[model] : END[model] + 1])
-            if kind == "eos" and default not in words and any(word in tokens for word in words):
+            ends = kind == "eos" and encoders.generates(metadata)
+            if ends and default not in words and any(word in tokens for word in words):
                 failures.append(f"it has no {key}, so that it would never end; the source says {_said(ids, words)}")
             continue
         if mine >= len(tokens):

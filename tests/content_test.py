@@ -227,6 +227,13 @@ def test_a_quantized_file_has_the_tensors_of_its_source(after: dict[str, Shape],
     assert said in "".join(found.failures) and bool(found.failures) == bool(said)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"), [((64, 1), (64,), True), ((64, 1, 1), (64,), True), ((1, 64), (64,), False), ((1,), (2,), False)]
+)
+def test_ones_at_the_end_of_a_shape_are_no_difference(before: Shape, after: Shape, same: bool) -> None:
+    assert (content.same_shape({"a": before}, {"a": after}).failures == ()) is same
+
+
 PEFT = {f"base_model.model.model.layers.{n}.self_attn.q_proj.lora_{ab}.weight": (8, 2) for n in range(2) for ab in "AB"}
 MADE = {f"blk.{number}.attn_q.weight.lora_{ab}": (8, 2) for number in range(2) for ab in "ab"}
 EXPERTS = {f"layers.0.mlp.experts.{number}.up_proj.lora_{ab}.default.weight": (8, 2) for number in range(2) for ab in "AB"}

@@ -68,6 +68,11 @@ SOUND: dict[str, tuple[Speech, dict[str, Any], int]] = {
     "words of another alphabet, as BERT has them": (SAID, metadata(model="bert", tokens=["A", "B", "C", *TOKENS[3:]]), 6),
     "a tokenizer with rules of its own": (SAID, metadata(model="rwkv", eos_token_id=0), 6),
     "no tokens at all": (SAID, {"tokenizer.chat_template": "{{ x }}\n"}, 0),
+    "no end, where nothing is generated": (
+        SAID,
+        metadata(eos_token_id=None) | {"general.architecture": "qwen3", "qwen3.pooling_type": 3},
+        6,
+    ),
     "an end where the runtime looks for it": (
         replaced(tokenizer=None, config={}, generation={}),
         metadata(model="t5", tokens=["<pad>", "</s>"], eos_token_id=None, bos_token_id=None, padding_token_id=0),

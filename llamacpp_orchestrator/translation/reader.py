@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
 from pathlib import Path
@@ -22,6 +23,22 @@ MARKS = {
 }
 
 
+def pieces(classes: list[ast.ClassDef]) -> str:
+    """The file from which a class takes a sentencepiece vocabulary; "" where it wants none, or reads tokenizer.json as well."""
+    found = scripts.method(classes, "set_vocab")
+    if found is None:
+        return ""
+    ways, words = scripts.called(found[1]), set(scripts.within(found[1]))
+    if "_xlmroberta_set_vocab" in ways or "sentencepiece.bpe.model" in words:
+        return "sentencepiece.bpe.model"
+    if "spiece.model" in words:
+        return "spiece.model"
+    either = "_set_vocab_gpt2" in ways and "_set_vocab_llama_hf" not in ways
+    # What asks whether the file is there reads the other well; what tries it reads by guess, or ends.
+    asks = either and not any(isinstance(node, (ast.Try, ast.Raise)) for node in ast.walk(found[1]))
+    return "tokenizer.model" if not asks and ("_set_vocab_sentencepiece" in ways or "tokenizer.model" in words) else ""
+
+
 @functools.lru_cache(maxsize=16)  # asked for each output of a job; a tree in the cache does not change
 def reader(tree: Path, transformers: str, architecture: str = "") -> Reader:
     """How a tag reads checkpoints of an architecture, with a version of transformers ("4.57.6", or "" where nobody knows it)."""
@@ -29,4 +46,4 @@ def reader(tree: Path, transformers: str, architecture: str = "") -> Reader:
     knows = {name for name, (where, text) in MARKS.items() if where == VOCABULARY and text in vocabulary}
     knows |= {name for name, (where, text) in MARKS.items() if where == "scripts" and scripts.mentions(tree, text)}
     version = tuple(map(int, re.findall(r"\d+", transformers)[:3]))
-    return Reader(transformers=version, knows=frozenset(knows), pieces=scripts.pieces(scripts.converter(tree, architecture)))
+    return Reader(transformers=version, knows=frozenset(knows), pieces=pieces(scripts.converter(tree, architecture)))
