@@ -260,21 +260,25 @@ def _record(sides: Sides, tool: Path, ends: bool, size: int) -> None:
         raise error.retold(message, LESS) from error
 
 
-def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) -> Answer:
-    question, answer = sides.scratch / "asked.json", sides.scratch / "answer.json"
-    asked = {
-        "model": str(sides.model),
-        "adapter": str(sides.adapter or ""),
+def question(model: Path, adapter: Path | None, record: Record, path: Path) -> dict[str, Any]:
+    """What inside/reference.py is asked about a source and what was recorded of an output."""
+    return {
+        "model": str(model),
+        "adapter": str(adapter or ""),
         "tokens": record.tokens,
         "record": [str(path), record.start, record.stride],
         "first": record.first,
         "rows": record.rows,
         "vocabulary": record.vocabulary,
     }
-    question.write_text(json.dumps(asked), encoding="utf-8")
+
+
+def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) -> Answer:
+    asked, answer = sides.scratch / "asked.json", sides.scratch / "answer.json"
+    asked.write_text(json.dumps(question(sides.model, sides.adapter, record, path)), encoding="utf-8")
     tell("asking transformers")
     try:
-        words = Command((sides.python, str(REFERENCE), str(question), str(answer)), cwd=str(sides.scratch), env=sides.env)
+        words = Command((sides.python, str(REFERENCE), str(asked), str(answer)), cwd=str(sides.scratch), env=sides.env)
         seen = [sides.model, *([sides.adapter] if sides.adapter else [])]
         words = fence.around(words, sides.limits, seen, (sides.scratch,))
         process.stream(words, sides.log, limit=EXTRA_SECONDS + loading.limit(sides.files, sides.base))
@@ -284,5 +288,5 @@ def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) 
         hint = f"in float32 it takes 4 bytes of memory for each parameter; {LESS}"
         raise error.retold(message, hint) from error
     finally:
-        question.unlink(missing_ok=True)
+        asked.unlink(missing_ok=True)
         answer.unlink(missing_ok=True)

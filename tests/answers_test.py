@@ -289,12 +289,6 @@ SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.fixture
-def recorder(built: dict[str, Any], shared_cache: Path) -> Path:
-    """The tag's own llama-perplexity."""
-    return next((shared_cache / "builds").rglob("llama-perplexity*"))
-
-
-@pytest.fixture
 def made(orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], once: Callable[..., None], world: Path) -> Path:
     """A model that is converted, and may be spoilt."""
 

@@ -224,6 +224,12 @@ def built(
     return asked
 
 
+@pytest.fixture
+def recorder(built: dict[str, Any], shared_cache: Path) -> Path:
+    """The tag's own llama-perplexity."""
+    return next((shared_cache / "builds").rglob("llama-perplexity*"))
+
+
 def installed(name: str) -> Path:
     """A program that lies beside the interpreter that runs the tests."""
     return Path(sys.executable).with_name(name + (".exe" if os.name == "nt" else ""))

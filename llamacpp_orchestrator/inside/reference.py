@@ -19,7 +19,7 @@ import torch
 import transformers
 
 RANGE = 16.0  # what lies further below the likeliest token is not recorded (tools/perplexity/perplexity.cpp)
-ROWS = 32  # are compared at a time, in float64
+ROWS = 8  # are compared at a time, in float64
 BY = f"transformers {transformers.__version__}"
 
 
@@ -147,5 +147,6 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-answer = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
+if __name__ == "__main__":
+    answer = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
