@@ -211,3 +211,50 @@ def test_a_tag_with_the_same_requirements_keeps_its_packages(monkeypatch: pytest
     other: Any = msgspec.structs.replace(JOB, llama_cpp=msgspec.structs.replace(JOB.llama_cpp, tag="b11400"))
     found = locks.fitting(other, a_lock())
     assert (found["source"], found["environment"], found["spare"]) == (None, None, a_lock().environment)
+
+
+COMPARING: Any = msgspec.structs.replace(JOB, models=(msgspec.structs.replace(JOB.models[0], verify="logits"),))
+REFERENCE = EnvironmentPin(
+    upstream="7" * 64, torch="cpu", python="3.11", requirements=f"peft==0.21.2 \\\n    --hash=sha256:{'8' * 64}\n"
+)
+
+
+def test_what_is_compared_with_is_completed_where_it_is_asked_for_and_lacking(tmp_path: Path) -> None:
+    old, whole = a_lock(), msgspec.structs.replace(a_lock(), reference=REFERENCE)
+    assert locks.stale_reasons(JOB, old) == []
+    (reason,) = locks.stale_reasons(COMPARING, old)
+    assert reason.startswith("reference: the environment that `verify: logits` compares with is not locked")
+    assert locks.stale_reasons(COMPARING, whole) == locks.stale_reasons(JOB, whole) == []
+    assert locks.hashes(whole) == locks.hashes(old) | {"8" * 64} and locks.environments(whole) == (old.environment, REFERENCE)
+    assert locks.moved(old, whole)[-1].startswith("reference: peft none → 0.21.2")
+    locks.write(tmp_path / "job.lock.yaml", whole)
+    assert locks.read(tmp_path / "job.lock.yaml") == whole
+    damaged = locks.text_of(whole).replace("peft==0.21.2", "peft @ https://h/peft.whl")
+    (tmp_path / "job.lock.yaml").write_text(damaged, encoding="utf-8")
+    with pytest.raises(LockError, match=r"neither a pinned package nor a hash - at `\$\.reference\.requirements`"):
+        locks.read(tmp_path / "job.lock.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, True),
+        ({"overrides": ("transformers==4.51.0",)}, True),
+        ({"overrides": ("torch==2.13.0",)}, False),
+        ({"torch": "cu128"}, False),
+        ({"python": "3.12"}, False),
+        ({"path": "own"}, True),
+    ],
+)
+def test_what_is_compared_with_follows_what_is_said_of_the_machine(changes: dict[str, Any], kept: bool) -> None:
+    environment = msgspec.structs.replace(COMPARING.environment, **changes)
+    found = locks.fitting(
+        msgspec.structs.replace(COMPARING, environment=environment), msgspec.structs.replace(a_lock(), reference=REFERENCE)
+    )
+    assert bool(found["reference"]) == kept
+
+
+@pytest.mark.parametrize(("what", "kept"), [("environment", False), ("all", False), ("llama_cpp", True), ("models", True)])
+def test_what_is_compared_with_moves_with_the_environment(what: str, kept: bool) -> None:
+    lock = msgspec.structs.replace(a_lock(), reference=REFERENCE)
+    assert bool(locks.fitting(COMPARING, lock, what)["reference"]) == kept

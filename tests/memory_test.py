@@ -118,7 +118,7 @@ def test_what_quantizing_takes(origin: str, mapped: bool, each: int) -> None:
 
 def test_what_computing_takes() -> None:
     assert memory.loading(1000 * MILLION) == memory.PROGRAM + 1100 * MILLION
-    assert memory.comparing([Weight("a", "", 1000 * MILLION)], 2000 * MILLION) == memory.INTERPRETER + 4400 * MILLION
+    assert memory.comparing([Weight("a", "", 1000 * MILLION)], 2000 * MILLION) == memory.REFERENCE + 4400 * MILLION
     assert memory.comparing([], 2000 * MILLION) == memory.loading(2000 * MILLION)
     assert memory.adapter(7 * MILLION, [], "f16") == memory.INTERPRETER + 7 * MILLION
 

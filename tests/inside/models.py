@@ -1,4 +1,4 @@
-"""Tiny models as today's transformers saves them, their weights large enough for each number of the config to act: models.py FOLDER."""
+"""Tiny models as today's transformers saves them, with weights so large that each number of the config acts: models.py FOLDER."""
 
 import sys
 from pathlib import Path
