@@ -166,6 +166,8 @@ def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
         for endpoint in settings.huggingface if not spec.is_folder(wanted.source) else ():
             one = msgspec.structs.replace(settings, huggingface=(endpoint,))
             yield Probe(name=wanted.source, setting=SETTINGS["hub"], ask=functools.partial(_files, work, wanted, one))
+    for url in settings.index.index_urls if locks.uses_reference(job) else ():
+        yield Probe(name="reference", setting=SETTINGS["packages"], ask=functools.partial(_package, url, "peft"))
     if job.environment.path is None:
         for url in settings.index.index_urls:
             yield Probe(name="packages", setting=SETTINGS["packages"], ask=functools.partial(_package, url, "numpy"))

@@ -284,6 +284,10 @@ SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda model: edit(model / "config.json", quantization_config={"quant_method": "awq"}),
         "the source is quantized itself",
     ),
+    "misread": (
+        lambda model: edit(model / "config.json", model_type="olmo3", architectures=["Olmo3ForCausalLM"]),
+        "transformers 5.23.0 takes 500000 for its rope base, where its config.json says 10000",
+    ),
     "headless": (headless, "the source has no lm_head.weight, which transformers would have to make up"),
 }
 

@@ -47,7 +47,10 @@ def misread(folder: str, config: Any) -> str:
     """
     written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     known = {*numbers(written, "rope_theta"), *numbers(written, "base_freq")}
-    strange = [base for base in numbers(config.to_dict(), "rope_theta") if known and base not in known]
+    text = config.get_text_config()
+    default = getattr(text, "default_theta", None)
+    usual = set(default.values()) if isinstance(default, dict) else set()  # for kinds of layers that a file need not name
+    strange = [base for base in numbers(text.to_dict(), "rope_theta") if known and base not in known | usual]
     return f"{BY} takes {strange[0]:g} for its rope base, where its config.json says {max(known):g}" if strange else ""
 
 
