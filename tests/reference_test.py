@@ -35,7 +35,7 @@ from tests.stage.github import release
 
 Run = Callable[..., Answer]
 INSIDE = Path(__file__).parent / "inside"
-MODELS = ("llama", "headed", "experts", "gemma2")
+MODELS = ("llama", "headed", "gemma2")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,8 @@ def test_every_number_that_is_wrong_is_seen(
             size = logits.context(logits.windows(have.metadata, config), 32_000)
             (folder / "logits.txt").write_text(logits.text(2 * size), encoding="utf-8")
             process.capture(logits.command(recorder, [file], [], folder, False, size))
-            places = {"right": sources / model}
+            # One that 4.57.6 takes for a model of 128 experts: it is read, and is another.
+            places = {"right": sources / model} | ({"experts": sources / "experts"} if model == "llama" else {})
             for name, (broken_model, changes) in BREAKS.items() if tag == "b11434" else ():
                 if broken_model == model:
                     places[name] = broken(sources / model, folder / name, changes)
@@ -164,7 +165,7 @@ def test_every_number_that_is_wrong_is_seen(
         found[name] = logits.judge("x", answer, bounds)
     seen = {name: bool(each.failures) for name, each in found.items()}
     assert seen == {name: not name.endswith("right") for name in seen}, found
-    assert len(seen) == len(BREAKS) + 4
+    assert len(seen) == len(BREAKS) + 6
 
 
 def test_a_bundle_brings_what_is_compared_with(
