@@ -16,7 +16,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 512,
 }  # fmt: skip
-CAPS = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+CAPS = {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 20.0}
 # Each with how large its embedding is, and by how much a layer's matrix lengthens what it is given.
 MODELS = {
     "llama": (transformers.LlamaConfig(**SHAPE, rope_parameters=LLAMA3), 0.02, 2.0),
@@ -30,8 +30,8 @@ MODELS = {
     ),
     "gemma2": (
         transformers.Gemma2Config(**SHAPE, rope_parameters=PLAIN, sliding_window=64, query_pre_attn_scalar=16, **CAPS),
-        0.5,
-        3.0,
+        0.1,
+        2.0,
     ),
 }
 for name, (config, embedding, gain) in MODELS.items():
