@@ -16,7 +16,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 512,
 }  # fmt: skip
-CAPS = {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 20.0}
+CAPS = {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 20.0}
 # Each with how large its embedding is, and by how much a layer's matrix lengthens what it is given.
 MODELS = {
     "llama": (transformers.LlamaConfig(**SHAPE, rope_parameters=LLAMA3), 0.02, 2.0),
