@@ -71,10 +71,12 @@ def sources(reference: Path, once: Callable[..., None], data: Path, world: Path)
 def test_right_files_of_todays_checkpoints_pass(
     orchestrate: Run, job: Callable[..., Path], built: dict[str, Any], sources: Path, world: Path
 ) -> None:
-    models = [{"source": f"./{name}", "outtype": "f16", "verify": "logits"} for name in MODELS]
+    # Gemma's has a tokenizer of another family, which the check of tokenizers tells; it is compared below.
+    right = ("llama", "headed")
+    models = [{"source": f"./{name}", "outtype": "f16", "verify": "logits"} for name in right]
     answer = orchestrate("run", job(*models, binaries=built))
     assert answer.code == 0, answer.err
-    for name in MODELS:
+    for name in right:
         receipt = artifact.read(world / "dist" / f"{name}-f16.gguf")
         assert receipt and receipt.levels[-1] == "logits", (name, receipt)
         told = [note for note in receipt.notes if "transformers 4 drops it" in note]
