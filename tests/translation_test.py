@@ -22,8 +22,9 @@ from llamacpp_orchestrator.translation.tokenizer import framed
 # A tag, and the package that carries its tree, as in eras_test.
 TAGS = {"b3878": "0.3.1", "b9821": "b9821", "b10605": "b10605", "b11434": "b11434"}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-OLD = Reader(transformers=(4, 57, 6), knows=frozenset({"outer context"}))
-NEW = Reader(transformers=(4, 57, 6), knows=frozenset(MARKS) - {"outer context"})
+OF_OLD = {"outer context", "prefix by key"}
+OLD = Reader(transformers=(4, 57, 6), knows=frozenset(OF_OLD))
+NEW = Reader(transformers=(4, 57, 6), knows=frozenset(MARKS) - OF_OLD)
 NEWEST = Reader(transformers=(5, 23, 0), knows=NEW.knows)
 PAIRS = {"model": {"type": "BPE", "merges": [["a", "b"], ["ab", " c"]]}}
 
@@ -241,6 +242,13 @@ def test_what_is_put_around_a_text_is_said_for_a_class_that_would_make_it_anew()
     assert translated({**files, "tokenizer_config.json": {**config, "add_bos_token": True}}, NEW) == {}
 
 
+def test_a_prefix_that_is_null_is_left_unsaid_for_who_takes_it_for_false() -> None:
+    files = {"tokenizer_config.json": {"add_prefix_space": None, "eos_token": "</s>"}}
+    assert translated(files, OLD) == {"tokenizer_config.json": {"eos_token": "</s>"}}
+    assert translated(files, NEW) == {}
+    assert translated({"tokenizer_config.json": {"add_prefix_space": False}}, OLD) == {}
+
+
 def test_special_tokens_of_a_model_of_its_own_bear_their_older_name() -> None:
     tokens = {"image_token": "<image>"}
     shown = translated({"tokenizer_config.json": {"model_specific_special_tokens": tokens}}, NEW)
@@ -263,6 +271,19 @@ def test_how_tokens_are_pooled_is_said_in_older_words() -> None:
     assert shown["1_Pooling/config.json"]["pooling_mode_mean_tokens"] is True
     assert shown["1_Pooling/config.json"]["pooling_mode_cls_token"] is False
     assert translated(files, NEW) == {}
+
+
+@pytest.mark.parametrize("version", ["6.0.0", "7.1.0.dev0", "10.0"])
+def test_what_a_library_of_tomorrow_saved_is_noted_and_not_guessed(version: str) -> None:
+    files = {"config.json": {"transformers_version": version, "rope_of_tomorrow": {"base": 1}}}
+    found = translation.translate(files.get, NEW, RULES)
+    assert found.files == {}
+    assert [note.split(",")[0] for note in found.notes] == [f"saved by transformers {version}"]
+
+
+@pytest.mark.parametrize("version", ["5.23.0", "4.57.6", "", None, "odd"])
+def test_what_is_of_today_is_not(version: str | None) -> None:
+    assert translation.translate({"config.json": {"transformers_version": version}}.get, NEW, RULES).notes == ()
 
 
 def test_what_was_translated_is_told_with_who_began_it() -> None:

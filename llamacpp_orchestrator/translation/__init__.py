@@ -11,6 +11,7 @@ import msgspec
 
 # What a recipe says of the rules here: a file that was made by other rules is not current. Raise it with every changed rule.
 REVISION = "translation 1"
+NEWEST = 5  # the version of transformers whose files the rules know
 
 Json = dict[str, Any]
 Read = Callable[[str], Any]
@@ -64,7 +65,18 @@ def translate(read: Read, reader: Reader, rules: Iterable[Rule]) -> Translation:
         if files := rule.apply(current, reader):
             changed |= files
             notes.append(f"translated for this tag: {rule.name} ({', '.join(sorted(files))}; new since {rule.since})")
+    notes += later(read("config.json"))
     return Translation(files={name: _content(value) for name, value in sorted(changed.items())}, notes=tuple(notes))
+
+
+def later(config: Any) -> list[str]:
+    """What is to be said of a checkpoint that a library of after these rules saved: it is read as it is, nothing is guessed."""
+    version = str(config.get("transformers_version")) if isinstance(config, dict) else ""
+    major = version.partition(".")[0]
+    if not major.isdecimal() or int(major) <= NEWEST:
+        return []
+    unknown = f"saved by transformers {version}, and only what versions up to {NEWEST} changed is known here"
+    return [f"{unknown}: read as it is; `verify: logits` tells whether it says the same"]
 
 
 def _content(value: Any) -> bytes:

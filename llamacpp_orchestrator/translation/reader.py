@@ -17,6 +17,8 @@ MARKS = {
     # Of llama3's scaling, b3878 takes the old context from beside `rope_scaling`, where few checkpoints have it.
     "outer context": ("scripts", 'self.hparams.get("original_max_position_embeddings", 8192)'),
     "pooling_mode": ("scripts", '"pooling_mode"'),
+    # Such a script takes null for false, where the key is there.
+    "prefix by key": ("one script", 'tokenizer_config_json["add_prefix_space"]'),
     "merge pairs": (VOCABULARY, "isinstance(merges[0], list)"),
     "chat_template.jinja": (VOCABULARY, "chat_template.jinja"),
     "post-processor": (VOCABULARY, "TemplateProcessing"),
@@ -45,5 +47,7 @@ def reader(tree: Path, transformers: str, architecture: str = "") -> Reader:
     vocabulary = (tree / VOCABULARY).read_text(encoding="utf-8") if (tree / VOCABULARY).is_file() else ""
     knows = {name for name, (where, text) in MARKS.items() if where == VOCABULARY and text in vocabulary}
     knows |= {name for name, (where, text) in MARKS.items() if where == "scripts" and scripts.mentions(tree, text)}
+    whole = scripts.core(tree).read_text(encoding="utf-8") if scripts.core(tree).is_file() else ""
+    knows |= {name for name, (where, text) in MARKS.items() if where == "one script" and text in whole}
     version = tuple(map(int, re.findall(r"\d+", transformers)[:3]))
     return Reader(transformers=version, knows=frozenset(knows), pieces=pieces(scripts.converter(tree, architecture)))

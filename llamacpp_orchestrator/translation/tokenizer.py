@@ -58,6 +58,14 @@ def merges(read: Read, reader: Reader) -> Json:
     return {MERGES: "\n".join(["#version: 0.2", *map(" ".join, parts), ""])}
 
 
+def prefix_unsaid(read: Read, reader: Reader) -> Json:
+    """No `add_prefix_space` rather than null, which says nothing."""
+    config = read(CONFIG)
+    if "prefix by key" not in reader.knows or not isinstance(config, dict) or config.get("add_prefix_space", True) is not None:
+        return {}
+    return {CONFIG: {key: value for key, value in config.items() if key != "add_prefix_space"}}
+
+
 def ends_of_text(read: Read, reader: Reader) -> Json:
     """`add_bos_token` and `add_eos_token` as the post-processor does it, where transformers 5 has left them out.
 
@@ -118,6 +126,12 @@ RULES = (
         since="transformers 4.45",
         source="llama.cpp, gguf-py/gguf/vocab.py, which reads pairs since November 2024",
         apply=merges,
+    ),
+    Rule(
+        name="no add_prefix_space that is null",
+        since="transformers 4.40",
+        source="llama.cpp b3878, LlamaModel.set_vocab",
+        apply=prefix_unsaid,
     ),
     Rule(
         name="add_bos_token and add_eos_token as tokenizer.json has it",
