@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,3 +133,27 @@ def test_an_environment_of_ones_own_tells_its_transformers(world: Path, tree: Ca
     assert converter_view.folder(work, lock, view) != view, "an unknown one counts as old"
     (world / "own" / "lib" / "python3.12" / "site-packages" / "transformers-5.23.0.dist-info").mkdir(parents=True)
     assert converter_view.folder(work, lock, view) == view
+
+
+def test_a_vocabulary_in_tokenizer_json_alone_cuts_texts_as_its_own_tokenizer(
+    orchestrate: Callable[..., Answer],
+    job: Callable[..., Path],
+    copy: Callable[..., Path],
+    built: dict[str, Any],
+    python: Path,
+    world: Path,
+) -> None:
+    model = copy("tiny-llama", "m")
+    saving = "import sys, transformers as t; t.LlamaTokenizerFast.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([str(python), "-c", saving, str(model)], check=True, env=environment, capture_output=True)
+    (model / "tokenizer.model").unlink()
+    assert (model / "tokenizer.json").is_file()
+    done = orchestrate("run", job({"source": str(model), "outtype": "f16", "verify": "load"}, binaries=built), "--json")
+    assert done.code == 0, done.err
+    assert "tokenizer.json's vocabulary as a sentencepiece model" in done.err
+    receipt = json.loads((world / "dist" / "m-f16.gguf.receipt.json").read_text())
+    assert receipt["levels"] == ["structure", "content", "load"]
+    assert not [note for note in receipt["notes"] if "cuts" in note or "not compared" in note], receipt["notes"]
+    scores = verify.contents([world / "dist" / "m-f16.gguf"]).metadata["tokenizer.ggml.scores"]
+    assert len(set(scores)) > 30_000
