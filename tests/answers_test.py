@@ -260,13 +260,17 @@ def test_an_output_that_is_sound_and_another_model_is_told(
     answer = orchestrate("run", file, "--json")
     assert {output["status"] for output in answer.json()["outputs"]} == {"current"}
     assert orchestrate("verify", small, "--level", "logits").code == 0
-    content = base.read_bytes()
-    # Where positions begin to turn faster; a type of 6 and a float of 10,000.
+    # Where positions begin to turn faster; a type of 6 and a float of 10,000. That is told by what config.json says.
     key = b"rope.freq_base" + struct.pack("<If", 6, 10_000.0)
-    spoil(base, content.index(key) + len(key) - 4, struct.pack("<f", 500_000.0))
-    one, two = (verify.contents([small]).tensors[f"blk.{number}.attn_v.weight"][1] for number in (0, 1))
-    spoil(small, two.start, small.read_bytes()[one.start : one.start + one.size])
-    for path in (base, small):
+    at = base.read_bytes().index(key) + len(key) - 4
+    spoil(base, at, struct.pack("<f", 500_000.0))
+    answer = orchestrate("verify", base, "--level", "content")
+    assert answer.code == 1 and "its rope.freq_base is 500000.0, where config.json says 10000.0" in answer.out, answer.out
+    spoil(base, at, struct.pack("<f", 10_000.0))
+    # Another block's matrix is as sound as its own, and only what it says tells.
+    for path in (small, base):
+        one, two = (verify.contents([path]).tensors[f"blk.{number}.attn_v.weight"][1] for number in (0, 1))
+        spoil(path, two.start, path.read_bytes()[one.start : one.start + one.size])
         assert orchestrate("verify", path, "--level", "load").code == 0
         answer = orchestrate("verify", path, "--level", "logits")
         assert answer.code == 1 and "does not go on as its source does: at position" in answer.out, answer.out
@@ -277,7 +281,7 @@ def headless(model: Path) -> None:
 
 
 SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "unknown": (lambda model: edit(model / "config.json", model_type="no_such"), "transformers does not know the model"),
+    "unknown": (lambda model: edit(model / "config.json", model_type="no_such"), "transformers 5.23.0 does not know the model"),
     "pair": (lambda model: edit(model / "config.json", model_type="t5"), "the model has an encoder"),
     "reader": (lambda model: edit(model / "config.json", model_type="vit"), "a model of the type vit has no next token"),
     "quantized": (
@@ -326,10 +330,11 @@ def test_what_is_compared_with_is_pinned_and_missed_offline(
     orchestrate: Run, job: Callable[..., Path], data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = {"source": str(data / "tiny-llama"), "outtype": "f16"}
-    file = job(model)
+    programs = {"backend": "source"}  # what needs no list of a release
+    file = job(model, binaries=programs)
     assert orchestrate("lock", file).code == 0
     before = locks.read(locks.path_for(file))
-    job(model | {"verify": "logits"})
+    job(model | {"verify": "logits"}, binaries=programs)
     answer = orchestrate("run", file, "--locked")
     assert answer.code == 3 and "reference: the environment that `verify: logits` compares with is not locked" in answer.err
     assert orchestrate("plan", file, "--offline").code == 1

@@ -22,6 +22,7 @@ MARKS = {
     "merge pairs": (VOCABULARY, "isinstance(merges[0], list)"),
     "chat_template.jinja": (VOCABULARY, "chat_template.jinja"),
     "post-processor": (VOCABULARY, "TemplateProcessing"),
+    "post-processor of bytes": (VOCABULARY, "processor_type == 'ByteLevel'"),
 }
 
 

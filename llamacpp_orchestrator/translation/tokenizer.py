@@ -74,11 +74,14 @@ def ends_of_text(read: Read, reader: Reader) -> Json:
     config = read(CONFIG)
     if not isinstance(config, dict) or "backend" not in config or "add_bos_token" in config:
         return {}
-    rebuilt = reader.before(5) and str(config.get("tokenizer_class")).removesuffix("Fast") in REBUILDING
-    if ("post-processor" in reader.knows and not rebuilt) or not isinstance(read(TOKENIZER), dict):
+    tokenizer = read(TOKENIZER)
+    if not isinstance(tokenizer, dict):
         return {}
-    begin, end = framed(read(TOKENIZER).get("post_processor"))
-    return {CONFIG: {**config, "add_bos_token": begin, "add_eos_token": end}}
+    begin, end = framed(tokenizer.get("post_processor"))
+    rebuilt = reader.before(5) and str(config.get("tokenizer_class")).removesuffix("Fast") in REBUILDING
+    if ("post-processor" if begin or end else "post-processor of bytes") in reader.knows and not rebuilt:
+        return {}
+    return {CONFIG: {**config, "add_bos_token": begin, **({"add_eos_token": end} if begin or end else {})}}
 
 
 def framed(processor: Any) -> tuple[bool, bool]:
