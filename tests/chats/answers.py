@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
+sys.path.insert(0, str(Path(sys.argv[2]).parent))
 
 from gguf import GGUFWriter
 from tokenizers import Tokenizer
