@@ -56,7 +56,7 @@ def _translated(view: Path, files: tuple[tuple[str, int], ...], by: Reader) -> T
         try:
             if ".." in path.parts or not path.is_file():
                 return None
-            if path.suffix not in (".json", ".jinja", ".txt"):
+            if path.suffix not in (".json", ".jinja", ".txt", ".md"):
                 return path.read_bytes()
             text = path.read_text(encoding="utf-8")
             return json.loads(text) if path.suffix == ".json" else text
