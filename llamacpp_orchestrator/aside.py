@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_loading = threading.RLock()
+
+
+def load(*names: str) -> None:
+    """Import libraries, one thread at a time, before a function imports what it needs of them.
+
+    Threads that enter a package of circular imports by different doors may wait for each other; importlib ends one of them
+    with _DeadlockError.
+    """
+    with _loading:
+        for name in names:
+            importlib.import_module(name)
 
 
 def begin(work: Callable[[], T]) -> Callable[[], T]:

@@ -27,6 +27,7 @@ from llamacpp_orchestrator import nightly
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import releases
 from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.aside import load
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import NetworkError
@@ -265,6 +266,7 @@ def _servers(settings: Settings) -> Iterator[Probe]:
 
 
 def _greet(url: str) -> str:
+    load("requests")
     import requests
 
     try:

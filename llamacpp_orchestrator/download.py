@@ -19,6 +19,7 @@ from llamacpp_orchestrator.archive import STOP as STOP
 from llamacpp_orchestrator.archive import full
 from llamacpp_orchestrator.archive import look_for_stop
 from llamacpp_orchestrator.archive import need_room
+from llamacpp_orchestrator.aside import load
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import anonymous
@@ -152,6 +153,7 @@ def _request(method: str, url: str, token: str | None, headers: dict[str, str], 
         request.headers["Authorization"] = f"Bearer {token}"
         return request
 
+    load("requests")
     # A callable as `auth` also keeps ~/.netrc out, while proxies and certificates of the environment stay honoured.
     from requests.exceptions import InvalidURL
 

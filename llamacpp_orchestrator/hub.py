@@ -19,6 +19,7 @@ from llamacpp_orchestrator import download
 from llamacpp_orchestrator import hubcache
 from llamacpp_orchestrator import hubsession
 from llamacpp_orchestrator import weightfiles
+from llamacpp_orchestrator.aside import load
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
@@ -97,6 +98,7 @@ def _hub_file(entry: Any, place: Place) -> HubFile:
 
 def moved(snapshot: Snapshot, revision: str, settings: Settings) -> str:
     """That a branch or tag is at another commit by now than the snapshot's; "" also where the hub does not say."""
+    load("huggingface_hub.hf_api")
     from huggingface_hub import HfApi
 
     endpoint, now = settings.huggingface[0], ""
@@ -249,6 +251,7 @@ def _download(snapshot: Snapshot, file: HubFile, place: Place, tally: Tally) -> 
 
 def probe(snapshot: Snapshot, file: HubFile, settings: Settings) -> str:
     """The host that sends the data of a file, by its first byte; NetworkError when none comes."""
+    load("huggingface_hub.hf_api")
     from huggingface_hub import get_token
 
     endpoint = settings.huggingface[0]

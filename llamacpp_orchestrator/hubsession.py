@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from llamacpp_orchestrator import download
+from llamacpp_orchestrator.aside import load
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
@@ -56,6 +57,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 def asking(ask: Callable[[], T], place: Place, tries: int = TRIES) -> T:
     """Ask the hub, again where that can heal; every refusal in its own words."""
+    load("huggingface_hub.hf_api")
     import huggingface_hub
     from huggingface_hub.utils import logging
     from huggingface_hub.utils.tqdm import disable_progress_bars

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from llamacpp_orchestrator.aside import load
 from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import NetworkError
@@ -49,6 +50,7 @@ def pages(index: Index) -> tuple[str, ...]:
 def listed(url: str, project: str) -> list[DistributionPackage]:
     """The files that an index has of a project; none when it cannot be read."""
     # That is left to uv, which asks the same index again and explains.
+    load("requests", "pypi_simple")
     import requests
     from pypi_simple import NoSuchProjectError
     from pypi_simple import PyPISimple
@@ -85,6 +87,7 @@ def torch_indexes(torch: str, settings: Settings) -> tuple[str, ...]:
 
 def _reachable(urls: tuple[str, ...], project: str, tell: Callable[[str], None]) -> str | None:
     """The first index that has a page for a project within a few seconds."""
+    load("requests")
     import requests
 
     def ask(url: str) -> str:

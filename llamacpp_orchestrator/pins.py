@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -102,8 +101,6 @@ def steps(work: Work, found: Found, binaries: bool = False, first_use: bool = Fa
     for wanted in locks.all_wanted(job):
         if wanted not in found.models:
             made.append(Step(name=f"fetch {names[wanted]}", action=_files(work, found, wanted)))
-    if len(made) > 1:  # threads that load it at once, for the first time, wait for each other's parts for ever
-        importlib.import_module("requests")
     return made
 
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.aside import load
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
@@ -247,6 +248,7 @@ def _program() -> Any:
     if shutil.which("git") is None:
         raise missing
     try:
+        load("git")
         from git import Git
     except ImportError as error:
         raise missing from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from llamacpp_orchestrator import archive
 from llamacpp_orchestrator import download
+from llamacpp_orchestrator.aside import load
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -96,6 +97,7 @@ def _unpack_tree(packed: Path, dest: Path) -> None:
 
 def _sdists(settings: Settings) -> dict[int, tuple[str, str, str]]:
     """Build number → (URL, sha256, upload time or "") over all configured indexes, the first that has a file winning."""
+    load("requests", "pypi_simple")
     import requests
     from pypi_simple import NoSuchProjectError
     from pypi_simple import PyPISimple
