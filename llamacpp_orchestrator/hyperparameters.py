@@ -28,16 +28,6 @@ from llamacpp_orchestrator.verify import Tensor
 # Everything is float32 in a GGUF.
 CLOSE = 1e-5
 F32, CHUNK = 0, 1 << 20
-# Architectures of which tiny models were converted at several tags and compared: there a difference is no way of upstream's.
-_PROVEN = (
-    "afmoe apertus arcee bert bloom cohere2 command-r deepseek2 dots1 ernie4_5 ernie4_5-moe exaone4 falcon falcon-h1 gemma "
-    "gemma2 gemma3 gemma3n glm4 glm4moe gpt-oss gpt2 gptneox granite granitehybrid granitemoe hunyuan-dense jais2 jamba lfm2 "
-    "lfm2moe llama llama4 mamba mamba2 mistral3 modern-bert mpt nemotron olmo olmo2 olmoe phi2 phi3 qwen2 qwen2moe qwen3 "
-    "qwen3moe qwen3next seed_oss smollm3 stablelm starcoder starcoder2 t5"
-)
-PROVEN = frozenset(_PROVEN.split())
-
-
 ENCODERS = ("bert", "modern-bert")
 # Where transformers keeps the matrix that turns numbers into tokens, and the one that turns tokens into numbers.
 HEADS, EMBEDDINGS = ("lm_head.weight", "embed_out.weight"), ("embed_tokens.weight", "wte.weight", "embed_in.weight")
@@ -124,7 +114,7 @@ def compare(config: Text, model: Model, upstream: Decisions) -> Findings:
         found += _compared(rule, text, model, upstream)
     found += _epsilon(text, model) + _manner(text, model)
     # What is turned where nothing is said of a part is the whole head, in architectures that we know.
-    whole = {"partial_rotary_factor": 1.0} if model.architecture in PROVEN else {}
+    whole = {"partial_rotary_factor": 1.0} if model.architecture in runtime.PROVEN else {}
     turned = positions.compare({**whole, **text}, model.architecture, model.values, model.factors)
     if not whole and any(name.startswith(("rope_", "sliding_")) for name in upstream.written):
         turned = Findings(notes=turned.failures + turned.notes)
@@ -143,7 +133,7 @@ def _compared(rule: Rule, text: Text, model: Model, upstream: Decisions) -> Find
     key, value = next(iter(asked.items()))
     told = f"it has no {rule.to}, for which the runtime takes" if mine is None else f"its {rule.to} is"
     told += f" {_shown(have)}, where config.json says {_shown(value)} ({key})"
-    certain = model.architecture in PROVEN or _untouched(rule, asked, upstream)
+    certain = model.architecture in runtime.PROVEN or _untouched(rule, asked, upstream)
     return Findings(failures=(told,)) if certain else Findings(notes=(told,))
 
 
@@ -202,7 +192,7 @@ def _epsilon(text: Text, model: Model) -> Findings:
     """The small number of a norm: which of two keys holds it depends on the architecture, some have both."""
     due = configkeys.said(text, configkeys.EPSILON_KEYS)
     mine = {key: model.values[key] for key in configkeys.EPSILONS if key in model.values}
-    if not due or not (mine or model.architecture in PROVEN):
+    if not due or not (mine or model.architecture in runtime.PROVEN):
         return Findings()
     if not mine:
         return Findings(failures=(f"it has no epsilon of its norms, where config.json says {_shown(next(iter(due.values())))}",))

@@ -80,6 +80,15 @@ def _bases(asked: Rope, architecture: str, values: Values) -> Iterator[str]:
         yield _told("rope.freq_base_swa", values, default, asked.sliding["rope_theta"], "rope_theta of layers with a window")
 
 
+def unwritten(text: Text, architecture: str, methods: frozenset[str]) -> tuple[str, ...]:
+    """That a config's base of rope would be lost: the script of a tag calls the writer's `methods`, and none that writes it."""
+    base = rope(text).full.get("rope_theta")
+    known = architecture in runtime.PROVEN and architecture not in runtime.WITHOUT_ROPE and methods
+    if not known or "add_rope_freq_base" in methods or not _differ(BASE, base):
+        return ()
+    return (f"config.json says rope_theta {base:g}, where {architecture} of llama.cpp has {BASE:g} unless it is told",)
+
+
 def _head(text: Text, values: Values) -> int:
     heads = max(numbers(values.get("attention.head_count")), default=0)
     size = numbers(values.get("attention.key_length"))

@@ -16,6 +16,7 @@ from llamacpp_orchestrator import configkeys
 from llamacpp_orchestrator import encoders
 from llamacpp_orchestrator import headers
 from llamacpp_orchestrator import modelfiles
+from llamacpp_orchestrator import positions
 from llamacpp_orchestrator import quantized
 from llamacpp_orchestrator import rules
 from llamacpp_orchestrator import runtime
@@ -243,7 +244,8 @@ def impossible(tree: Path, config: dict[str, Any]) -> tuple[str, ...]:
     """What a config asks for and no GGUF of its architecture can say at a tag; () where the tag's class for it cannot be told."""
     ways = [scripts.decisions(tree, name) for name in claimed(config)]
     way = next((way for way in ways if way.name), scripts.Decisions())
-    return runtime.impossible(way.name, configkeys.flat(config), way.own)
+    text = configkeys.flat(config)
+    return runtime.impossible(way.name, text, way.own) + positions.unwritten(text, way.name, way.called)
 
 
 def _able(tree: Path, config: dict[str, Any]) -> bool:

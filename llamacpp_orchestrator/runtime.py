@@ -58,6 +58,14 @@ FIXED: dict[str, dict[str, Any]] = {
 }
 
 # No positions by rotation at all (llama_model_rope_type), and those that must turn the whole head ("invalid n_rot").
+# Architectures of which tiny models were converted at several tags and compared: there a difference is no way of upstream's.
+_PROVEN = (
+    "afmoe apertus arcee bert bloom cohere2 command-r deepseek2 dots1 ernie4_5 ernie4_5-moe exaone4 falcon falcon-h1 gemma "
+    "gemma2 gemma3 gemma3n glm4 glm4moe gpt-oss gpt2 gptneox granite granitehybrid granitemoe hunyuan-dense jais2 jamba lfm2 "
+    "lfm2moe llama llama4 mamba mamba2 mistral3 modern-bert mpt nemotron olmo olmo2 olmoe phi2 phi3 qwen2 qwen2moe qwen3 "
+    "qwen3moe qwen3next seed_oss smollm3 stablelm starcoder starcoder2 t5"
+)
+PROVEN = frozenset(_PROVEN.split())
 WITHOUT_ROPE = frozenset((
     "gpt2", "gptj", "mpt", "refact", "bloom", "mamba", "mamba2", "jamba", "jina-bert-v2", "t5", "t5encoder", "jais", "rwkv6",
     "rwkv6qwen2", "rwkv7", "arwkv7", "nemotron_h", "nemotron_h_moe", "kimi-linear", "bert",

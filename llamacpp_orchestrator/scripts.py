@@ -51,12 +51,14 @@ class Architectures(msgspec.Struct, frozen=True, kw_only=True):
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
     """What a tag does with the config of an architecture: its name in a GGUF, the texts in its classes and in those `own` below
-    the base, and what these set by themselves, `written`: an attribute, or a key of the GGUF as its writer calls it."""
+    the base, what these set by themselves, `written` (an attribute, or a key of the GGUF as its writer calls it), and the methods
+    that are `called` in whatever of it all runs."""
 
     name: str = ""
     own: frozenset[str] = frozenset()
     read: frozenset[str] = frozenset()
     written: frozenset[str] = frozenset()
+    called: frozenset[str] = frozenset()
 
 
 @functools.lru_cache(maxsize=16)
@@ -220,6 +222,7 @@ def decisions(tree: Path, architecture: str) -> Decisions:
         own=frozenset(text for node in own for text in within(node)),
         read=frozenset(text for node in classes for text in within(node)),
         written=frozenset(text.removeprefix("self.").removeprefix("gguf_writer.add_") for text in stored),
+        called=frozenset(name for function in effective(classes) for name in called(function)),
     )
 
 
@@ -318,9 +321,20 @@ def reads_gpt2(classes: list[ast.ClassDef], special: tuple[str, ...]) -> bool:
     return "_set_vocab_gpt2" in ways and ways <= {"_set_vocab_gpt2", *OTHER_WAYS}
 
 
+def effective(classes: list[ast.ClassDef]) -> list[ast.FunctionDef]:
+    """The methods of a lineage that run: of each name the lowest, and above it as long as each calls the one above itself."""
+    chosen, closed = [], set[str]()
+    for node in classes:
+        for line in node.body:
+            if isinstance(line, ast.FunctionDef) and line.name not in closed:
+                chosen.append(line)
+                closed |= set() if line.name in called(line) else {line.name}
+    return chosen
+
+
 def scalings(classes: list[ast.ClassDef]) -> frozenset[str]:
-    """The kinds of rope scaling that a class and all above it write; the others it passes over."""
-    words = {text for node in classes for text in within(node)}
+    """The kinds of rope scaling that a class writes; the others it passes over."""
+    words = {text for function in effective(classes) for text in within(function)}
     return frozenset(kind for kind, word in SCALINGS.items() if word in words)
 
 

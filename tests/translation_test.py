@@ -236,6 +236,14 @@ def test_what_is_put_around_a_text_is_said_for_who_reads_no_post_processor(proce
     assert translated({**files, "tokenizer_config.json": {}}, OLD) == {}, "what transformers 4 saved says so itself, or never did"
 
 
+def test_what_is_put_around_a_text_is_left_to_a_class_that_writes_it_itself(tree: Callable[[str], Path]) -> None:
+    files = {"tokenizer_config.json": {"backend": "tokenizers"}, "tokenizer.json": {"post_processor": {"type": "RobertaProcessing"}}}
+    for name in ("XLMRobertaModel", "T5ForConditionalGeneration"):
+        by = reader(tree(TAGS["b3878"]), "4.57.6", name)
+        assert by.knows == OLD.knows | {"ends by itself"} and translated(files, by) == {}, "b3878 ends at a second word on it"
+    assert translated(files, reader(tree(TAGS["b3878"]), "4.57.6", "BertModel")) != {}
+
+
 def test_what_is_put_around_a_text_is_said_for_a_class_that_would_make_it_anew() -> None:
     config = {"backend": "tokenizers", "tokenizer_class": "LlamaTokenizer"}
     files = {"tokenizer_config.json": config, "tokenizer.json": {"post_processor": BEHIND}}
@@ -330,6 +338,10 @@ def test_what_a_tag_knows_is_read_from_its_source(tree: Callable[[str], Path]) -
         ("b3878", "LlamaForCausalLM", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, False),
         ("b3878", "Phi3ForCausalLM", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, False),
         ("b11434", "LlamaForCausalLM", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, False),
+        # The base of all classes would write it, and these do not ask it to.
+        ("b11434", "Gemma2ForCausalLM", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, True),
+        ("b11434", "FalconForCausalLM", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, True),
+        ("b11434", "Gemma3ForCausalLM", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, False),
         ("b11434", "NobodyKnowsIt", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, False),
     ],
 )
@@ -343,6 +355,31 @@ def test_a_scaling_that_a_tag_passes_over_is_refused(
             preflight.check_scaling(subject, config)
     else:
         preflight.check_scaling(subject, config)
+
+
+@pytest.mark.parametrize(
+    ("tag", "architecture", "text", "refused"),
+    [
+        ("b3878", "Gemma2ForCausalLM", {"rope_theta": 2e4}, True),
+        ("b11434", "Gemma2ForCausalLM", {"rope_parameters": {"rope_type": "default", "rope_theta": 2e4}}, True),
+        ("b9821", "FalconForCausalLM", {"rope_theta": 500042.0}, True),
+        ("b11434", "StableLmForCausalLM", {"rope_theta": 1e6}, True),
+        ("b10605", "GPTNeoXForCausalLM", {"rotary_emb_base": 25000}, True),
+        ("b11434", "Gemma2ForCausalLM", {"rope_theta": 1e4}, False),
+        ("b11434", "Gemma2ForCausalLM", {}, False),
+        ("b3878", "Qwen2ForCausalLM", {"rope_theta": 1e6}, False),
+        ("b3878", "Phi3ForCausalLM", {"rope_theta": 1e6}, False),
+        ("b11434", "Gemma3ForCausalLM", {"rope_theta": 1e6, "rope_local_base_freq": 1e4}, False),
+        ("b11434", "DeepseekV3ForCausalLM", {"rope_theta": 1e6}, False),
+        ("b11434", "GPT2LMHeadModel", {"rope_theta": 2e4}, False),
+        ("b11434", "NobodyKnowsIt", {"rope_theta": 2e4}, False),
+    ],
+)
+def test_a_base_of_rope_that_a_tag_passes_over_is_refused(
+    tag: str, architecture: str, text: dict[str, Any], refused: bool, tree: Callable[[str], Path]
+) -> None:
+    found = preflight.impossible(tree(TAGS[tag]), {"architectures": [architecture], **text})
+    assert [said.split(",")[0].split()[2] for said in found] == (["rope_theta"] if refused else [])
 
 
 BYTES = {f"<0x{number:02X}>": number + 3 for number in range(256)}
@@ -409,6 +446,16 @@ def test_a_vocabulary_in_tokenizer_json_alone_becomes_a_sentencepiece_model() ->
     scores = {text: score for text, score, _ in pieces}
     assert scores["ab"] == 0 > scores["\u2581ab"] == -1 > scores["\u2581"] > scores["a"] > scores["b"]
     assert trainer == {3: 2, 4: 266, 35: 1} and normalizer == {1: b"identity", 3: 1, 4: 0, 5: 1}
+
+
+def test_a_vocabulary_of_gemmas_kind_puts_nothing_before_a_text() -> None:
+    blank = {"String": " "}
+    idle = {"type": "Split", "pattern": blank, "behavior": "MergedWithPrevious", "invert": False}
+    gemma = {**SPACED, "normalizer": {"type": "Replace", "pattern": blank, "content": "\u2581"}, "pre_tokenizer": idle}
+    pieces, _, normalizer = made({"tokenizer.json": gemma}, "tokenizer.model")
+    assert pieces == made({"tokenizer.json": SPACED}, "tokenizer.model")[0] and normalizer[3] == 0
+    cutting = {**gemma, "normalizer": None}
+    assert "tokenizer.model" not in translated({"tokenizer.json": cutting}, Reader(pieces="tokenizer.model"))
 
 
 def test_a_vocabulary_with_scores_keeps_them() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 # What a recipe says of the rules here: a file that was made by other rules is not current. Raise it with every changed rule.
-REVISION = "translation 1"
+REVISION = "translation 2"
 NEWEST = 5  # the version of transformers whose files the rules know
 
 Json = dict[str, Any]
@@ -21,8 +21,9 @@ Read = Callable[[str], Any]
 class Reader(msgspec.Struct, frozen=True, kw_only=True):
     """What reads a checkpoint at a tag: the version of transformers beside its scripts, and what these know themselves.
 
-    `transformers` is () where it cannot be told, and counts as an old one; `knows` has names of `reader.MARKS`; `pieces` is the
-    file from which the architecture's class takes a sentencepiece vocabulary, "" for one that needs none.
+    `transformers` is () where it cannot be told, and counts as an old one; `knows` has names of `reader.MARKS`, and "ends by
+    itself" of `reader.ends`; `pieces` is the file from which the architecture's class takes a sentencepiece vocabulary, "" for
+    one that needs none.
     """
 
     transformers: tuple[int, ...] = ()

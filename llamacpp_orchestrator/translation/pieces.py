@@ -51,9 +51,16 @@ def pieces(read: Read, reader: Reader) -> Json:
 
 def is_spaced(tokenizer: Json) -> bool:
     """Whether a byte-pair tokenizer.json is of sentencepiece's kind: spaces are letters, and what has no token is bytes."""
-    model, cut = tokenizer["model"], tokenizer.get("pre_tokenizer")
-    plain = cut is None or (cut.get("type") == "Metaspace" and not cut.get("split"))
-    return bool(model.get("byte_fallback")) and plain
+    cuts = [part for part in _parts(tokenizer.get("pre_tokenizer"), "pretokenizers") if not _is_idle(part, tokenizer)]
+    whole = all(cut["type"] == "Metaspace" and not cut.get("split") for cut in cuts)
+    return whole and bool(tokenizer["model"].get("byte_fallback"))
+
+
+def _is_idle(cut: Json, tokenizer: Json) -> bool:
+    """Whether a part cuts nothing: Gemma's looks for blanks, and the normalizer has made letters of them before."""
+    changed = [part for part in _parts(tokenizer.get("normalizer"), "normalizers") if part.get("type") == "Replace"]
+    blank = {"String": " "}
+    return cut.get("type") == "Split" and cut.get("pattern") == blank and any(part.get("pattern") == blank for part in changed)
 
 
 def _unknown(read: Read) -> str:

@@ -42,6 +42,12 @@ def pieces(classes: list[ast.ClassDef]) -> str:
     return "tokenizer.model" if not asks and ("_set_vocab_sentencepiece" in ways or "tokenizer.model" in words) else ""
 
 
+def ends(classes: list[ast.ClassDef]) -> bool:
+    """Whether a class itself writes what stands around a text; a second word on it ends the older scripts."""
+    found = scripts.method(classes, "set_vocab")
+    return found is not None and "add_add_bos_token" in scripts.called(found[1])
+
+
 @functools.lru_cache(maxsize=16)  # asked for each output of a job; a tree in the cache does not change
 def reader(tree: Path, transformers: str, architecture: str = "") -> Reader:
     """How a tag reads checkpoints of an architecture, with a version of transformers ("4.57.6", or "" where nobody knows it)."""
@@ -51,4 +57,6 @@ def reader(tree: Path, transformers: str, architecture: str = "") -> Reader:
     whole = scripts.core(tree).read_text(encoding="utf-8") if scripts.core(tree).is_file() else ""
     knows |= {name for name, (where, text) in MARKS.items() if where == "one script" and text in whole}
     version = tuple(map(int, re.findall(r"\d+", transformers)[:3]))
-    return Reader(transformers=version, knows=frozenset(knows), pieces=pieces(scripts.converter(tree, architecture)))
+    classes = scripts.converter(tree, architecture)
+    knows |= {"ends by itself"} if ends(classes) else set()
+    return Reader(transformers=version, knows=frozenset(knows), pieces=pieces(classes))

@@ -72,7 +72,7 @@ def ends_of_text(read: Read, reader: Reader) -> Json:
     Older scripts read no post-processor, and some classes of transformers 4 make one of their own by these two.
     """
     config = read(CONFIG)
-    if not isinstance(config, dict) or "backend" not in config or "add_bos_token" in config:
+    if not isinstance(config, dict) or "backend" not in config or "add_bos_token" in config or "ends by itself" in reader.knows:
         return {}
     tokenizer = read(TOKENIZER)
     if not isinstance(tokenizer, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,8 +73,9 @@ def failed(done: Run) -> tuple[str, str]:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if not errors or not any(line.startswith("hint: ") for line in lines) or "Traceback (most recent call last)" in done.text:
         return "bare", (errors or lines[-1:] or [""])[0]
-    started = [step["name"] for step in (done.document or {}).get("steps", ()) if step["name"].startswith("convert")]
-    return ("late" if started else "refused"), errors[0]
+    steps = (done.document or {}).get("steps", ())
+    started = any(step["name"].startswith("convert") and step["status"] != "blocked" for step in steps)
+    return ("late" if started else "refused"), re.sub(r"\S*/saved/", "", errors[0])
 
 
 def judged(said: dict[str, object], arounds: Sequence[list[int]], *, encoder: bool) -> tuple[str, str]:
