@@ -35,6 +35,8 @@ def check_small_files(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: 
         if locks.base_wanted(model) == wanted:
             tree = pins.get_tree(work, lock.llama_cpp, tell)
             preflight.check_model(_subject(work, lock, model, view))
+            if not {"--mmproj", "--mistral-format"} & set(model.args):
+                converter_view.check_pieces(work, lock, wanted, view)
             if model.mmproj and "--mistral-format" not in model.args:
                 preflight.check_projector(tree, lock.llama_cpp.tag, model.name, modelfiles.read_json(view / "config.json"))
 

@@ -19,7 +19,9 @@ from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator import translation
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.modelfiles import HubFile
 from llamacpp_orchestrator.translation import Reader
 from llamacpp_orchestrator.translation import Translation
@@ -33,8 +35,24 @@ def of(work: Work, lock: Lock, view: Path) -> Translation:
     files = tuple(
         (path.name, path.stat().st_mtime_ns) for path in sorted(view.glob("*")) if path.suffix in (".json", ".jinja", ".md")
     )
+    return _translated(view, files, _reader(work, lock, view))
+
+
+def _reader(work: Work, lock: Lock, view: Path) -> Reader:
     names = preflight.claimed(preflight.read_json(view / "config.json"))
-    return _translated(view, files, reader(building.tree(work, lock), _transformers(work, lock), *names[:1]))
+    return reader(building.tree(work, lock), _transformers(work, lock), *names[:1])
+
+
+def check_pieces(work: Work, lock: Lock, wanted: Wanted, view: Path) -> None:
+    """Raise OrchestrateError for a model without the sentencepiece vocabulary that its class at this tag takes, and no other."""
+    names = {file.path for file in lock.files(wanted).files}
+    by = _reader(work, lock, view)
+    if "pieces alone" in by.knows and wanted.weights and by.pieces not in (names | of(work, lock, view).files.keys()):
+        message = f"{wanted.source}: {lock.llama_cpp.tag} reads its kind of vocabulary from {by.pieces} alone, and there is none"
+        hint = f"add the {by.pieces} of the original model"
+        if "tokenizer.json" in names:
+            hint += "; its tokenizer.json is of another kind than such a file can be made of"
+        raise OrchestrateError(message, hint)
 
 
 def _transformers(work: Work, lock: Lock) -> str:

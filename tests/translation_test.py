@@ -237,7 +237,8 @@ def test_what_is_put_around_a_text_is_said_for_who_reads_no_post_processor(proce
 
 
 def test_what_is_put_around_a_text_is_left_to_a_class_that_writes_it_itself(tree: Callable[[str], Path]) -> None:
-    files = {"tokenizer_config.json": {"backend": "tokenizers"}, "tokenizer.json": {"post_processor": {"type": "RobertaProcessing"}}}
+    processor = {"post_processor": {"type": "RobertaProcessing"}}
+    files = {"tokenizer_config.json": {"backend": "tokenizers"}, "tokenizer.json": processor}
     for name in ("XLMRobertaModel", "T5ForConditionalGeneration"):
         by = reader(tree(TAGS["b3878"]), "4.57.6", name)
         assert by.knows == OLD.knows | {"ends by itself"} and translated(files, by) == {}, "b3878 ends at a second word on it"
@@ -456,6 +457,30 @@ def test_a_vocabulary_of_gemmas_kind_puts_nothing_before_a_text() -> None:
     assert pieces == made({"tokenizer.json": SPACED}, "tokenizer.model")[0] and normalizer[3] == 0
     cutting = {**gemma, "normalizer": None}
     assert "tokenizer.model" not in translated({"tokenizer.json": cutting}, Reader(pieces="tokenizer.model"))
+
+
+def test_a_tab_that_stands_for_its_byte_is_that_byte() -> None:
+    words = {("\t" if text == "<0x09>" else text): number for text, number in WORDS.items()}
+    written = {**SPACED, "model": {**SPACED["model"], "vocab": words}}
+    assert made({"tokenizer.json": written}, "tokenizer.model") == made({"tokenizer.json": SPACED}, "tokenizer.model")
+    both = {**SPACED, "model": {**SPACED["model"], "vocab": {**WORDS, "\t": 264}}}
+    assert {text: kind for text, _, kind in made({"tokenizer.json": both}, "tokenizer.model")[0]}["\t"] == 1
+
+
+@pytest.mark.parametrize(
+    ("tag", "architecture", "alone"),
+    [
+        ("b3878", "Gemma2ForCausalLM", True),
+        ("b11434", "Gemma2ForCausalLM", True),
+        ("b11434", "LlamaForCausalLM", False),
+        ("b11434", "Gemma3ForCausalLM", False),
+        ("b11434", "Qwen2ForCausalLM", False),
+        ("b9821", "MistralForCausalLM", False),
+        ("b11434", "BertModel", False),
+    ],
+)
+def test_a_class_that_takes_pieces_alone_is_known(tag: str, architecture: str, alone: bool, tree: Callable[[str], Path]) -> None:
+    assert ("pieces alone" in reader(tree(TAGS[tag]), "4.57.6", architecture).knows) == alone
 
 
 def test_a_vocabulary_with_scores_keeps_them() -> None:

@@ -21,7 +21,7 @@ TOKENIZER, FAIRSEQ = "tokenizer.json", "sentencepiece.bpe.model"
 NAMES = ("tokenizer.model", "spiece.model", FAIRSEQ)
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # SentencePiece.Type
-ALL_BYTES = 256
+ALL_BYTES, TAB = 256, "<0x09>"
 # fairseq's four, by which the ids of XLM-R's family differ from those of its sentencepiece model.
 FIRST = ["<s>", "<pad>", "</s>", "<unk>"]
 Piece = tuple[str, float, int]
@@ -90,7 +90,10 @@ def _ranked(tokenizer: Json, unknown: str) -> list[Piece]:
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     ranks = {text: rank for rank, text in enumerate(dict.fromkeys(first + second for first, second in pairs))}
     found = []
-    for number, text, kind in _tokens(tokenizer, {number: text for text, number in model["vocab"].items()}, unknown):
+    texts = {number: text for text, number in model["vocab"].items()}
+    if TAB not in model["vocab"] and "\t" in model["vocab"]:  # transformers' converter for Gemma writes it as it looks
+        texts[model["vocab"]["\t"]] = TAB
+    for number, text, kind in _tokens(tokenizer, texts, unknown):
         byte = kind == NORMAL and re.fullmatch(r"<0x[0-9A-F]{2}>", text)
         score = 0.0 if kind != NORMAL or byte else -float(ranks.get(text, len(ranks) + number))
         found.append((text, score, BYTE if byte else kind))
