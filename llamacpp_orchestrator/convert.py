@@ -17,6 +17,7 @@ import msgspec
 
 from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
@@ -24,7 +25,6 @@ from llamacpp_orchestrator.command import Fence
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 
-HOST = Path(__file__).parent / "inside" / "host.py"
 POLL_SECONDS = 0.02
 UNKNOWN = "read the log; pin a newer tag, take the model's files as they were published, or report it to llama.cpp with the log"
 
@@ -64,7 +64,7 @@ class Warm:
         self, python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, scripts: Iterable[Path] = ()
     ) -> None:
         wanted = scripts or (tree / script for script in SCRIPTS.values())
-        self._command = Command((python, str(HOST), str(tree), *map(str, wanted)), cwd=str(tree), env=env)
+        self._command = Command((python, str(inside.path("host")), str(tree), *map(str, wanted)), cwd=str(tree), env=env)
         self._log = log
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None

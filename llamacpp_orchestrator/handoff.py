@@ -18,6 +18,7 @@ from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import converter_view
 from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import ollama
 from llamacpp_orchestrator import process
@@ -36,8 +37,8 @@ from llamacpp_orchestrator.store import text_of
 from llamacpp_orchestrator.store import write_atomically
 from llamacpp_orchestrator.work import Work
 
-SCRIPT = Path(__file__).parent / "inside" / "chat.py"
-SCRIPTS = (SCRIPT, SCRIPT.with_name("rendering.py"))
+SCRIPT = inside.path("chat")
+SCRIPTS = (SCRIPT, inside.path("rendering"))
 # Ollama's own words → what to do. First match wins.
 KNOWN = (
     (r"connect|not responding|connection refused", "is Ollama running? start it, or `ollama serve`"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from packaging.utils import canonicalize_name
 
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator.calls import SCRIPTS
 from llamacpp_orchestrator.command import Command
@@ -23,7 +24,6 @@ from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.store import text_of
 from llamacpp_orchestrator.store import write_atomically
 
-PROBE = Path(__file__).parent / "inside" / "imports.py"
 PROVEN = "imports.json"  # in the folder of an environment: the lines of import that were tried in it
 LIMIT_SECONDS = 900.0  # what a virus scanner makes of the first import of torch
 LINE = re.compile(r"^[ \t]*(?:from[ \t]+([A-Za-z_]\w*)[\w.]*[ \t]+import\b.*|import[ \t]+([A-Za-z_]\w*).*)$", re.MULTILINE)
@@ -160,7 +160,7 @@ def _tried(checked: tuple[Import, ...], python: Path, env: tuple[tuple[str, str]
     with tempfile.TemporaryDirectory(prefix="imports-", ignore_cleanup_errors=True) as scratch:
         question, answer = Path(scratch, "question.json"), Path(scratch, "answer.json")
         question.write_text(json.dumps([[each.module, each.names] for each in checked]), encoding="utf-8")
-        command = Command((str(python), str(PROBE), str(question), str(answer)), cwd=scratch, env=env)
+        command = Command((str(python), str(inside.path("imports")), str(question), str(answer)), cwd=scratch, env=env)
         try:
             process.stream(command, log, limit=LIMIT_SECONDS)
             return msgspec.json.decode(answer.read_bytes(), type=list[Trouble | None])

@@ -17,6 +17,7 @@ import msgspec
 
 from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import verify
@@ -30,7 +31,6 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.verify import Contents
 
 TOOL = "llama-perplexity"
-REFERENCE = Path(__file__).parent / "inside" / "reference.py"
 # The tokens of a piece. The program wants twice as many, and records what follows those of the second half. Half of the least is
 # enough for rope to turn otherwise where its base or scaling is wrong; half of the most is a window that can be looked beyond.
 LEAST, MOST = 256, 2048
@@ -278,7 +278,9 @@ def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) 
     asked.write_text(json.dumps(question(sides.model, sides.adapter, record, path)), encoding="utf-8")
     tell("asking transformers")
     try:
-        words = Command((sides.python, str(REFERENCE), str(asked), str(answer)), cwd=str(sides.scratch), env=sides.env)
+        words = Command(
+            (sides.python, str(inside.path("reference")), str(asked), str(answer)), cwd=str(sides.scratch), env=sides.env
+        )
         seen = [sides.model, *([sides.adapter] if sides.adapter else [])]
         words = fence.around(words, sides.limits, seen, (sides.scratch,))
         process.stream(words, sides.log, limit=EXTRA_SECONDS + loading.limit(sides.files, sides.base))

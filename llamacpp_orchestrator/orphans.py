@@ -5,10 +5,10 @@ from __future__ import annotations
 import atexit
 import ctypes
 import sys
-from pathlib import Path
 from typing import Any
 
-GUARD = Path(__file__).parent / "inside" / "guard.py"
+from llamacpp_orchestrator import inside
+
 LIMITS, KILL_ON_CLOSE = 9, 0x2000  # JobObjectExtendedLimitInformation, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE (winnt.h)
 # JOBOBJECT_EXTENDED_LIMIT_INFORMATION as 32-bit numbers, of which the fifth holds the flags.
 NUMBERS, FLAGS = 36 if sys.maxsize > 1 << 32 else 28, 4
@@ -16,7 +16,7 @@ NUMBERS, FLAGS = 36 if sys.maxsize > 1 << 32 else 28, 4
 
 def guard() -> tuple[str, ...]:
     """The command of the guard, which needs nothing that is installed."""
-    return (sys.executable, "-I", "-S", str(GUARD))
+    return (sys.executable, "-I", "-S", str(inside.path("guard")))
 
 
 def tie() -> None:

@@ -15,6 +15,7 @@ from llamacpp_orchestrator import arguments
 from llamacpp_orchestrator import configkeys
 from llamacpp_orchestrator import encoders
 from llamacpp_orchestrator import headers
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import positions
 from llamacpp_orchestrator import quantized
@@ -29,7 +30,7 @@ from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.store import MARK
 
-HASHER = Path(__file__).parent / "inside" / "hasher.py"
+HASHER = inside.path("hasher")
 # With these the script goes other ways than the ones that are looked at here.
 ELSEWHERE = ("--mistral-format", "--remote", "--print-supported-models", "--dspark", "--target-model-dir")
 # As text, as one of a list, or in brackets.

@@ -20,6 +20,7 @@ from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import folders
 from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import levels
 from llamacpp_orchestrator import lock as locks
@@ -45,7 +46,6 @@ from llamacpp_orchestrator.store import Store
 from llamacpp_orchestrator.work import Options
 from llamacpp_orchestrator.work import Work
 
-DIFFER = Path(__file__).parent / "inside" / "differ.py"
 MOST_LINES = 20
 
 
@@ -129,7 +129,7 @@ def _differences(work: Work, lock: Lock, old: Path, new: Path) -> list[str]:
     if not old.is_file():
         return [f"{old.name} is not there any more; only its digest could be compared"]
     python, package = str(building.python(work, lock)), str(building.tree(work, lock) / "gguf-py")
-    asked = Command((python, str(DIFFER), package, str(old), str(new)), env=building.converter_env(work))
+    asked = Command((python, str(inside.path("differ")), package, str(old), str(new)), env=building.converter_env(work))
     said = process.capture(fence.around(asked, claims.limits(work.settings)), timeout=3600)
     lines: list[str] = json.loads(said)
     more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []

@@ -14,6 +14,7 @@ from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import converter_view
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator.build import Build
@@ -24,7 +25,6 @@ from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.scales import Scales
 from llamacpp_orchestrator.work import Work
 
-SCRIPT = Path(__file__).parent / "inside" / "scaler.py"
 FACTORS = "factors.json"
 
 
@@ -55,7 +55,7 @@ def stage(work: Work, lock: Lock, build: Build, found: Scales, run: Callable[[Co
         # In a file, for the names of some thousand tensors are longer than a command line may be.
         (entry / FACTORS).write_text(json.dumps(found.factors, sort_keys=True), encoding="utf-8")
         origin = converter_view.folder(work, lock, view)
-        argv = (str(building.python(work, lock)), str(SCRIPT), str(origin), str(copy))
+        argv = (str(building.python(work, lock)), str(inside.path("scaler")), str(origin), str(copy))
         asked = Command(argv, cwd=str(entry), env=building.converter_env(work))
         run(fence.around(asked, claims.limits(work.settings), write=(entry,)))
 

@@ -26,7 +26,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.vocabulary import TEMPLATE
 from llamacpp_orchestrator.words import Words
 
-SCRIPT = "templates.py"
+SCRIPT = "templates"
 USER = "What is the capital of France?"
 # What each of llama.cpp's chat programs renders while it starts (common/chat.cpp, common_chat_format_example).
 EXAMPLE = [

@@ -20,7 +20,7 @@ from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.words import Words
 
-TOOL, SCRIPT = "llama-tokenize", "tokens.py"
+TOOL, SCRIPT = "llama-tokenize", "tokens"
 # No backslashes, which older programs take for something else; no letters in several code points, which upstream leaves as they
 # are where a tokenizer puts them together; no end of a line at the end, which some drop. What is not English may be cut otherwise
 # for reasons of the tag's own.

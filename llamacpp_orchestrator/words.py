@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import fence
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.command import UNLIMITED
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.command import Limits
 
-INSIDE = Path(__file__).parent / "inside"
 Run = Callable[[Command, Path, Callable[[str], None]], None]
 
 
@@ -47,7 +47,7 @@ def ask(interpreter: Interpreter, script: str, question: dict[str, Any], seen: I
     asked, answer = scratch / "asked.json", scratch / "answer.json"
     asked.write_text(json.dumps(question), encoding="utf-8")
     try:
-        argv = (interpreter.python, str(INSIDE / script), str(asked), str(answer))
+        argv = (interpreter.python, str(inside.path(script)), str(asked), str(answer))
         command = Command(argv, cwd=str(scratch), env=interpreter.env)
         interpreter.run(fence.around(command, interpreter.limits, seen, (scratch,)), interpreter.log, lambda line: None)
         return json.loads(answer.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ import pytest
 from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import build
 from llamacpp_orchestrator import bundle
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import logits
@@ -155,7 +156,7 @@ def test_every_number_that_is_wrong_is_seen(
                 asked[f"{model} of {tag}: {name}"] = path
     every = world / "asked.json"
     every.write_text(json.dumps(list(map(str, asked.values()))))
-    script = (str(INSIDE / "breaks.py"), str(Path(reference_module.__file__).parent / "inside"), str(every))
+    script = (str(INSIDE / "breaks.py"), str(inside.path("reference").parent), str(every))
     process.capture(Command((str(reference), *script), env=env), timeout=500)
     bounds = logits.bounds([logits.F16])
     found = {}

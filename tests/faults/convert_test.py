@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.store import file_sha256
 from tests import makers
 from tests.conftest import Answer
@@ -247,8 +248,9 @@ def converting() -> list[int]:
             return Path("/proc", pid, "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
         return ""
 
-    ours = [path.name for path in Path("/proc").glob("[0-9]*") if "inside/host.py" in words(path.name)]
-    return [int(pid) for pid in ours if "inside/host.py" in words(parent(pid)) and parent(parent(pid)) == str(os.getpid())]
+    warm = str(inside.path("host"))
+    ours = [path.name for path in Path("/proc").glob("[0-9]*") if warm in words(path.name)]
+    return [int(pid) for pid in ours if warm in words(parent(pid)) and parent(parent(pid)) == str(os.getpid())]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
