@@ -42,7 +42,7 @@ def bound(settings: Settings) -> int:
 
 
 def limits(settings: Settings) -> Limits:
-    """What one program may take; of memory no more than the machine has, where that can be had from the system (fence.py)."""
+    """What one program may take; of memory no more than the machine has, where that can be had from the system (sandbox.py)."""
     most = settings.limits.memory or (host.resources()[1] if host.system() == "linux" else 0)
     return msgspec.structs.replace(settings.limits, memory=most)
 

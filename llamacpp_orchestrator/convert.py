@@ -64,7 +64,7 @@ class Warm:
         self, python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, scripts: Iterable[Path] = ()
     ) -> None:
         wanted = scripts or (tree / script for script in SCRIPTS.values())
-        self._command = Command((python, str(inside.path("host")), str(tree), *map(str, wanted)), cwd=str(tree), env=env)
+        self._command = Command((python, str(inside.path("fork_server")), str(tree), *map(str, wanted)), cwd=str(tree), env=env)
         self._log = log
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None

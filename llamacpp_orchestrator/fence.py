@@ -17,7 +17,7 @@ from llamacpp_orchestrator.command import Fence
 from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.units import size
 
-LAYER = inside.path("fence")
+LAYER = inside.path("sandbox")
 SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}(\.\w+)")
 STARVED = re.compile(r"MemoryError|[Uu]nable to allocate|not enough memory|[Cc]an(?:'t|not) allocate memory|bad_alloc")
 LONGER = "if it needs more, raise the limit: ORCHESTRATE_LIMIT_MINUTES, or `limit_minutes` in config.yaml"

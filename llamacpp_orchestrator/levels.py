@@ -35,7 +35,7 @@ from llamacpp_orchestrator.words import Run
 
 AUTO, STRUCTURE, CONTENT, LOAD, LOGITS = "auto", "structure", "content", "load", "logits"
 LEVELS = (STRUCTURE, CONTENT, LOAD, LOGITS)
-ACCOUNT = "account"
+ACCOUNT = "tensor_map"
 # Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
 PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")
 UNLIKE = "get the source's files again, pin a newer tag, or look into upstream's log; `verify: structure` does without this check"

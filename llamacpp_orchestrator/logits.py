@@ -84,7 +84,7 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What inside/reference.py found; `effect` is the mean KL divergence between the model with and without its adapter."""
+    """What transformers_logits.py found; `effect` is the mean KL divergence between the model with and without its adapter."""
 
     by: str
     unable: str = ""
@@ -261,7 +261,7 @@ def _record(sides: Sides, tool: Path, ends: bool, size: int) -> None:
 
 
 def question(model: Path, adapter: Path | None, record: Record, path: Path) -> dict[str, Any]:
-    """What inside/reference.py is asked about a source and what was recorded of an output."""
+    """What inside/transformers_logits.py is asked about a source and what was recorded of an output."""
     return {
         "model": str(model),
         "adapter": str(adapter or ""),
@@ -279,7 +279,9 @@ def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) 
     tell("asking transformers")
     try:
         words = Command(
-            (sides.python, str(inside.path("reference")), str(asked), str(answer)), cwd=str(sides.scratch), env=sides.env
+            (sides.python, str(inside.path("transformers_logits")), str(asked), str(answer)),
+            cwd=str(sides.scratch),
+            env=sides.env,
         )
         seen = [sides.model, *([sides.adapter] if sides.adapter else [])]
         words = fence.around(words, sides.limits, seen, (sides.scratch,))

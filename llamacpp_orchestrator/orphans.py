@@ -1,4 +1,4 @@
-"""What ends children when the driver itself is killed: a guard on POSIX (inside/guard.py), a job object on Windows."""
+"""What ends children when the driver itself is killed: a guard on POSIX (inside/child_guard.py), a job object on Windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBERS, FLAGS = 36 if sys.maxsize > 1 << 32 else 28, 4
 
 def guard() -> tuple[str, ...]:
     """The command of the guard, which needs nothing that is installed."""
-    return (sys.executable, "-I", "-S", str(inside.path("guard")))
+    return (sys.executable, "-I", "-S", str(inside.path("child_guard")))
 
 
 def tie() -> None:

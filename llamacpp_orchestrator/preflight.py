@@ -30,7 +30,7 @@ from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.store import MARK
 
-HASHER = inside.path("hasher")
+HASHER = inside.path("pretokenizer_hash")
 # With these the script goes other ways than the ones that are looked at here.
 ELSEWHERE = ("--mistral-format", "--remote", "--print-supported-models", "--dspark", "--target-model-dir")
 # As text, as one of a list, or in brackets.

@@ -129,7 +129,7 @@ def _differences(work: Work, lock: Lock, old: Path, new: Path) -> list[str]:
     if not old.is_file():
         return [f"{old.name} is not there any more; only its digest could be compared"]
     python, package = str(building.python(work, lock)), str(building.tree(work, lock) / "gguf-py")
-    asked = Command((python, str(inside.path("differ")), package, str(old), str(new)), env=building.converter_env(work))
+    asked = Command((python, str(inside.path("gguf_diff")), package, str(old), str(new)), env=building.converter_env(work))
     said = process.capture(fence.around(asked, claims.limits(work.settings)), timeout=3600)
     lines: list[str] = json.loads(said)
     more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []

@@ -55,7 +55,7 @@ def stage(work: Work, lock: Lock, build: Build, found: Scales, run: Callable[[Co
         # In a file, for the names of some thousand tensors are longer than a command line may be.
         (entry / FACTORS).write_text(json.dumps(found.factors, sort_keys=True), encoding="utf-8")
         origin = converter_view.folder(work, lock, view)
-        argv = (str(building.python(work, lock)), str(inside.path("scaler")), str(origin), str(copy))
+        argv = (str(building.python(work, lock)), str(inside.path("scale_adapter")), str(origin), str(copy))
         asked = Command(argv, cwd=str(entry), env=building.converter_env(work))
         run(fence.around(asked, claims.limits(work.settings), write=(entry,)))
 

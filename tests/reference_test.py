@@ -156,7 +156,7 @@ def test_every_number_that_is_wrong_is_seen(
                 asked[f"{model} of {tag}: {name}"] = path
     every = world / "asked.json"
     every.write_text(json.dumps(list(map(str, asked.values()))))
-    script = (str(INSIDE / "breaks.py"), str(inside.path("reference").parent), str(every))
+    script = (str(INSIDE / "breaks.py"), str(inside.path("transformers_logits").parent), str(every))
     process.capture(Command((str(reference), *script), env=env), timeout=500)
     bounds = logits.bounds([logits.F16])
     found = {}

@@ -211,7 +211,7 @@ def test_the_copy_holds_products_and_leaves_all_else_byte_for_byte(
     (origin / "adapter_config.json").write_text('{"r": 3, "alpha_pattern": {"x": 1}, "name": "\u00e9"}', encoding="utf-8")
     factors = {f"{name}.B": math.sqrt(3) for name in kinds}
     (entry / rescale.FACTORS).write_text(json.dumps(factors), encoding="utf-8")
-    process.capture(Command((numeric, str(inside.path("scaler")), str(origin), str(entry / "bot"))), timeout=100)
+    process.capture(Command((numeric, str(inside.path("scale_adapter")), str(origin), str(entry / "bot"))), timeout=100)
     copied, told = read(entry / "bot" / "adapter_model.safetensors")
     assert told == metadata and copied.keys() == content.keys()
     (root,) = struct.unpack("<f", struct.pack("<f", math.sqrt(3)))

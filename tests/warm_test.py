@@ -107,7 +107,7 @@ def the_lock(work: Work, names: tuple[str, ...]) -> locks.Lock:
     ("more", "files", "names"),
     [
         ("outtype: f16", ("tokenizer.model", "tokenizer.json"), {"convert_hf_to_gguf.py"}),
-        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", "hasher.py"}),
+        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", preflight.HASHER.name}),
         ("outtype: none\n    loras: [org/a]", ("tokenizer.model",), {"convert_lora_to_gguf.py"}),
         ("loras: [org/a]", (), {"convert_hf_to_gguf.py", "convert_lora_to_gguf.py"}),
     ],

@@ -248,7 +248,7 @@ def converting() -> list[int]:
             return Path("/proc", pid, "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
         return ""
 
-    warm = str(inside.path("host"))
+    warm = str(inside.path("fork_server"))
     ours = [path.name for path in Path("/proc").glob("[0-9]*") if warm in words(path.name)]
     return [int(pid) for pid in ours if warm in words(parent(pid)) and parent(parent(pid)) == str(os.getpid())]
 

@@ -1,9 +1,10 @@
-"""What a GGUF's tensors are to their source's, by the tag's own name map: account.py ASKED ANSWER, with the environment's python.
+"""What a GGUF's tensors are to their source's, by the tag's own name map; run by the environment's python.
 
-ASKED and ANSWER are JSON files. Asked: {"package", "architecture", "blocks", "source": {name: [file, start, end, dtype]},
-"output": {name: [file, start, end, type]}, "expect": folder of the model or ""}. Answered: {"mapped": {source name: output name},
-"known": names that the architecture has, {bid} for the block, "zeros": {output name: [zeros, zeros that the source explains]},
-"expected": {output name: elements} by the model's class in transformers, or null where nobody knows}.
+Called as tensor_map.py ASKED ANSWER. ASKED and ANSWER are JSON files. Asked: {"package", "architecture", "blocks", "source":
+{name: [file, start, end, dtype]}, "output": {name: [file, start, end, type]}, "expect": folder of the model or ""}. Answered:
+{"mapped": {source name: output name}, "known": names that the architecture has, {bid} for the block, "zeros": {output name:
+[zeros, zeros that the source explains]}, "expected": {output name: elements} by the model's class in transformers, or null
+where nobody knows}.
 """
 
 import json

@@ -1,6 +1,7 @@
-"""A copy of an adapter whose B matrices carry what one alpha cannot say; run by the environment's python: scaler.py FROM TO.
+"""A copy of an adapter whose B matrices carry what one alpha cannot say; run by the environment's python.
 
-TO holds factors.json: by what to multiply each tensor that it names. The products are float32; all else stays byte for byte.
+Called as scale_adapter.py FROM TO. TO holds factors.json: by what to multiply each tensor that it names. The products are
+float32; all else stays byte for byte.
 """
 
 import json

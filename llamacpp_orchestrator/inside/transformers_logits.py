@@ -1,10 +1,10 @@
-"""How a model's next tokens differ from what llama.cpp recorded: reference.py ASKED ANSWER, in the reference environment.
+"""How a model's next tokens differ from what llama.cpp recorded; run by the reference environment's python.
 
-ASKED and ANSWER are JSON files. Asked: {"model": folder, "adapter": folder or "", "tokens", "record": [file, start, bytes of a
-row], "first": position of the first row, "rows", "vocabulary"}. Answered: {"by": what was compared with, "unable": why nothing
-could be compared, or "", "notes": where versions of transformers differ about the model, "positions": [[KL divergence, the
-model's likeliest token, llama.cpp's, how far the model has that one behind its own]], "effect": by how much the adapter changes
-the model, as mean KL divergence}.
+Called as transformers_logits.py ASKED ANSWER. ASKED and ANSWER are JSON files. Asked: {"model": folder, "adapter": folder or
+"", "tokens", "record": [file, start, bytes of a row], "first": position of the first row, "rows", "vocabulary"}. Answered:
+{"by": what was compared with, "unable": why nothing could be compared, or "", "notes": where versions of transformers differ
+about the model, "positions": [[KL divergence, the model's likeliest token, llama.cpp's, how far the model has that one behind
+its own]], "effect": by how much the adapter changes the model, as mean KL divergence}.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""Where two GGUF files differ, as a JSON list of lines; run by the environment's python: differ.py GGUF_PY OLD NEW."""
+"""Where two GGUF files differ, as a JSON list of lines; run by the environment's python: gguf_diff.py GGUF_PY OLD NEW."""
 
 import json
 import sys

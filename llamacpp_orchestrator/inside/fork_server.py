@@ -4,7 +4,7 @@ Reads one JSON request a line from standard input: {"id", "argv": [script, ...],
 {"id", "code", "late"} a line on standard output when that child has ended. A child runs the script as `__main__` exactly as
 a fresh process would: argv, sys.path[0], cwd, environment and its own log, in its fence; when the seconds of that are over it
 is killed, and late. The end of standard input ends everything.
-Called as host.py TREE SCRIPT..., with the scripts that will be asked for.
+Called as fork_server.py TREE SCRIPT..., with the scripts that will be asked for.
 """
 
 import ast
@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-import fence
+import sandbox
 
 PR_SET_PDEATHSIG = 1
 
@@ -68,7 +68,7 @@ def child(request):
     code = 0
     try:
         if request["fence"] and sys.platform == "linux":
-            fence.apply(request["fence"])
+            sandbox.apply(request["fence"])
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -1,6 +1,7 @@
-"""The digest by which upstream knows a pre-tokenizer; run by the environment's python: hasher.py SOURCE MODEL_FOLDER.
+"""The digest by which upstream knows a pre-tokenizer; run by the environment's python.
 
-The text that is tokenized for it is read from the tag's own source, where `chktxt` stands.
+Called as pretokenizer_hash.py SOURCE MODEL_FOLDER. The text that is tokenized for it is read from the tag's own source, where
+`chktxt` stands.
 """
 
 import ast

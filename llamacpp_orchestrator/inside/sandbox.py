@@ -1,6 +1,6 @@
 """The fence around what reads other people's files: put up before a program begins, and never taken down.
 
-Called as fence.py FENCE PROGRAM ARGUMENT..., with the fence as JSON: {"read", "write", "memory"}; becomes the program. With
+Called as sandbox.py FENCE PROGRAM ARGUMENT..., with the fence as JSON: {"read", "write", "memory"}; becomes the program. With
 Landlock (Linux 5.13 and newer) it may read and write nothing but what the fence, Python and the system's own folders hold;
 seccomp refuses every socket, Landlock (from its fourth version on) TCP besides. What a kernel lacks is left out: called
 without arguments, it says as JSON what there is.
