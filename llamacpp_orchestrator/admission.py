@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
+from llamacpp_orchestrator import asking
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import converter_view
-from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import headers
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import quantized
+from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator import weightfiles
+from llamacpp_orchestrator.asking import Interpreter
+from llamacpp_orchestrator.asking import Run
 from llamacpp_orchestrator.build import Build
-from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.lock import Lock
 from llamacpp_orchestrator.lock import Wanted
 from llamacpp_orchestrator.steps import Tell
 from llamacpp_orchestrator.work import Work
 
-Run = Callable[[Command, Path, Tell], None]
+HASHER = "pretokenizer_hash"
 
 
 def check_small_files(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: Tell) -> None:
@@ -55,7 +56,7 @@ def notes(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
     return (*([beside] if beside else []), *odd, *translated)
 
 
-def check_tokenizer(work: Work, lock: Lock, build: Build, known: dict[Path, str], run: Run, log: Path, tell: Tell) -> None:
+def check_tokenizer(work: Work, lock: Lock, build: Build, known: dict[Path, str], run: Run, log: Path) -> None:
     """Raise OrchestrateError for a tokenizer that the tag does not know; the digests asked for so far are kept in `known`."""
     if build.output.lora:
         return
@@ -63,9 +64,9 @@ def check_tokenizer(work: Work, lock: Lock, build: Build, known: dict[Path, str]
     view = building.view(work, lock.files(wanted), name)
     subject = _subject(work, lock, build.output.model, converter_view.folder(work, lock, view))
     if subject.folder not in known:
-        command = preflight.hash_command(subject, str(building.python(work, lock)), building.converter_env(work))
-        command = fence.around(command, claims.limits(work.settings), (subject.tree,), (building.home(work),))
-        known[subject.folder] = _hash(command, run, log, tell) if preflight.is_hashed(subject) else ""
+        python, env, limits = str(building.python(work, lock)), building.converter_env(work), claims.limits(work.settings)
+        interpreter = Interpreter(python=python, run=run, env=env, limits=limits, scratch=build.stage, log=log)
+        known[subject.folder] = hash_of(subject, interpreter) if preflight.is_hashed(subject) else ""
     preflight.check_hash(subject, known[subject.folder])
 
 
@@ -84,9 +85,10 @@ def _subject(work: Work, lock: Lock, model: spec.Model, view: Path) -> preflight
     )
 
 
-def _hash(command: Command, run: Run, log: Path, tell: Tell) -> str:
+def hash_of(subject: preflight.Subject, interpreter: Interpreter) -> str:
+    """The digest of a model's pre-tokenizer as upstream works it out; "" where there is none."""
+    question = {"source": str(scripts.core(subject.tree)), "model": str(subject.folder)}
     # A tokenizer that does not load is upstream's to complain about: it has words for it.
     with contextlib.suppress(CommandFailed):
-        run(command, log, tell)
-        return preflight.hash_in(log.read_text(encoding="utf-8", errors="replace"))
+        return asking.ask(interpreter, HASHER, question, str, (subject.tree, subject.folder))
     return ""

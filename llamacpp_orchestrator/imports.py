@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import sys
@@ -14,10 +15,10 @@ from pathlib import Path
 import msgspec
 from packaging.utils import canonicalize_name
 
-from llamacpp_orchestrator import inside
+from llamacpp_orchestrator import asking
 from llamacpp_orchestrator import process
+from llamacpp_orchestrator.asking import Interpreter
 from llamacpp_orchestrator.calls import SCRIPTS
-from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.steps import Tell
@@ -158,12 +159,11 @@ def _proven(entry: Path) -> frozenset[str]:
 
 def _tried(checked: tuple[Import, ...], python: Path, env: tuple[tuple[str, str], ...], log: Path) -> list[Trouble | None]:
     with tempfile.TemporaryDirectory(prefix="imports-", ignore_cleanup_errors=True) as scratch:
-        question, answer = Path(scratch, "question.json"), Path(scratch, "answer.json")
-        question.write_text(json.dumps([[each.module, each.names] for each in checked]), encoding="utf-8")
-        command = Command((str(python), str(inside.path("imports")), str(question), str(answer)), cwd=scratch, env=env)
+        run = functools.partial(process.stream, limit=LIMIT_SECONDS)
+        interpreter = Interpreter(python=str(python), run=run, env=env, fenced=False, scratch=Path(scratch), log=log)
         try:
-            process.stream(command, log, limit=LIMIT_SECONDS)
-            return msgspec.json.decode(answer.read_bytes(), type=list[Trouble | None])
+            question = [[each.module, each.names] for each in checked]
+            return asking.ask(interpreter, "imports", question, list[Trouble | None])
         except CommandFailed as error:
             last = next((line for line in reversed(error.tail.splitlines()) if line.startswith("import ")), "")
             message = f"the environment's Python {process.ended(error.code)} at `{last or 'its start'}`"

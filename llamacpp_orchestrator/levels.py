@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator import asking
 from llamacpp_orchestrator import content
 from llamacpp_orchestrator import encoders
 from llamacpp_orchestrator import headers
@@ -17,21 +19,22 @@ from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import logits
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import pieces
+from llamacpp_orchestrator import process
 from llamacpp_orchestrator import scales
 from llamacpp_orchestrator import templates
 from llamacpp_orchestrator import tokens
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator import vocabulary
 from llamacpp_orchestrator import words
+from llamacpp_orchestrator.asking import Interpreter
+from llamacpp_orchestrator.asking import Run
 from llamacpp_orchestrator.command import UNLIMITED
 from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.content import Sides
-from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.verify import Contents
-from llamacpp_orchestrator.words import Run
 
 AUTO, STRUCTURE, CONTENT, LOAD, LOGITS = "auto", "structure", "content", "load", "logits"
 LEVELS = (STRUCTURE, CONTENT, LOAD, LOGITS)
@@ -162,18 +165,11 @@ def _logits(
         left_out = "its source brings code of its own"
     if left_out:
         return Findings(notes=(f"{left_out}, so its next tokens were not compared",)), False
-    adapter = subject.kind == "adapter"
-    sides = logits.Sides(
-        files=subject.files,
-        base=subject.base if adapter else (),
-        model=subject.views[0],
-        adapter=subject.views[1] if adapter else None,
-        python=subject.reference,
-        env=subject.env,
-        limits=subject.limits,
-        scratch=subject.scratch,
-        log=subject.log,
-    )
+    adapter = subject.views[1] if subject.kind == "adapter" else None
+    base = subject.base if adapter else ()
+    run = functools.partial(process.stream, limit=logits.EXTRA_SECONDS + loading.limit(subject.files, base))
+    interpreter = msgspec.structs.replace(_interpreter(subject, run, subject.log), python=subject.reference)
+    sides = logits.Sides(files=subject.files, base=base, model=subject.views[0], adapter=adapter, interpreter=interpreter)
     return logits.check(sides, find, tell)
 
 
@@ -321,13 +317,10 @@ def _headless(config: dict[str, Any], folder: Path) -> bool:
 
 def _ask(subject: Subject, script: str, question: dict[str, Any], run: Run, *more: Path) -> dict[str, Any]:
     places = (subject.tree, *subject.files, *subject.views, *more)
-    try:
-        return dict(words.ask(_interpreter(subject, run, subject.log), script, question, places))
-    except CommandFailed as error:
-        hint = "the comparison itself failed, see the log; `verify: structure` for this model does without it"
-        raise error.retold(error.message, hint) from error
+    hint = "the comparison itself failed, see the log; `verify: structure` for this model does without it"
+    return asking.ask(_interpreter(subject, run, subject.log), script, question, dict[str, Any], places, hint)
 
 
-def _interpreter(subject: Subject, run: Run, log: Path) -> words.Interpreter:
+def _interpreter(subject: Subject, run: Run, log: Path) -> Interpreter:
     scratch, env, limits = subject.scratch, subject.env, subject.limits
-    return words.Interpreter(python=subject.python, run=run, env=env, limits=limits, scratch=scratch, log=log)
+    return Interpreter(python=subject.python, run=run, env=env, limits=limits, scratch=scratch, log=log)

@@ -15,16 +15,13 @@ from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator import asking
 from llamacpp_orchestrator import explain
 from llamacpp_orchestrator import fence
-from llamacpp_orchestrator import inside
-from llamacpp_orchestrator import loading
-from llamacpp_orchestrator import process
 from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.asking import Interpreter
 from llamacpp_orchestrator.calls import tool_env
-from llamacpp_orchestrator.command import UNLIMITED
 from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.content import Findings
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -108,17 +105,13 @@ OTHER = Bounds(0.5, None)
 
 
 class Sides(msgspec.Struct, frozen=True, kw_only=True):
-    """An output (an adapter with the `base` that it is tried on), and what it was made from; `python` runs transformers."""
+    """An output (an adapter with the `base` that it is tried on), and what it was made from; `interpreter` has transformers."""
 
     files: tuple[Path, ...]
     base: tuple[Path, ...] = ()
     model: Path
     adapter: Path | None = None
-    python: str
-    env: tuple[tuple[str, str], ...] = ()
-    limits: Limits = UNLIMITED
-    scratch: Path
-    log: Path
+    interpreter: Interpreter
 
 
 def windows(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
@@ -226,14 +219,14 @@ def check(sides: Sides, find: Callable[[str], Path], tell: Callable[[str], None]
     config = sides.model / "config.json"
     reach = windows(whole.metadata, json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {})
     size = context(reach, _vocabulary(whole))
-    folder = sides.scratch
+    folder = sides.interpreter.scratch
     words, record = folder / "logits.txt", folder / "logits.bin"
     try:
         with _one_at_a_time:
             words.write_text(text(2 * size), encoding="utf-8", newline="\n")
             _record(sides, find(TOOL), bool(whole.metadata.get("tokenizer.ggml.add_eos_token")), size)
             if not record.is_file():
-                raise OrchestrateError(f"{TOOL} said that it was done, but has recorded nothing", LESS, sides.log)
+                raise OrchestrateError(f"{TOOL} said that it was done, but has recorded nothing", LESS, sides.interpreter.log)
             found = read(record)
             answer = _ask(sides, found, record, tell)
     finally:
@@ -251,10 +244,10 @@ def _vocabulary(have: Contents) -> int:
 
 
 def _record(sides: Sides, tool: Path, ends: bool, size: int) -> None:
+    by = sides.interpreter
     try:
-        asked = command(tool, sides.files, sides.base, sides.scratch, ends, size)
-        asked = fence.around(asked, sides.limits, write=(sides.scratch,))
-        process.stream(asked, sides.log, limit=EXTRA_SECONDS + loading.limit(sides.files, sides.base))
+        asked = command(tool, sides.files, sides.base, by.scratch, ends, size)
+        by.run(fence.around(asked, by.limits, write=(by.scratch,)), by.log, lambda line: None)
     except CommandFailed as error:
         message = explain.pointed(f"{TOOL} cannot run {sides.files[0].name}: {error.message}", error.tail)
         raise error.retold(message, LESS) from error
@@ -274,23 +267,12 @@ def question(model: Path, adapter: Path | None, record: Record, path: Path) -> d
 
 
 def _ask(sides: Sides, record: Record, path: Path, tell: Callable[[str], None]) -> Answer:
-    asked, answer = sides.scratch / "asked.json", sides.scratch / "answer.json"
-    asked.write_text(json.dumps(question(sides.model, sides.adapter, record, path)), encoding="utf-8")
     tell("asking transformers")
+    seen = [sides.model, *([sides.adapter] if sides.adapter else [])]
     try:
-        words = Command(
-            (sides.python, str(inside.path("transformers_logits")), str(asked), str(answer)),
-            cwd=str(sides.scratch),
-            env=sides.env,
-        )
-        seen = [sides.model, *([sides.adapter] if sides.adapter else [])]
-        words = fence.around(words, sides.limits, seen, (sides.scratch,))
-        process.stream(words, sides.log, limit=EXTRA_SECONDS + loading.limit(sides.files, sides.base))
-        return msgspec.json.decode(answer.read_bytes(), type=Answer)
+        asked = question(sides.model, sides.adapter, record, path)
+        return asking.ask(sides.interpreter, "transformers_logits", asked, Answer, seen)
     except CommandFailed as error:
         message = explain.pointed(f"transformers cannot run the source of {sides.files[0].name}: {error.message}", error.tail)
         hint = f"in float32 it takes 4 bytes of memory for each parameter; {LESS}"
         raise error.retold(message, hint) from error
-    finally:
-        asked.unlink(missing_ok=True)
-        answer.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from llamacpp_orchestrator import rescale
 from llamacpp_orchestrator import spec
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator.archive import look_for_stop
+from llamacpp_orchestrator.asking import Run
 from llamacpp_orchestrator.build import Build
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -43,8 +44,6 @@ from llamacpp_orchestrator.store import file_sha256
 from llamacpp_orchestrator.store import remove
 from llamacpp_orchestrator.work import Work
 
-Converter = Callable[[Command, Path, Tell], None]
-
 
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
     """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite.
@@ -57,7 +56,7 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     work: Work
     lock: Lock
     logs: Path
-    converter: Converter
+    converter: Run
     held: dict[Path, FileLock]
     waiting: dict[Path, set[Path]] = {}
     notes: dict[Path, tuple[str, ...]] = {}
@@ -80,7 +79,7 @@ def convert_action(bench: Bench, build: Build) -> Action:
             return "current"
         work, lock, log = bench.work, bench.lock, bench.log(f"convert {build.name}")
         asked = bench.log(f"tokenizer {build.name}")
-        admission.check_tokenizer(work, lock, build, bench.hashes, bench.converter, asked, tell)
+        admission.check_tokenizer(work, lock, build, bench.hashes, bench.converter, asked)
         found = rescale.judge(work, lock, build)
         notes = (*admission.notes(work, lock, build), *found.notes)
         for note in notes:

@@ -15,7 +15,6 @@ from llamacpp_orchestrator import arguments
 from llamacpp_orchestrator import configkeys
 from llamacpp_orchestrator import encoders
 from llamacpp_orchestrator import headers
-from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import positions
 from llamacpp_orchestrator import quantized
@@ -23,14 +22,12 @@ from llamacpp_orchestrator import rules
 from llamacpp_orchestrator import runtime
 from llamacpp_orchestrator import scripts
 from llamacpp_orchestrator.calls import SCRIPTS
-from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.spec import Job
 from llamacpp_orchestrator.store import MARK
 
-HASHER = inside.path("pretokenizer_hash")
 # With these the script goes other ways than the ones that are looked at here.
 ELSEWHERE = ("--mistral-format", "--remote", "--print-supported-models", "--dspark", "--target-model-dir")
 # As text, as one of a list, or in brackets.
@@ -310,17 +307,6 @@ def is_hashed(subject: Subject) -> bool:
     if not _flags(subject).isdisjoint((*ELSEWHERE, "--mmproj")):
         return False
     return bool(scripts.hashes(subject.tree) and plain_bpe(subject, read_json(subject.folder / "config.json")))
-
-
-def hash_command(subject: Subject, python: str, env: tuple[tuple[str, str], ...]) -> Command:
-    """The call that prints the digest of a model's pre-tokenizer as upstream works it out."""
-    return Command((python, str(HASHER), str(scripts.core(subject.tree)), str(subject.folder)), cwd=str(HASHER.parent), env=env)
-
-
-def hash_in(said: str) -> str:
-    """The digest in what `hash_command` printed; "" when there is none."""
-    found = re.findall(r"^chkhsh: ([0-9a-f]{64})$", said, re.MULTILINE)
-    return found[-1] if found else ""
 
 
 def check_hash(subject: Subject, digest: str) -> None:

@@ -16,6 +16,7 @@ from llamacpp_orchestrator import environment
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import imports
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import modelfiles
 from llamacpp_orchestrator import outputs
@@ -150,7 +151,7 @@ def scripts(work: Work, lock: Lock, stale: list[Build]) -> list[Path]:
     names = [{file.path for file in lock.files(build.needs[0][0]).files} for build in converted]
     # Where there is a tokenizer.model it is read without transformers' tokenizers, which take long to load.
     asked = any("tokenizer.json" in each and "tokenizer.model" not in each for each in names)
-    return [*(building.tree(work, lock) / SCRIPTS[kind] for kind in kinds), *([preflight.HASHER] if asked else [])]
+    return [*(building.tree(work, lock) / SCRIPTS[kind] for kind in kinds), *([inside.path(admission.HASHER)] if asked else [])]
 
 
 def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator import asking
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import process
-from llamacpp_orchestrator import words
 from llamacpp_orchestrator.calls import tool_env
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.content import Findings
@@ -26,7 +26,6 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.vocabulary import TEMPLATE
 from llamacpp_orchestrator.words import Words
 
-SCRIPT = "templates"
 USER = "What is the capital of France?"
 # What each of llama.cpp's chat programs renders while it starts (common/chat.cpp, common_chat_format_example).
 EXAMPLE = [
@@ -154,12 +153,11 @@ def check(checked: Words, find: Callable[[str], Path]) -> Findings:
         talks = list(_talks(checked, tool, help_text, template))
         asked = [{"messages": each.messages, "tools": each.tools, "template": each.template} for each in talks]
         question = {"view": str(checked.shown), "template": template, "talks": asked, "when": begun}
-        said = words.ask(checked.interpreter, SCRIPT, question, (checked.shown,)) if talks else {}
+        answer = asking.ask(checked.interpreter, "templates", question, Answer, (checked.shown,)) if talks else Answer()
     except CommandFailed as error:
         return Findings(notes=(f"its chat template was not compared, as {error.message.splitlines()[0]}",))
     if not talks:
         return Findings(notes=(f"{tool.stem} does not show what it makes of the chat template, so it was not compared",))
-    answer = msgspec.convert(said, Answer)
     if answer.unable:
         return Findings(notes=(f"transformers cannot read the source, so its chat template was not compared: {answer.unable}",))
     found = sum(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator import asking
 from llamacpp_orchestrator import fence
 from llamacpp_orchestrator import loading
 from llamacpp_orchestrator import process
-from llamacpp_orchestrator import words
 from llamacpp_orchestrator.calls import tool_env
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.content import Findings
@@ -170,10 +170,9 @@ def check(checked: Words, find: Callable[[str], Path], strict: bool = True) -> F
     try:
         have = [cut(checked, tool, text) for text in TEXTS.values()]
         question = {"view": str(checked.view), "texts": list(TEXTS.values()), "shown": str(checked.shown), "pieces": False}
-        answer = words.ask(checked.interpreter, SCRIPT, question, (checked.view, checked.shown))
+        source = asking.ask(checked.interpreter, SCRIPT, question, Source, (checked.view, checked.shown))
     except CommandFailed as error:
         return Findings(notes=(f"its tokens were not compared, as {error.message.splitlines()[0]}",))
-    source = msgspec.convert(answer, Source)
     return judge(list(TEXTS), have, source, checked.metadata["tokenizer.ggml.tokens"], strict)
 
 

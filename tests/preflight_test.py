@@ -14,11 +14,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from llamacpp_orchestrator import admission
 from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import process
 from llamacpp_orchestrator import scripts
+from llamacpp_orchestrator.asking import Interpreter
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.preflight import Subject
 from tests import makers
@@ -273,7 +275,8 @@ def test_the_digest_is_that_of_upstream_and_known_or_not(
     env = calls.environment(shared_cache / "home")
     asked = msgspec.structs.replace(subject(), tree=cached / "package-b9760", tag="b9760", trees=cached)
     makers.byte_tokenizer(asked.folder)
-    digest = preflight.hash_in(process.capture(preflight.hash_command(asked, str(python), env), timeout=120))
+    interpreter = Interpreter(python=str(python), run=process.stream, env=env, scratch=tmp_path, log=tmp_path / "ours.log")
+    digest = admission.hash_of(asked, interpreter)
     assert re.fullmatch("[0-9a-f]{64}", digest)
 
     # Upstream prints the same when it gives up.
@@ -283,7 +286,7 @@ def test_the_digest_is_that_of_upstream_and_known_or_not(
     log = tmp_path / "upstream.log"
     with pytest.raises(OrchestrateError, match="does not know the model's tokenizer"):
         convert.run_alone(msgspec.structs.replace(command, env=env), log, lambda said: None)
-    assert f"chkhsh:  {digest}" in log.read_text()
+    assert f"chkhsh:  {digest}" in log.read_text() and f"chkhsh: {digest}" in interpreter.log.read_text()
 
     with pytest.raises(OrchestrateError, match="b9760 does not know the model's tokenizer") as error:
         preflight.check_hash(asked, digest)
@@ -296,7 +299,8 @@ def test_the_digest_is_that_of_upstream_and_known_or_not(
     assert f"{'a' * 40} in the cache" in error.value.hint
     preflight.check_hash(msgspec.structs.replace(asked, tree=other.parents[1]), digest)
     preflight.check_hash(asked, "")
-    assert preflight.hash_in("chkhsh: none") == ""
+    (asked.folder / "tokenizer.json").write_text("{}")
+    assert admission.hash_of(asked, interpreter) == "" and not list(tmp_path.glob("a*.json"))
 
 
 @pytest.mark.parametrize("args", [(), ("--mmproj",), ("--target-model-dir", "x")])

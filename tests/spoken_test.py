@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llamacpp_orchestrator import asking
 from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import pieces
@@ -19,6 +20,7 @@ from llamacpp_orchestrator import tokens
 from llamacpp_orchestrator import verify
 from llamacpp_orchestrator import vocabulary
 from llamacpp_orchestrator import words
+from llamacpp_orchestrator.asking import Interpreter
 from llamacpp_orchestrator.content import Findings
 from tests.conftest import ROOT
 from tests.conftest import Answer
@@ -44,7 +46,7 @@ def checked(world: Path, python: Path) -> Callable[[Path, Path], words.Words]:
 
     def make(file: Path, view: Path) -> words.Words:
         env = calls.environment(world / "home")
-        asking = words.Interpreter(python=str(python), run=convert.run_alone, env=env, scratch=world, log=world / "ask.log")
+        asking = Interpreter(python=str(python), run=convert.run_alone, env=env, scratch=world, log=world / "ask.log")
         metadata = verify.contents([file]).metadata
         return words.Words(files=(file,), metadata=metadata, view=view, shown=view, interpreter=asking, log=world / "use.log")
 
@@ -83,9 +85,10 @@ def test_a_tokenizer_and_a_template_are_proven_by_use_and_what_is_broken_is_foun
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "Makefile"))
     chance = random.Random(1)
     cuts = [text[at : at + chance.randint(1, 200)] for at in (chance.randrange(len(text)) for _ in range(300))]
-    said = words.ask(asked.interpreter, tokens.SCRIPT, _question(model, [" | ".join(cuts).replace("\\", "/")]), (model,))
+    question = _question(model, [" | ".join(cuts).replace("\\", "/")])
+    said = asking.ask(asked.interpreter, tokens.SCRIPT, question, tokens.Source, (model,))
     have = tokens.cut(asked, find(tokens.TOOL), " | ".join(cuts).replace("\\", "/"))
-    assert tokens.around(have, said["plain"][0]) == ([1], [])
+    assert tokens.around(have, said.plain[0]) == ([1], [])
     # The source of another letter, begin or template is not the source of this file.
     _break_merge(model)
     assert tokens.check(asked, find).failures
@@ -112,7 +115,7 @@ def _question(view: Path, texts: list[str]) -> dict[str, Any]:
 
 def _content(asked: words.Words) -> Findings:
     question = {"view": str(asked.view), "texts": [], "pieces": True}
-    held = words.ask(asked.interpreter, tokens.SCRIPT, question, (asked.view,))["pieces"]
+    held = asking.ask(asked.interpreter, tokens.SCRIPT, question, dict[str, Any], (asked.view,))["pieces"]
     made = pieces.Pieces(**{name: tuple(value) if isinstance(value, list) else value for name, value in held.items()})
     return pieces.compare(vocabulary.read(asked.view), asked.metadata, made)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from llamacpp_orchestrator import admission
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import calls
 from llamacpp_orchestrator import convert
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator import jobfile
 from llamacpp_orchestrator import lock as locks
-from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.command import Command
 from llamacpp_orchestrator.errors import CommandFailed
@@ -103,11 +104,14 @@ def the_lock(work: Work, names: tuple[str, ...]) -> locks.Lock:
     )
 
 
+HASHER = inside.path(admission.HASHER)
+
+
 @pytest.mark.parametrize(
     ("more", "files", "names"),
     [
         ("outtype: f16", ("tokenizer.model", "tokenizer.json"), {"convert_hf_to_gguf.py"}),
-        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", preflight.HASHER.name}),
+        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", HASHER.name}),
         ("outtype: none\n    loras: [org/a]", ("tokenizer.model",), {"convert_lora_to_gguf.py"}),
         ("loras: [org/a]", (), {"convert_hf_to_gguf.py", "convert_lora_to_gguf.py"}),
     ],
@@ -117,7 +121,7 @@ def test_what_will_be_asked_for(tmp_path: Path, more: str, files: tuple[str, ...
     lock = the_lock(work, files)
     found = stages.scripts(work, lock, building.builds(work, lock))
     assert {path.name for path in found} == names
-    assert all(path == preflight.HASHER or path.parent == building.tree(work, lock) for path in found)
+    assert all(path == HASHER or path.parent == building.tree(work, lock) for path in found)
 
 
 def test_it_begins_when_the_last_of_what_it_needs_is_here() -> None:

@@ -1,10 +1,11 @@
-"""The digest by which upstream knows a pre-tokenizer; run by the environment's python.
+"""The digest by which upstream knows a pre-tokenizer: pretokenizer_hash.py ASKED ANSWER, with the environment's python.
 
-Called as pretokenizer_hash.py SOURCE MODEL_FOLDER. The text that is tokenized for it is read from the tag's own source, where
-`chktxt` stands.
+ASKED and ANSWER are JSON files. Asked: {"source": the tag's file with the text to tokenize, where `chktxt` stands, "model":
+folder}. Answered: the digest, which the log has as well.
 """
 
 import ast
+import json
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -19,5 +20,8 @@ def text_in(source: Path) -> str:
     sys.exit(f"no chktxt in {source}")
 
 
-tokens = AutoTokenizer.from_pretrained(sys.argv[2]).encode(text_in(Path(sys.argv[1])))
-print("chkhsh:", sha256(str(tokens).encode()).hexdigest())
+asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+tokens = AutoTokenizer.from_pretrained(asked["model"]).encode(text_in(Path(asked["source"])))
+digest = sha256(str(tokens).encode()).hexdigest()
+print("chkhsh:", digest)
+Path(sys.argv[2]).write_text(json.dumps(digest), encoding="utf-8")
