@@ -314,7 +314,7 @@ def cache_list(as_json: bool) -> None:
     "--kind",
     "kinds",
     multiple=True,
-    help="Only entries of this kind: source, binaries, builds, environments, views, imatrix, chats, bundles, downloads, logs.",
+    help="Only entries of this kind: source, binaries, builds, environments, views, imatrix, bundles, downloads, logs.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:

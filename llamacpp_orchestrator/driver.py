@@ -19,12 +19,12 @@ from llamacpp_orchestrator import claims
 from llamacpp_orchestrator import convert
 from llamacpp_orchestrator import download
 from llamacpp_orchestrator import folders
-from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import host
 from llamacpp_orchestrator import leftovers
 from llamacpp_orchestrator import lock as locks
 from llamacpp_orchestrator import measuring
 from llamacpp_orchestrator import neighbours
+from llamacpp_orchestrator import ollama
 from llamacpp_orchestrator import outputs
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import plan
@@ -63,7 +63,7 @@ def run_all(works: Sequence[Work], options: Options, report: Reporter) -> Result
     results: list[Result] = []
     neighbours.check(works)
     if options.ollama_create:
-        handoff.check_program(works)
+        ollama.check_program(works)
     for work in works:
         results.append(run(work, options, report))
         if results[-1].errors and not options.keep_going:
@@ -94,17 +94,17 @@ def _run(work: Work, lock: Lock, options: Options, report: Reporter, began: floa
     measured: tuple[Quality, ...] = ()
     folders.drift(work, lock)
     made = _chosen(building.builds(work, lock, options.force), options.only)
-    asked = [] if options.only else handoff.find(made)
-    handoff.check(asked, options.force)
+    asked = [] if options.only else ollama.find(made)
+    ollama.check(asked, options.force)
     comparing = [] if options.only else quality.find(work, made)
     quality.check(comparing, options.force)
     done, errors = _make(work, lock, made, options, report, frozenset(event.step for event in events))
     events += done
     if asked and (options.keep_going or not errors):
-        asked = [each for each in asked if handoff.ready(each)]
-        done = _carry_out(handoff.steps(work, lock, asked, _logs(work), options.ollama_create), options, report)
+        asked = [each for each in asked if ollama.ready(each)]
+        done = _carry_out(ollama.steps(work, lock, asked, _logs(work), options.ollama_create), options, report)
         events, errors = events + done, errors + _failures(done)
-        handed = handoff.handed(work, lock, asked)
+        handed = ollama.handed(work, lock, asked)
     if comparing and (options.keep_going or not errors):
         done, measured = _measure(work, lock, comparing, options, report, frozenset(event.step for event in events))
         events, errors = events + done, errors + _failures(done)

@@ -1,331 +1,330 @@
-"""What Ollama must be told of a model: its chat template in Go's syntax, proven on conversations, and the Modelfile around it."""
+"""From finished outputs to Ollama: a Modelfile beside each file of a model, and `ollama create` where it is asked for.
+
+A chat template is not said here: Ollama takes the GGUF's own since 0.30.0.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import itertools
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator import build as building
+from llamacpp_orchestrator import hub
+from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import pins
+from llamacpp_orchestrator import preflight
+from llamacpp_orchestrator import process
+from llamacpp_orchestrator import spec
+from llamacpp_orchestrator import steps as running
+from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.build import Build
+from llamacpp_orchestrator.command import Command
+from llamacpp_orchestrator.command import clean_env
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.lock import FilesPin
+from llamacpp_orchestrator.lock import Lock
+from llamacpp_orchestrator.report import Handed
+from llamacpp_orchestrator.spec import Model
+from llamacpp_orchestrator.steps import Action
+from llamacpp_orchestrator.steps import Step
+from llamacpp_orchestrator.steps import Tell
+from llamacpp_orchestrator.store import text_of
+from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.work import Work
+
 MARK = "# Written by orchestrate"
-Talk = tuple[tuple[str, str], ...]
-Pair = tuple[str, str]
-
-ROLES = {"s": "system", "u": "user", "a": "assistant"}
-LEFT, RIGHT = " \n\t", "\t \n"
-# The texts between messages are read off these; only the first two must be possible, any other may be refused by the source.
-SHAPES = ("u", "uau", "su", "suau", "sua", "us", "uasu", "suasu", "uas", "suas", "au", "sau")
-# Python's white space as far as people write it; one, two and three bytes long in UTF-8.
-BLANKS = {1: r'" " "\n" "\t" "\r" "\f" "\v"', 2: r'"\u00a0"', 3: r'"\u3000"'}
-STRIPPED = " \n\t\r\f\v\u00a0\u3000"
-# The state before a message that stands for all that were not seen.
-USUAL = {"user": "assistant", "assistant": "user", "end": "user"}
-
-
-def _talk(shape: str, left: str = "", right: str = "") -> Talk:
-    return tuple((ROLES[letter], f"{left}Word{number}of{ROLES[letter]}{right}") for number, letter in enumerate(shape))
-
-
-PLAIN = {_talk(shape): shape for shape in SHAPES}
-PADS = tuple(_talk(shape, LEFT, RIGHT) for shape in SHAPES if not shape.endswith("a"))
-# What nothing is read off: the text that came out of that must fit these, too.
-HELD = (
-    (("user", "What is 2 + 2?"),),
-    (("user", "hi"), ("assistant", "hi"), ("user", "hi"), ("assistant", "hi"), ("user", "hi")),
-    (("system", "Answer in one word.\nBe kind."), ("user", "用中文回答。"), ("assistant", "好的 🙂"), ("user", "Why?\n\n1. b")),
-    (("user", '{{ .Content }} {% x %} """ <b>&amp;</b> %s \\n'), ("assistant", "a\u3000b\u00a0c {"), ("user", "}}")),
-    (("system", "\u3000 x\n"), ("user", "\n\n y \u00a0"), ("assistant", "\t z\u3000\n"), ("user", "  \u00a0w\r\n")),
-    (("user", "\u3000 x\n"), ("assistant", "\n y \u3000"), ("user", "\u00a0 z\n"), ("assistant", " w"), ("user", " v ")),
-    (("user", "think"), ("assistant", "<think>\nhm\n</think>\n\nyes"), ("user", "and?"), ("assistant", "no"), ("user", "so?")),
-    (("system", "a"), ("user", "b"), ("assistant", "c"), ("user", "d"), ("assistant", "e"), ("user", "f"), ("assistant", "g")),
-    (("system", "a"), ("user", "b"), ("assistant", "c"), ("system", "d"), ("user", "e"), ("assistant", "f"), ("user", "g")),
-)  # fmt: skip
-TALKS: tuple[Talk, ...] = (*PLAIN, *PADS, *HELD)
-
-
-class Said(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source's template makes of one conversation, or why it refuses."""
-
-    text: str = ""
-    error: str = ""
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What inside/chat.py found out: one text for each of TALKS if there is a template, the tokens that end, all special ones."""
-
-    error: str = ""
-    said: tuple[Said, ...] = ()
-    dated: bool = False
-    ends: tuple[str, ...] = ()
-    special: tuple[str, ...] = ()
-    bos: str = ""
-    adds_bos: bool = False
-
-
-class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """The text between two messages, and which ends of the second one are stripped: "", left, right or both."""
-
-    text: str
-    strip: str = ""
-
-
-class Chat(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a Modelfile says about chatting; `reason` tells why there is no template, `notes` what one should know of it."""
-
-    template: str = ""
-    system: str = ""
-    stops: tuple[str, ...] = ()
-    reason: str = ""
-    notes: tuple[str, ...] = ()
-
-
-def chat(answer: Answer) -> Chat:
-    """What Ollama must be told, from what the source's own template says; a template only if it gives the same on all TALKS."""
-    stops = tuple(filter(_plain, answer.ends))
-    if answer.error:
-        return Chat(reason=f"the tokenizer cannot be loaded ({' '.join(answer.error.split())[:200]})")
-    if not answer.said:
-        return Chat(stops=stops, reason="the source has no chat template, as base models have none")
-    said = {talk: _heard(talk, each, answer) for talk, each in zip(TALKS, answer.said, strict=True)}
-    links = learn(said)
-    stops = tuple(dict.fromkeys([*stops, *_turn(links, answer.special)]))
-    reason = "it depends on the date" if answer.dated else difference(links, said)
-    if reason:
-        return Chat(stops=stops, reason=f"the source's chat template cannot be expressed in Ollama's syntax: {reason}")
-    notes: tuple[str, ...] = ("it speaks of no tools, so Ollama offers none",)
-    if ("start", "system") not in links:
-        notes += ("the source's template takes no system message; Ollama leaves one out",)
-    return Chat(template=template(links), system=_default(links), stops=stops, notes=notes)
-
-
-def _turn(links: Mapping[Pair, Link], special: Sequence[str]) -> tuple[str, ...]:
-    # The special token that the template itself puts behind an answer.
-    end = links.get(("assistant", "user"), Link(text="")).text.lstrip()
-    return tuple(sorted((token for token in special if token and end.startswith(token) and _plain(token)), key=len)[-1:])
-
-
-def _heard(talk: Talk, said: Said, answer: Answer) -> Said:
-    # Ollama adds the first token itself, as the GGUF says; after an answer that is to be continued nothing may follow.
-    text = said.text.removeprefix(answer.bos) if answer.adds_bos and answer.bos else said.text
-    if talk[-1][0] == "assistant" and (at := text.rfind(talk[-1][1])) >= 0:
-        text = text[: at + len(talk[-1][1])]
-    return Said(text=text, error=said.error)
-
-
-def states(talk: Talk) -> Iterator[tuple[str, str]]:
-    """Each message with its place: a system message is another thing later than at the beginning."""
-    for number, (role, content) in enumerate(talk):
-        yield "late" if role == "system" and number else role, content
-
-
-def learn(said: Mapping[Talk, Said]) -> dict[Pair, Link]:
-    """The text between each two kinds of message, as the conversations show it first; whether it always is so, is not asked."""
-    found: dict[Pair, Link] = {}
-    for talk in PLAIN:
-        if not said[talk].error:
-            found = {**_between(talk, said[talk].text), **found}
-    for talk in PADS:
-        if not said[talk].error:
-            found = _stripped(talk, said[talk].text, found)
-    return found
-
-
-def _between(talk: Talk, text: str) -> dict[Pair, Link]:
-    found: dict[Pair, Link] = {}
-    at, before = 0, "start"
-    for state, content in states(talk):
-        if (where := text.find(content, at)) < 0:
-            return {}
-        found.setdefault((before, state), Link(text=text[at:where]))
-        at, before = where + len(content), state
-    return found if before == "assistant" else {(before, "end"): Link(text=text[at:]), **found}
-
-
-def _stripped(talk: Talk, text: str, links: dict[Pair, Link]) -> dict[Pair, Link]:
-    found = dict(links)
-    at, lead = 0, True
-    pair: Pair = ("", "")
-    for state, padded in [*states(talk), ("end", LEFT + RIGHT)]:
-        word, now = padded.strip(), (pair[1] or "start", state)
-        where = text.find(word, at) if word else len(text)
-        if now not in links:
-            return links
-        ways = itertools.product((RIGHT, "") if pair[1] else ("",), (LEFT, "") if word else ("",))
-        gap, link = text[at:where], links[now].text
-        tail, head = next(((tail, head) for tail, head in ways if gap == tail + link + head), (RIGHT, LEFT))
-        if pair[1]:
-            mode = {(True, True): "both", (True, False): "left", (False, True): "right", (False, False): ""}[lead, not tail]
-            found[pair] = Link(text=links[pair].text, strip=mode)
-        at, pair, lead = where + len(word), now, not head
-    return found
-
-
-def difference(links: Mapping[Pair, Link], said: Mapping[Talk, Said]) -> str:
-    """Where a source and its links first disagree, in words; "" when they never do."""
-    for talk, each in said.items():
-        shape = ", ".join(role for role, _ in talk)
-        if each.error:
-            if PLAIN.get(talk) in ("u", "uau"):
-                return f"it refuses a conversation of {shape} ({' '.join(each.error.split())[:200]})"
-            continue
-        ours, theirs = render(links, talk), each.text
-        if ours != theirs:
-            at = len(os.path.commonprefix([ours, theirs]))
-            seen, would = theirs[max(0, at - 10) : at + 30], ours[max(0, at - 10) : at + 30]
-            return f"for {shape} it says {seen!r}, where plain affixes say {would!r}"
-    return ""
-
-
-def _incoming(links: Mapping[Pair, Link], state: str) -> tuple[dict[str, Link], Link] | None:
-    cases = {before: link for (before, after), link in links.items() if after == state}
-    if not cases:
-        return None
-    usual = USUAL.get(state, "")
-    return cases, cases[usual] if usual in cases else next(iter(cases.values()))
-
-
-def render(links: Mapping[Pair, Link], talk: Talk) -> str:
-    """What `template` makes of a conversation in Ollama."""
-    text, last = "", "start"
-    for state, content in [*states(talk), ("end", "")]:
-        found = _incoming(links, state)
-        if found is None or (state == "end" and last == "assistant"):
-            continue
-        link = found[0].get(last, found[1])
-        text += link.text + strip(content, link.strip)
-        last = state
-    return text
-
-
-def strip(text: str, mode: str) -> str:
-    """A message without the white space at the ends that `mode` names."""
-    text = text.lstrip(STRIPPED) if mode in ("left", "both") else text
-    return text.rstrip(STRIPPED) if mode in ("right", "both") else text
-
-
-def template(links: Mapping[Pair, Link]) -> str:
-    """The same in Go's syntax: Ollama gives .Messages, with neighbours of one role merged."""
-    modes = dict.fromkeys(link.strip for link in links.values() if link.strip)
-    late = _arrive(links, "late")
-    system = _arrive(links, "system")
-    first = f'{{{{ if eq $last "start" }}}}{system}{{{{ else }}}}{late}{{{{ end }}}}' if late else system
-    if not late and system:
-        first = f'{{{{ if eq $last "start" }}}}{system}{{{{ end }}}}'
-    branches = [("system", first), ("user", _arrive(links, "user")), ("assistant", _arrive(links, "assistant"))]
-    ifs = [f'{{{{ if eq .Role "{role}" }}}}{body}{{{{ end }}}}' for role, body in branches if body]
-    end = f'{{{{ if ne $last "assistant" }}}}{_arrive(links, "end")}{{{{ end }}}}'
-    return "".join([*map(_define, modes), '{{ $last := "start" }}{{ range .Messages }}', *ifs, "{{ end }}", end])
-
-
-def _arrive(links: Mapping[Pair, Link], state: str) -> str:
-    found = _incoming(links, state)
-    if found is None:
-        return ""
-    cases, usual = found
-    texts = [link.text for link in cases.values()]
-    same = os.path.commonprefix([text[::-1] for text in texts])[::-1] if len({link.strip for link in cases.values()}) == 1 else ""
-    groups: dict[Link, list[str]] = {}
-    for before, link in cases.items():
-        groups.setdefault(link, []).append(before)
-    others = [(link, befores) for link, befores in groups.items() if link != usual]
-    content = "" if state == "end" else f'{{{{ $last = "{state}" }}}}'
-    if not others:
-        return _piece(usual, state) + content
-    if same or state == "end":
-        return _choice([(befores, _literal(_short(link, same))) for link, befores in others], _literal(_short(usual, same))) + (
-            _piece(Link(text=same, strip=usual.strip), state) + content
-        )
-    return _choice([(befores, _piece(link, state)) for link, befores in others], _piece(usual, state)) + content
-
-
-def _short(link: Link, same: str) -> str:
-    return link.text[: len(link.text) - len(same)]
-
-
-def _choice(cases: Sequence[tuple[list[str], str]], usual: str) -> str:
-    made = ""
-    if len(cases) == 1 and len(cases[0][0]) == 1 and not cases[0][1]:
-        return f"{{{{ if ne $last {_quoted(cases[0][0][0])} }}}}{usual}{{{{ end }}}}"
-    for number, (befores, text) in enumerate(cases):
-        made += f"{{{{ {'else ' if number else ''}if eq $last {' '.join(_quoted(before) for before in befores)} }}}}{text}"
-    return made + (f"{{{{ else }}}}{usual}" if usual else "") + "{{ end }}"
-
-
-def _piece(link: Link, state: str) -> str:
-    content = f'{{{{ template "{link.strip}" .Content }}}}' if link.strip else "{{ .Content }}"
-    return _literal(link.text) + ("" if state == "end" else content)
-
-
-def _define(mode: str) -> str:
-    # Go's templates cannot strip, but they can call themselves with a slice; `len (slice . 1)` is one less than `len .`.
-    ways = []
-    for size, blanks in BLANKS.items():
-        enough = f"(ge (len .) {size})"
-        if mode in ("left", "both"):
-            ways.append(f'if and {enough} (eq (slice . 0 {size}) {blanks}) }}}}{{{{ template "{mode}" (slice . {size}) }}}}')
-        if mode in ("right", "both"):
-            cut = f"(len (slice . {size}))"
-            ways.append(f'if and {enough} (eq (slice . {cut}) {blanks}) }}}}{{{{ template "{mode}" (slice . 0 {cut}) }}}}')
-    return f'{{{{ define "{mode}" }}}}{{{{ ' + "{{ else ".join(ways) + "{{ else }}{{ . }}{{ end }}{{ end }}"
-
-
-def _literal(text: str) -> str:
-    # A brace before an action, three quotes (the end of a Modelfile's text) and what its parser drops must stand in an action.
-    hidden = re.compile(r'\{(?=\{|$)|"(?="")|[^\n\t -~]')
-    return hidden.sub(lambda found: found[0] if found[0].isprintable() and found[0] not in '{"' else _action(found[0]), text)
-
-
-def _action(letter: str) -> str:
-    return f"{{{{ {_quoted(letter)} }}}}"
-
-
-def _quoted(text: str) -> str:
-    code = ord(text) if len(text) == 1 else 0
-    plain = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"\\U{code:08x}"' if code and not text.isprintable() else f'"{plain}"'
-
-
-def _default(links: Mapping[Pair, Link]) -> str:
-    whole = links[("start", "user")].text
-    if ("start", "system") not in links or ("system", "user") not in links:
-        return ""
-    head, tail = links[("start", "system")].text, links[("system", "user")].text
-    found = whole[len(head) : len(whole) - len(tail)]
-    return found if found and whole == head + found + tail and _plain(found) and found == found.strip() else ""
-
-
-def _plain(text: str) -> bool:
-    """Whether a Modelfile can hold a text: its parser drops what cannot be seen, and ends a text at three quotes."""
-    seen = all(letter.isprintable() or letter in "\n\t" for letter in text)
-    return seen and not text.startswith('"') and not re.search(r'"""|"$', text, re.MULTILINE)
-
-
-def modelfile(files: Sequence[str], adapter: str, found: Chat, name: str, file: str) -> str:
-    """The text of a Modelfile; all paths relative to it, with slashes."""
-    lines = [MARK, f'#   ollama create {name} -f "{file}"', f"#   ollama run {name}"]
-    if adapter:
-        lines.append(
-            "# Ollama 0.34.1 and later take no ADAPTER: merge it into its base and convert that, or use an older Ollama."
-        )
-    if found.reason:
-        lines += [f"# No TEMPLATE: {found.reason}.", "# Ollama then chooses one of its own that resembles the source's, or none."]
-    lines += [f"# TEMPLATE: {note}." for note in found.notes]
-    lines += [f"FROM ./{path}" for path in files]
-    lines += [f"ADAPTER ./{adapter}"] if adapter else []
-    lines += [f'TEMPLATE """{found.template}"""'] if found.template else []
-    lines += [f'SYSTEM """{found.system}"""'] if found.system else []
-    return "\n".join([*lines, *(f'PARAMETER stop "{stop}"' for stop in found.stops), ""])
-
-
-def model_name(stem: str) -> str:
-    """A file's name as the name of a model in Ollama: lower case ASCII, at most 80 letters."""
-    lower = stem.lower()
+# The first Ollama that renders a GGUF's own chat template (shouldPreferChatTemplate in its server/images.go).
+OLDEST = (0, 30, 0)
+UPDATE = "update it (https://ollama.com/download), or leave --ollama-create out"
+VERSION = re.compile(r"version is v?(\d+)\.(\d+)\.(\d+)")
+CARD, GENERATION = "README.md", "generation_config.json"
+# A parameter of Ollama → its name in generation_config.json, which says `do_sample` besides; llama.cpp, too, takes the numbers
+# without that (gguf-py/gguf/metadata.py).
+PARAMETERS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repeat_penalty": "repetition_penalty",
+}
+WHOLE = ("top_k",)
+LARGEST = 2**31
+FRONT = re.compile(r"---\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+LICENSE = re.compile(r"^license(?:_name|_link)?:[ \t]+([\"']?)([^\s\"'#\[\]{}]+)\1[ \t]*$", re.MULTILINE)
+# Ollama's own words → what to do. First match wins.
+KNOWN = (
+    (r"connect|not responding|connection refused", "is Ollama running? start it, or `ollama serve`"),
+    (r"command must be one of", UPDATE),
+)
+
+
+class Handoff(msgspec.Struct, frozen=True, kw_only=True):
+    """One Modelfile: its path, the model's name in Ollama, the file that it is made for, and the projector beside that.
+
+    `note` is for the reader of a run; of a model's files the first has it.
+    """
+
+    path: Path
+    name: str
+    build: Build
+    projector: Build | None = None
+    note: str = ""
+
+    @property
+    def needs(self) -> tuple[Build, ...]:
+        """The outputs that must be there."""
+        return (self.build, self.projector) if self.projector else (self.build,)
+
+    @property
+    def commands(self) -> tuple[Command, Command]:
+        """How a user makes it known to Ollama, and how it is run there."""
+        return Command(("ollama", "create", self.name, "-f", str(self.path))), Command(("ollama", "run", self.name))
+
+
+def find(builds: Iterable[Build]) -> list[Handoff]:
+    """Every Modelfile that a job asks for: one for each file of a model; none for adapters, which Ollama does not take."""
+    asking = [build for build in builds if build.output.model.ollama and not build.output.temporary]
+    files = [build for build in asking if build.output.kind in ("quantized", "model")]
+    names = [model_name(build.output.model.name, build.output.type) for build in files]
+    handoffs = []
+    noted: list[Model] = []
+    for build, name in zip(files, names, strict=True):
+        model = build.output.model
+        if names.count(name) > 1:  # two models of one name, told apart by `outfile` alone
+            name = model_name(model.name, build.name.removesuffix(".gguf"))
+        path = build.output.path.with_name(build.output.path.name.removesuffix(".gguf") + ".Modelfile")
+        beside = [other for other in asking if other.output.kind == "mmproj" and other.output.model == model]
+        note = "" if model in noted else left_out(model)
+        noted.append(model)
+        handoffs.append(Handoff(path=path, name=name, build=build, projector=next(iter(beside), None), note=note))
+    return handoffs
+
+
+def model_name(name: str, tag: str) -> str:
+    """`name:tag` as Ollama takes it: lower case ASCII, at most 80 letters each; what was altered ends in a digest."""
+    return f"{_name(name)}:{_name(tag)}"
+
+
+def _name(text: str) -> str:
+    lower = text.lower()
     kept = re.sub(r"[^a-z0-9._-]+", "-", lower).strip("-._")
     if kept == lower and len(kept) <= 80:
         return kept
-    return f"{kept[:60] or 'model'}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+    return f"{kept[:60] or 'model'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def left_out(model: Model) -> str:
+    """Why a model's adapters get no Modelfile; "" where it has none."""
+    names = ", ".join(lora.name for lora in model.loras)
+    way = f"to use {names} there, merge into {model.name} and convert the merged model"
+    return f"Ollama takes no adapters any more: {way}" if names else ""
+
+
+def check_program(works: Iterable[Work]) -> None:
+    """Raise JobError where `ollama create` is asked for and there is nothing to create, or no program that can."""
+    if not any(model.ollama for work in works for model in work.job.models):
+        raise JobError("--ollama-create: no model of the job says `ollama: true`", "add it to those that Ollama should know")
+    program = shutil.which("ollama")
+    if not program:
+        raise JobError(
+            "--ollama-create: there is no `ollama` on PATH", "install it (https://ollama.com), or leave the option out"
+        )
+    with suppress(CommandFailed):  # what is wrong with it `ollama create` will say
+        version = oldest(process.capture(Command((program, "--version"), env=_env())))
+        if version and version < OLDEST:
+            installed, wanted = (".".join(map(str, each)) for each in (version, OLDEST))
+            message = f"--ollama-create: Ollama {installed} is here; the chat template of a GGUF needs {wanted} or newer"
+            raise JobError(message, UPDATE)
+
+
+def oldest(text: str) -> tuple[int, ...]:
+    """The lower of the versions that `ollama --version` gives, of its server and itself; () for none, and for a build (0.0.0)."""
+    versions = [tuple(map(int, match.groups())) for match in VERSION.finditer(text)]
+    return min((version for version in versions if any(version)), default=())
+
+
+def check(handoffs: Iterable[Handoff], force: bool) -> None:
+    """Raise JobError for what is in the way of a Modelfile and is not ours, and for names that one cannot hold."""
+    for each in handoffs:
+        if hidden := next((build.name for build in each.needs if not build.name.isprintable()), None):
+            raise JobError(
+                f"Ollama cannot read the file name {hidden!r}: it drops letters that cannot be seen", "set `name` or `outfile`"
+            )
+        if each.path.is_dir() or (not force and text_of(each.path) and not text_of(each.path).startswith(MARK)):
+            raise JobError(f"{each.path} exists already, and orchestrate did not write it", "move it away, or use --force")
+
+
+def ready(each: Handoff) -> bool:
+    """Whether all that a Modelfile names is there, as the job makes it."""
+    return all(
+        artifact.is_current(artifact.read(build.output.path), build.recipe, build.output.path.parent) for build in each.needs
+    )
+
+
+def split(each: Handoff) -> str:
+    """Why there can be no Modelfile: of these outputs one lies in several files; "" when there can."""
+    many = next((build for build in each.needs if len(building.shards(build.output)) > 1), None)
+    if many is None:
+        return ""
+    return (
+        f"{many.name} lies in several files, and Ollama wants one: leave --split-* out of `args`; no {each.path.name} was written"
+    )
+
+
+def modelfile(
+    name: str, file: str, files: Sequence[str], *, parameters: Mapping[str, str], stops: Iterable[str], license: str = ""
+) -> str:
+    """The text of a Modelfile; `file` is its own name, `files` are paths relative to it, with slashes."""
+    lines = [MARK, f'#   ollama create {name} -f "{file}"', f"#   ollama run {name}", f"REQUIRES {'.'.join(map(str, OLDEST))}"]
+    lines += [f"FROM ./{path}" for path in files]
+    lines += [f"PARAMETER {parameter} {value}" for parameter, value in parameters.items()]
+    lines += [f'PARAMETER stop "{stop}"' for stop in filter(is_plain, stops)]
+    lines += [f'LICENSE "{license}"'] if license else []
+    return "\n".join([*lines, ""])
+
+
+def is_plain(text: str) -> bool:
+    """Whether a Modelfile can hold a text between two quotes in one line: its parser drops letters that cannot be seen."""
+    return bool(text) and text.isprintable() and not text.startswith('"') and not text.endswith('"')
+
+
+def parameters(generation: Mapping[str, Any]) -> dict[str, str]:
+    """What a generation_config.json says of sampling, by Ollama's names; what is no number is left out."""
+    numbers = {parameter: generation.get(key) for parameter, key in PARAMETERS.items()}
+    return {parameter: text for parameter, value in numbers.items() if (text := _number(value, parameter in WHOLE))}
+
+
+def _number(value: Any, whole: bool) -> str:
+    if type(value) not in (int, float) or not -LARGEST < value < LARGEST or (whole and value != int(value)):
+        return ""
+    return str(int(value)) if whole else str(value)
+
+
+def ends(generation: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of the tokens at which a generation_config.json ends an answer."""
+    listed = generation.get("eos_token_id")
+    return tuple(number for number in (listed if isinstance(listed, list) else [listed]) if type(number) is int)
+
+
+@functools.lru_cache(maxsize=64)  # the vocabulary is long, and a run asks twice
+def _stops(ids: tuple[int, ...], gguf: Path, mtime_ns: int) -> tuple[str, ...]:
+    return stops(ids, verify.contents([gguf]).metadata) if ids else ()
+
+
+def stops(ids: Iterable[int], metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tokens of some ids as the metadata of a GGUF has them, without its EOS token, at which every runtime ends."""
+    tokens, eos = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.eos_token_id")
+    texts = tokens if isinstance(tokens, list) else []
+    return tuple(dict.fromkeys(texts[number] for number in ids if 0 <= number < len(texts) and number != eos))
+
+
+def licensed(card: str) -> str:
+    """The licence that the front matter of a model's card names, with its name and address where these are there."""
+    front = FRONT.match(card.removeprefix("\ufeff").replace("\r\n", "\n"))
+    return ", ".join(match[2] for match in LICENSE.finditer(front[1]) if match[2].isprintable()) if front else ""
+
+
+def text(work: Work, lock: Lock, each: Handoff) -> str | None:
+    """What a Modelfile says; None while those of its source are not here."""
+    pin = _source(lock, each)
+    at = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
+    here = spec.is_folder(pin.wanted.source) or not hub.missing(at, work.store.sha256)
+    return _text(work, pin, each, lambda line: None) if here else None
+
+
+def _source(lock: Lock, each: Handoff) -> FilesPin:
+    """The two small files of a source that a Modelfile is written from."""
+    pin = lock.files(locks.base_wanted(each.build.output.model))
+    return msgspec.structs.replace(pin, files=tuple(file for file in pin.files if file.path in (CARD, GENERATION)))
+
+
+def _text(work: Work, pin: FilesPin, each: Handoff, tell: Tell) -> str:
+    folder = pins.origin(work, pin, tell)
+    generation, gguf = preflight.read_json(folder / GENERATION), each.build.output.path
+    return modelfile(
+        each.name,
+        each.path.name,
+        [Path(os.path.relpath(build.output.path, each.path.parent)).as_posix() for build in each.needs],
+        parameters=parameters(generation),
+        stops=_stops(ends(generation), gguf, gguf.stat().st_mtime_ns),
+        license=licensed(text_of(folder / CARD)),
+    )
+
+
+def status(work: Work, lock: Lock, each: Handoff) -> str:
+    """Whether a run would write a Modelfile: "run" or "current"."""
+    return "current" if ready(each) and not split(each) and _written(work, lock, each) else "run"
+
+
+def _written(work: Work, lock: Lock, each: Handoff) -> bool:
+    there = text_of(each.path)
+    return bool(there) and there == text(work, lock, each)
+
+
+def steps(work: Work, lock: Lock, handoffs: Iterable[Handoff], logs: Path, create: bool) -> list[Step]:
+    """Write each Modelfile and, where it is asked for, hand it to Ollama."""
+    made = []
+    for each in handoffs:
+        wrote = Step(name=f"modelfile {each.path.name}", action=_write(work, lock, each))
+        made.append(wrote)
+        if create and not split(each):
+            name = f"ollama {each.name}"
+            log = running.log_of(name, logs)
+            made.append(Step(name=name, action=_create(each, log), needs=(wrote.name,), heavy=True, log=log))
+    return made
+
+
+def _write(work: Work, lock: Lock, each: Handoff) -> Action:
+    def action(tell: Tell) -> str:
+        if each.note:
+            tell(f"note: {each.note}")
+        if reason := split(each):
+            tell(f"note: {reason}")
+            return "done"
+        written = _text(work, _source(lock, each), each, tell)
+        if text_of(each.path) == written:
+            return "current"
+        write_atomically(each.path, written)
+        return "done"
+
+    return action
+
+
+def _env() -> tuple[tuple[str, str], ...]:
+    return clean_env(**{name: value for name, value in os.environ.items() if name.startswith("OLLAMA_")})
+
+
+def _create(each: Handoff, log: Path) -> Action:
+    def action(tell: Tell) -> str:
+        program = shutil.which("ollama") or "ollama"
+        try:
+            process.stream(Command((program, *each.commands[0].argv[1:]), cwd=str(each.path.parent), env=_env()), log, tell)
+        except CommandFailed as error:
+            hint = next((hint for pattern, hint in KNOWN if re.search(pattern, error.tail, re.IGNORECASE)), "see the log")
+            last = process.last_lines(error.tail).split("\n")[-1]
+            message = f"Ollama did not take {each.path.name}: {error.message} ({last})"
+            raise error.retold(message, hint, log) from error
+        return "done"
+
+    return action
+
+
+def handed(work: Work, lock: Lock, handoffs: Iterable[Handoff]) -> tuple[Handed, ...]:
+    """What a run says of its Modelfiles: where they lie, and the two commands."""
+    written = [each for each in handoffs if not split(each) and _written(work, lock, each)]
+    return tuple(
+        Handed(name=each.name, path=str(each.path), create=str(each.commands[0]), run=str(each.commands[1])) for each in written
+    )

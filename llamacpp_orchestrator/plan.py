@@ -12,10 +12,10 @@ import msgspec
 
 from llamacpp_orchestrator import build as building
 from llamacpp_orchestrator import claims
-from llamacpp_orchestrator import handoff
 from llamacpp_orchestrator import hub
 from llamacpp_orchestrator import imatrix
 from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator import ollama
 from llamacpp_orchestrator import pins
 from llamacpp_orchestrator import preflight
 from llamacpp_orchestrator import programs
@@ -219,8 +219,8 @@ def make(work: Work, lock: Lock, force: bool = False) -> Plan:
         memory = 0 if build.current else claims.of_build(work, lock, build)
         named = f"{verb} {build.name}"
         steps.append(PlannedStep(name=named, status=status, detail=detail, command=str(final(build)), memory=memory))
-    for each in handoff.find(made):
-        steps.append(PlannedStep(name=f"modelfile {each.path.name}", status=handoff.status(work, lock, each), detail=each.name))
+    for each in ollama.find(made):
+        steps.append(PlannedStep(name=f"modelfile {each.path.name}", status=ollama.status(work, lock, each), detail=each.name))
     asked = quality.find(work, made)
     for one in asked:
         steps += _measured(work, lock, one, force)

@@ -55,14 +55,12 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Handed(msgspec.Struct, frozen=True, kw_only=True):
-    """One Modelfile, the two commands that bring it into Ollama, and why it has no template where it has none."""
+    """One Modelfile, and the two commands that bring it into Ollama and run it there."""
 
     name: str
     path: str
     create: str
     run: str
-    template: bool
-    reason: str = ""
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):

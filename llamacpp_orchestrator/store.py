@@ -17,7 +17,7 @@ from pathlib import Path
 from llamacpp_orchestrator.errors import OrchestrateError
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
-ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "chats", "bundles")
+ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "bundles")
 PRUNED = (*ENTRIES, "downloads", "logs", "memo", "home")
 MARK = "complete.json"
 DYING_SECONDS = 10.0
