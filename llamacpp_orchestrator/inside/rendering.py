@@ -1,4 +1,4 @@
-"""How transformers renders a chat template; what the scripts beside this one share."""
+"""How transformers loads a tokenizer and renders a chat template."""
 
 import json
 from pathlib import Path
