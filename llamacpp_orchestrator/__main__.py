@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _complain(error: OrchestrateError) -> None:
-    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import console
 
-    report.complain(error, report.voice(sys.stderr, os.environ, quiet=False, verbose=False, progress=False))
+    console.complain(error, console.voice(sys.stderr, os.environ, quiet=False, verbose=False, progress=False))
 
 
 def _bug(error: Exception) -> OrchestrateError:

@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from llamacpp_orchestrator import __version__
-from llamacpp_orchestrator import sharing
+from llamacpp_orchestrator import cli_options
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.util.units import size
 
 FILE = click.Path(path_type=Path, readable=False)  # what cannot be read is told where it is read
 JOB = click.argument("job", type=FILE)
@@ -34,19 +35,19 @@ def orchestrate() -> None:
     "--bundle", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="Take all from a bundle; ask no server."
 )
 @click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
-@sharing.shared
+@cli_options.shared
 def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None:
     """Do the whole job: set up, fetch, convert, quantize, verify."""
     if bundle and len(jobs_files) > 1:
         raise click.UsageError("--bundle goes with one JOB.")
-    works = [sharing.load(file, flags, folders=not bundle) for file in jobs_files]
+    works = [cli_options.load(file, flags, folders=not bundle) for file in jobs_files]
     if bundle:
-        from llamacpp_orchestrator import bundle as bundling
+        from llamacpp_orchestrator.commands import bundle as commands_bundle
 
-        with sharing.shown(flags):
-            works = [bundling.opened(bundle, works[0])]
+        with cli_options.shown(flags):
+            works = [commands_bundle.opened(bundle, works[0])]
         flags["locked"] = True
-    sharing.run(works, flags, kept=True)
+    cli_options.run(works, flags, kept=True)
 
 
 @orchestrate.command()
@@ -68,7 +69,7 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
 )
 @click.option("--output", default="dist", show_default=True, metavar="DIR", help="Where the files go.")
 @click.option("--write-job", type=FILE, metavar="FILE", help="Keep it as a job file, which is then what runs.")
-@sharing.shared
+@cli_options.shared
 def convert(
     model: str,
     loras: tuple[str, ...],
@@ -82,23 +83,23 @@ def convert(
 ) -> None:
     """Convert MODEL (hub id or folder) without a job file."""
     asked: dict[str, Any]
-    from llamacpp_orchestrator import jobfile
-    from llamacpp_orchestrator.store import write_atomically
+    from llamacpp_orchestrator.job import loader
+    from llamacpp_orchestrator.util.store import write_atomically
 
     file = (write_job or Path("orchestrate.yaml")).absolute()
     asked = {"model": model, "loras": loras, "outtypes": outtypes, "quantize": quantize, "tag": tag, "overrides": overrides}
-    text = jobfile.job_text(**asked, output=output, folder=file.parent)
+    text = loader.job_text(**asked, output=output, folder=file.parent)
     try:
-        job = jobfile.parse(text.encode(errors="surrogateescape"), file)
-        jobfile.check_folders(job, file)
+        job = loader.parse(text.encode(errors="surrogateescape"), file)
+        loader.check_folders(job, file)
     except JobError as error:
-        jobfile.tell_by_option(error, file)
+        loader.tell_by_option(error, file)
         raise
     if write_job:
         if file.exists() and not flags["force"]:
             raise JobError(f"{write_job} exists already", "choose another name, or use --force")
         write_atomically(file, text)
-    sharing.run([sharing.work(job, file, flags)], flags, kept=bool(write_job))
+    cli_options.run([cli_options.work(job, file, flags)], flags, kept=bool(write_job))
 
 
 @orchestrate.command()
@@ -110,48 +111,47 @@ def convert(
     metavar="[WHAT]",
     help="Move pins to what the job means now: llama_cpp, environment, models or the name of one; without WHAT all.",
 )
-@sharing.shared
+@cli_options.shared
 def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
     """Resolve JOB and write its lock file, nothing else."""
     if job is None and upgrade not in (None, "all"):
         job, upgrade = Path(str(upgrade)), "all"  # `lock --upgrade JOB`: the word after the option is the job
     if job is None:
         raise click.UsageError("Missing argument 'JOB'.")
-    from llamacpp_orchestrator import driver
-    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.commands import lock as commands_lock
 
-    work = sharing.load(job, flags)
-    with sharing.shown(flags) as show:
-        written = driver.write_lock(work, sharing.options(flags, upgrade=upgrade or ""), show)
-    report.result(written, [str(written)])
+    work = cli_options.load(job, flags)
+    with cli_options.shown(flags) as show:
+        written = commands_lock.write_lock(work, cli_options.options(flags, upgrade=upgrade or ""), show)
+    console.result(written, [str(written)])
 
 
 @orchestrate.command()
 @JOB
-@sharing.shared
+@cli_options.shared
 def plan(job: Path, **flags: Any) -> None:
     """Show every step of JOB, its exact command, and what it needs; make nothing."""
-    from llamacpp_orchestrator import driver
-    from llamacpp_orchestrator import plan as planning
-    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.commands import plan as commands_plan
 
-    work = sharing.load(job, flags)
-    with sharing.shown(flags) as show:
-        found = driver.preview(work, sharing.options(flags), show)
-    report.result(found, planning.lines(found), flags["as_json"])
+    work = cli_options.load(job, flags)
+    with cli_options.shown(flags) as show:
+        found = commands_plan.preview(work, cli_options.options(flags), show)
+    console.result(found, commands_plan.lines(found), flags["as_json"])
 
 
 @orchestrate.command()
 @JOB
-@sharing.shared
+@cli_options.shared
 def setup(job: Path, **flags: Any) -> None:
     """Get the converter tree, the release binaries and the environment ready."""
-    from llamacpp_orchestrator import driver
+    from llamacpp_orchestrator.commands import setup as commands_setup
 
-    work = sharing.load(job, flags)
-    with sharing.shown(flags) as show:
-        result = driver.setup(work, sharing.options(flags), show)
-    sharing.finish(result, flags)
+    work = cli_options.load(job, flags)
+    with cli_options.shown(flags) as show:
+        result = commands_setup.setup(work, cli_options.options(flags), show)
+    cli_options.finish(result, flags)
 
 
 @orchestrate.command()
@@ -162,26 +162,27 @@ def setup(job: Path, **flags: Any) -> None:
     type=click.Choice(("structure", "content", "load", "logits")),
     help="Also compare them with their source, load them, or compare what they say next.",
 )
-@sharing.speaking
+@cli_options.speaking
 def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any) -> None:
     """Check outputs (files, or folders of them) against their receipts."""
-    from llamacpp_orchestrator import artifact
-    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator import results
+    from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 
-    with sharing.ending():
-        outputs = [output for path in paths for output in artifact.outputs(path)]
-        complaints = [(path, artifact.recheck(path)) for path in outputs]
+    with cli_options.ending():
+        outputs = [output for path in paths for output in pipeline_receipt.outputs(path)]
+        complaints = [(path, pipeline_receipt.recheck(path)) for path in outputs]
         if deep or level:
-            from llamacpp_orchestrator import reproduce
-            from llamacpp_orchestrator import settings
+            from llamacpp_orchestrator.commands import reproduce
+            from llamacpp_orchestrator.system import settings
 
             here = settings.load(os.environ)
             if level:
                 complaints = [(path, found or reproduce.check(path, here, level)) for path, found in complaints]
             if deep:
                 complaints = [(path, found or reproduce.recheck(path, here)) for path, found in complaints]
-    checked = [report.Checked(path=str(path), complaints=tuple(found)) for path, found in complaints]
-    report.result(checked, [line for each in checked for line in each.lines()], flags["as_json"])
+    checked = [results.Checked(path=str(path), complaints=tuple(found)) for path, found in complaints]
+    console.result(checked, [line for each in checked for line in each.lines()], flags["as_json"])
     if any(found.complaints for found in checked):
         raise OrchestrateError("not everything is as its receipt says", "make it again: orchestrate run JOB --force")
 
@@ -190,21 +191,21 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
 @JOB
 @click.option("--output", "-o", "file", required=True, type=FILE, metavar="FILE", help="The file to write.")
 @click.option("--platform", default="", metavar="NAME", help="linux-x64, windows-x64, macos-arm64, ...; this one by default.")
-@sharing.shared
+@cli_options.shared
 def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
     """Pack all that the lock of JOB names into one file, for `run --bundle` on a machine without a network."""
-    from llamacpp_orchestrator import driver
-    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.commands import bundle as bundle_module
 
     if file.exists() and not flags["force"]:
         raise JobError(f"{file} exists already", "choose another name, or use --force")
     if not file.absolute().parent.is_dir():
         raise JobError(f"{file.parent} is not a folder", "make it first")
-    work = sharing.load(job, flags)
-    with sharing.shown(flags) as show:
-        made = driver.pack(work, sharing.options(flags), platform, file.absolute(), show)
+    work = cli_options.load(job, flags)
+    with cli_options.shown(flags) as show:
+        made = bundle_module.pack(work, cli_options.options(flags), platform, file.absolute(), show)
     count = made.stat().st_size
-    report.result({"path": str(made), "size": count}, [f"{report.size(count):>9}  {made}"], flags["as_json"])
+    console.result({"path": str(made), "size": count}, [f"{size(count):>9}  {made}"], flags["as_json"])
 
 
 @orchestrate.command(name="reproduce")
@@ -213,37 +214,37 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
     "--job", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="The job, where the receipt does not lead to it."
 )
 @click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine.")
-@sharing.speaking
+@cli_options.speaking
 def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> None:
     """Make the output of RECEIPT again, aside, and say whether it is identical or where it differs."""
     import msgspec
 
-    from llamacpp_orchestrator import report
-    from llamacpp_orchestrator import reproduce
-    from llamacpp_orchestrator import settings
-    from llamacpp_orchestrator.work import Options
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.commands import reproduce
+    from llamacpp_orchestrator.context import Options
+    from llamacpp_orchestrator.system import settings
 
     here = msgspec.structs.replace(settings.load(os.environ), offline=offline)
-    with sharing.shown(flags) as show:
+    with cli_options.shown(flags) as show:
         found = reproduce.reproduce(receipt, here, job, Options(), show)
-    report.result(found, [line for each in found for line in each.lines()], flags["as_json"])
+    console.result(found, [line for each in found for line in each.lines()], flags["as_json"])
     if any(each.made != each.recorded for each in found):
         raise OrchestrateError("the output cannot be reproduced", "was it changed by hand, or made with another environment?")
 
 
 @orchestrate.command()
 @click.argument("job", required=False, type=FILE)
-@sharing.speaking
+@cli_options.speaking
 def doctor(job: Path | None, **flags: Any) -> None:
     """Look at this machine: system, GPU, tools, disk, and the servers a job needs."""
-    from llamacpp_orchestrator import doctor as examining
-    from llamacpp_orchestrator import report
-    from llamacpp_orchestrator import settings
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.commands import doctor as commands_doctor
+    from llamacpp_orchestrator.system import settings
 
-    with sharing.ending():
-        found = examining.examine(sharing.load(job, flags) if job else None, settings.load(os.environ))
-    report.result(found, [line.line() for line in found], flags["as_json"])
-    if job and (lacking := examining.lacking(found)):
+    with cli_options.ending():
+        found = commands_doctor.examine(cli_options.load(job, flags) if job else None, settings.load(os.environ))
+    console.result(found, [line.line() for line in found], flags["as_json"])
+    if job and (lacking := commands_doctor.lacking(found)):
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")
 
 
@@ -252,11 +253,11 @@ def doctor(job: Path | None, **flags: Any) -> None:
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(job: Path, argv: tuple[str, ...]) -> None:
     """Run a program or script of the pinned tag: orchestrate exec JOB -- llama-cli --version."""
-    from llamacpp_orchestrator import driver
-    from llamacpp_orchestrator import process
+    from llamacpp_orchestrator.commands import exec
+    from llamacpp_orchestrator.system import process
 
-    with sharing.shown({}) as show:
-        command = driver.exec_command(sharing.load(job, {}), argv, show)
+    with cli_options.shown({}) as show:
+        command = exec.exec_command(cli_options.load(job, {}), argv, show)
     raise SystemExit(process.attached(command))
 
 
@@ -264,25 +265,25 @@ def exec_(job: Path, argv: tuple[str, ...]) -> None:
 @click.argument("file", default="job.yaml", type=FILE)
 def init(file: Path) -> None:
     """Write a commented job file to start from."""
-    from llamacpp_orchestrator import jobfile
-    from llamacpp_orchestrator.command import ours
-    from llamacpp_orchestrator.store import write_atomically
+    from llamacpp_orchestrator.job import loader
+    from llamacpp_orchestrator.system.command import ours
+    from llamacpp_orchestrator.util.store import write_atomically
 
     if file.exists():
         raise JobError(f"{file} exists already", f"choose another name: {ours('init', file.with_stem(file.stem + '-2'))}")
     if not file.absolute().parent.is_dir():
         raise JobError(f"{file.parent} is not a folder", "make it first")
-    write_atomically(file, jobfile.STARTER)
+    write_atomically(file, loader.STARTER)
     click.echo(f"wrote {file}; next: {ours('run', file)}", err=True)
 
 
 @orchestrate.command()
 def schema() -> None:
     """Print the JSON Schema of a job file, for editors."""
-    from llamacpp_orchestrator import jobfile
-    from llamacpp_orchestrator import report
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.job import loader
 
-    report.result(jobfile.schema(), (), as_json=True)
+    console.result(loader.schema(), (), as_json=True)
 
 
 @orchestrate.group()
@@ -300,13 +301,13 @@ def cache_dir() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def cache_list(as_json: bool) -> None:
     """List what is in the cache, with sizes."""
-    from llamacpp_orchestrator import report
-    from llamacpp_orchestrator import store
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.util import store
 
     found = store.entries(_store_root())
-    lines = (f"{kind:<14}{report.size(count):>10}  {key}{'' if whole else '  (incomplete)'}" for kind, key, count, whole in found)
+    lines = (f"{kind:<14}{size(count):>10}  {key}{'' if whole else '  (incomplete)'}" for kind, key, count, whole in found)
     plain = [{"kind": kind, "key": key, "bytes": count, "complete": whole} for kind, key, count, whole in found]
-    report.result(plain, lines, as_json)
+    console.result(plain, lines, as_json)
 
 
 @cache.command(name="prune")
@@ -319,8 +320,8 @@ def cache_list(as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:
     """Remove cached entries; the next run makes what it needs again. Models are in the Hugging Face cache and stay."""
-    from llamacpp_orchestrator import report
-    from llamacpp_orchestrator import store
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.util import store
 
     root = _store_root()
     chosen = kinds or store.PRUNED
@@ -329,10 +330,10 @@ def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:
     if not yes and sys.stdin.isatty():
         click.confirm(f"remove {', '.join(chosen)} from {root}?", abort=True, err=True)
     freed = store.prune(root, chosen)
-    report.result(freed, [f"{report.size(freed)} freed"])
+    console.result(freed, [f"{size(freed)} freed"])
 
 
 def _store_root() -> Path:
-    from llamacpp_orchestrator import settings
+    from llamacpp_orchestrator.system import settings
 
     return settings.load(os.environ).cache

@@ -9,15 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llamacpp_orchestrator import asking
 from llamacpp_orchestrator import inside
-from llamacpp_orchestrator import process
-from llamacpp_orchestrator.asking import Interpreter
-from llamacpp_orchestrator.command import UNLIMITED
-from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.command import Fence
-from llamacpp_orchestrator.command import Limits
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.system import interpreter as system_interpreter
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system.command import UNLIMITED
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.command import Fence
+from llamacpp_orchestrator.system.command import Limits
+from llamacpp_orchestrator.system.interpreter import Interpreter
 
 # What a script of the standard library alone is asked: which of these modules are there.
 QUESTION = [["json", ["loads"]], ["no_such_module", []]]
@@ -40,7 +40,7 @@ def interpreter(folder: Path, limits: Limits | None = None) -> Interpreter:
 
 
 def test_an_answer_has_its_type_and_nothing_but_the_log_stays(tmp_path: Path) -> None:
-    found = asking.ask(interpreter(tmp_path), "imports", QUESTION, list[Trouble | None])
+    found = system_interpreter.ask(interpreter(tmp_path), "imports", QUESTION, list[Trouble | None])
     assert found == [None, Trouble(lacking=True, distribution="no_such_module")]
     assert [path.name for path in tmp_path.iterdir()] == ["log"] and "import json loads" in (tmp_path / "log").read_text()
 
@@ -52,7 +52,7 @@ def test_a_failure_has_a_hint_and_nothing_stays(tmp_path: Path, hint: str, shown
         raise CommandFailed("it failed", code=3, tail="why", hint="its own", log=log)
 
     with pytest.raises(CommandFailed) as caught:
-        asking.ask(msgspec.structs.replace(interpreter(tmp_path), run=run), "imports", {}, dict, hint=hint)
+        system_interpreter.ask(msgspec.structs.replace(interpreter(tmp_path), run=run), "imports", {}, dict, hint=hint)
     error = caught.value
     assert (error.message, error.code, error.tail, error.hint, error.log) == ("it failed", 3, "why", shown, tmp_path / "log")
     assert not list(tmp_path.iterdir())
@@ -66,7 +66,9 @@ def test_a_script_sees_what_it_is_shown_and_writes_beside_its_answer(tmp_path: P
         commands.append(command)
         (tmp_path / "answer.json").write_text("NaN")
 
-    answer = asking.ask(msgspec.structs.replace(interpreter(tmp_path, limits), run=run), "imports", {}, float, [Path("/model")])
+    answer = system_interpreter.ask(
+        msgspec.structs.replace(interpreter(tmp_path, limits), run=run), "imports", {}, float, [Path("/model")]
+    )
     assert answer != answer  # what is no number in Python is none in JSON, and all the same an answer
     question, reply = (str(tmp_path / name) for name in ("asked.json", "answer.json"))
     script = inside.path("imports")

@@ -14,8 +14,8 @@ import yaml
 
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli
-from llamacpp_orchestrator import doctor
-from llamacpp_orchestrator import jobfile
+from llamacpp_orchestrator.commands import doctor
+from llamacpp_orchestrator.job import loader
 from tests.conftest import Answer
 
 Orchestrate = Callable[..., Answer]
@@ -27,7 +27,7 @@ def test_help_and_version_import_nothing_heavy(world: Path) -> None:
     for argv in (["--help"], ["--version"], ["run", "-h"]):
         done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
         loaded = set(done.stderr.split())
-        assert not loaded & {"git", "huggingface_hub", "requests", "yaml", "rich", "llamacpp_orchestrator.driver"}, argv
+        assert not loaded & {"git", "huggingface_hub", "requests", "yaml", "rich", "llamacpp_orchestrator.commands.run"}, argv
         assert "orchestrate" in done.stdout
     said = subprocess.run(
         [sys.executable, "-m", "llamacpp_orchestrator", "--version"], capture_output=True, text=True, check=True
@@ -45,7 +45,7 @@ def test_a_run_that_is_up_to_date_imports_nothing_heavy(orchestrate: Orchestrate
 
 def test_init_writes_a_job_that_parses_and_never_overwrites(orchestrate: Orchestrate, world: Path) -> None:
     assert orchestrate("init").code == 0
-    assert jobfile.load(world / "job.yaml").models
+    assert loader.load(world / "job.yaml").models
     answer = orchestrate("init")
     assert answer.code == 2 and "exists already" in answer.err
     assert orchestrate("init", "no/where.yaml").code == 2
@@ -54,7 +54,7 @@ def test_init_writes_a_job_that_parses_and_never_overwrites(orchestrate: Orchest
 def test_schema_describes_the_starter(orchestrate: Orchestrate) -> None:
     schema = orchestrate("schema").json()
     job = schema["$defs"]["Job"]
-    assert set(yaml.safe_load(jobfile.STARTER)) <= set(job["properties"]) and "models" in job["required"]
+    assert set(yaml.safe_load(loader.STARTER)) <= set(job["properties"]) and "models" in job["required"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_convert_needs_no_job_file(orchestrate: Orchestrate, data: Path, world: 
     assert orchestrate(*asked).err.count("current convert") == 2
     assert not list(world.glob("orchestrate*.yaml"))
     assert orchestrate(*asked, "--write-job", job).code == 0
-    assert jobfile.load(job).environment.overrides == ("torch==2.13.0",) and (world / "kept.lock.yaml").is_file()
+    assert loader.load(job).environment.overrides == ("torch==2.13.0",) and (world / "kept.lock.yaml").is_file()
     again = orchestrate(*asked, "--write-job", job)
     assert again.code == 2 and "exists already" in again.err
 

@@ -19,14 +19,14 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from llamacpp_orchestrator import build
-from llamacpp_orchestrator import jobfile
-from llamacpp_orchestrator import lock as locks
-from llamacpp_orchestrator import settings
-from llamacpp_orchestrator import stages
 from llamacpp_orchestrator.__main__ import main
-from llamacpp_orchestrator.store import Store
-from llamacpp_orchestrator.work import Work
+from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.job import loader
+from llamacpp_orchestrator.lock import file as lock_file
+from llamacpp_orchestrator.pipeline import build
+from llamacpp_orchestrator.pipeline import setup
+from llamacpp_orchestrator.system import settings
+from llamacpp_orchestrator.util.store import Store
 from tests.stage import TAG as TAG
 from tests.stage import trees
 from tests.stage.fixtures import github as github
@@ -147,9 +147,9 @@ def python(pythons: list[Path], orchestrate: Callable[..., Answer], job: Callabl
         file = job(str(data / "tiny-llama"), name="environment.yaml", binaries={"backend": "none"})
         assert orchestrate("setup", file).code == 0
         found = settings.load(os.environ)
-        lock = locks.read(locks.path_for(file))
+        lock = lock_file.read(lock_file.path_for(file))
         assert lock
-        pythons.append(build.python(Work(job=jobfile.load(file), file=file, settings=found, store=Store(found.cache)), lock))
+        pythons.append(build.python(Work(job=loader.load(file), file=file, settings=found, store=Store(found.cache)), lock))
     return pythons[0]
 
 
@@ -159,15 +159,15 @@ def reference(world: Path, shared_cache: Path, orchestrate: Callable[..., Answer
     file = job({"source": str(data / "tiny-llama"), "verify": "logits"}, name="reference.yaml", binaries={"backend": "source"})
     kept = shared_cache / "reference.lock.yaml"
     if kept.exists():
-        shutil.copy(kept, locks.path_for(file))
+        shutil.copy(kept, lock_file.path_for(file))
     else:
         assert orchestrate("lock", file).code == 0
-        shutil.copy(locks.path_for(file), kept)
+        shutil.copy(lock_file.path_for(file), kept)
     found = settings.load(os.environ)
-    lock = locks.read(locks.path_for(file))
-    work = Work(job=jobfile.load(file), file=file, settings=found, store=Store(found.cache))
+    lock = lock_file.read(lock_file.path_for(file))
+    work = Work(job=loader.load(file), file=file, settings=found, store=Store(found.cache))
     assert lock and lock.reference
-    stages.reference_step(work, lock.reference, world / "reference.log").action(lambda text: None)
+    setup.reference_step(work, lock.reference, world / "reference.log").action(lambda text: None)
     return build.python_of(work, lock.reference)
 
 

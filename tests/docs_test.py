@@ -11,9 +11,10 @@ import yaml
 
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli
-from llamacpp_orchestrator import jobfile
-from llamacpp_orchestrator import settings
-from llamacpp_orchestrator import spec
+from llamacpp_orchestrator.job import layout
+from llamacpp_orchestrator.job import loader
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.system import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")
@@ -121,7 +122,7 @@ def test_the_table_of_settings_has_every_key(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_are_jobs(name: str) -> None:
     path = ROOT / "configs" / name
-    assert jobfile.parse(path.read_bytes(), path).models
+    assert loader.parse(path.read_bytes(), path).models
 
 
 def test_the_full_config_has_every_key() -> None:
@@ -143,7 +144,7 @@ def test_the_full_config_has_every_key() -> None:
 @pytest.mark.parametrize("name", READMES)
 def test_the_job_in_the_readme_is_one_and_makes_the_files_named(name: str) -> None:
     (job,) = [block.removeprefix("yaml\n") for block in blocks(name) if block.startswith("yaml\n")]
-    made = {output.path.name for output in spec.outputs(jobfile.parse(job.encode(), ROOT / "job.yaml"), ROOT)}
+    made = {output.path.name for output in layout.outputs(loader.parse(job.encode(), ROOT / "job.yaml"), ROOT)}
     named = set(re.findall(r"dist/(\S+\.gguf)", "\n".join(blocks(name))))
     assert named
     assert named <= made
@@ -151,8 +152,8 @@ def test_the_job_in_the_readme_is_one_and_makes_the_files_named(name: str) -> No
 
 def test_the_demo_says_what_it_makes() -> None:
     path = ROOT / "configs" / "demo.yaml"
-    job = jobfile.parse(path.read_bytes(), path)
-    made = {output.path.relative_to(ROOT).as_posix() for output in spec.outputs(job, path.parent)}
+    job = loader.parse(path.read_bytes(), path)
+    made = {output.path.relative_to(ROOT).as_posix() for output in layout.outputs(job, path.parent)}
     assert made == set(re.findall(r"\.demo/out/\S+\.gguf", text("README.md")))
 
 

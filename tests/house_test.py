@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import collections
 import graphlib
+import re
 import statistics
 from pathlib import Path
 
@@ -15,6 +17,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "llamacpp_orchestrator"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
 MOST_LINES, MOST_FUNCTION, MEDIAN_FUNCTION, MOST_BEHAVIOUR = 350, 60, 9, 2
+MOST_AT_ROOT, MOST_IN_FOLDER = 10, 14
+DRAWN = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 # Errors and records are data; so is what another library makes us derive from.
 DATA = ("Struct", "Record", "Error", "Exception", "Stopped", "CommandFailed", "Session", "SafeDumper")
 
@@ -77,7 +81,33 @@ def calls(path: Path) -> set[str]:
 def test_each_door_is_kept_by_one_module() -> None:
     scripts = set(Path(inside.__file__).parent.glob("[!_]*.py"))
     ours = [path for path in MODULES if path not in scripts]
-    assert {path.name for path in ours if "print" in calls(path)} == {"report.py"}
+    assert {path.name for path in ours if "print" in calls(path)} == {"console.py"}
     assert {path.name for path in ours if calls(path) & {"subprocess.Popen", "subprocess.run"}} == {"process.py"}
     clicking = {path.name for path in ours if "import click" in path.read_text(encoding="utf-8")}
-    assert clicking == {"__main__.py", "cli.py", "sharing.py"}
+    assert clicking == {"__main__.py", "cli.py", "cli_options.py"}
+
+
+def test_a_folder_can_be_kept_in_mind() -> None:
+    counts = collections.Counter(path.relative_to(PACKAGE).parent for path in MODULES if path.name != "__init__.py")
+    assert counts.pop(Path()) <= MOST_AT_ROOT
+    assert not {folder: count for folder, count in counts.items() if count > MOST_IN_FOLDER}
+
+
+def test_folders_lie_as_they_are_drawn() -> None:
+    rows = re.findall(r"^\| `(\w+)/` \| .* \| ([\w, -]+) \|$", DRAWN, re.MULTILINE)
+    drawn = {name: set(found.replace("-", "").replace(",", " ").split()) for name, found in rows}
+    folders = {path.parent.name for path in MODULES if path.parent != PACKAGE} - {"inside"}
+    real: dict[str, set[str]] = {name: set() for name in folders}
+    for path in MODULES:
+        for node in ast.walk(parsed(path)) if path.parent.name in folders else ():
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE.name):
+                _, *parts = node.module.split(".")
+                real[path.parent.name] |= set(parts[:1] or [alias.name for alias in node.names]) & folders
+    assert drawn == {name: found - {name} for name, found in real.items()}
+    order = list(drawn)
+    assert not [(name, other) for name in order for other in drawn[name] if order.index(other) > order.index(name)]
+
+
+def test_what_a_newcomer_is_sent_to_is_there() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", DRAWN)
+    assert len(named) > 15 and not [name for name in named if not (PACKAGE / name).is_file()]

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from llamacpp_orchestrator import aside
-from llamacpp_orchestrator import process
-from llamacpp_orchestrator import store
-from llamacpp_orchestrator.command import Command
-from llamacpp_orchestrator.command import clean_env
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.steps import Event
-from llamacpp_orchestrator.steps import Step
-from llamacpp_orchestrator.steps import Tell
-from llamacpp_orchestrator.steps import log_of
-from llamacpp_orchestrator.steps import run
-from llamacpp_orchestrator.store import Store
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.system.scheduler import Step
+from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.system.scheduler import log_of
+from llamacpp_orchestrator.system.scheduler import run
+from llamacpp_orchestrator.util import background
+from llamacpp_orchestrator.util import store
+from llamacpp_orchestrator.util.store import Store
 
 
 def test_an_entry_is_made_once_even_by_many_at_once(tmp_path: Path) -> None:
@@ -289,14 +289,14 @@ def test_logs_have_names_that_fit_and_that_no_two_steps_share(tmp_path: Path) ->
 
 def test_work_aside_goes_on_beside_and_ends_with_its_result_or_its_failure() -> None:
     gate = threading.Event()
-    end = aside.begin(lambda: gate.wait(10) and "done")
+    end = background.begin(lambda: gate.wait(10) and "done")
     gate.set()
     assert end() == "done" == end()
 
     def broken() -> None:
         raise OrchestrateError("no")
 
-    failed = aside.begin(broken)
+    failed = background.begin(broken)
     with pytest.raises(OrchestrateError, match="no"):
         failed()
 

@@ -18,22 +18,22 @@ from typing import Any
 from urllib.parse import unquote
 from urllib.parse import urlsplit
 
-from llamacpp_orchestrator import download
-from llamacpp_orchestrator import process
-from llamacpp_orchestrator.aside import load
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import anonymous
-from llamacpp_orchestrator.places import first_answer
-from llamacpp_orchestrator.settings import Settings
-from llamacpp_orchestrator.source import PATTERNS
-from llamacpp_orchestrator.source import utc
-from llamacpp_orchestrator.source import wanted
-from llamacpp_orchestrator.source import whole
-from llamacpp_orchestrator.tag import Tag
+from llamacpp_orchestrator.source.tree import PATTERNS
+from llamacpp_orchestrator.source.tree import utc
+from llamacpp_orchestrator.source.tree import wanted
+from llamacpp_orchestrator.source.tree import whole
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system.settings import Settings
+from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util.background import load
+from llamacpp_orchestrator.util.mirrors import first_answer
+from llamacpp_orchestrator.util.tag import Tag
 
 Tell = Callable[[str], None]
 SCHEMES = ("https", "http", "ssh", "file")

@@ -9,17 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llamacpp_orchestrator import archive
-from llamacpp_orchestrator import download
-from llamacpp_orchestrator.aside import load
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
-from llamacpp_orchestrator.settings import Settings
-from llamacpp_orchestrator.source import utc
-from llamacpp_orchestrator.source import wanted
-from llamacpp_orchestrator.tag import Tag
+from llamacpp_orchestrator.source.tree import utc
+from llamacpp_orchestrator.source.tree import wanted
+from llamacpp_orchestrator.system.settings import Settings
+from llamacpp_orchestrator.util import archive
+from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util.background import load
+from llamacpp_orchestrator.util.tag import Tag
 
 if TYPE_CHECKING:
     from pypi_simple import DistributionPackage

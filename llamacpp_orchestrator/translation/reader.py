@@ -7,7 +7,7 @@ import functools
 import re
 from pathlib import Path
 
-from llamacpp_orchestrator import scripts
+from llamacpp_orchestrator.convert import capabilities
 from llamacpp_orchestrator.translation import Reader
 
 VOCABULARY = "gguf-py/gguf/vocab.py"
@@ -28,10 +28,10 @@ MARKS = {
 
 def pieces(classes: list[ast.ClassDef]) -> str:
     """The file from which a class takes a sentencepiece vocabulary; "" where it wants none, or reads tokenizer.json as well."""
-    found = scripts.method(classes, "set_vocab")
+    found = capabilities.method(classes, "set_vocab")
     if found is None:
         return ""
-    ways, words = scripts.called(found[1]), set(scripts.within(found[1]))
+    ways, words = capabilities.called(found[1]), set(capabilities.within(found[1]))
     if "_xlmroberta_set_vocab" in ways or "sentencepiece.bpe.model" in words:
         return "sentencepiece.bpe.model"
     if "spiece.model" in words:
@@ -44,16 +44,16 @@ def pieces(classes: list[ast.ClassDef]) -> str:
 
 def only_pieces(classes: list[ast.ClassDef]) -> bool:
     """Whether a class takes tokenizer.model and nothing in its place: upstream's base then ends where there is none."""
-    found = scripts.method(classes, "set_vocab")
+    found = capabilities.method(classes, "set_vocab")
     if found is None or pieces(classes) != "tokenizer.model" or any(isinstance(node, ast.Try) for node in ast.walk(found[1])):
         return False
-    return {name for name in scripts.called(found[1]) if name.startswith("_set_vocab")} == {"_set_vocab_sentencepiece"}
+    return {name for name in capabilities.called(found[1]) if name.startswith("_set_vocab")} == {"_set_vocab_sentencepiece"}
 
 
 def ends(classes: list[ast.ClassDef]) -> bool:
     """Whether a class itself writes what stands around a text; a second word on it ends the older scripts."""
-    found = scripts.method(classes, "set_vocab")
-    return found is not None and "add_add_bos_token" in scripts.called(found[1])
+    found = capabilities.method(classes, "set_vocab")
+    return found is not None and "add_add_bos_token" in capabilities.called(found[1])
 
 
 @functools.lru_cache(maxsize=16)  # asked for each output of a job; a tree in the cache does not change
@@ -61,11 +61,11 @@ def reader(tree: Path, transformers: str, architecture: str = "") -> Reader:
     """How a tag reads checkpoints of an architecture, with a version of transformers ("4.57.6", or "" where nobody knows it)."""
     vocabulary = (tree / VOCABULARY).read_text(encoding="utf-8") if (tree / VOCABULARY).is_file() else ""
     knows = {name for name, (where, text) in MARKS.items() if where == VOCABULARY and text in vocabulary}
-    knows |= {name for name, (where, text) in MARKS.items() if where == "scripts" and scripts.mentions(tree, text)}
-    whole = scripts.core(tree).read_text(encoding="utf-8") if scripts.core(tree).is_file() else ""
+    knows |= {name for name, (where, text) in MARKS.items() if where == "scripts" and capabilities.mentions(tree, text)}
+    whole = capabilities.core(tree).read_text(encoding="utf-8") if capabilities.core(tree).is_file() else ""
     knows |= {name for name, (where, text) in MARKS.items() if where == "one script" and text in whole}
     version = tuple(map(int, re.findall(r"\d+", transformers)[:3]))
-    classes = scripts.converter(tree, architecture)
+    classes = capabilities.converter(tree, architecture)
     knows |= {"ends by itself"} if ends(classes) else set()
     knows |= {"pieces alone"} if only_pieces(classes) else set()
     return Reader(transformers=version, knows=frozenset(knows), pieces=pieces(classes))

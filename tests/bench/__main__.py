@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.util.store import write_atomically
 from tests.bench import fleet
 from tests.bench import many
 from tests.bench import noop

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from llamacpp_orchestrator.steps import Step
-from llamacpp_orchestrator.steps import run
+from llamacpp_orchestrator.system.scheduler import Step
+from llamacpp_orchestrator.system.scheduler import run
 from tests.bench import world as worlds
 from tests.bench.clock import Failed
 from tests.bench.clock import orchestrate

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from llamacpp_orchestrator import artifact
-from llamacpp_orchestrator import indexes
-from llamacpp_orchestrator import settings
-from llamacpp_orchestrator.interpreter import python_in
+from llamacpp_orchestrator.environment import indexes
+from llamacpp_orchestrator.environment.pin import python_in
+from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
+from llamacpp_orchestrator.system import settings
 from tests.bench import world as worlds
 from tests.bench.clock import ENTRY
 from tests.bench.clock import Failed
@@ -56,7 +56,7 @@ def finished(world: World, env: dict[str, str]) -> tuple[Path, list[Path]]:
     shutil.copytree(worlds.data(world.scratch), folder / "data")
     job = worlds.write_job(folder, worlds.fleet("./data", ADAPTERS))
     ours("run", job, env=env)
-    outputs = artifact.outputs(folder / "dist")
+    outputs = pipeline_receipt.outputs(folder / "dist")
     for output in outputs:
         grow(output)
     fresh(job, env)
@@ -66,11 +66,11 @@ def finished(world: World, env: dict[str, str]) -> tuple[Path, list[Path]]:
 def grow(output: Path) -> None:
     """Make an output larger by a hole, and let its receipt say so; the digest is not looked at by a second run."""
     os.truncate(output, EACH)
-    receipt, found = artifact.read(output), output.stat()
+    receipt, found = pipeline_receipt.read(output), output.stat()
     if receipt is None:
         raise Failed(f"{output} has no receipt")
     files = tuple(msgspec.structs.replace(file, size=found.st_size, mtime_ns=found.st_mtime_ns) for file in receipt.files)
-    artifact.write(output, msgspec.structs.replace(receipt, files=files))
+    pipeline_receipt.write(output, msgspec.structs.replace(receipt, files=files))
 
 
 def fresh(job: Path, env: dict[str, str]) -> None:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from llamacpp_orchestrator.plot import MARK
-from llamacpp_orchestrator.plot import ticks
+from llamacpp_orchestrator.verify.plot import MARK
+from llamacpp_orchestrator.verify.plot import ticks
 from tests.bench.table import Row
 
 WIDTH, LEFT, RIGHT = 980, 500, 940

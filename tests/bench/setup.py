@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from llamacpp_orchestrator.interpreter import python_in
+from llamacpp_orchestrator.environment.pin import python_in
 from tests.bench import upstream as upstreams
 from tests.bench import world as worlds
 from tests.bench.clock import Failed

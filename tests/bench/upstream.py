@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from llamacpp_orchestrator import settings
-from llamacpp_orchestrator.environment import upstream_requirements
+from llamacpp_orchestrator.environment.requirements import upstream_requirements
 from llamacpp_orchestrator.source import pypi
+from llamacpp_orchestrator.system import settings
 from tests.bench.clock import Failed
 from tests.bench.relay import Counted
 from tests.bench.relay import relay

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from llamacpp_orchestrator import indexes
-from llamacpp_orchestrator import settings
+from llamacpp_orchestrator.environment import indexes
+from llamacpp_orchestrator.system import settings
 from tests.bench.clock import orchestrate
 from tests.bench.clock import run
 from tests.bench.clock import timed

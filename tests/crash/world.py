@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from llamacpp_orchestrator.store import TAG as CACHE_TAG
-from llamacpp_orchestrator.store import file_sha256
+from llamacpp_orchestrator.util.store import TAG as CACHE_TAG
+from llamacpp_orchestrator.util.store import file_sha256
 from tests.bench.world import World as Bench
 from tests.crash.scene import Scene
 

@@ -25,20 +25,16 @@ from typing import Any
 import pytest
 import yaml
 
-from llamacpp_orchestrator import archive
-from llamacpp_orchestrator import download
-from llamacpp_orchestrator import host
-from llamacpp_orchestrator import lock as locks
-from llamacpp_orchestrator.settings import SERVERS
+from llamacpp_orchestrator.lock import file as lock_file
+from llamacpp_orchestrator.system import host
+from llamacpp_orchestrator.system.settings import SERVERS
+from llamacpp_orchestrator.util import archive
+from llamacpp_orchestrator.util import download
 from tests.conftest import NOWHERE
 from tests.conftest import TAG
 from tests.conftest import Answer
 from tests.crash.full import mounted
 from tests.crash.full import possible
-from tests.download_test import EVIL
-from tests.download_test import File
-from tests.download_test import tarball
-from tests.download_test import zipped
 from tests.faults.source_test import TREE
 from tests.faults.source_test import write
 from tests.stage.fixtures import TOOL
@@ -47,6 +43,10 @@ from tests.stage.github import Route
 from tests.stage.github import git
 from tests.stage.github import release
 from tests.stage.hub import MODEL
+from tests.util.download_test import EVIL
+from tests.util.download_test import File
+from tests.util.download_test import tarball
+from tests.util.download_test import zipped
 
 Orchestrate = Callable[..., Answer]
 Told = Callable[..., str]
@@ -178,10 +178,10 @@ def test_32_no_archive_of_a_kind(
     second = again()
     assert second.code == 1 and "note: the locked list" in second.err and "no vulkan archive" in second.err
     site.answers.clear()
-    before = locks.read(lock)
+    before = lock_file.read(lock)
     site.platforms.append("ubuntu-vulkan")  # the release was still being filled
     assert orchestrate("exec", "job.yaml", "--", "llama-cli", "--version").code == 0
-    after = locks.read(lock)
+    after = lock_file.read(lock)
     assert before and after and after.assets[: len(before.assets)] == before.assets and len(after.assets) == 3
 
 
@@ -191,7 +191,7 @@ def test_32_no_archive_for_a_machine(
 ) -> None:
     with monkeypatch.context() as other:
         found = host.Host(system="linux", arch=arch, libc=libc, cores=2, memory=8 * 10**9)
-        other.setattr("llamacpp_orchestrator.pins.this_host", lambda: found)
+        other.setattr("llamacpp_orchestrator.lock.resolve.this_host", lambda: found)
         told(f"32 no archive for {arch} with {libc}", again())
     assert not left(cache) and good(again())
 
@@ -512,7 +512,7 @@ def test_42_a_body_that_is_cut(known: str, site: GitHub, again: Again, told: Tol
     told(f"42 cut, {known} known", again())
     parts = list(cache.glob("downloads/*/*"))
     assert [path.suffix for path in parts] == ([] if known == "nothing" else [".part"]), "kept to go on with, if that can be told"
-    lock = locks.read(world / "job.lock.yaml")
+    lock = lock_file.read(world / "job.lock.yaml")
     assert not lock or not [each for each in lock.assets if each.sha256 == hashlib.sha256(half).hexdigest()], "no half is locked"
     site.answers.clear()
     assert good(again())
@@ -631,7 +631,7 @@ def test_57_two_runs_that_fetch_one_archive(site: GitHub, world: Path, cache: Pa
         out, err = run.communicate(timeout=120)
         assert run.returncode == 0 and "version: 11434" in out, err
     assert set(most) == {1} and not left(cache)
-    first, second = (locks.read(locks.path_for(job)) for job in jobs)
+    first, second = (lock_file.read(lock_file.path_for(job)) for job in jobs)
     assert first and second and first.assets == second.assets
 
 

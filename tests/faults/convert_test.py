@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from llamacpp_orchestrator import artifact
 from llamacpp_orchestrator import inside
-from llamacpp_orchestrator.store import file_sha256
+from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
+from llamacpp_orchestrator.util.store import file_sha256
 from tests import makers
 from tests.conftest import Answer
 from tests.crash import full
@@ -300,7 +300,7 @@ def test_81_84_quantizing(
     assert left(ready / "dist") == ["m-f16.gguf", "m-f16.gguf.receipt.json"]
     (ready / "kill").unlink()
     assert orchestrate("run", file).code == 0
-    receipt = artifact.read(ready / "dist" / "m-Q4_K_M.gguf")
+    receipt = pipeline_receipt.read(ready / "dist" / "m-Q4_K_M.gguf")
     assert receipt and any("q4_k cannot hold, and is q5_0" in note for note in receipt.notes), "84: a fallback is recorded"
 
 

@@ -17,11 +17,11 @@ import msgspec
 import pytest
 from huggingface_hub import constants
 
-from llamacpp_orchestrator import hub as hubs
-from llamacpp_orchestrator import hubsession
-from llamacpp_orchestrator.settings import load
-from llamacpp_orchestrator.store import Store
-from llamacpp_orchestrator.store import file_sha256
+from llamacpp_orchestrator.models import hub as models_hub
+from llamacpp_orchestrator.models import hub_session
+from llamacpp_orchestrator.system.settings import load
+from llamacpp_orchestrator.util.store import Store
+from llamacpp_orchestrator.util.store import file_sha256
 from tests.conftest import NOWHERE
 from tests.conftest import Answer
 from tests.crash import full
@@ -47,7 +47,7 @@ MODEL = {"source": "org/m", "name": "m", "outtype": "f16", "verify": "structure"
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait no longer than need be, and let the library choose its store anew in each test."""
-    monkeypatch.setattr(hubsession, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(hub_session, "WAIT_SECONDS", 0.01)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
 
 
@@ -254,8 +254,8 @@ def test_45_46_47_49_53_64_65_what_a_hub_sends(
 @pytest.mark.parametrize("kind", ["cut-once", "get-500", "corrupt-once"])
 def test_46_48_what_heals_while_it_is_fetched(kind: str, hub: Hub, asked: Path, orchestrate: Orchestrate) -> None:
     found, hub.fault = load(os.environ), kind
-    snapshot = hubs.list_hub("org/m", "main", found, print, kind="model", weights=True, remote_code=False)
-    folder = hubs.fetch(snapshot, found, print)
+    snapshot = models_hub.list_hub("org/m", "main", found, print, kind="model", weights=True, remote_code=False)
+    folder = models_hub.fetch(snapshot, found, print)
     assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     assert hub.seen[f"GET /store/{WEIGHTS}"] == 2
 
@@ -318,7 +318,7 @@ def test_50_what_is_known_of_a_file_is_not_believed_of_another(tmp_path: Path, m
     first = store.sha256(path)
     path.write_bytes(b"two")
     assert store.sha256(path) != first, "within a tick of the disk's clock"
-    monkeypatch.setattr("llamacpp_orchestrator.store.TICK_SECONDS", 0.0)
+    monkeypatch.setattr("llamacpp_orchestrator.util.store.TICK_SECONDS", 0.0)
     for keep, ahead in ((True, 0), (False, 86400), (False, -86400)):
         known = store.sha256(path)
         assert list((tmp_path / "cache" / "memo").iterdir()) and store.sha256(path) == known
@@ -335,8 +335,8 @@ def test_50_a_link_to_a_file_elsewhere_is_the_users_own(
     (models / "snapshots" / COMMIT).mkdir(parents=True)
     (models / "snapshots" / COMMIT / WEIGHTS).symlink_to(mine)
     found = load(os.environ)
-    snapshot = hubs.list_hub("org/m", "main", found, print, kind="model", weights=True, remote_code=False)
-    assert (hubs.fetch(snapshot, found, print) / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+    snapshot = models_hub.list_hub("org/m", "main", found, print, kind="model", weights=True, remote_code=False)
+    assert (models_hub.fetch(snapshot, found, print) / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     assert mine.read_bytes() == b"my own work"
 
 
@@ -448,13 +448,13 @@ def test_60_a_newer_store_that_cannot_be_reached(
     store: str, client: bool, fault: str, trusted: Hub, models: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("hf_xet")
-    monkeypatch.setattr(hubsession, "XET_SECONDS", 0.5)
+    monkeypatch.setattr(hub_session, "XET_SECONDS", 0.5)
     trusted.xet, trusted.fault = store.format(url=trusted.store), fault
     if not client:
         without_xet(monkeypatch)
     found = load(os.environ)
-    snapshot = hubs.list_hub("org/m", "main", found, print, kind="model", weights=True, remote_code=False)
-    folder = hubs.fetch(snapshot, found, print)
+    snapshot = models_hub.list_hub("org/m", "main", found, print, kind="model", weights=True, remote_code=False)
+    folder = models_hub.fetch(snapshot, found, print)
     assert (folder / WEIGHTS).read_bytes() == trusted.files[WEIGHTS] and stray(world) == []
     keys = trusted.seen[f"GET /api/models/org/m/xet-read-token/{COMMIT}"]
     assert bool(keys) == (client and not fault), "it was tried, and only where its keys come from the hub itself"

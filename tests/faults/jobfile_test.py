@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llamacpp_orchestrator import artifact
+from llamacpp_orchestrator.pipeline import receipt
 from tests.conftest import Answer
 from tests.faults.conftest import somebody
 
@@ -221,7 +221,7 @@ def test_16_a_folder_where_a_file_is_to_be(
 ) -> None:
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
     assert orchestrate("lock", file).code == 0
-    way = world / "dist" / ("tiny-llama-f16.gguf" + (artifact.SUFFIX if "receipt" in fault else ""))
+    way = world / "dist" / ("tiny-llama-f16.gguf" + (receipt.SUFFIX if "receipt" in fault else ""))
     way.mkdir(parents=True)
     told(fault, orchestrate("run", file), code=2)
     assert list((world / "dist").rglob("*")) == [way]

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from llamacpp_orchestrator import fence
+from llamacpp_orchestrator.system import sandbox
 from tests.conftest import Answer
 from tests.stage.fixtures import TOOL
 from tests.stage.github import GitHub
@@ -173,7 +173,7 @@ def test_83_while_a_program_of_the_release_runs(
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16", "quantize": ["Q8_0"]}, binaries={"backend": "cpu"})
 
     def at(name: str) -> Callable[[], list[str]]:
-        return lambda: [line for line in running(f"/{name} ") if str(world) in line and str(fence.LAYER) not in line]
+        return lambda: [line for line in running(f"/{name} ") if str(world) in line and str(sandbox.LAYER) not in line]
 
     wait.touch()
     monkeypatch.setenv("ORCHESTRATE_LIMIT_MINUTES", "5")

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import adapters
+from llamacpp_orchestrator.models import adapter
 from tests.fuzz.common import altered
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
@@ -61,5 +61,5 @@ def test_adapters(said: tuple[bytes, Any, bytes]) -> None:
         header = json_bytes(tensors)
         (here / "adapter" / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(256))
         (here / "base" / "config.json").write_bytes(base)
-        found = reading(lambda: adapters.check(here / "adapter", here / "base", "mine", "org/base"))
+        found = reading(lambda: adapter.check(here / "adapter", here / "base", "mine", "org/base"))
         assert found is None or all(len(note) < 1000 for note in found.notes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import archive
+from llamacpp_orchestrator.util import archive
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import reading

@@ -8,13 +8,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import choice
-from llamacpp_orchestrator import download
-from llamacpp_orchestrator import releases
-from llamacpp_orchestrator.choice import Asset
-from llamacpp_orchestrator.host import Host
-from llamacpp_orchestrator.settings import Index
-from llamacpp_orchestrator.settings import Settings
+from llamacpp_orchestrator.binaries import release
+from llamacpp_orchestrator.binaries import selection
+from llamacpp_orchestrator.binaries.selection import Asset
+from llamacpp_orchestrator.system.host import Host
+from llamacpp_orchestrator.system.settings import Index
+from llamacpp_orchestrator.system.settings import Settings
+from llamacpp_orchestrator.util import download
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import json_text
@@ -64,14 +64,14 @@ def settings(url: str) -> Settings:
 
 def chosen(assets: tuple[Asset, ...]) -> None:
     for host, backend in itertools.product(HOSTS, ("auto", "cuda", "rocm", "cpu")):
-        reading(lambda host=host, backend=backend: choice.choose("b11434", assets, host, backend))  # type: ignore[misc]
+        reading(lambda host=host, backend=backend: selection.choose("b11434", assets, host, backend))  # type: ignore[misc]
 
 
 @fuzzed(json_text(RELEASE, {"message": "Not Found"}))
 def test_lists_of_a_release(text: bytes) -> None:
     with saying(**{"/repos": (text, {})}) as there:
         here = settings(there.url)
-        assets = reading(lambda: releases.fetch_assets("b1", "https://github.com/ggml-org/llama.cpp", here, print)) or ()
+        assets = reading(lambda: release.fetch_assets("b1", "https://github.com/ggml-org/llama.cpp", here, print)) or ()
     for asset in assets:
         assert isinstance(asset.name, str) and isinstance(asset.url, str) and type(asset.size) is int
     chosen(assets)

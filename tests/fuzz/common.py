@@ -24,7 +24,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-from llamacpp_orchestrator import report
+from llamacpp_orchestrator import console
 from llamacpp_orchestrator.errors import OrchestrateError
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def reading(read: Callable[[], T], most_lines: int = MOST_LINES, most_letters: i
         with _little_memory():
             found = read()
     except OrchestrateError as error:
-        told = "\n".join(map(report.plain_text, error.lines()))
+        told = "\n".join(map(console.plain_text, error.lines()))
         assert len(told.splitlines()) <= most_lines, told
         assert len(told) <= most_letters, told
         found = None

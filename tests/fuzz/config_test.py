@@ -6,7 +6,7 @@ import os
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import settings
+from llamacpp_orchestrator.system import settings
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import reading

@@ -7,14 +7,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import logits
-from llamacpp_orchestrator import quality
-from llamacpp_orchestrator import verify
+from llamacpp_orchestrator.verify import gguf as verify_gguf
+from llamacpp_orchestrator.verify import logits
+from llamacpp_orchestrator.verify import perplexity
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import reading
 from tests.fuzz.common import spoilt
-from tests.verify_test import gguf
+from tests.verify.gguf_test import gguf
 
 KEYS = (
     ("general.architecture", 8, "llama"), ("general.name", 8, "x"), ("general.alignment", 4, 32), ("general.file_type", 4, 1),
@@ -47,9 +47,9 @@ def test_files(contents: list[bytes]) -> None:
         paths = [here / f"a-{number}.gguf" for number in range(len(contents))]
         for path, content in zip(paths, contents, strict=True):
             path.write_bytes(content)
-        reading(lambda: verify.check(paths[0]))
-        if reading(lambda: verify.check_set(paths)):
-            assert verify.contents(paths).tensors or len(paths) > 1
+        reading(lambda: verify_gguf.check(paths[0]))
+        if reading(lambda: verify_gguf.check_set(paths)):
+            assert verify_gguf.contents(paths).tensors or len(paths) > 1
 
 
 def record(context: int, vocabulary: int, pieces: int) -> bytes:
@@ -72,7 +72,7 @@ def test_records(content: bytes) -> None:
         (here / "logits.bin").write_bytes(content)
         found = reading(lambda: logits.read(here / "logits.bin"))
         assert found is None or len(found.tokens) <= len(content)
-        reading(lambda: quality.flaw(here / "logits.bin"))
+        reading(lambda: perplexity.flaw(here / "logits.bin"))
 
 
 TABLE = "Mean PPL(Q)   : 39061.437835 ± 558.418783\nMean    KLD:   0.000818 ±   0.000006\nSame top p: 75.359 ± 1.1 %\n"
@@ -80,5 +80,5 @@ TABLE = "Mean PPL(Q)   : 39061.437835 ± 558.418783\nMean    KLD:   0.000818 ± 
 
 @fuzzed(spoilt(st.just(TABLE.encode())).map(lambda text: text.decode("utf-8", "replace")))
 def test_tables(text: str) -> None:
-    found = reading(lambda: quality.parse(text))
+    found = reading(lambda: perplexity.parse(text))
     assert found is not None and all(type(number) is float for number in found.values())

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import hub
+from llamacpp_orchestrator.models import hub
 from tests.fuzz.assets_test import settings
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import json_text

@@ -6,8 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import indexes
-from llamacpp_orchestrator import wheels
+from llamacpp_orchestrator.environment import indexes
+from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.source import pypi
 from tests.fuzz.assets_test import settings
 from tests.fuzz.common import altered

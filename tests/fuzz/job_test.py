@@ -7,10 +7,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import jobfile
-from llamacpp_orchestrator import spec
-from llamacpp_orchestrator import units
-from llamacpp_orchestrator import yamltext
+from llamacpp_orchestrator.job import layout
+from llamacpp_orchestrator.job import loader
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.util import units
+from llamacpp_orchestrator.util import yaml_reader
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import reading
 from tests.fuzz.common import words
@@ -44,13 +45,13 @@ JOB: dict[str, Any] = {
 }
 FILE = Path("/nowhere/job.yaml")
 # Of the mistakes of a job file the first are told at once, how many more there are, and what to do.
-MOST_LINES, MOST_LETTERS = yamltext.MAX_LINES + 1, 5000
+MOST_LINES, MOST_LETTERS = yaml_reader.MAX_LINES + 1, 5000
 
 
 @fuzzed(yaml_text(JOB))
 def test_the_job_file(text: bytes) -> None:
-    job = reading(lambda: jobfile.parse(text, FILE), MOST_LINES, MOST_LETTERS)
-    for output in spec.outputs(job, FILE.parent) if job else ():
+    job = reading(lambda: loader.parse(text, FILE), MOST_LINES, MOST_LETTERS)
+    for output in layout.outputs(job, FILE.parent) if job else ():
         assert output.path.is_relative_to(spec.folder(job.output, FILE.parent)) and len(output.path.name.encode()) <= 255
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import lock as locks
+from llamacpp_orchestrator.lock import file as lock_file
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import reading
 from tests.fuzz.common import words
 from tests.fuzz.common import yaml_text
-from tests.lock_test import a_lock
+from tests.lock.file_test import a_lock
 
 LOCK: dict[str, Any] = {"version": 1, **msgspec.to_builtins(a_lock())}
 
@@ -23,10 +23,10 @@ def test_the_lock(text: bytes) -> None:
     with folder() as here:
         path = here / "job.lock.yaml"
         path.write_bytes(text)
-        lock = reading(lambda: locks.read(path))
+        lock = reading(lambda: lock_file.read(path))
         if lock:
-            locks.write(path, lock)
-            assert locks.read(path) == lock
+            lock_file.write(path, lock)
+            assert lock_file.read(path) == lock
 
 
 @fuzzed(st.tuples(words, words, st.text(max_size=40)))
@@ -42,5 +42,5 @@ def test_what_is_written_reads_back(said: tuple[str, str, str]) -> None:
         models=(msgspec.structs.replace(first, wanted=msgspec.structs.replace(first.wanted, source=source)), *others),
     )
     with folder() as here:
-        locks.write(here / "job.lock.yaml", lock)
-        assert locks.read(here / "job.lock.yaml") == lock
+        lock_file.write(here / "job.lock.yaml", lock)
+        assert lock_file.read(here / "job.lock.yaml") == lock

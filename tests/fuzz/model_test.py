@@ -9,11 +9,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import modelfiles
-from llamacpp_orchestrator import preflight
-from llamacpp_orchestrator import vocabulary
-from llamacpp_orchestrator import weightfiles
-from llamacpp_orchestrator.preflight import Subject
+from llamacpp_orchestrator.convert import preflight
+from llamacpp_orchestrator.convert.preflight import Subject
+from llamacpp_orchestrator.models import remote_code
+from llamacpp_orchestrator.models import safetensors
+from llamacpp_orchestrator.models import weight_files
+from llamacpp_orchestrator.verify import tokenizer
 from tests.fuzz.adapter_test import BASE
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
@@ -96,7 +97,7 @@ models = st.fixed_dictionaries(
         "chat_template.json": json_text({"chat_template": "x"}),
         "chat_template.jinja": spoilt(st.just(b"{{ messages }}")),
         "README.md": spoilt(st.just(README)),
-        weightfiles.INDEX: json_text({"weight_map": {"a.qweight": "model.safetensors"}}),
+        weight_files.INDEX: json_text({"weight_map": {"a.qweight": "model.safetensors"}}),
     },
 )
 
@@ -109,11 +110,11 @@ def test_models(files: dict[str, bytes]) -> None:
         subject = Subject(tree=tree(), tag="b11434", folder=here, source="org/name")
         reading(lambda: preflight.check_model(subject))
         reading(lambda: preflight.is_hashed(subject))
-        config = reading(lambda: modelfiles.read_json(here / "config.json"))
+        config = reading(lambda: safetensors.read_json(here / "config.json"))
         if config is not None:
-            reading(lambda: modelfiles.check_remote_code(config, "org/name"))
+            reading(lambda: remote_code.check_remote_code(config, "org/name"))
             reading(lambda: preflight.check_projector(tree(), "b11434", "mine", config))
-        speech = reading(lambda: vocabulary.read(here))
+        speech = reading(lambda: tokenizer.read(here))
         assert speech
-        found = reading(lambda: vocabulary.compare(speech, METADATA, 4))
+        found = reading(lambda: tokenizer.compare(speech, METADATA, 4))
         assert found and all(len(said) < 1000 for said in (*found.failures, *found.notes))

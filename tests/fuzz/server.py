@@ -13,8 +13,8 @@ import huggingface_hub.hf_api  # noqa: F401  loaded here, so that the first read
 import pypi_simple  # noqa: F401
 import requests  # noqa: F401
 
-from llamacpp_orchestrator import download
-from llamacpp_orchestrator import hubsession
+from llamacpp_orchestrator.models import hub_session
+from llamacpp_orchestrator.util import download
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -67,10 +67,10 @@ def server() -> Server:
 @contextlib.contextmanager
 def saying(**says: Any) -> Iterator[Server]:
     """The server, which says this meanwhile: path → (body, headers). Nobody waits before asking again."""
-    found, waits = server(), (download.BACKOFF_SECONDS, hubsession.WAIT_SECONDS)
+    found, waits = server(), (download.BACKOFF_SECONDS, hub_session.WAIT_SECONDS)
     found.says = says
-    download.BACKOFF_SECONDS = hubsession.WAIT_SECONDS = 0.0
+    download.BACKOFF_SECONDS = hub_session.WAIT_SECONDS = 0.0
     try:
         yield found
     finally:
-        download.BACKOFF_SECONDS, hubsession.WAIT_SECONDS = waits
+        download.BACKOFF_SECONDS, hub_session.WAIT_SECONDS = waits

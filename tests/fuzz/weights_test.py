@@ -8,9 +8,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator import memory
-from llamacpp_orchestrator import modelfiles
-from llamacpp_orchestrator import weightfiles
+from llamacpp_orchestrator.models import safetensors
+from llamacpp_orchestrator.models import selection
+from llamacpp_orchestrator.models import weight_files
+from llamacpp_orchestrator.pipeline import memory_model
 from tests.fuzz.common import altered
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
@@ -44,26 +45,27 @@ def test_headers(content: bytes) -> None:
     with folder() as here:
         path = here / "model.safetensors"
         path.write_bytes(content)
-        reading(lambda: modelfiles.check_safetensors(path))
-        header = reading(lambda: modelfiles.safetensors_header(path))
+        reading(lambda: safetensors.check_safetensors(path))
+        header = reading(lambda: safetensors.safetensors_header(path))
         for name, said in (header or {}).items():
             assert name == "__metadata__" or (isinstance(said["dtype"], str) and all(type(each) is int for each in said["shape"]))
         if header:
-            reading(lambda: memory.weights([header]))
+            reading(lambda: memory_model.weights([header]))
 
 
 @fuzzed(json_text(INDEX))
 def test_the_index(text: bytes) -> None:
     with folder() as here:
-        (here / weightfiles.INDEX).write_bytes(text)
-        names = [weightfiles.INDEX, *INDEX["weight_map"].values()]
-        reading(lambda: modelfiles.check_index(here, names))
+        (here / weight_files.INDEX).write_bytes(text)
+        names = [weight_files.INDEX, *INDEX["weight_map"].values()]
+        reading(lambda: selection.check_index(here, names))
 
 
 names = st.sampled_from(
-    ("config.json", "adapter_config.json", "adapter_model.safetensors", "model.safetensors", weightfiles.INDEX, "tokenizer.model",
-     "model-00001-of-00002.safetensors", "model-1-of-99999.safetensors", "x-1-of-100000.safetensors", "pytorch_model.bin",
-     "README.md",     "model.safetensors\n", "1_Dense/config.json", "CONFIG.JSON", "consolidated.safetensors", "modeling.py")
+    ("config.json", "adapter_config.json", "adapter_model.safetensors", "model.safetensors", weight_files.INDEX,
+     "tokenizer.model", "model-00001-of-00002.safetensors", "model-1-of-99999.safetensors", "x-1-of-100000.safetensors",
+     "pytorch_model.bin", "README.md", "model.safetensors\n", "1_Dense/config.json", "CONFIG.JSON", "consolidated.safetensors",
+     "modeling.py")
 ) | st.text(max_size=10)  # fmt: skip
 
 
@@ -71,5 +73,5 @@ names = st.sampled_from(
 def test_names(said: tuple[list[str], str, bool, bool]) -> None:
     found, kind, weights, code = said
     asked = {"source": "org/name", "kind": kind, "weights": weights, "remote_code": code}
-    for name in reading(lambda: modelfiles.select_files(found, **asked)) or ():  # type: ignore[arg-type]
+    for name in reading(lambda: selection.select_files(found, **asked)) or ():  # type: ignore[arg-type]
         assert name in found and ".." not in name.split("/") and json.dumps(name).isascii()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from llamacpp_orchestrator.store import write_atomically
+from llamacpp_orchestrator.util.store import write_atomically
 from tests.bench.clock import ROOT
 from tests.matrix import checkpoints
 from tests.matrix import table

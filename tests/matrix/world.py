@@ -20,11 +20,11 @@ import msgspec
 import platformdirs
 import yaml
 
-from llamacpp_orchestrator import environment
-from llamacpp_orchestrator import indexes
-from llamacpp_orchestrator import settings
-from llamacpp_orchestrator.command import clean_env
-from llamacpp_orchestrator.interpreter import python_in
+from llamacpp_orchestrator.environment import indexes
+from llamacpp_orchestrator.environment import python_version
+from llamacpp_orchestrator.environment.pin import python_in
+from llamacpp_orchestrator.system import settings
+from llamacpp_orchestrator.system.command import clean_env
 from tests.bench.clock import ROOT
 from tests.bench.world import torch_index
 from tests.stage import trees
@@ -101,7 +101,7 @@ def judge_python() -> str:
         shutil.rmtree(venv, ignore_errors=True)
         known = settings.load(os.environ).index
         env = dict(clean_env(**indexes.index_variables(known, None, os.environ)))
-        python = environment.choose_python(JUDGE[:1], (), known, None)
+        python = python_version.choose_python(JUDGE[:1], (), known, None)
         subprocess.run((indexes.uv(), "venv", "--quiet", "--python", python, str(venv)), env=env, check=True)
         words = (indexes.uv(), "pip", "install", "--quiet", "--python", str(python_in(venv)), *JUDGE)
         subprocess.run(words, env=env, check=True)

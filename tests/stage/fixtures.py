@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llamacpp_orchestrator import host
+from llamacpp_orchestrator.system import host
 from tests.stage import TAG
 from tests.stage.github import GitHub
 from tests.stage.github import git
@@ -33,7 +33,7 @@ def linux(monkeypatch: pytest.MonkeyPatch) -> None:
     found = host.Host(
         system="linux" if host.system() == "linux" else "macos", arch="x64", libc="glibc 2.36", cores=2, memory=8 * 10**9
     )
-    monkeypatch.setattr("llamacpp_orchestrator.pins.this_host", lambda: found)
+    monkeypatch.setattr("llamacpp_orchestrator.lock.resolve.this_host", lambda: found)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-from llamacpp_orchestrator.modelfiles import LFS
+from llamacpp_orchestrator.models.safetensors import LFS
 
 COMMIT = "a" * 40
 KEY = "key-of-the-newer-store"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pypi_simple import PyPISimple
 
-from llamacpp_orchestrator import archive
-from llamacpp_orchestrator import download
-from llamacpp_orchestrator import settings
-from llamacpp_orchestrator import source
 from llamacpp_orchestrator.source import pypi
+from llamacpp_orchestrator.source import tree as source_tree
+from llamacpp_orchestrator.system import settings
+from llamacpp_orchestrator.util import archive
+from llamacpp_orchestrator.util import download
 from tests.stage.github import git
 
 
@@ -26,7 +26,7 @@ def checkout(tag: str, dest: Path) -> None:
         packed = dest.with_name(f"{dest.name}.tar.gz")
         url, digest = sdist("llama-cpp-python", tag, known.index.index_urls[0])
         download.fetch(url, packed, sha256=digest)
-        archive.unpack(packed, dest, strip=3, keep=source.wanted)
+        archive.unpack(packed, dest, strip=3, keep=source_tree.wanted)
 
 
 def sdist(package: str, version: str, index: str) -> tuple[str, str]:

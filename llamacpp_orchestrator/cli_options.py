@@ -1,0 +1,165 @@
+"""What the commands share: their options, and how these become a job to work on, a voice and an end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from typing import Any
+
+import click
+
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.errors import first
+
+if TYPE_CHECKING:
+    from llamacpp_orchestrator.console import Voice
+    from llamacpp_orchestrator.context import Options
+    from llamacpp_orchestrator.context import Work
+    from llamacpp_orchestrator.job.spec import Job
+    from llamacpp_orchestrator.results import Result
+    from llamacpp_orchestrator.system.scheduler import Reporter
+
+
+SPEAKING = (
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("--quiet", "-q", is_flag=True, help="Say only what fails."),
+    click.option("--verbose", "-v", is_flag=True, help="Also say how each step proceeds."),
+    click.option("--no-progress", is_flag=True, help="Plain lines, no redrawing."),
+)
+
+
+def _count(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
+    from llamacpp_orchestrator.util import units
+
+    return units.count(text, f"--{option.name}") if text is not None else None
+
+
+def shared(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that every command which works on a job has."""
+    options = (
+        click.option("--locked", is_flag=True, help="The lock must exist and fit the job; nothing is resolved anew."),
+        click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine."),
+        click.option("--force", is_flag=True, help="Make everything anew, and overwrite files that are not ours."),
+        click.option("--jobs", callback=_count, metavar="N", help="At most N conversions at a time."),
+        click.option("--memory", metavar="SIZE", help="At most so much memory at a time, such as 8G; by default what is free."),
+        click.option("--keep-going", is_flag=True, help="After a failure, go on with what does not depend on it."),
+        *SPEAKING,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def speaking(command: Callable[..., None]) -> Callable[..., None]:
+    """The options about output alone."""
+    for option in reversed(SPEAKING):
+        command = option(command)
+    return command
+
+
+def load(file: Path, flags: dict[str, Any], folders: bool = True) -> Work:
+    """The job in a file, on this machine, where its `folders` must be."""
+    from llamacpp_orchestrator.job import loader
+
+    return work(loader.load(file, folders), file.absolute(), flags)
+
+
+def work(job: Job, file: Path, flags: dict[str, Any]) -> Work:
+    """A job on this machine; `file` is where it lies, or would lie."""
+    import msgspec
+
+    from llamacpp_orchestrator.context import Work
+    from llamacpp_orchestrator.system import settings
+    from llamacpp_orchestrator.util import units
+    from llamacpp_orchestrator.util.store import Store
+
+    found = msgspec.structs.replace(settings.load(os.environ), offline=flags.get("offline", False))
+    if flags.get("memory"):
+        found = msgspec.structs.replace(found, memory=units.parse(flags["memory"], "--memory"))
+    return Work(job=job, file=file, settings=found, store=Store(found.cache))
+
+
+def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Options:
+    """How to go about a job; one without a file (`kept` false) has no lock beside it."""
+    from llamacpp_orchestrator.context import Options
+
+    chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
+    more = {"read_lock": kept, "write_lock": kept, "upgrade": upgrade, "ollama_create": flags.get("ollama_create", False)}
+    return Options(**chosen, jobs=flags["jobs"] or 0, **more)
+
+
+@contextmanager
+def shown(flags: dict[str, Any]) -> Iterator[Reporter]:
+    """A voice for what happens, as the options want it, while signals end it in good order."""
+    from llamacpp_orchestrator import console
+
+    with ending(), console.reporting(_manner(flags)) as show:
+        yield show
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Let a signal end a command in good order, with all that it has begun."""
+    from llamacpp_orchestrator.system import process
+    from llamacpp_orchestrator.util import download
+
+    with process.stoppable():
+        try:
+            yield
+        except Stopped:
+            download.STOP.set()
+            process.stop_all()
+            raise
+
+
+def _manner(flags: dict[str, Any]) -> Voice:
+    from llamacpp_orchestrator import console
+
+    quiet, verbose = flags.get("quiet", False), flags.get("verbose", False)
+    progress = not flags.get("no_progress", False)
+    return console.voice(sys.stderr, os.environ, quiet=quiet, verbose=verbose, progress=progress)
+
+
+def run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
+    """Do whole jobs, and end as they did."""
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.commands import up_to_date
+    from llamacpp_orchestrator.job import loader
+
+    asked, manner = options(flags, kept), _manner(flags)
+    try:
+        if len(works) > 1:
+            loader.check_together([(work.job, work.file) for work in works])
+        result = up_to_date.result(works, asked, lambda event: console.plain(manner, event)) or _worked(works, asked, flags)
+    except (OrchestrateError, Stopped) as error:
+        if isinstance(error, JobError) and not kept:
+            loader.tell_by_option(error, works[0].file)
+        if flags["as_json"]:
+            said = [str(error)] if isinstance(error, Stopped) else error.lines()
+            failed = {"status": "failed", "error": said, "seconds": 0.0, "steps": [], "outputs": [], "ollama": []}
+            console.result(failed, (), as_json=True)
+        raise
+    finish(result, flags)
+
+
+def _worked(works: list[Work], asked: Options, flags: dict[str, Any]) -> Result:
+    from llamacpp_orchestrator.commands import run as commands_run
+
+    with shown(flags) as show:
+        return commands_run.run_all(works, asked, show)
+
+
+def finish(result: Result, flags: dict[str, Any]) -> None:
+    """Show what came of a run; raises its failures."""
+    from llamacpp_orchestrator import console
+
+    console.result(result.document(), result.lines(), flags["as_json"])
+    if result.errors:
+        raise first(result.errors)

@@ -1,0 +1,305 @@
+"""All that a lock names in one file: packed where there is a network, checked against the lock and used where there is none."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
+from typing import cast
+
+import msgspec
+
+from llamacpp_orchestrator import __version__
+from llamacpp_orchestrator.binaries import install
+from llamacpp_orchestrator.binaries import release
+from llamacpp_orchestrator.commands.execution import complete
+from llamacpp_orchestrator.commands.lock import settled
+from llamacpp_orchestrator.context import Options
+from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.environment import indexes
+from llamacpp_orchestrator.environment import wheels
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import LockError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.lock import diff
+from llamacpp_orchestrator.lock import file as lock_file
+from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock.records import FilesPin
+from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.models import hub
+from llamacpp_orchestrator.pipeline import build
+from llamacpp_orchestrator.source import tree as source_tree
+from llamacpp_orchestrator.system import host
+from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.system.scheduler import Reporter
+from llamacpp_orchestrator.system.scheduler import Step
+from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.system.settings import Index
+from llamacpp_orchestrator.util import archive
+from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.store import link
+from llamacpp_orchestrator.util.store import write_atomically
+from llamacpp_orchestrator.util.yaml_reader import nearest
+
+LABEL = "bundle.json"
+GLIBC = "glibc 2.39"  # what another Linux is taken to have; its own run tells if its programs cannot start
+AGAIN = "nothing of it was used; pack it again: orchestrate bundle JOB -o FILE"
+
+
+class Label(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a bundle says of itself; everything else in it is checked against the lock."""
+
+    format: int = 1
+    tool: str
+    lock: str
+    platform: str
+
+
+def platform_of(machine: host.Host) -> str:
+    """The name of a machine's platform, as `--platform` takes it."""
+    return f"{machine.system}-{machine.arch}"
+
+
+def machine(platform: str) -> host.Host:
+    """The machine that programs are chosen for: this one, or a plain one of another platform, without a GPU."""
+    if platform not in wheels.PLATFORMS:
+        raise JobError(f"--platform {platform}: no such platform; {nearest(platform, wheels.PLATFORMS)}")
+    here = lock_resolve.this_host()
+    if platform == platform_of(here):
+        return here
+    system, arch = platform.split("-")
+    return host.Host(system=system, arch=arch, libc=GLIBC if system == "linux" else "", cores=1, memory=0)
+
+
+def pinned(work: Work, lock: Lock, platform: str, tell: Tell) -> Lock:
+    """The lock with a digest for every archive that a platform would use; one that was never published is downloaded for it."""
+    for asset in chosen(work, lock, platform):
+        if not asset.sha256:
+            found = install.pin(asset, work.store, work.settings, tell)
+            tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {found.sha256}")
+            assets = tuple(found if each == asset else each for each in lock.assets)
+            lock = msgspec.structs.replace(lock, assets=assets)
+    lock_file.write(lock_file.path_for(work.file), lock)
+    return lock
+
+
+def steps(work: Work, lock: Lock, platform: str, folder: Path, file: Path) -> list[Step]:
+    """Bring here whatever the lock names for a platform, most of it into `folder`, and pack it into a file."""
+    made = [Step(name="source", action=_done(lambda tell: lock_resolve.get_tree(work, lock.llama_cpp, tell)))]
+    if assets := chosen(work, lock, platform):
+        made.append(Step(name="binaries", action=_done(lambda tell: _archives(work, assets, folder / "archives", tell))))
+    if lock_file.environments(lock):
+        made.append(Step(name="wheels", action=_done(lambda tell: _wheels(work, lock, platform, folder / "wheels", tell))))
+    for wanted, name in records.names(work.job).items():
+        made.append(Step(name=f"fetch {name}", action=_done(functools.partial(lock_resolve.origin, work, lock.files(wanted)))))
+    packing = _done(lambda tell: _pack(work, lock, platform, folder, file, tell))
+    return [*made, Step(name=f"pack {file.name}", action=packing, needs=tuple(step.name for step in made))]
+
+
+def _done(act: Callable[[Tell], object]) -> Callable[[Tell], str]:
+    def action(tell: Tell) -> str:
+        act(tell)
+        return "done"
+
+    return action
+
+
+def chosen(work: Work, lock: Lock, platform: str) -> tuple[release.Asset, ...]:
+    """The archives of the release that a platform would use; none where the job runs no program."""
+    asked = work.job.binaries
+    if not records.uses_binaries(work.job) or asked.backend == "none":
+        return ()
+    if asked.backend == "source":
+        message = f"{work.file.name}: a bundle cannot hold programs that are built from source"
+        raise JobError(message, "set binaries.backend to one with archives, such as cpu, or leave out `quantize`")
+    choice = release.choose(lock.llama_cpp.tag, lock.assets, machine(platform), asked.backend, asked.cuda)
+    return tuple(asset for asset in (choice.archive, choice.runtime) if asset)
+
+
+def _archives(work: Work, assets: tuple[release.Asset, ...], folder: Path, tell: Tell) -> None:
+    for asset in assets:
+        with install.fetched(asset, work.store, work.settings, tell) as file:
+            link(file, folder / asset.name)
+
+
+def _wheels(work: Work, lock: Lock, platform: str, folder: Path, tell: Tell) -> None:
+    for pin in lock_file.environments(lock):
+        index, torch = indexes.places(pin.torch, work.settings, tell)
+        wheels.collect(pin.pin(), platform, index, torch, folder, work.store.sha256, tell)
+
+
+def _pack(work: Work, lock: Lock, platform: str, folder: Path, file: Path, tell: Tell) -> None:
+    label = Label(tool=__version__, lock=lock_file.digest(lock), platform=platform)
+    members = sorted(_members(work, lock, folder))
+    total, done, count = sum(path.stat().st_size for _, path in members), 0, download.counted(tell)
+    staged = file.with_name(f".{os.getpid()}.{file.name}.part")
+    try:
+        with tarfile.open(staged, "w", format=tarfile.PAX_FORMAT) as tar:
+            text = msgspec.json.encode(label)
+            _add(tar, LABEL, io.BytesIO(text), len(text))
+            for name, path in members:
+                with path.open("rb") as content:
+                    _add(tar, name, content, path.stat().st_size)
+                done += path.stat().st_size
+                count(done, total)
+        os.replace(staged, file)
+    except OSError as error:
+        raise OrchestrateError(f"cannot write {file}: {error.strerror}", "check the folder's rights and free space") from error
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _members(work: Work, lock: Lock, folder: Path) -> Iterator[tuple[str, Path]]:
+    tree = build.tree(work, lock)
+    for path in tree.rglob("*"):
+        if path.is_file() and source_tree.wanted(name := path.relative_to(tree).as_posix()):
+            yield f"source/{name}", path
+    for kind in ("archives", "wheels"):
+        for path in (folder / kind).glob("*"):
+            yield f"{kind}/{path.name}", path
+    for number, pin in enumerate(lock.models):
+        origin = lock_resolve.origin(work, pin, lambda text: None)
+        for file in pin.files:
+            yield f"models/{number}/{file.path}", origin / file.path
+
+
+def _add(tar: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> None:
+    # Neither times nor owners: the same lock gives the same bytes.
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = size, 0o644
+    # Of a source tar only reads; gigabytes of one file must not outlive a signal.
+    tar.addfile(entry, cast(IO[bytes], SimpleNamespace(read=functools.partial(_read, content))))
+
+
+def _read(content: IO[bytes], count: int) -> bytes:
+    archive.look_for_stop()
+    return content.read(count)
+
+
+def opened(file: Path, work: Work) -> Work:
+    """The same job, with all that it needs taken out of a bundle; no server is asked any more.
+
+    LockError when no lock fits or the bundle was packed for another; IntegrityError for what the lock does not know.
+    """
+    path = lock_file.path_for(work.file)
+    lock = lock_file.read(path)
+    if stale := diff.stale_reasons(work.job, lock):
+        raise LockError(
+            f"{path.name} does not fit {work.file.name}: {'; '.join(stale)}", "a bundle goes with the lock of its job"
+        )
+    assert lock is not None
+    label = _label(file)
+    if label.lock != lock_file.digest(lock):
+        raise LockError(f"{file.name} was packed for lock {label.lock}, {path.name} is {lock_file.digest(lock)}", AGAIN)
+    here = platform_of(lock_resolve.this_host())
+    if label.platform != here:
+        raise JobError(f"{file.name} was packed for {label.platform}, this is {here}", f"pack one for it: --platform {here}")
+    folder = work.store.ensure("bundles", f"{label.lock[:32]}-{label.platform}", lambda dest: _unpack(file, dest, lock))
+    _place(work, lock, folder)
+    settings = msgspec.structs.replace(
+        work.settings, offline=True, index=Index(index_urls=(), find_links=(str(folder / "wheels"),))
+    )
+    folders = {
+        pin.wanted.source: folder / "models" / str(number)
+        for number, pin in enumerate(lock.models)
+        if spec.is_folder(pin.wanted.source)
+    }
+    names = frozenset(path.name for path in (folder / "archives").glob("*"))
+    return msgspec.structs.replace(work, settings=settings, folders=folders, archives=names)
+
+
+def _label(file: Path) -> Label:
+    try:
+        with tarfile.open(file, "r:") as tar:
+            first = tar.next()
+            content = tar.extractfile(first) if first and first.name == LABEL and first.size < 10_000 else None
+            if content is None:
+                raise IntegrityError(f"{file} is no bundle of orchestrate", AGAIN)
+            return msgspec.json.decode(content.read(), type=Label)
+    except (OSError, tarfile.TarError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{file} is no bundle that can be read: {error}", AGAIN) from error
+
+
+def _unpack(file: Path, dest: Path, lock: Lock) -> None:
+    try:
+        archive.unpack(file, dest, cap=file.stat().st_size)
+    except IntegrityError as error:
+        raise IntegrityError(error.message, AGAIN) from error
+    known = dict(_known(lock, dest))
+    for path in sorted(dest.rglob("*")):
+        name = path.relative_to(dest).as_posix()
+        if path.is_dir() and not path.is_symlink() or name == LABEL:
+            continue
+        if path.is_symlink() or name not in known and not name.startswith("source/"):
+            raise IntegrityError(f"{file.name} holds {name}, which the lock does not name", AGAIN)
+        if name in known and (complaint := known.pop(name)(path)):
+            raise IntegrityError(f"{name} in {file.name} {complaint}", AGAIN)
+    if missing := [name for name in known if name.startswith("models/")]:
+        raise IntegrityError(f"{file.name} lacks {missing[0]}", AGAIN)
+    if (found := source_tree.tree_digest(dest / "source")) != lock.llama_cpp.tree:
+        raise IntegrityError(f"the converter tree in {file.name} has digest {found}, locked {lock.llama_cpp.tree}", AGAIN)
+
+
+def _known(lock: Lock, dest: Path) -> Iterator[tuple[str, Callable[[Path], str]]]:
+    """What the lock says about each file that a bundle may hold: a function that complains about one that is something else."""
+    for asset in lock.assets:
+        yield f"archives/{asset.name}", functools.partial(_differs, hub.HubFile(path="", size=0, sha256=asset.sha256 or "none"))
+    for path in (dest / "wheels").glob("*"):
+        yield f"wheels/{path.name}", functools.partial(_unlocked, lock_file.hashes(lock))
+    for number, pin in enumerate(lock.models):
+        for file in pin.files:
+            yield f"models/{number}/{file.path}", functools.partial(_differs, file)
+
+
+def _differs(file: hub.HubFile, path: Path) -> str:
+    found, expected = hub.digest_of(path, file), file.sha256 or file.oid
+    return "" if found == expected else f"has digest {found}, locked {expected}"
+
+
+def _unlocked(hashes: frozenset[str], path: Path) -> str:
+    found = file_sha256(path)
+    return "" if found in hashes else f"has sha256 {found}, which is not among the lock's"
+
+
+def _place(work: Work, lock: Lock, folder: Path) -> None:
+    """Put what was checked where a run looks for it; links where the disk has them."""
+
+    def tree(dest: Path) -> None:
+        shutil.copytree(folder / "source", dest, dirs_exist_ok=True)
+        write_atomically(dest / lock_resolve.TREE_MARK, source_tree.tree_digest(dest))
+
+    work.store.ensure("source", lock.llama_cpp.key(), tree, functools.partial(lock_resolve.unhealthy, lock.llama_cpp))
+    for asset in lock.assets:
+        if (packed := folder / "archives" / asset.name).is_file():
+            link(packed, install.file_of(asset, work.store))
+    for number, pin in enumerate(lock.models):
+        if not spec.is_folder(pin.wanted.source):
+            _into_hub_cache(pin, folder / "models" / str(number))
+
+
+def _into_hub_cache(pin: FilesPin, folder: Path) -> None:
+    snapshot = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
+    for file in hub.missing(snapshot):
+        hub.place(snapshot, file, folder / file.path)
+
+
+def pack(work: Work, options: Options, platform: str, file: Path, report: Reporter) -> Path:
+    """Pack all that the lock names for a platform into one file; where it lies. Raises the failures of what could not be had."""
+    platform = platform or platform_of(lock_resolve.this_host())
+    machine(platform)
+    lock = pinned(work, settled(work, options, report), platform, lambda text: report(Event("lock", "note", text)))
+    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="bundle-", ignore_cleanup_errors=True) as scratch:
+        complete(steps(work, lock, platform, Path(scratch), file), options, report)
+    return file

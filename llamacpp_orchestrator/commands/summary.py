@@ -1,0 +1,72 @@
+"""What a run came to, as plain data: its steps, its outputs, its errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
+from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.results import Made
+from llamacpp_orchestrator.results import Result
+from llamacpp_orchestrator.results import StepResult
+from llamacpp_orchestrator.system.scheduler import Event
+
+
+def result(began: float, events: list[Event], errors: list[OrchestrateError], made: list[Build]) -> Result:
+    """What a run came to, as plain data."""
+    merged: dict[str, Event] = {}
+    for event in events:
+        seconds = event.seconds + (merged[event.step].seconds if event.step in merged else 0.0)
+        merged[event.step] = msgspec.structs.replace(event, seconds=seconds)
+    ended = {event.step: event.status for event in merged.values()}
+    outputs: list[Made] = []
+    for build in made:
+        status = "current" if build.current or ended.get(f"verify {build.name}") == "current" else "built"
+        if build.current or ended.get(f"verify {build.name}") in ("done", "current"):
+            outputs += _outputs(build, status)
+    return Result(
+        status="failed" if errors else "ok",
+        seconds=round(time.monotonic() - began, 3),
+        steps=tuple(
+            StepResult(
+                name=event.step, status=event.status, seconds=round(event.seconds, 3), log=str(event.log) if event.log else None
+            )
+            for event in merged.values()
+        ),
+        outputs=tuple(outputs),
+        errors=tuple(errors),
+    )
+
+
+def together(results: Sequence[Result]) -> Result:
+    """The results of several jobs as one."""
+    return Result(
+        status="failed" if any(result.errors for result in results) else "ok",
+        seconds=round(sum(result.seconds for result in results), 3),
+        steps=tuple(step for result in results for step in result.steps),
+        outputs=tuple(output for result in results for output in result.outputs),
+        ollama=tuple(each for result in results for each in result.ollama),
+        quality=tuple(each for result in results for each in result.quality),
+        errors=tuple(error for result in results for error in result.errors),
+    )
+
+
+def _outputs(build: Build, status: str) -> list[Made]:
+    output, receipt = build.output, pipeline_receipt.read(build.output.path)
+    source = output.lora.source if output.lora else output.model.source
+    return [
+        Made(
+            path=str(output.path.parent / file.name),
+            kind=output.kind,
+            type=output.type,
+            size=file.size,
+            sha256=file.sha256,
+            status=status,
+            source=source,
+        )
+        for file in (receipt.files if receipt else ())
+    ]

@@ -1,0 +1,149 @@
+"""The only voice: events become live progress or plain lines on stderr, results become text or JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import TextIO
+
+import msgspec
+
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import masked
+from llamacpp_orchestrator.system.scheduler import ENDED
+from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.system.scheduler import Reporter
+from llamacpp_orchestrator.util.units import size as size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.progress import TaskID
+
+COLOURS = {"done": "32", "current": "2", "failed": "31", "blocked": "33"}
+# What a terminal would obey, or show in another order or not at all: names and texts of others must not speak to it.
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+class Voice(msgspec.Struct, frozen=True, kw_only=True):
+    """How to speak: quiet says only failures, verbose also each turn of the progress, live redraws a terminal."""
+
+    quiet: bool = False
+    verbose: bool = False
+    live: bool = False
+    colour: bool = False
+
+
+def plain_text(text: str) -> str:
+    """A text without logins and with its control characters written out, so that it can be shown on any terminal."""
+    return OBEYED.sub(lambda found: ascii(found[0])[1:-1], masked(text))
+
+
+def voice(stream: TextIO, environ: Iterable[str], *, quiet: bool, verbose: bool, progress: bool) -> Voice:
+    """The manner that fits a stream: colours and redrawing only on a terminal that wants them."""
+    terminal = stream.isatty()
+    return Voice(
+        quiet=quiet,
+        verbose=verbose,
+        live=terminal and progress and not quiet and os.environ.get("TERM") != "dumb",
+        colour=terminal and "NO_COLOR" not in environ,
+    )
+
+
+@contextmanager
+def reporting(manner: Voice) -> Iterator[Reporter]:
+    """A function that shows events as they come, until the block ends."""
+    if manner.live:
+        with _progress() as bars:
+            yield _live(manner, bars)
+    else:
+        yield lambda event: plain(manner, event)
+
+
+def say(text: str, manner: Voice) -> None:
+    """One line that is neither a result nor a step."""
+    if not manner.quiet:
+        print(plain_text(text), file=sys.stderr, flush=True)
+
+
+def result(value: Any, lines: Iterable[str], as_json: bool = False) -> None:
+    """What was asked for, on stdout: lines of text, or the same as the one JSON document of a command."""
+    if as_json:
+        text = masked(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
+        text = OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    else:
+        text = plain_text("\n".join(lines))
+    if text:
+        print(text, flush=True)
+
+
+def complain(error: OrchestrateError, manner: Voice) -> None:
+    """An error as the user reads it: what happened, what to do, where the log is; the first of several stands last."""
+    for each in (*reversed(error.others), error):
+        first, *rest = map(plain_text, each.lines())
+        print("\n".join([f"{_paint('error:', '31', manner)} {first}", *rest]), file=sys.stderr, flush=True)
+
+
+def line_of(event: Event) -> str:
+    """An ended step as one plain line: what, how it ended, how long it took."""
+    seconds = f" ({event.seconds:.1f} s)" if event.status in ("done", "failed") else ""
+    text = f" {event.text.splitlines()[0]}" if event.text and event.status in ("failed", "blocked") else ""
+    return plain_text(f"{event.status:<8}{event.step}{seconds}{text}")
+
+
+def plain(manner: Voice, event: Event) -> None:
+    """Show an event in one line, if the manner wants it told."""
+    if event.status == "note":
+        say(f"note: {event.text}", manner)
+    elif event.status in ENDED:
+        if not manner.quiet or event.status == "failed":
+            print(_painted(event, manner), file=sys.stderr, flush=True)
+    elif manner.verbose and event.text:
+        say(f"        {event.step}: {event.text}", manner)
+
+
+def _progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.progress import SpinnerColumn
+    from rich.progress import TextColumn
+    from rich.progress import TimeElapsedColumn
+
+    # Names may hold brackets, which are no markup.
+    texts = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[now]}", markup=False))
+    columns = (SpinnerColumn(), *texts, TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _live(manner: Voice, bars: Progress) -> Reporter:
+    tasks: dict[str, TaskID] = {}
+
+    def show(event: Event) -> None:
+        if event.status == "started":
+            tasks[event.step] = bars.add_task(plain_text(event.step), total=None, now="")
+        elif event.status == "note":
+            bars.console.out(plain_text(f"note: {event.text}"), highlight=False)
+        elif event.status == "progress":
+            bars.update(tasks[event.step], now=plain_text("".join(event.text.splitlines()[:1])[:80]))
+        else:
+            if event.step in tasks:
+                bars.remove_task(tasks.pop(event.step))
+            if event.status in ENDED:
+                bars.console.out(_painted(event, manner), highlight=False)
+
+    return show
+
+
+def _painted(event: Event, manner: Voice) -> str:
+    line = line_of(event)
+    return _paint(line[:8], COLOURS[event.status], manner) + line[8:]
+
+
+def _paint(text: str, colour: str, manner: Voice) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if manner.colour else text

@@ -1,0 +1,56 @@
+"""A job at work: what was asked, on which machine, and how to go about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.job.spec import Job
+from llamacpp_orchestrator.system.command import ours
+from llamacpp_orchestrator.system.settings import Settings
+from llamacpp_orchestrator.util.store import Store
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """One job on this machine: what was asked, relative to which file, with which settings and which cache.
+
+    Out of a bundle come `folders`, which stand for folders of the job, and `archives`, the only ones that may be chosen.
+    """
+
+    job: Job
+    file: Path
+    settings: Settings
+    store: Store
+    folders: dict[str, Path] = {}
+    archives: frozenset[str] | None = None
+
+    def folder(self, text: str) -> Path:
+        """A folder as the job names it."""
+        return self.folders.get(text) or spec.folder(text, self.file.parent)
+
+    def command(self, name: str, *options: str) -> str:
+        """A command about this job, for a hint: as one types it in the current folder."""
+        return ours(name, self.file, *options)
+
+    def online(self, what: str) -> None:
+        """Raise NetworkError if the network would have to be asked and may not."""
+        if self.settings.offline:
+            raise NetworkError(f"--offline: {what} is not on this machine", "run the same command once without --offline")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How to go about a job: the shared options of the commands."""
+
+    locked: bool = False
+    force: bool = False
+    keep_going: bool = False
+    upgrade: str = ""
+    only: str = ""
+    jobs: int = 0
+    read_lock: bool = True
+    write_lock: bool = True
+    downloads: bool = True
+    ollama_create: bool = False

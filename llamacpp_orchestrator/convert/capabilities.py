@@ -1,0 +1,348 @@
+"""What the scripts of a tag know, read from their source without running it: architectures, tokenizers, options."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import threading
+from collections.abc import Iterable
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator.source.tree import SCRIPTS
+
+BASES = ("ModelBase", "TextModel", "Model")
+MAPS = ("TEXT_MODEL_MAP", "MMPROJ_MODEL_MAP")
+# How many words an option takes, by its action; "count" and the like never stand in these scripts.
+WORDLESS = ("store_true", "store_false", "store_const", "help", "version")
+
+# Ways to a vocabulary that a BPE tokenizer.json does not go: they want other files, or serve architectures named beside them.
+OTHER_WAYS = (
+    "_set_vocab_sentencepiece", "_set_vocab_llama_hf", "_set_vocab_mistral", "_set_vocab_glmedge", "_set_vocab_hybriddna",
+    "_set_vocab_interns1", "SpecialVocab",
+)  # fmt: skip
+
+# Kinds of rope scaling that change every text → a word without which no script can write them. `dynamic` changes only what
+# is longer than the model's own context, and no tag writes it.
+SCALINGS = {"linear": "linear", "yarn": "yarn", "longrope": "long_factor", "su": "long_factor", "llama3": "low_freq_factor"}
+
+Classes = dict[str, ast.ClassDef]
+# Python 3.11 counts the depth of the trees that threads build at once together, and fails where that does not add up.
+_building = threading.Lock()
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One `add_argument` of a script: its names, how many words follow it (-1: cannot be told), and the words that it takes."""
+
+    names: tuple[str, ...]
+    words: int = 1
+    choices: tuple[str, ...] = ()
+
+
+class Architectures(msgspec.Struct, frozen=True, kw_only=True):
+    """The names of architectures that a tag converts: as models, and as projectors (`--mmproj`)."""
+
+    text: frozenset[str]
+    mmproj: frozenset[str]
+
+
+class Decisions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tag does with the config of an architecture: its name in a GGUF, the texts in its classes and in those `own` below
+    the base, what these set by themselves, `written` (an attribute, or a key of the GGUF as its writer calls it), and the methods
+    that are `called` in whatever of it all runs."""
+
+    name: str = ""
+    own: frozenset[str] = frozenset()
+    read: frozenset[str] = frozenset()
+    written: frozenset[str] = frozenset()
+    called: frozenset[str] = frozenset()
+
+
+@functools.lru_cache(maxsize=16)
+def _parse(source: bytes) -> ast.Module:
+    return ast.parse(source)
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        with _building:
+            return _parse(path.read_bytes())
+    except (OSError, ValueError, SyntaxError, RecursionError):
+        return ast.Module(body=[], type_ignores=[])  # what cannot be read knows nothing, and nothing is refused for it
+
+
+def texts(nodes: list[ast.expr]) -> tuple[str, ...]:
+    """Those of some expressions that are texts."""
+    return tuple(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def options(tree: Path, kind: str) -> tuple[Option, ...]:
+    """The options of one of the two scripts in their order, positional ones too; () when its source does not say."""
+    return _options(_parsed(tree / SCRIPTS[kind]))
+
+
+@functools.lru_cache(maxsize=4)  # asked for each of a job's adapters; the module is one as long as the script is
+def _options(script: ast.Module) -> tuple[Option, ...]:
+    asked = (node for node in ast.walk(script) if isinstance(node, ast.Call))
+    found = [call for call in asked if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
+    return tuple(_option(call) for call in found if call.args and len(texts(call.args)) == len(call.args))
+
+
+def _option(call: ast.Call) -> Option:
+    said = {word.arg: word.value for word in call.keywords}
+    choices = said.get("choices")
+    action = said.get("action", ast.Constant("store"))
+    known = isinstance(action, ast.Constant) and action.value in ("store", "append", *WORDLESS)
+    words = 0 if isinstance(action, ast.Constant) and action.value in WORDLESS else 1
+    listed = texts(choices.elts) if isinstance(choices, (ast.List, ast.Tuple)) else ()
+    plain = isinstance(choices, (ast.List, ast.Tuple)) and len(listed) == len(choices.elts)
+    return Option(names=texts(call.args), words=words if known and "nargs" not in said else -1, choices=listed if plain else ())
+
+
+def outtypes(tree: Path, kind: str) -> tuple[str, ...]:
+    """The values that this tag's script takes for `--outtype`; () when it does not say."""
+    return next((option.choices for option in options(tree, kind) if "--outtype" in option.names), ())
+
+
+def architectures(tree: Path) -> Architectures | None:
+    """The registry of a tag: the maps of `conversion/`, or the classes of the one script; None when it cannot be read whole."""
+    maps = {name: _map(_parsed(tree / "conversion" / "__init__.py"), name) for name in MAPS}
+    if any(maps.values()):
+        text, mmproj = (frozenset(maps[name] or {}) for name in MAPS)
+        return Architectures(text=text, mmproj=mmproj) if all(maps.values()) else None
+    known = _classes(_sources(tree))
+    registered = [(name, _registered(node)) for name, node in known.items()]
+    if not any(names for _, names in registered) or any(names is None for _, names in registered):
+        return None
+    text = frozenset(each for name, names in registered if not _is_mmproj(known, name) for each in names or ())
+    mmproj = frozenset(each for name, names in registered if _is_mmproj(known, name) for each in names or ())
+    return Architectures(text=text, mmproj=mmproj)
+
+
+def _map(module: ast.Module, name: str) -> dict[str, str] | None:
+    for node in module.body:
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        if isinstance(target, ast.Name) and target.id == name and isinstance(value, ast.Dict):
+            keys, values = texts([key for key in value.keys if key]), texts(value.values)
+            return dict(zip(keys, values, strict=True)) if len(keys) == len(values) == len(value.keys) else None
+    return None
+
+
+def _sources(tree: Path) -> list[Path]:
+    return [tree / SCRIPTS["model"], *sorted((tree / "conversion").glob("*.py"))]
+
+
+def _classes(paths: list[Path]) -> Classes:
+    return {node.name: node for path in paths for node in _parsed(path).body if isinstance(node, ast.ClassDef)}
+
+
+def _registered(node: ast.ClassDef) -> tuple[str, ...] | None:
+    names: tuple[str, ...] = ()
+    for call in node.decorator_list:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "register":
+            if len(texts(call.args)) != len(call.args):
+                return None
+            names += texts(call.args)
+    return names
+
+
+def lineage(known: Classes, name: str) -> list[ast.ClassDef]:
+    """A class and all that it inherits from, nearest first, as far as they are in the tree."""
+    node = known.get(name)
+    if node is None:
+        return []
+    found = [node]
+    for base in node.bases:
+        if ast.unparse(base) != name:
+            # A base that two classes share comes after both of them.
+            above = lineage(known, ast.unparse(base))
+            found = [each for each in found if each not in above] + above
+    return found
+
+
+def _assigned(node: ast.ClassDef, name: str) -> Iterator[ast.expr]:
+    """What the body of a class gives to a name."""
+    for line in node.body:
+        target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0] if isinstance(line, ast.Assign) else None
+        value = line.value if isinstance(line, (ast.Assign, ast.AnnAssign)) else None
+        if isinstance(target, ast.Name) and target.id == name and value:
+            yield value
+
+
+def _is_mmproj(known: Classes, name: str) -> bool:
+    named = next((value for node in lineage(known, name) for value in _assigned(node, "model_arch")), None)
+    return named is not None and ast.unparse(named).endswith(".MMPROJ")
+
+
+def converter(tree: Path, architecture: str) -> list[ast.ClassDef]:
+    """The class that converts an architecture as a model, with all that it inherits from; [] when that cannot be told."""
+    module = (_map(_parsed(tree / "conversion" / "__init__.py"), MAPS[0]) or {}).get(architecture)
+    known = _classes(_needed(tree, module) if module else _sources(tree))
+    found = [name for name, node in known.items() if architecture in (_registered(node) or ()) and not _is_mmproj(known, name)]
+    return lineage(known, found[0]) if len(found) == 1 else []
+
+
+def _needed(tree: Path, module: str) -> list[Path]:
+    """A module of `conversion/` and those of its neighbours that it imports."""
+    found: list[Path] = []
+    waiting = [module]
+    while waiting:
+        path = tree / "conversion" / f"{waiting.pop()}.py"
+        if path not in found:
+            found.append(path)
+            nodes = (node for node in _parsed(path).body if isinstance(node, ast.ImportFrom) and node.level == 1)
+            waiting += [node.module for node in nodes if node.module]
+    return found
+
+
+def method(classes: list[ast.ClassDef], name: str) -> tuple[str, ast.FunctionDef] | None:
+    """The first definition of a method in a lineage, with the name of its class."""
+    for node in classes:
+        for line in node.body:
+            if isinstance(line, ast.FunctionDef) and line.name == name:
+                return node.name, line
+    return None
+
+
+def decisions(tree: Path, architecture: str) -> Decisions:
+    """How a tag goes about the config of an architecture; empty where its class cannot be told."""
+    classes = converter(tree, architecture)
+    own = [node for node in classes if node.name not in BASES]
+    name = next((ast.unparse(value) for node in own for value in _assigned(node, "model_arch")), "").rpartition(".")[2]
+    keys = tree / "gguf-py" / "gguf" / "constants.py"
+    known = keys.read_text(encoding="utf-8") if keys.is_file() else ""
+    match = re.search(rf"MODEL_ARCH\.{name}:\s*\"([^\"]+)\"", known) if name else None
+    stored = [ast.unparse(node) for where in own for node in ast.walk(where) if isinstance(node, ast.Attribute)]
+    return Decisions(
+        name=match[1] if match else "",
+        own=frozenset(text for node in own for text in within(node)),
+        read=frozenset(text for node in classes for text in within(node)),
+        written=frozenset(text.removeprefix("self.").removeprefix("gguf_writer.add_") for text in stored),
+        called=frozenset(name for function in effective(classes) for name in called(function)),
+    )
+
+
+def core_module(tree: Path) -> ast.Module:
+    """Where the base classes stand: in `conversion/base.py`, or in the one script."""
+    path = tree / "conversion" / "base.py"
+    return _parsed(path if path.is_file() else tree / SCRIPTS["model"])
+
+
+def compared(where: ast.AST, names: tuple[str, ...]) -> Iterator[str]:
+    """The texts that a variable of one of these names is compared with."""
+    for node in ast.walk(where):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id in names:
+            for other in node.comparators:
+                yield from texts(other.elts if isinstance(other, (ast.Tuple, ast.List, ast.Set)) else [other])
+
+
+def functions(tree: Path, name: str) -> list[ast.FunctionDef]:
+    """The functions of a name where the base classes stand."""
+    return [node for node in ast.walk(core_module(tree)) if isinstance(node, ast.FunctionDef) and node.name == name]
+
+
+def hashes(tree: Path) -> frozenset[str]:
+    """The digests by which a tag knows pre-tokenizers; empty when they cannot be found."""
+    found = [
+        node for node in ast.walk(core_module(tree)) if isinstance(node, ast.FunctionDef) and node.name == "get_vocab_base_pre"
+    ]
+    return frozenset(text for node in found for text in compared(node, ("chkhsh",)) if len(text) == 64)
+
+
+def core(tree: Path) -> Path:
+    """The file in which `get_vocab_base_pre` stands."""
+    path = tree / "conversion" / "base.py"
+    return path if path.is_file() else tree / SCRIPTS["model"]
+
+
+def reads(tree: Path, architectures: Iterable[str], text: str) -> bool:
+    """Whether the module or the class that converts one of some architectures names a text."""
+    known = _parsed(tree / "conversion" / "__init__.py")
+    for architecture in architectures:
+        modules = {found[architecture] for name in MAPS if (found := _map(known, name)) and architecture in found}
+        places: list[ast.AST] = [_parsed(tree / "conversion" / f"{module}.py") for module in modules]
+        places += [] if modules else converter(tree, architecture)[:1]
+        if any(text in word for place in places for word in within(place)):
+            return True
+    return False
+
+
+def mentions(tree: Path, text: str) -> bool:
+    """Whether a text stands anywhere in the sources of the converter."""
+    return any(text.encode() in path.read_bytes() for path in _sources(tree) if path.is_file())
+
+
+def within(node: ast.AST) -> Iterator[str]:
+    """Every text that stands in a part of a source."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Constant) and isinstance(each.value, str):
+            yield each.value
+
+
+def layouts(tree: Path) -> frozenset[str]:
+    """Names of files by which a tag recognizes models that are not in Transformers' layout; it reads them in its own way."""
+    found: set[str] = set()
+    for path in sorted((tree / "conversion").glob("*.py")):
+        if b"register_hparams_loader(" in path.read_bytes():
+            functions = {node.name: node for node in _parsed(path).body if isinstance(node, ast.FunctionDef)}
+            matchers = [word for node in functions.values() for call in node.decorator_list for word in _matchers(call)]
+            for matcher in matchers:
+                found.update(within(functions.get(ast.unparse(matcher), matcher)))
+    return frozenset(text for text in found - {"config.json"} if text.endswith(".json"))
+
+
+def _matchers(call: ast.expr) -> list[ast.expr]:
+    return call.args if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("register_hparams_loader") else []
+
+
+def reads_gpt2(classes: list[ast.ClassDef], special: tuple[str, ...]) -> bool:
+    """Whether a class is certain to end in the base's `_set_vocab_gpt2`, given a tokenizer that is nothing else.
+
+    A class that names one of the `special` words, or tries this way and goes on when it fails, has exceptions of its own.
+    """
+    if any(_overridden(classes, name) for name in ("get_vocab_base", "get_vocab_base_pre")):
+        return False
+    ways: set[str] = set()
+    while found := method(classes, "set_vocab"):
+        owner, function = found
+        tried = [name for node in ast.walk(function) if isinstance(node, ast.Try) for line in node.body for name in called(line)]
+        if "_set_vocab_gpt2" in tried or not set(special).isdisjoint(within(function)):
+            return False
+        ways |= {name for name in called(function) if "vocab" in name}
+        if "set_vocab" not in ways:
+            break
+        # It leaves the rest to the class above.
+        ways.remove("set_vocab")
+        classes = classes[[node.name for node in classes].index(owner) + 1 :]
+    return "_set_vocab_gpt2" in ways and ways <= {"_set_vocab_gpt2", *OTHER_WAYS}
+
+
+def effective(classes: list[ast.ClassDef]) -> list[ast.FunctionDef]:
+    """The methods of a lineage that run: of each name the lowest, and above it as long as each calls the one above itself."""
+    chosen, closed = [], set[str]()
+    for node in classes:
+        for line in node.body:
+            if isinstance(line, ast.FunctionDef) and line.name not in closed:
+                chosen.append(line)
+                closed |= set() if line.name in called(line) else {line.name}
+    return chosen
+
+
+def scalings(classes: list[ast.ClassDef]) -> frozenset[str]:
+    """The kinds of rope scaling that a class writes; the others it passes over."""
+    words = {text for function in effective(classes) for text in within(function)}
+    return frozenset(kind for kind, word in SCALINGS.items() if word in words)
+
+
+def _overridden(classes: list[ast.ClassDef], name: str) -> bool:
+    found, base = method(classes, name), method(classes, "_set_vocab_gpt2")
+    return found is None or base is None or found[0] != base[0]
+
+
+def called(where: ast.AST) -> set[str]:
+    """The methods that a part of a source calls, by name."""
+    return {node.func.attr for node in ast.walk(where) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}

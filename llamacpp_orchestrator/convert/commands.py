@@ -1,0 +1,68 @@
+"""The calls that make every output, as values: upstream's two scripts and the tag's `llama-quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llamacpp_orchestrator.source.tree import SCRIPTS
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.system.command import tool_env
+
+METADATA = "--metadata"
+
+
+def model_command(python: str, tree: Path, view: Path, outfile: Path, outtype: str, name: str, args: tuple[str, ...]) -> Command:
+    """The call that converts a base; the job's own arguments come last, so that they have the last word.
+
+    Without a name the script takes it from its `--metadata` file, over which the option would win (gguf-py/gguf/metadata.py).
+    """
+    named = ("--model-name", name) if name else ()
+    options = ("--outfile", str(outfile), "--outtype", outtype, *named, *args)
+    return Command((python, str(tree / SCRIPTS["model"]), str(view), *options), cwd=str(outfile.parent))
+
+
+def metadata(args: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Arguments of a model without `--metadata FILE`, as argparse lets one write that, and the file; "" where there is none."""
+    kept: list[str] = []
+    file = ""
+    words = iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if len(option) > len("--me") and METADATA.startswith(option):
+            file = value if equals else next(words, "")
+        else:
+            kept.append(word)
+    return tuple(kept), file
+
+
+def adapter_command(
+    python: str, tree: Path, base: Path, view: Path, outfile: Path, outtype: str, args: tuple[str, ...]
+) -> Command:
+    """The call that converts an adapter; always with `--base`, or the script would ask the hub."""
+    options = ("--base", str(base), "--outfile", str(outfile), "--outtype", outtype, *args)
+    return Command((python, str(tree / SCRIPTS["adapter"]), str(view), *options), cwd=str(outfile.parent))
+
+
+def environment(home: Path) -> tuple[tuple[str, str], ...]:
+    """All that a converter may know: an allow-list of variables, a Hugging Face home without models, no network, UTF-8."""
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    # Compiling 2000 modules takes as long as loading them; uv installs without, and all 8000 would take longer than we save.
+    # What is compiled lies apart: neither the tree nor an environment of the user's own is written to, and what somebody has
+    # put beside the tree's files is not taken for them.
+    python = {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": str(home / "bytecode")}
+    python |= {"TOKENIZERS_PARALLELISM": "false"}
+    return clean_env(HF_HOME=str(home), **offline, **python)
+
+
+def quantize_command(
+    tool: Path, source: Path, outfile: Path, quantized: str, split: bool, args: tuple[str, ...] = (), matrix: str = ""
+) -> Command:
+    """The call that makes one type of one file; always with all three arguments, or the tool picks a name by itself."""
+    kept = (*(("--keep-split",) if split else ()), *(("--imatrix", matrix) if matrix else ()), *args)
+    return Command((str(tool), *kept, str(source), str(outfile), quantized), cwd=str(outfile.parent), env=tool_env(tool))

@@ -1,0 +1,148 @@
+"""The tag's own `llama-quantize`: from one unquantized file to the types that were asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Callable
+from collections.abc import Iterable
+from pathlib import Path
+
+from llamacpp_orchestrator.convert import failures
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.system import diagnose
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system import sandbox
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.command import tool_env
+
+# How the tool says that a tensor gets another type than it should: now, and before 2026.
+FALLBACKS = (
+    r"required for type +(?P<wanted>\w+)\).*-> falling back to +(?P<used>\w+)",
+    r"required for (?P<wanted>\w+) - using fallback quantization (?P<used>\w+)",
+)
+
+HELP_SECONDS = 60.0
+# What every tag's tool has made since b3878: with these, a model's files need not wait for the tool.
+ALWAYS = {
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q2_K_S", "Q3_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K", "Q4_K_S", "Q4_K_M",
+    "Q5_K", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S",
+    "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "F16", "BF16", "F32", "COPY",
+}  # fmt: skip
+
+# The tool's own words → what they likely mean, and what to do. First match wins.
+KNOWN = (
+    (
+        r"invalid ftype '([^']*)'|invalid ftype",
+        "this tag's llama-quantize does not know the type ({0})",
+        "see the list: orchestrate exec JOB -- llama-quantize",
+    ),
+    (
+        r"failed to load imatrix|missing imatrix metadata|no data in file",
+        "this tag cannot read the importance matrix",
+        "is it one? the tag makes its own from a text: `imatrix: {text: FILE}`",
+    ),
+    (
+        r"imatrix size \d+ is different",
+        "the importance matrix belongs to another model",
+        "make one of this model: `imatrix: {text: FILE}`",
+    ),
+    (
+        r"(?i)missing importance matrix for tensor (\S+)|importance matrix|missing importance"
+        r"|imatrix.*(?:required|missing)|requires.*imatrix",
+        "this type needs an importance matrix ({0})",
+        "set `imatrix`, or choose a type that needs none, for example Q4_K_M",
+    ),
+    (
+        r"(?i)usage: |allowed quantization types|invalid (?:ggml_|quantization )?type|malformed",
+        "this tag's llama-quantize does not take these arguments",
+        "correct `quantize_args`; the tool's help: orchestrate exec JOB -- llama-quantize",
+    ),
+    (
+        r"requantizing from type (\w+) is disabled|cannot dequantize/convert tensor type (\w+)",
+        "the model is quantized already ({0})",
+        "quantize from f32, bf16 or f16: list one of them under `outtype`",
+    ),
+    (
+        r"quantized data validation failed|found (nan|inf)|non-finite value",
+        "a weight is too large for this type, whose blocks keep their scale as f16, or it is no number (NaN or infinite)",
+        "take Q8_0, which holds larger ones, or keep it (`quantize_args: [--tensor-type, NAME=bf16]`), or another checkpoint",
+    ),
+    (
+        r"unknown model architecture: '([^']+)'|unsupported model architecture: '([^']+)'",
+        "these programs do not know the architecture {0}",
+        "binaries and converter must be of one tag; `orchestrate doctor JOB` says which are used",
+    ),
+    (
+        r"No space left|basic_ios::clear: iostream error",
+        "the file could not be written, perhaps because the disk is full",
+        "free some space, and check the rights of the output folder",
+    ),
+    (
+        r"not within the file bounds|failed to read (?:key-value pairs|tensor)|invalid magic|failed to load model from",
+        "the file that it was to read is no whole GGUF file",
+        "run again with --force to make it anew",
+    ),
+)
+
+
+def types(tool: Path) -> tuple[str, ...]:
+    """The types that a tool lists in its help, which it ends with exit code 1, by name and by number; () when it lists none."""
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(CommandFailed):
+        asked = Command((str(tool), "--help"), env=tool_env(tool))
+        process.stream(asked, Path(scratch) / "log", lines.append, limit=HELP_SECONDS)
+    return listed("\n".join(lines))
+
+
+def listed(usage: str) -> tuple[str, ...]:
+    """The types in such a help: "  15  or  Q4_K_M  : 4.58G", or without a number."""
+    _, _, table = usage.lower().partition("allowed quantization types")
+    begin = len(usage) - len(table)
+    found = re.findall(r"^\s*(?:(\d+)\s+or\s+)?([A-Za-z]\w*)\s*:", usage[begin:] if table else "", re.MULTILINE)
+    return (*(name for _, name in found), *(number for number, _ in found if number))
+
+
+def unknown(asked: Iterable[str], known: tuple[str, ...]) -> list[str]:
+    """The types that a tool does not know; it compares without case, and takes the numbers of its list as well."""
+    words = {word.lower().lstrip("0") for word in known}
+    return [word for word in asked if words and word.lower().lstrip("0") not in words]
+
+
+def fallbacks(lines: Iterable[str]) -> tuple[str, ...]:
+    """What the tool said about tensors whose rows do not fit the type, one line for each type that stands in."""
+    said = [found for line in lines for pattern in FALLBACKS if (found := re.search(pattern, line))]
+    pairs = [(found["wanted"].lower(), found["used"].lower()) for found in said]
+    return tuple(
+        f"{pairs.count(pair)} tensor{'s have' if pairs.count(pair) > 1 else ' has'} rows that {pair[0]} cannot hold, "
+        f"and {'are' if pairs.count(pair) > 1 else 'is'} {pair[1]} instead"
+        for pair in dict.fromkeys(pairs)
+    )
+
+
+def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ...]:
+    """Quantize, and return what is to be noted; the tool counts its tensors as `[  12/ 201]`, which is the progress."""
+    lines: list[str] = []
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        if line.startswith("[") and "]" in line:
+            tell(line[1 : line.index("]")].replace(" ", ""))
+
+    try:
+        process.stream(asked, log, on_line)
+    except CommandFailed as error:
+        # Where the tool does not like its arguments it says so first, and then its whole help.
+        said = next((line.strip() for line in lines if re.search(r"^\S*: (invalid|malformed|missing|bad) ", line.strip())), "")
+        cause, hint = explain("\n".join((said, error.tail)), asked.fence.memory if asked.fence else 0)
+        message = diagnose.pointed(f"{cause}{error.message}", said or error.tail, error.code)
+        raise error.retold(message, error.hint or hint, log) from error
+    return fallbacks(lines)
+
+
+def explain(tail: str, memory: int = 0) -> tuple[str, str]:
+    """What the tool's last words likely mean, and what to do; `memory` is what it was allowed to take."""
+    starved = sandbox.starved(tail, memory)
+    cause, hint = starved if starved[0] else failures.matched(tail, KNOWN)
+    return f"{cause}: " if cause else "", hint or "the log holds the tool's whole output"

@@ -1,0 +1,159 @@
+"""Upstream's two conversion scripts: the commands, the interpreter that is warmed once for all of them, and their failures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator import inside
+from llamacpp_orchestrator.convert import failures
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.source.tree import SCRIPTS
+from llamacpp_orchestrator.system import diagnose
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system import sandbox
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.command import Fence
+
+POLL_SECONDS = 0.02
+UNKNOWN = "read the log; pin a newer tag, take the model's files as they were published, or report it to llama.cpp with the log"
+
+
+def failed(error: CommandFailed, memory: int = 0) -> CommandFailed:
+    """The same failure with the likely cause in front, and never upstream's advice to load pickles unsafely.
+
+    `memory` is how many bytes the script was allowed to take, 0 for all.
+    """
+    if error.hint:
+        return error
+    starved = sandbox.starved(error.tail, memory)
+    cause, remedy = starved if starved[0] else failures.explain(error.tail)
+    hint = remedy or ("run again with --jobs 1, or free some memory" if error.code == -9 else UNKNOWN)
+    message = f"{cause}: {error.message}" if cause else diagnose.pointed(error.message, error.tail, error.code)
+    return error.retold(message, hint)
+
+
+def progress_of(line: str) -> str:
+    """What a line of upstream's output says about how far it is: "45%", or nothing."""
+    found = re.findall(r"(\d{1,3})%\|", line)
+    return f"{found[-1]}%" if found else ""
+
+
+def can_fork(system: str) -> bool:
+    """Whether a warm interpreter may be forked: macOS can, but its numeric libraries do not survive it."""
+    return system == "linux"
+
+
+class Warm:
+    """One interpreter that has torch and transformers loaded and forks a child for each conversion; started when first used.
+
+    It loads what `scripts` import, which are those that it will be asked for; without any, all that the tree has.
+    """
+
+    def __init__(
+        self, python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, scripts: Iterable[Path] = ()
+    ) -> None:
+        wanted = scripts or (tree / script for script in SCRIPTS.values())
+        self._command = Command((python, str(inside.path("fork_server")), str(tree), *map(str, wanted)), cwd=str(tree), env=env)
+        self._log = log
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._answers: dict[int, queue.SimpleQueue[tuple[int, bool]]] = {}
+        self._count = 0
+
+    def start(self) -> None:
+        """Begin to import, ahead of the first conversion; if that fails, the first conversion will say so."""
+        with self._lock, contextlib.suppress(OrchestrateError):
+            self._begin()
+
+    def convert(self, command: Command, log: Path, tell: Callable[[str], None]) -> None:
+        """Run one script as a child of the warm interpreter; CommandFailed as if it had been a process of its own."""
+        answer: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"$ {command}\n", encoding="utf-8")
+        self._ask(command, log, answer)
+        shown = ""
+        while True:
+            try:
+                code, late = answer.get(timeout=POLL_SECONDS if not shown else 0.2)
+                break
+            except queue.Empty:
+                now = progress_of(process.tail_of(log).rsplit("\n", 1)[-1])
+                if now != shown:
+                    shown = now
+                    tell(now)
+        if code:
+            limits = command.fence or Fence()
+            allowed = process.shown_seconds(limits.seconds)
+            how, hint = (f"took longer than {allowed}", sandbox.LONGER) if late else (process.ended(code), "")
+            message = f"`{Path(command.argv[1]).name}` {how}"
+            raise failed(CommandFailed(message, code=code, tail=process.tail_of(log), hint=hint, log=log), limits.memory)
+
+    def _ask(self, command: Command, log: Path, answer: queue.SimpleQueue[tuple[int, bool]]) -> None:
+        with self._lock:
+            child = self._begin()
+            self._count += 1
+            self._answers[self._count] = answer
+            request = {"id": self._count, "argv": command.argv[1:], "cwd": command.cwd, "env": dict(command.env), "log": str(log)}
+            request["fence"] = msgspec.to_builtins(command.fence)
+            try:
+                assert child.stdin is not None
+                child.stdin.write(json.dumps(request).encode() + b"\n")
+                child.stdin.flush()
+            except OSError as error:
+                raise self._gone(error) from error
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            self._child = process.start(self._command, stderr=self._log)
+            threading.Thread(target=self._listen, args=(self._child,), daemon=True).start()
+        return self._child
+
+    def _listen(self, child: subprocess.Popen[bytes]) -> None:
+        assert child.stdout is not None
+        for line in child.stdout:
+            said = json.loads(line)
+            self._answers.pop(said["id"]).put((said["code"], said["late"]))
+        code = child.wait()
+        with self._lock:
+            for answer in self._answers.values():
+                answer.put((code or -1, False))
+            self._answers.clear()
+
+    def _gone(self, error: Exception) -> OrchestrateError:
+        message = diagnose.pointed(f"the environment's Python did not start ({error})", process.tail_of(self._log))
+        return OrchestrateError(message, "run again with --force", self._log)
+
+    def close(self) -> None:
+        """End the interpreter and all of its children."""
+        with self._lock:
+            if self._child is not None:
+                process.stop(self._child)
+                self._child = None
+
+
+def run_alone(command: Command, log: Path, tell: Callable[[str], None]) -> None:
+    """Run one script in a process of its own, where there is no fork."""
+    seen = time.monotonic()
+
+    def on_line(line: str) -> None:
+        nonlocal seen
+        if (now := progress_of(line)) and time.monotonic() - seen > 0.2:
+            seen = time.monotonic()
+            tell(now)
+
+    try:
+        process.stream(command, log, on_line)
+    except CommandFailed as error:
+        raise failed(error, (command.fence or Fence()).memory) from error

@@ -1,0 +1,1 @@
+"""The Python environment of upstream's scripts: requirements, interpreter, indexes, wheels."""

@@ -1,0 +1,167 @@
+"""Package indexes: which of them answers, what they hold, and how uv is told of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+from urllib.parse import urlsplit
+
+import msgspec
+
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.system.settings import Index
+from llamacpp_orchestrator.system.settings import Settings
+from llamacpp_orchestrator.util.background import load
+from llamacpp_orchestrator.util.mirrors import first_answer
+
+if TYPE_CHECKING:
+    from pypi_simple import DistributionPackage
+
+LONGEST = 600
+
+
+def find_links_paths(locations: Iterable[str]) -> list[Path]:
+    """The files in the find-links folders; pages are left to uv."""
+    found: list[Path] = []
+    for location in locations:
+        parts = urlsplit(location)
+        folder = Path(unquote(parts.path)) if parts.scheme == "file" else Path(location)
+        if folder.is_dir():
+            found += folder.iterdir()
+    return found
+
+
+def pages(index: Index) -> tuple[str, ...]:
+    """The indexes that are servers."""
+    return tuple(url for url in (*index.index_urls, *index.extra_index_urls) if url.startswith("http"))
+
+
+def listed(url: str, project: str) -> list[DistributionPackage]:
+    """The files that an index has of a project; none when it cannot be read."""
+    # That is left to uv, which asks the same index again and explains.
+    load("requests", "pypi_simple")
+    import requests
+    from pypi_simple import NoSuchProjectError
+    from pypi_simple import PyPISimple
+    from pypi_simple import UnsupportedRepoVersionError
+
+    try:
+        with PyPISimple(url) as client:
+            return client.get_project_page(project, timeout=15).packages
+    except (requests.RequestException, NoSuchProjectError, UnsupportedRepoVersionError, LookupError, ValueError):
+        return []
+
+
+def places(torch: str, settings: Settings, tell: Callable[[str], None]) -> tuple[Index, str | None]:
+    """Where packages come from: of several indexes the first that answers, and PyTorch's own for a build (cpu, cu128, ...).
+
+    PyTorch's is None for `upstream`, which means the configured indexes, and where it cannot be reached, which is told.
+    """
+    index, own = settings.index, torch_indexes(torch, settings)
+    if settings.offline:
+        return index, own[0] if own else None
+    if len(index.index_urls) > 1:
+        first = _reachable(index.index_urls, "numpy", tell) or index.index_urls[0]
+        index = msgspec.structs.replace(index, index_urls=(first,))
+    extra = _reachable(own, "torch", tell)
+    if own and extra is None:
+        tell("note: PyTorch's index cannot be reached; torch comes from the configured indexes, perhaps in a larger build")
+    return index, extra
+
+
+def torch_indexes(torch: str, settings: Settings) -> tuple[str, ...]:
+    """PyTorch's own index for one build of it, on each of the places that are set; none for `upstream`."""
+    return () if torch == "upstream" else tuple(f"{url}/{torch}" for url in settings.torch_index)
+
+
+def _reachable(urls: tuple[str, ...], project: str, tell: Callable[[str], None]) -> str | None:
+    """The first index that has a page for a project within a few seconds."""
+    load("requests")
+    import requests
+
+    def ask(url: str) -> str:
+        with contextlib.suppress(requests.RequestException):
+            if not url.startswith("http") or requests.get(f"{url}/{project}/", timeout=(5, 10), stream=True).status_code < 400:
+                return url
+        raise NetworkError(f"{anonymous(url)} does not answer")
+
+    with contextlib.suppress(NetworkError):
+        return first_answer(urls, ask, tell) if urls else None
+    return None
+
+
+def uv() -> str:
+    """The uv program that was installed with us; OrchestrateError when that installation is damaged."""
+    from uv import find_uv_bin
+
+    try:
+        return find_uv_bin()
+    except FileNotFoundError as error:
+        message = "the program uv, which came with orchestrate, is gone from its installation"
+        raise OrchestrateError(message, "install it again: python -m pip install --force-reinstall uv") from error
+
+
+def failed(error: CommandFailed, what: str, hint: str, log: Path | None = None) -> CommandFailed:
+    """The failure of a call of uv: what could not be done, in uv's own words or by how it ended, and what to do."""
+    if error.code < 0:
+        message, hint = f"{what}: {error.message.splitlines()[0]}", "run the same command again, with more memory free"
+    elif found := re.search(r"(?s)Hash mismatch for `(.+?)`.*?Expected:\s+(\S+).*?Computed:\s+(\S+)", error.tail):
+        message = f"{what}: {found[1]} is not the file that was locked: expected {found[2]}, received {found[3]}"
+        hint = "restore the lock if it was edited; else the index has another file by now: name one that has this (PIP_INDEX_URL)"
+    else:
+        message = f"{what}; uv says:\n{words(error.tail or error.message)}"
+    return error.retold(message, hint, log)
+
+
+def words(said: str) -> str:
+    """What uv said as one line, without the drawing around it, and without what it did before it failed."""
+    lines = said.splitlines()
+    begin = max((number for number, line in enumerate(lines) if re.match(r"\s*(?:error:|×)", line)), default=0)
+    said = "\n".join(line for line in lines[begin:] if not line.startswith("$ "))
+    line = " ".join(re.sub(r"[×╰│├─▶]|^\s*(?:error|hint|cause):", " ", said, flags=re.MULTILINE).split())
+    # The platform for which it found no solution is a page of markers.
+    line = re.sub(r" when resolving dependencies for split \(markers: .*?\)(?: cause:)? Because ", ": because ", line)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+
+
+def uv_env(index: Index, torch: str | None, offline: bool = False) -> tuple[tuple[str, str], ...]:
+    """The whole environment of a call of uv."""
+    return clean_env(**index_variables(index, torch, os.environ), **({"UV_OFFLINE": "1"} if offline else {}))
+
+
+def index_variables(index: Index, torch: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """What uv is told in its environment, never in arguments: an index URL may carry a password."""
+    kept = {name: value for name, value in environ.items() if name.startswith("UV_") or name.lower().endswith("_proxy")}
+    for name in (
+        "UV_INDEX",
+        "UV_INDEX_URL",
+        "UV_DEFAULT_INDEX",
+        "UV_EXTRA_INDEX_URL",
+        "UV_FIND_LINKS",
+        "UV_PYTHON",
+        "UV_CONSTRAINT",
+    ):
+        kept.pop(name, None)
+    # The main index comes first, too: of equal versions uv takes the first index's files, and the others, PyTorch's own before
+    # all, have wheels for a few platforms only. A lock is for all of them.
+    first = index.index_urls[:1]
+    more = (*first, *([torch] if torch else []), *index.extra_index_urls)
+    set_here = {
+        "UV_DEFAULT_INDEX": "".join(first),
+        "UV_INDEX": " ".join(more) if len(more) > len(first) else "",
+        "UV_FIND_LINKS": ",".join(index.find_links),
+        "SSL_CERT_FILE": index.cert or "",
+    }
+    # pip takes the best version from all of its indexes; uv by default stops at the first index that knows the name.
+    return {**kept, "UV_INDEX_STRATEGY": "unsafe-best-match", **{name: value for name, value in set_here.items() if value}}

@@ -1,0 +1,233 @@
+"""What a job is: the records that a job file is read into, and every output that a job makes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from llamacpp_orchestrator.job import fields
+from llamacpp_orchestrator.job.fields import folder as folder
+from llamacpp_orchestrator.job.fields import is_folder as is_folder
+from llamacpp_orchestrator.util import tag
+
+BACKENDS = ("auto", "cuda", "vulkan", "rocm", "sycl", "openvino", "metal", "cpu", "none", "source")
+VERIFY = ("auto", "structure", "content", "load", "logits")
+RUNNING = ("load", "logits")  # those of them that run the tag's programs
+UNQUANTIZED = ("f32", "bf16", "f16")
+BETWEEN = "bf16"  # what is quantized where no unquantized file is wanted
+# Every tag's llama-quantize refuses these without an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp);
+# some also refuse others, and say so themselves.
+NEED_IMATRIX = (
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S",
+    "24", "31", "19", "20", "28", "29", "21",  # the same by their numbers in the tool's list
+)  # fmt: skip
+DEFAULT_TAG = "b11434"
+
+Type = Annotated[str, Meta(extra=fields.matching(r"\w{1,40}", "a type such as bf16"))]
+Types = Annotated[
+    tuple[Type, ...], Meta(description="One type or a list of the tag's own types", extra={"short": lambda text: [text]})
+]
+Revision = Annotated[
+    str,
+    Meta(
+        description="Branch, tag or commit on the hub",
+        extra=fields.matching(r"(?!.*\.\.)\w[\w./+-]{0,199}", "a branch, tag or commit"),
+    ),
+]
+Name = Annotated[
+    str, Meta(description="Used in file names and as general.name", extra={"check": fields.file_name, "way": fields.PLAIN_NAME})
+]
+Source = Annotated[
+    str, Meta(description="Hub id org/name[@revision], or a folder: ./x, ../x, ~/x", extra={"check": fields.source})
+]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all parts of a job have in common."""
+
+
+class Lora(Record, frozen=True, kw_only=True):
+    """An adapter to convert beside its base."""
+
+    source: Source
+    revision: Revision = "main"
+    name: Name = ""
+    outtype: Types = ("f16",)
+    args: Annotated[
+        tuple[Annotated[str, Meta(extra=fields.not_ours(fields.OURS_ADAPTER))], ...],
+        Meta(description="Passed to convert_lora_to_gguf.py"),
+    ] = ()
+
+
+class Imatrix(Record, frozen=True, kw_only=True):
+    """An importance matrix: a file, or a text to make one from."""
+
+    file: Annotated[str | None, Meta(description="A file that llama-imatrix made", extra={"check": fields.some_file})] = None
+    text: Annotated[str | None, Meta(description="A text to make one from", extra={"check": fields.some_file})] = None
+    chunks: Annotated[
+        int,
+        Meta(
+            description="How many pieces of the text; 0 = all",
+            extra=fields.matching(r"0|[1-9]\d{0,6}", "a number", fields.PLAIN_NUMBER),
+        ),
+    ] = 0
+    minutes: Annotated[
+        int,
+        Meta(
+            description="How long it may take", extra=fields.matching(r"[1-9]\d{0,4}", "a number of minutes", fields.PLAIN_NUMBER)
+        ),
+    ] = 120
+    args: Annotated[tuple[str, ...], Meta(description="Passed to llama-imatrix")] = ()
+
+
+class Quality(Record, frozen=True, kw_only=True):
+    """How much the quantized files differ from the unquantized one, measured on a text."""
+
+    text: Annotated[str, Meta(description="A text to measure on", extra={"check": fields.some_file})]
+    chunks: Annotated[
+        int,
+        Meta(
+            description="How many pieces of the text; 0 = all",
+            extra=fields.matching(r"0|[1-9]\d{0,6}", "a number", fields.PLAIN_NUMBER),
+        ),
+    ] = 0
+    minutes: Annotated[
+        int,
+        Meta(
+            description="How long each file may take",
+            extra=fields.matching(r"[1-9]\d{0,4}", "a number of minutes", fields.PLAIN_NUMBER),
+        ),
+    ] = 60
+    args: Annotated[
+        tuple[Annotated[str, Meta(extra={"check": fields.perplexity_word})], ...], Meta(description="Passed to llama-perplexity")
+    ] = ()
+
+
+class Model(Record, frozen=True, kw_only=True):
+    """A model to convert, the types to quantize it to, and its adapters."""
+
+    source: Source
+    revision: Revision = "main"
+    name: Name = ""
+    outtype: Types = ("bf16",)
+    outfile: Annotated[
+        str,
+        Meta(
+            description="File name, relative to output; {name} and {type} are filled in",
+            extra={"check": fields.template, "way": fields.PLAIN_TEMPLATE},
+        ),
+    ] = "{name}-{type}.gguf"
+    quantize: Annotated[tuple[Type, ...], Meta(description="Types of llama-quantize, such as Q4_K_M")] = ()
+    quantize_args: Annotated[
+        tuple[Annotated[str, Meta(extra={"check": fields.quantize_word})], ...], Meta(description="Passed to llama-quantize")
+    ] = ()
+    imatrix: Annotated[
+        Imatrix | None,
+        Meta(description="Which weights matter, for llama-quantize", extra={"short": lambda text: {"file": text}}),
+    ] = None
+    quality: Annotated[
+        Quality | None,
+        Meta(
+            description="Measure what quantizing costs, on this text: perplexity and KL divergence",
+            extra={"short": lambda text: {"text": text}},
+        ),
+    ] = None
+    args: Annotated[
+        tuple[Annotated[str, Meta(extra=fields.not_ours(fields.OURS))], ...], Meta(description="Passed to convert_hf_to_gguf.py")
+    ] = ()
+    mmproj: Annotated[
+        Types, Meta(description="Types of the projector file of a vision or audio model, made beside the model")
+    ] = ()
+    ollama: Annotated[bool, Meta(description="Write a Modelfile for Ollama beside each file")] = False
+    trust_remote_code: Annotated[bool, Meta(description="Let the model's own Python code run")] = False
+    verify: Annotated[
+        str,
+        Meta(
+            description="How deep its outputs are checked; auto: content, and load where the programs are there anyway",
+            extra={"words": VERIFY},
+            extra_json_schema={"enum": list(VERIFY)},
+        ),
+    ] = "auto"
+    loras: Annotated[tuple[Lora, ...], Meta(description="Adapters of this model")] = ()
+
+
+class LlamaCpp(Record, frozen=True, kw_only=True):
+    """Which llama.cpp."""
+
+    tag: Annotated[
+        str,
+        Meta(
+            description="A build (bNNNN), a release (vX.Y.Z), latest, or a 40-hex commit",
+            extra=fields.matching(
+                tag.PATTERN,
+                "a release tag such as b11434, or a 40-digit commit",
+                fields.PLAIN_TAG,
+            ),
+        ),
+    ]
+    repo: Annotated[str, Meta(description="URL of the git repository", extra={"check": fields.url, "way": fields.PLAIN_URL})] = (
+        "https://github.com/ggml-org/llama.cpp"
+    )
+
+
+class Binaries(Record, frozen=True, kw_only=True):
+    """Which of the release's programs."""
+
+    backend: Annotated[
+        str, Meta(description="What the programs run on", extra={"words": BACKENDS}, extra_json_schema={"enum": list(BACKENDS)})
+    ] = "auto"
+    cuda: Annotated[
+        str,
+        Meta(
+            description="With cuda: the toolkit version wanted, such as 12.4",
+            extra=fields.matching(r"auto|\d+(\.\d+){0,2}", "auto or a version such as 12.4"),
+        ),
+    ] = "auto"
+
+
+class Environment(Record, frozen=True, kw_only=True):
+    """The Python that the scripts run in."""
+
+    python: Annotated[
+        str,
+        Meta(
+            description="auto, or a version such as 3.11",
+            extra=fields.matching(r"auto|3\.\d{1,2}", "auto or a version such as 3.11"),
+        ),
+    ] = "auto"
+    torch: Annotated[
+        str,
+        Meta(
+            description="Which build of PyTorch: cpu, cu128, rocm6.4, upstream",
+            extra=fields.matching(r"cpu|cu\d{2,3}|rocm\d+\.\d+(\.\d+)?|upstream", "cpu, cu128, rocm6.4 or upstream"),
+        ),
+    ] = "cpu"
+    overrides: Annotated[
+        tuple[Annotated[str, Meta(extra={"check": fields.requirement})], ...],
+        Meta(description="PEP 508 lines that replace upstream's pins"),
+    ] = ()
+    path: Annotated[
+        str | None, Meta(description="An environment of one's own, used as it is", extra={"check": fields.nonempty})
+    ] = None
+
+
+class Job(Record, frozen=True, kw_only=True):
+    """All that a job file says."""
+
+    version: Annotated[
+        int,
+        Meta(
+            description="Of this format",
+            extra=fields.matching("1", "1", "write `version: 1`; newer versions of this format need a newer orchestrate"),
+            extra_json_schema={"const": 1},
+        ),
+    ]
+    llama_cpp: Annotated[LlamaCpp, Meta(description="Which llama.cpp converts")]
+    models: Annotated[tuple[Model, ...], Meta(description="What is converted", min_length=1)]
+    binaries: Annotated[Binaries, Meta(description="Which programs of the release")] = Binaries()
+    environment: Annotated[Environment, Meta(description="The Python that the scripts run in")] = Environment()
+    output: Annotated[
+        str, Meta(description="Folder of the results, relative to the job file", extra={"check": fields.nonempty})
+    ] = "dist"

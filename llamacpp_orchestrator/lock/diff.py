@@ -1,0 +1,119 @@
+"""What has changed between a job and its lock, or between two locks."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from llamacpp_orchestrator.environment import reference
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.job.spec import Job
+from llamacpp_orchestrator.lock.records import WITHOUT_RELEASE
+from llamacpp_orchestrator.lock.records import EnvironmentPin
+from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.records import all_wanted
+from llamacpp_orchestrator.lock.records import names
+from llamacpp_orchestrator.lock.records import uses_binaries
+from llamacpp_orchestrator.lock.records import uses_reference
+from llamacpp_orchestrator.util.yaml_reader import nearest
+
+# What `--upgrade` may name, and which parts of the lock then move.
+UPGRADES = {
+    "": (),
+    "all": ("source", "environment", "reference", "spare", "assets", "models"),
+    "llama_cpp": ("source", "environment", "assets"),
+    "environment": ("environment", "reference", "spare"),
+    "models": ("models",),
+}
+
+
+def fitting(job: Job, lock: Lock | None, upgrade: str = "") -> dict[str, Any]:
+    """The parts of a lock that still say what the job asks, without those that an upgrade is to move.
+
+    `source`, `environment`, `reference`, `assets`, `models` (the pins of files), and `spare`: an environment that was resolved
+    for another tree, and still holds where that tree has the same requirements. JobError for an upgrade of nothing known.
+    """
+    labels = names(job)
+    moving = {wanted for wanted, name in labels.items() if upgrade in (name, wanted.source)}
+    if upgrade not in UPGRADES and not moving:
+        raise JobError(f"--upgrade {upgrade}: no such part of the lock; {nearest(upgrade, [*UPGRADES, *labels.values()][1:])}")
+    if lock is None:
+        return {"source": None, "environment": None, "reference": None, "spare": None, "assets": None, "models": {}}
+    same_source = (lock.llama_cpp.named(), lock.llama_cpp.repo) == (job.llama_cpp.tag, job.llama_cpp.repo)
+    found, asked = lock.environment, job.environment
+    same_asked = found and asked.path is None and (found.wanted, found.torch, found.overrides) == _asked(asked)
+    kept: dict[str, Any] = {
+        "source": lock.llama_cpp if same_source else None,
+        "environment": found if same_asked and same_source else None,
+        "reference": lock.reference if _same_reference(job, lock.reference) else None,
+        "spare": found if same_asked else None,
+        "assets": lock.assets if same_source and lock.assets else None,
+        "models": {pin.wanted: pin for pin in lock.models if pin.wanted in labels and pin.wanted not in moving},
+    }
+    return kept | {part: {} if part == "models" else None for part in UPGRADES.get(upgrade, ())}
+
+
+def _asked(asked: spec.Environment) -> tuple[str, str, tuple[str, ...]]:
+    return asked.python, asked.torch, asked.overrides
+
+
+def _same_reference(job: Job, pin: EnvironmentPin | None) -> bool:
+    python, torch, overrides = _asked(job.environment)
+    return bool(pin and (pin.wanted, pin.torch, pin.overrides) == (python, torch, reference.overrides(overrides)))
+
+
+def moved(old: Lock, new: Lock) -> list[str]:
+    """What differs between two locks, one line for each thing: old → new."""
+    before, after = old.llama_cpp, new.llama_cpp
+    pairs = [("tag", before.tag, after.tag), ("repo", before.repo, after.repo), ("tree", before.tree, after.tree)]
+    pairs += [("commit", before.commit, after.commit), ("package", before.package, after.package)]
+    lines = [f"llama_cpp: {what} {one or 'none'} → {two or 'none'}" for what, one, two in pairs if one != two]
+    lines += _differences("environment", _versions(old.environment), _versions(new.environment))
+    lines += _differences("reference", _versions(old.reference), _versions(new.reference))
+    lines += _differences("binaries", *({each.name: each.sha256 or "no digest" for each in lock.assets} for lock in (old, new)))
+    had = {pin.wanted: pin for pin in old.models}
+    for pin in new.models:
+        if (known := had.get(pin.wanted)) and known != pin:
+            lines += [f"{pin.wanted.source}: {known.commit} → {pin.commit}"] if known.commit != pin.commit else []
+            lines += _differences(
+                pin.wanted.source, *({file.path: file.sha256 or file.oid for file in each.files} for each in (known, pin))
+            )
+    return lines
+
+
+def _differences(what: str, old: dict[str, str], new: dict[str, str]) -> list[str]:
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    return [f"{what}: {name} {old.get(name, 'none')} → {new.get(name, 'none')}" for name in changed]
+
+
+def _versions(pin: EnvironmentPin | None) -> dict[str, str]:
+    if pin is None:
+        return {}
+    found: dict[str, str] = {"Python": pin.python}
+    for name, version, rest in re.findall(r"^([\w.-]+)==(\S+)([^\n]*(?:\n[ \t][^\n]*)*)", pin.requirements, re.MULTILINE):
+        # A package may stand there twice, for two platforms; its hashes count as much as its version.
+        short = hashlib.sha256(rest.encode()).hexdigest()[:8]
+        found[name] = (f"{found[name]} and " if name in found else "") + f"{version} (hashes {short})"
+    return found
+
+
+def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
+    """Why a lock does not say what the job asks; nothing when it fits."""
+    if lock is None:
+        return ["there is no lock"]
+    found = fitting(job, lock)
+    reasons = []
+    if found["source"] is None:
+        pin = lock.llama_cpp
+        reasons.append(f"llama_cpp: locked {pin.named()} of {pin.repo}, asked {job.llama_cpp.tag} of {job.llama_cpp.repo}")
+    elif found["environment"] is None and job.environment.path is None:
+        reasons.append("environment: python, torch or overrides have changed")
+    if uses_reference(job) and found["reference"] is None:
+        reasons.append("reference: the environment that `verify: logits` compares with is not locked as it is asked for")
+    if uses_binaries(job) and job.binaries.backend not in WITHOUT_RELEASE and found["assets"] is None:
+        reasons.append("binaries: the release's assets are not locked")
+    reasons += [f"{wanted.source}: not locked as it is asked for" for wanted in all_wanted(job) if wanted not in found["models"]]
+    gone = [pin.wanted.source for pin in lock.models if pin.wanted not in found["models"]]
+    return reasons + [f"{source}: locked, but no longer in the job" for source in gone]

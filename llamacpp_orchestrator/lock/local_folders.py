@@ -1,0 +1,54 @@
+"""Folders of the user's own that a job names: what conversion reads of them, and whether that is what was locked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock.records import FilesPin
+from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.models import adapter
+from llamacpp_orchestrator.models import selection
+
+
+def local_folders(work: Work) -> dict[Wanted, Path]:
+    """Where the files lie that come from folders."""
+    return {wanted: work.folder(wanted.source) for wanted in records.all_wanted(work.job) if spec.is_folder(wanted.source)}
+
+
+def listed(work: Work, wanted: Wanted) -> FilesPin:
+    """What conversion reads of a folder, pinned by content; unchanged files are not read again."""
+    how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
+    found = selection.list_folder(work.folder(wanted.source), sha256=work.store.sha256, **how)
+    return FilesPin(wanted=wanted, files=found.files, unread=found.unread)
+
+
+def drift(work: Work, lock: Lock) -> None:
+    """Raise IntegrityError when a local folder no longer holds the locked content."""
+    for wanted, folder in local_folders(work).items():
+        now = {file.path: file.sha256 for file in listed(work, wanted).files}
+        pinned = {file.path: file.sha256 for file in lock.files(wanted).files}
+        for name in sorted(now.keys() | pinned.keys()):
+            if now.get(name) != pinned.get(name):
+                gone = "a file that is not read any more" if (folder / name).is_file() else "no such file"
+                raise IntegrityError(
+                    f"{folder / name} has changed since it was locked: "
+                    f"locked {pinned.get(name, 'no such file')}, found {now.get(name, gone)}",
+                    f"if the change is meant: {work.command('lock', '--upgrade')}",
+                )
+
+
+def check_pairs(work: Work) -> None:
+    """Refuse adapters that do not belong to their base, as far as the folders at hand tell."""
+    places = local_folders(work)
+    for model in work.job.models:
+        base = places.get(records.base_wanted(model))
+        for lora in model.loras:
+            mine = places.get(records.lora_wanted(lora))
+            if base and mine:
+                adapter.check(mine, base, lora.name, model.name)

@@ -1,0 +1,121 @@
+"""The records of a lock."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from llamacpp_orchestrator.binaries.selection import Asset
+from llamacpp_orchestrator.environment.pin import Pin
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.job.spec import Job
+from llamacpp_orchestrator.models.selection import HubFile
+from llamacpp_orchestrator.source.pin import Commit
+from llamacpp_orchestrator.source.pin import Sha256
+from llamacpp_orchestrator.source.pin import SourcePin
+
+WITHOUT_RELEASE = ("none", "source")  # backends that need nothing of a release
+
+
+class EnvironmentPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An environment: what was asked of which lines of requirements (their digest), and the hashed set that it came to."""
+
+    upstream: Sha256
+    torch: str
+    overrides: tuple[str, ...] = ()
+    wanted: str = "auto"
+    python: Annotated[str, Meta(pattern=r"^3\.\d+$")]
+    requirements: str
+
+    def pin(self) -> Pin:
+        """The part that decides what is installed."""
+        return Pin(python=self.python, requirements=self.requirements)
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Files that a job needs of one model or adapter."""
+
+    source: str
+    kind: str
+    revision: str = "main"
+    weights: bool = True
+    remote_code: bool = False
+
+
+class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The files of one model or adapter, at one commit or with the content of one folder; `unread` are weights beside them."""
+
+    wanted: Wanted
+    commit: Commit = ""
+    files: tuple[HubFile, ...]
+    unread: tuple[str, ...] = ()
+
+
+class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything that decides the bytes of a job's outputs, and what they are compared with."""
+
+    version: int = 1
+    llama_cpp: SourcePin
+    environment: EnvironmentPin | None = None
+    reference: EnvironmentPin | None = None
+    assets: tuple[Asset, ...] = ()
+    models: tuple[FilesPin, ...]
+
+    def files(self, wanted: Wanted) -> FilesPin:
+        """The pin of one model or adapter; KeyError when the lock does not know it."""
+        found = next((pin for pin in self.models if pin.wanted == wanted), None)
+        if found is None:
+            raise KeyError(wanted.source)
+        return found
+
+
+def base_wanted(model: spec.Model) -> Wanted:
+    """What a model's own conversion needs, or what its adapters need of it when it is not converted itself."""
+    weights = model.outtype != ("none",) or bool(model.mmproj)
+    return _wanted(model.source, "model", model.revision, weights, model.trust_remote_code)
+
+
+def lora_wanted(lora: spec.Lora) -> Wanted:
+    """What the conversion of an adapter needs of the adapter."""
+    return _wanted(lora.source, "adapter", lora.revision, True, False)
+
+
+def _wanted(source: str, kind: str, revision: str, weights: bool, remote_code: bool) -> Wanted:
+    return Wanted(
+        source=source,
+        kind=kind,
+        revision="" if spec.is_folder(source) else revision,
+        weights=weights,
+        remote_code=remote_code,
+    )
+
+
+def all_wanted(job: Job) -> tuple[Wanted, ...]:
+    """Every set of files of a job, once, in the job's order."""
+    found: dict[Wanted, None] = {}
+    for model in job.models:
+        found[base_wanted(model)] = None
+        found.update(dict.fromkeys(map(lora_wanted, model.loras)))
+    return tuple(found)
+
+
+def names(job: Job) -> dict[Wanted, str]:
+    """A name for each set of files: the job's own, with the source behind it where two would be called the same."""
+    found: dict[Wanted, str] = {}
+    for model in job.models:
+        for wanted, name in ((base_wanted(model), model.name), *((lora_wanted(lora), lora.name) for lora in model.loras)):
+            taken = {other for known, other in found.items() if known != wanted}
+            found.setdefault(wanted, f"{name} ({wanted.source})" if name in taken else name)
+    return found
+
+
+def uses_binaries(job: Job) -> bool:
+    """Whether anything in the job runs a program of the tag."""
+    return any(model.quantize or model.verify in spec.RUNNING for model in job.models)
+
+
+def uses_reference(job: Job) -> bool:
+    """Whether anything in the job is compared with what its source says next."""
+    return any(model.verify == "logits" for model in job.models)

@@ -1,0 +1,192 @@
+"""Asking the hub: again where that heals, the user's token to trusted endpoints alone, and a refusal in words that help."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from typing import Any
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import Stopped
+from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.models.hub_cache import cache_folder
+from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util.background import load
+
+T = TypeVar("T")
+HUB = "https://huggingface.co"
+TRIES = 3
+WAIT_SECONDS = 0.5
+LIMIT_SECONDS = 30.0
+XET_SECONDS = 30.0  # without a byte
+# What the library raises when it was answered, but not by a hub; and when it was asked for something that cannot be.
+STRANGE = ("JSONDecodeError", "UnicodeDecodeError", "AssertionError", "AttributeError", "TypeError", "KeyError", "IndexError")
+FINAL = (*STRANGE, "HFValidationError", "OfflineModeIsEnabled")
+
+MIRROR = "unset HF_ENDPOINT, or name the mirror's host in ORCHESTRATE_TOKEN_HOSTS"
+BETWEEN = "a login page or a proxy may stand between: open it in a browser, check HF_ENDPOINT, then run the same command again"
+UNLOCKED = "`orchestrate lock JOB --upgrade models`"
+
+_trusted: set[str] = set()  # of the endpoints asked so far
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """One repository at one revision on one endpoint, which may be `trusted` with the user's token."""
+
+    endpoint: str
+    repo_id: str
+    revision: str
+    trusted: bool
+
+    @property
+    def shown(self) -> str:
+        """The endpoint for messages: without a login."""
+        return anonymous(self.endpoint)
+
+    @property
+    def token(self) -> bool | None:
+        """What the library is told: None lets it find the user's token, False forbids it."""
+        return None if self.trusted else False
+
+
+def asking(ask: Callable[[], T], place: Place, tries: int = TRIES) -> T:
+    """Ask the hub, again where that can heal; every refusal in its own words."""
+    load("huggingface_hub.hf_api")
+    import huggingface_hub
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    logging.set_verbosity(40)  # errors; ours say more than its warnings
+    for turn in range(tries):
+        # A mirror passes on word of the hub's newer store, which may not be reachable from here; a second try avoids it too.
+        if turn > 0 or not place.trusted or not _can_leave_xet():
+            huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+        session = huggingface_hub.get_session()
+        # The library asks without a time limit: a server that says nothing would hold us for ever.
+        session.timeout = LIMIT_SECONDS
+        guard(session, place.endpoint if place.trusted else "")
+        try:
+            return ask()
+        except OrchestrateError:
+            raise
+        except Exception as error:
+            cause = _cause(error)
+            response = getattr(cause, "response", None)
+            status = int(getattr(response, "status_code", 0) or 0)
+            local = isinstance(cause, OSError) and cause.errno and not isinstance(cause, ConnectionError)
+            final = local or type(cause).__name__ in FINAL or not (status in (0, 408, 429) or status >= 500)
+            if final or turn == tries - 1:
+                raise explain(cause, status, place) from error
+            asked = str(getattr(response, "headers", {}).get("Retry-After", ""))
+            if download.STOP.wait(
+                min(float(asked), download.LONGEST_WAIT) if re.fullmatch("[0-9]{1,9}", asked) else WAIT_SECONDS * 4**turn
+            ):
+                raise Stopped(signal.SIGINT) from error
+    raise AssertionError("unreachable")
+
+
+def _cause(error: BaseException) -> BaseException:
+    # The library says "not in the cache" of whatever kept it from asking.
+    return _cause(error.__cause__) if type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ else error
+
+
+def explain(error: BaseException, status: int, place: Place) -> OrchestrateError:
+    """What the hub's refusal means, and what to do: gated, private, missing and misspelt are told apart."""
+    from huggingface_hub import get_token
+
+    repo_id, revision, kind, page = place.repo_id, place.revision, type(error).__name__, f"{place.shown}/{place.repo_id}"
+    login = "`hf auth login` or set HF_TOKEN" if place.trusted else f"no token is sent to a mirror: {MIRROR}"
+    said = next(iter(str(error).strip().splitlines()), kind)[:200]
+    if kind == "GatedRepoError" and place.trusted and get_token():
+        return NetworkError(f"{repo_id} is gated, and your token's account may not read it", f"ask for access at {page}", status)
+    spelling = "check the spelling" if "/" in repo_id else f"write org/name: nearly all models have one, `{repo_id}` does not"
+    words = {
+        "GatedRepoError": (f"{repo_id} is gated", f"accept its licence at {page}{', then' if place.trusted else ';'} {login}"),
+        "RevisionNotFoundError": _no_revision(place, page),
+        "RemoteEntryNotFoundError": (f"a file of {repo_id} is no longer at {revision}", f"{UNLOCKED} takes what is there now"),
+        "RepositoryNotFoundError": (f"{repo_id} is not on the hub, or it is private", f"{spelling}; if it is private: {login}"),
+        "HFValidationError": (f"`{repo_id}` cannot be the name of a repository", "write org/name, or ./folder for a folder"),
+        "OfflineModeIsEnabled": (f"{repo_id} is not complete in the cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"),
+    }
+    refused = (
+        f"{repo_id}: the hub refuses ({status})",
+        f"what you log in with is wrong or may not read this: {login}" if place.trusted else login,
+    )
+    limited = (f"{repo_id}: the hub limits requests (429)", "wait some minutes; with HF_TOKEN set the limit is higher")
+    by_status = {401: refused, 403: refused, 429: limited}
+    if kind in words or status in by_status:
+        return NetworkError(*(words.get(kind) or by_status[status]), status)
+    if kind in (*STRANGE, "FileMetadataError"):
+        return strange(place, f"about {repo_id}: {'no JSON' if 'Decode' in kind else f'{kind}, {said}'}")
+    if found := re.match(r"Consistency check failed: file should be of size (\d+) but has size (\d+)", said):
+        return NetworkError(f"{place.shown} sent {found[2]} bytes of a file of {repo_id} that has {found[1]}", BETWEEN)
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        free = f"it takes space and the right to write in {cache_folder()}; or set HF_HOME to another folder"
+        return OrchestrateError(f"{repo_id} cannot be kept in the cache: {said}", free)
+    what = f"it answered {status}" if status else said
+    check = "wait some minutes" if status >= 500 else "check the network"
+    hint = f"{check}, then run the same command again; or set a mirror (HF_ENDPOINT)"
+    return NetworkError(f"{repo_id} cannot be read from {place.shown}: {what}", hint, status)
+
+
+def _no_revision(place: Place, page: str) -> tuple[str, str]:
+    if re.fullmatch("[0-9a-f]{40}", place.revision):
+        gone = f"{place.repo_id} has no commit {place.revision}: its history was rewritten, or it is misspelt"
+        return gone, f"{UNLOCKED} takes what its branch holds now; {page}/commits/main has those that there are"
+    return f"{place.repo_id} has no revision {place.revision}", f"see {page}/tree/main for its branches and commits"
+
+
+def strange(place: Place, asked: str = "") -> NetworkError:
+    """What is said of an answer that no hub would give."""
+    return NetworkError(f"{place.shown} did not answer as a hub does{asked and ' '}{asked}", BETWEEN)
+
+
+def check_xet(route: str) -> None:
+    """Leave the hub's newer store alone where keys for it come from a place that is not trusted: it would get the token."""
+    from huggingface_hub import constants
+
+    if _origin(route) not in _trusted:
+        constants.HF_HUB_DISABLE_XET = True
+
+
+def leave_xet() -> None:
+    """End all downloads from the hub's newer store, to be made by plain HTTP; by themselves they try for many minutes."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_DISABLE_XET:
+        from huggingface_hub.utils._xet import abort_xet_session
+
+        constants.HF_HUB_DISABLE_XET = True
+        abort_xet_session()  # type: ignore[no-untyped-call]
+
+
+def _can_leave_xet() -> bool:
+    from huggingface_hub.utils import _xet
+
+    return hasattr(_xet, "abort_xet_session")
+
+
+def guard(session: Any, endpoint: str) -> None:
+    """Let the library's session send a token to an endpoint, "" for none, and to no other place than such."""
+    _trusted.update([_origin(endpoint)] if endpoint else [])
+    hooks = session.event_hooks
+    if _strip not in hooks["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _strip]}
+
+
+def _strip(request: Any) -> None:
+    # The library follows the address of a listing's next page with all that it sent to the first.
+    if _origin(str(request.url)) not in _trusted:
+        request.headers.pop("Authorization", None)
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()

@@ -1,0 +1,137 @@
+"""Which files of a model or adapter conversion reads, whether they are whole, and the view of them that a converter is shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.job.fields import RESERVED
+from llamacpp_orchestrator.models import weight_files
+from llamacpp_orchestrator.models.weight_files import INDEX
+from llamacpp_orchestrator.models.weight_files import MODULES
+from llamacpp_orchestrator.models.weight_files import PICKLES
+from llamacpp_orchestrator.models.weight_files import matches
+
+SMALL = (
+    "*.json", "*.jinja", "*.model", "*.model.v*", "*.tiktoken", "tokenizer.jsonl", "chat_template.*", "*vocab*.txt", "merges.txt",
+    "README.md", "additional_chat_templates/*.jinja", "[0-9]_*/config.json",
+)  # fmt: skip
+NOT_READ = (
+    "*.index.json", "*.index.f*.json", "training_args*", "trainer_state.json", "optimizer*", "adapter_config.json", "params.json",
+    "*.gguf.receipt.json", "*-quality.json",  # ours, of outputs that lie beside their source
+)  # fmt: skip
+WEIGHTS = ("*.safetensors", *MODULES)
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+LONGEST = 255  # bytes in the name of a file or folder
+
+
+class HubFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One file: path with slashes, size in bytes, and its sha256 or (small files on the hub) its git blob id."""
+
+    path: str
+    size: int
+    sha256: str = ""
+    oid: str = ""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What a safetensors header says of one tensor; offsets in bytes from the end of the header."""
+
+    dtype: str
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of one source at one commit, and weight files beside them that are not read; a folder has no commit."""
+
+    source: str
+    commit: str = ""
+    files: tuple[HubFile, ...] = ()
+    unread: tuple[str, ...] = ()
+
+
+def select_files(
+    paths: Iterable[str], *, source: str, kind: str, weights: bool, remote_code: bool, index: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """The paths that conversion reads; OrchestrateError when what it needs is not among them.
+
+    `index` are the files that the index of the weights names, where there is one.
+    """
+    names = sorted(paths)
+    check_names(names, source)
+    if kind == "adapter":
+        return _adapter_files(names, source)
+    if "config.json" not in names:
+        if "adapter_config.json" in names:
+            raise weight_files.is_adapter(source)
+        hint = "is it a Transformers model? GGUF or Diffusers repositories cannot be converted"
+        raise OrchestrateError(f"{source} has no config.json{'' if names else '; it is empty'}", hint)
+    chosen = {name for name in names if matches(name, SMALL) and not matches(name, NOT_READ)}
+    chosen |= {name for name in names if name.endswith(".py") and remote_code}
+    return tuple(sorted(chosen.union(weight_files.choose(names, tuple(index), source, remote_code) if weights else ())))
+
+
+def _adapter_files(names: list[str], source: str) -> tuple[str, ...]:
+    if "adapter_config.json" not in names:
+        # PEFT saves an adapter that has a name of its own in a folder of that name.
+        inside = [name.partition("/")[0] for name in names if re.fullmatch(r"[^/]+/adapter_config\.json", name)]
+        if inside:
+            listed = ", ".join(map(quoted, inside[:5]))
+            hint = f"name the one that is meant, as a folder: {quoted(source)}/{quoted(inside[0])}"
+            raise OrchestrateError(f"{source} has no adapter_config.json, but folders with one: {listed}", hint)
+        raise OrchestrateError(f"{source} has no adapter_config.json", "is it a PEFT adapter? a model belongs under `models`")
+    if "adapter_model.safetensors" not in names:
+        only = ", only adapter_model.bin (a pickle, which may run code when it is loaded)" if "adapter_model.bin" in names else ""
+        raise OrchestrateError(f"{source} has no adapter_model.safetensors{only}", "save the adapter again with safetensors")
+    return tuple(name for name in names if name in ADAPTER)
+
+
+def check_names(names: Iterable[str], source: str) -> None:
+    """Raise OrchestrateError for names that lead out of their folder, that no disk has, or that are one file on some disks."""
+    seen: dict[str, str] = {}
+    for name in names:
+        parts, read = re.split(r"[/\\]", name), matches(name, (*SMALL, *WEIGHTS))
+        if ".." in parts or "" in parts or re.search(r"[:\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]", name):
+            message = f"{source} lists a file with the name {shortened(name)}, which could leave its folder"
+            raise OrchestrateError(message, "do not use this repository")
+        if read and any(RESERVED.fullmatch(part) or part.endswith((".", " ")) for part in parts):
+            raise OrchestrateError(f"{source} lists the file {name}, a name that Windows cannot keep", "rename or remove it")
+        if read and max(len(part.encode()) for part in parts) > LONGEST:
+            message = f"{source} lists a file with a name that is too long for any disk, {shortened(name)}"
+            raise OrchestrateError(message, "rename or remove it")
+        other = seen.setdefault(name.casefold(), name)
+        if other != name and (read or matches(other, (*SMALL, *WEIGHTS))):
+            raise OrchestrateError(f"{source} has {other} and {name}, which are one file on many disks", "remove one of the two")
+
+
+def shortened(name: str) -> str:
+    """A file's name as a message may hold it, in quotes."""
+    return repr(name if len(name) <= 100 else f"{name[:50]}...{name[-20:]}")
+
+
+def list_folder(path: Path, *, kind: str, weights: bool, remote_code: bool, sha256: Callable[[Path], str]) -> Snapshot:
+    """The files of a folder that conversion reads, pinned by content."""
+    if not path.is_dir():
+        raise OrchestrateError(f"{path} is not a folder", "check `source`; a hub id is written org/name, with no ./ before it")
+    names = [file.relative_to(path).as_posix() for file in (*path.glob("*"), *path.glob("*/*")) if file.is_file()]
+    # What else lies in a folder of the user's own is no matter of ours, whatever its name.
+    names = [name for name in names if matches(name, (*SMALL, *WEIGHTS, *PICKLES, "*.py", "*/*.py", "*/adapter_config.json"))]
+    index = weight_files.indexed(path / INDEX) if INDEX in names and weights and kind == "model" else ()
+    chosen = select_files(names, source=str(path), kind=kind, weights=weights, remote_code=remote_code, index=index)
+    files = tuple(HubFile(path=name, size=(path / name).stat().st_size, sha256=sha256(path / name)) for name in chosen)
+    return Snapshot(source=str(path), files=files, unread=weight_files.unread(names, chosen) if kind == "model" else ())
+
+
+def check_index(path: Path, names: Iterable[str]) -> None:
+    """Raise OrchestrateError when the index of a sharded model is damaged, or names files that are not there."""
+    have = set(names)
+    if INDEX in have:
+        weight_files.check_indexed(weight_files.indexed(path / INDEX), have, path)

@@ -1,0 +1,179 @@
+"""What was made, and from what: the receipt beside an output, whether it still holds, and what may be overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.store import write_atomically
+
+SUFFIX = ".receipt.json"
+FORMAT = 1
+LONGEST_NAME = 255
+SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What all parts of a receipt have in common."""
+
+
+class Input(Record, frozen=True, kw_only=True):
+    """One thing that an output was made from; for a quantized file a file of its source, with that one's recipe as the digest.
+
+    `digest` is as the lock has it, where small files of the hub have a git blob id, and `sha256` that of the bytes. `source` is
+    a hub id with its `commit`, or the bare name of a folder; receipts of old have neither.
+    """
+
+    name: str
+    digest: str
+    sha256: str = ""
+    source: str = ""
+    commit: str = ""
+
+
+class FileRecord(Record, frozen=True, kw_only=True):
+    """One file of an output: a shard, or all of it; size in bytes."""
+
+    name: str
+    size: int
+    sha256: str
+    mtime_ns: int
+
+
+class Versions(Record, frozen=True, kw_only=True):
+    """The tools: this one, llama.cpp's tag, commit and tree digest, the environment's digest, the lock's."""
+
+    tool: str
+    tag: str
+    commit: str
+    tree: str
+    environment: str
+    lock: str = ""
+
+
+class Receipt(Record, frozen=True, kw_only=True):
+    """All that is known about one output; `recipe` digests what decides its bytes, `job` is the way to the job file from here.
+
+    Nothing in it names a folder of the machine: `command` has {model}, {output} and the like in their places. `levels` names
+    the checks that it has passed; a receipt of old names none.
+    """
+
+    path: str
+    kind: str
+    type: str
+    recipe: str
+    command: tuple[str, ...]
+    inputs: tuple[Input, ...]
+    versions: Versions
+    files: tuple[FileRecord, ...]
+    job: str = ""
+    notes: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
+    format: int = FORMAT
+
+
+def receipt_path(path: Path) -> Path:
+    """Where the receipt of an output lies; beside a very long name, under the beginning of it and a digest."""
+    name = path.name + SUFFIX
+    if len(name.encode()) > LONGEST_NAME:
+        begin = path.name.encode()[:200].decode(errors="ignore")
+        name = f"{begin}-{hashlib.sha256(path.name.encode()).hexdigest()[:16]}{SUFFIX}"
+    return path.with_name(name)
+
+
+def record(path: Path) -> FileRecord:
+    """Size, time and digest of a file as it is now."""
+    found = path.stat()
+    return FileRecord(name=path.name, size=found.st_size, sha256=file_sha256(path), mtime_ns=found.st_mtime_ns)
+
+
+def read(path: Path) -> Receipt | None:
+    """The receipt of an output; one that is absent, damaged or of a later format counts as none."""
+    try:
+        receipt = msgspec.json.decode(receipt_path(path).read_bytes(), type=Receipt)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    plain = all(file.name == Path(file.name).name and file.name not in ("", "..") for file in receipt.files)
+    return receipt if receipt.format == FORMAT and receipt.files and plain else None
+
+
+def write(path: Path, receipt: Receipt) -> None:
+    """Put a receipt beside an output; the same receipt gives the same bytes."""
+    text = msgspec.json.format(msgspec.json.encode(receipt, order="sorted"), indent=2).decode()
+    write_atomically(receipt_path(path), text + "\n")
+
+
+def is_current(receipt: Receipt | None, recipe: str, folder: Path) -> bool:
+    """Whether an output is what this recipe would make, by the size and time of its files alone."""
+    return receipt is not None and receipt.recipe == recipe and all(_untouched(file, folder) for file in receipt.files)
+
+
+def _untouched(file: FileRecord, folder: Path) -> bool:
+    try:
+        found = (folder / file.name).stat()
+    except OSError:
+        return False
+    return (found.st_size, found.st_mtime_ns) == (file.size, file.mtime_ns)
+
+
+def may_write(path: Path, receipt: Receipt | None, force: bool) -> None:
+    """Raise JobError if a file is in the way that we did not make, or that was changed since; `force` allows a file."""
+    if taken := next((each for each in (path, receipt_path(path)) if each.is_dir()), None):
+        raise JobError(f"{taken} is a folder, where a file is to be written", "move it away, or set another `outfile`")
+    if force or not (path.exists() or path.is_symlink()):
+        return
+    ours = next((file for file in receipt.files if file.name == path.name), None) if receipt else None
+    if ours is None:
+        raise JobError(f"{path} exists already, and nothing says that orchestrate made it", "move it away, or use --force")
+    if not _untouched(ours, path.parent) and _difference(ours, path.parent):
+        raise JobError(f"{path} was changed after orchestrate made it", "move it away, or use --force to make it anew")
+
+
+def _difference(file: FileRecord, folder: Path) -> str:
+    path = folder / file.name
+    try:
+        if (size := path.stat().st_size) != file.size:
+            return f"{file.name} has {size} bytes, the receipt says {file.size}"
+        if (digest := file_sha256(path)) != file.sha256:
+            return f"{file.name} has sha256 {digest}, the receipt says {file.sha256}"
+    except OSError as error:
+        return f"{file.name} cannot be read: {error.strerror}"
+    return ""
+
+
+def recheck(path: Path) -> list[str]:
+    """What is wrong with an output (any file of it, or its receipt) by its receipt and by its own header; [] is good."""
+    path = path.with_name(path.name.removesuffix(SUFFIX))
+    receipt = read(path) or read(path.with_name(SHARD.sub("", path.name)))
+    if receipt is None:
+        return [f"{path.name} has no readable receipt, so nothing says what it should be"]
+    from llamacpp_orchestrator.util import background
+    from llamacpp_orchestrator.verify import gguf
+
+    known, folder = receipt, path.parent
+    compared = background.begin(lambda: [found for file in known.files if (found := _difference(file, folder))])
+    try:
+        gguf.check_set([folder / file.name for file in known.files])
+    except OrchestrateError as error:
+        return compared() or [error.message]
+    return compared()
+
+
+def outputs(path: Path) -> list[Path]:
+    """A file as it is, or all outputs in a folder that have a receipt; JobError when there are none, and for a job."""
+    if path.suffix in {".yaml", ".yml"}:
+        raise JobError(f"{path} is a job or its lock, not an output", "name what the job made: a GGUF file, or the folder of it")
+    if not path.is_dir():
+        return [path]
+    found = sorted(receipt.with_name(receipt.name.removesuffix(SUFFIX)) for receipt in path.rglob(f"*{SUFFIX}"))
+    if not found:
+        raise JobError(
+            f"{path} holds no output with a receipt", "name a GGUF file that orchestrate has made, or the folder of it"
+        )
+    return found

@@ -1,0 +1,125 @@
+"""What commands answer: records of outputs, steps, measurements and checks, as text and as JSON."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.util.units import size as size
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """One file that a job has made or found up to date."""
+
+    path: str
+    kind: str
+    type: str
+    size: int
+    sha256: str
+    status: str
+    source: str
+
+
+class Handed(msgspec.Struct, frozen=True, kw_only=True):
+    """One Modelfile, and the two commands that bring it into Ollama and run it there."""
+
+    name: str
+    path: str
+    create: str
+    run: str
+
+
+class Measure(msgspec.Struct, frozen=True, kw_only=True):
+    """What one file has kept of the unquantized model: perplexity, KL divergence, how often (%) both guess the same next token.
+
+    Those of the unquantized file itself have no divergence; `key` tells what decides the numbers, sizes are bytes.
+    """
+
+    file: str
+    type: str
+    size: int
+    bits: float
+    ppl: float
+    ppl_error: float | None = None
+    kld: float | None = None
+    kld_error: float | None = None
+    kld_median: float | None = None
+    kld_max: float | None = None
+    same_top: float | None = None
+    same_top_error: float | None = None
+    key: str = ""
+
+
+class Quality(msgspec.Struct, frozen=True, kw_only=True):
+    """The measurements of one model's files, and where the report and its plot lie."""
+
+    model: str
+    report: str
+    plot: str
+    unquantized: Measure
+    types: tuple[Measure, ...]
+
+    def lines(self) -> list[str]:
+        """The same as a table."""
+        rows = (self.unquantized, *self.types)
+        return [f"{'quality':<8}{line}" for line in (*map(_measure, rows), *([self.plot] if self.types else []))]
+
+
+def _measure(row: Measure) -> str:
+    same = f"{row.same_top:6.2f} % same" if row.same_top is not None else ""
+    divergence = f"KLD {row.kld:.6f}" if row.kld is not None else ""
+    return f"{size(row.size):>9}  {row.bits:5.2f} bits  PPL {row.ppl:10.4f}  {divergence:<12}  {same:<13}  {row.file}"
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How one step ended."""
+
+    name: str
+    status: str
+    seconds: float
+    log: str | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to; `errors` are those of the failed steps, the first one first."""
+
+    status: str
+    seconds: float
+    steps: tuple[StepResult, ...]
+    outputs: tuple[Made, ...]
+    ollama: tuple[Handed, ...] = ()
+    quality: tuple[Quality, ...] = ()
+    errors: tuple[OrchestrateError, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The result as `--json` prints it."""
+        names = ("status", "seconds", "steps", "outputs", "quality", "ollama")
+        plain = {name: msgspec.to_builtins(getattr(self, name)) for name in names}
+        return plain | ({"error": self.errors[0].lines()} if self.errors else {})
+
+    def lines(self) -> list[str]:
+        """The files as text, one a line."""
+        files = [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {_near(made.path)}" for made in self.outputs]
+        files += [line for each in self.quality for line in each.lines()]
+        return files + [f"{'ollama':<8}{command}" for each in self.ollama for command in (each.create, each.run)]
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """One output and what is wrong with it."""
+
+    path: str
+    complaints: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        return [f"{'failed' if self.complaints else 'ok':<8}{self.path}", *(f"        {line}" for line in self.complaints)]
+
+
+def _near(path: str) -> str:
+    """A path as one would type it here."""
+    here = str(Path.cwd()) + os.sep
+    return path.removeprefix(here)

@@ -1,0 +1,1 @@
+"""This machine: settings, host, processes, the sandbox, the scheduler."""

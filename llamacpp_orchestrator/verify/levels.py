@@ -1,0 +1,328 @@
+"""How deep an output is checked: the levels by name, and each of them carried out."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator.convert import encoders
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.models import adapter_scaling
+from llamacpp_orchestrator.models import headers
+from llamacpp_orchestrator.models import safetensors
+from llamacpp_orchestrator.system import interpreter as system_interpreter
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system.command import UNLIMITED
+from llamacpp_orchestrator.system.command import Limits
+from llamacpp_orchestrator.system.interpreter import Interpreter
+from llamacpp_orchestrator.system.interpreter import Run
+from llamacpp_orchestrator.util.findings import Findings
+from llamacpp_orchestrator.verify import gguf
+from llamacpp_orchestrator.verify import hyperparameters
+from llamacpp_orchestrator.verify import load
+from llamacpp_orchestrator.verify import logits
+from llamacpp_orchestrator.verify import pieces
+from llamacpp_orchestrator.verify import templates
+from llamacpp_orchestrator.verify import tensors
+from llamacpp_orchestrator.verify import tokenizer
+from llamacpp_orchestrator.verify import tokens
+from llamacpp_orchestrator.verify import words
+from llamacpp_orchestrator.verify.gguf import Contents
+from llamacpp_orchestrator.verify.tensors import Sides
+
+AUTO, STRUCTURE, CONTENT, LOAD, LOGITS = "auto", "structure", "content", "load", "logits"
+LEVELS = (STRUCTURE, CONTENT, LOAD, LOGITS)
+ACCOUNT = "tensor_map"
+# Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
+PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")
+UNLIKE = "get the source's files again, pin a newer tag, or look into upstream's log; `verify: structure` does without this check"
+USED = (
+    "this tag's llama.cpp takes such a tokenizer or template otherwise: pin a newer tag; `verify: content` leaves this check out"
+)
+
+
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
+    """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output.
+
+    `remote`: the source brings code of its own; `reference`: the Python of the environment that it is compared with; `shown`
+    answers with the model in the form that the tag's transformers reads.
+    """
+
+    kind: str
+    files: tuple[Path, ...]
+    level: str = CONTENT
+    args: tuple[str, ...] = ()
+    views: tuple[Path, ...] = ()
+    shown: Callable[[], Path] | None = None
+    of: tuple[Path, ...] = ()
+    base: tuple[Path, ...] = ()
+    python: str = ""
+    tree: Path = Path()
+    env: tuple[tuple[str, str], ...] = ()
+    limits: Limits = UNLIMITED
+    remote: bool = False
+    reference: str = ""
+    scratch: Path = Path()
+    log: Path = Path()
+    find: Callable[[str], Path] | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The levels that an output has passed, and what a reader should know about it."""
+
+    levels: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def upto(level: str) -> tuple[str, ...]:
+    """A level with all that come before it; auto goes as far as can be done in no time."""
+    return LEVELS[: LEVELS.index(LOAD if level == AUTO else level) + 1]
+
+
+def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
+    """Check an output as deep as asked; IntegrityError or CommandFailed say which level failed and why."""
+    checks = gguf.check_set(subject.files)
+    passed: tuple[str, ...] = (STRUCTURE,)
+    notes: tuple[str, ...] = ()
+    if CONTENT in upto(subject.level):
+        tell("comparing it with its source")
+        found = _content(subject, {name for each in checks for name in each.blank}, run)
+        if found.failures:
+            more = f"; and {len(found.failures) - 1} more: {found.failures[1]}" if found.failures[1:] else ""
+            message = f"{subject.files[0].name} is not what its source is: {found.failures[0]}{more}"
+            raise IntegrityError(message, UNLIKE)
+        passed, notes = (*passed, CONTENT), found.notes
+    if subject.find and LOAD in upto(subject.level):
+        tell("loading it with llama.cpp")
+        why = _load(subject, checks[0], subject.find)
+        if not why and subject.kind == "model" and not subject.of and not _partial(subject):
+            tell("comparing how it cuts and renders texts with its source")
+            notes = (*notes, *_spoken(subject, checks[0].architecture, subject.find, run).notes)
+        passed, notes = (passed, (*notes, why)) if why else ((*passed, LOAD), notes)
+        if not why and LOGITS in upto(subject.level):
+            tell("comparing what it says next with its source")
+            found, done = _logits(subject, checks[0].architecture, subject.find, tell)
+            if found.failures:
+                raise IntegrityError(found.failures[0], logits.WRONG, subject.log)
+            passed, notes = (*passed, *((LOGITS,) if done else ())), (*notes, *found.notes)
+    return Verdict(levels=passed, notes=notes)
+
+
+def _load(subject: Subject, checks: gguf.Checks, find: Callable[[str], Path]) -> str:
+    """Load an output; why that was left out, or "". What was not asked for may fail for reasons of the machine's own."""
+    if checks.architecture == "clip":
+        return "a projector is loaded only together with its model, so it was not loaded"
+    if subject.kind == "adapter" and not subject.base:
+        return "the job makes no base to load the adapter on, so it was not loaded"
+    try:
+        base = subject.base if subject.kind == "adapter" else ()
+        load.check(subject.files, base, checks, find, subject.log, subject.limits)
+    except OrchestrateError as error:
+        if subject.level == AUTO and not load.blames(error):
+            return f"it was not loaded: {error.message.splitlines()[0]}"
+        raise
+    return ""
+
+
+def _spoken(subject: Subject, architecture: str, find: Callable[[str], Path], run: Run) -> Findings:
+    """Compare an output's tokens and chat template in use; IntegrityError or CommandFailed when they are not its source's."""
+    metadata = gguf.contents(subject.files).metadata
+    # A log of its own, for it is begun anew, and the loader's words are in the other.
+    interpreter = _interpreter(subject, run, subject.log.with_name(f"source-{subject.log.name}"))
+    view = subject.views[0]
+    shown = subject.shown() if subject.shown else view
+    checked = words.Words(
+        files=subject.files, metadata=metadata, view=view, shown=shown, interpreter=interpreter, log=subject.log
+    )
+    # llama.cpp spells some scripts otherwise than BERT's tokenizers do, Korean above all, at every tag.
+    strict = subject.level != AUTO and metadata.get("tokenizer.ggml.model") != "bert"
+    found = tokens.check(checked, find, strict)
+    if not encoders.ENCODERS.fullmatch(architecture):
+        found += templates.check(checked, find)
+    if found.failures:
+        raise IntegrityError(f"{subject.files[0].name} is not used as its source is: {found.failures[0]}", USED, subject.log)
+    return found
+
+
+def _logits(
+    subject: Subject, architecture: str, find: Callable[[str], Path], tell: Callable[[str], None]
+) -> tuple[Findings, bool]:
+    """Compare next tokens; what was found, and whether there was anything to compare."""
+    left_out = ""
+    if encoders.ENCODERS.fullmatch(architecture):
+        left_out = "it reads and says nothing"
+    elif architecture in logits.PAIRS:
+        left_out = "it answers to a text and does not go on with it"
+    elif _partial(subject):
+        left_out = "only a part of the model was asked for"
+    elif subject.remote:
+        left_out = "its source brings code of its own"
+    if left_out:
+        return Findings(notes=(f"{left_out}, so its next tokens were not compared",)), False
+    adapter = subject.views[1] if subject.kind == "adapter" else None
+    base = subject.base if adapter else ()
+    run = functools.partial(process.stream, limit=logits.EXTRA_SECONDS + load.limit(subject.files, base))
+    interpreter = msgspec.structs.replace(_interpreter(subject, run, subject.log), python=subject.reference)
+    sides = logits.Sides(files=subject.files, base=base, model=subject.views[0], adapter=adapter, interpreter=interpreter)
+    return logits.check(sides, find, tell)
+
+
+def _partial(subject: Subject) -> bool:
+    return any(word.split("=")[0].startswith(PARTS) for word in subject.args)
+
+
+def _content(subject: Subject, blank: set[str], run: Run) -> Findings:
+    have = gguf.contents(subject.files)
+    if subject.of:
+        return _quantized(gguf.contents(subject.of), have, subject.args)
+    if subject.kind == "adapter":
+        return _adapter(subject.views[1], have)
+    model = subject.views[0]
+    if _partial(subject):
+        return Findings(
+            notes=(f"only a part of the model was asked for ({' '.join(subject.args)}), so it was not compared with it",)
+        )
+    rows = have.tensors["token_embd.weight"][1].shape if "token_embd.weight" in have.tensors else ()
+    config = safetensors.read_json(model / "config.json")
+    behind = encoders.compare(model, config, have.metadata, headers.read(model).names, _shapes(have))
+    source = tokenizer.read(model)
+    told = tokenizer.compare(source, have.metadata, rows[-1] if rows else 0)
+    return _tensors(subject, have, blank, run) + told + _pieces(subject, source, have, run) + _numbers(subject, have) + behind
+
+
+def _pieces(subject: Subject, source: tokenizer.Speech, have: Contents, run: Run) -> Findings:
+    """Compare what a tokenizer cuts by; a sentencepiece file is read by the environment's own library."""
+    file = next((path for name in pieces.SENTENCEPIECE if (path := subject.views[0] / name).is_file()), None)
+    if file is None or have.metadata.get("tokenizer.ggml.model") not in (pieces.SENTENCES, pieces.UNIGRAM):
+        return pieces.compare(source, have.metadata, None)
+    answer = _ask(subject, tokens.SCRIPT, {"view": str(subject.views[0]), "texts": [], "pieces": True}, run)
+    return pieces.compare(source, have.metadata, msgspec.convert(answer["pieces"], pieces.Pieces | None), file.read_bytes())
+
+
+def _numbers(subject: Subject, have: Contents) -> Findings:
+    if "--mistral-format" in subject.args:
+        return Findings(notes=("upstream read Mistral's params.json and not config.json, so its numbers were not compared",))
+    return hyperparameters.check(subject.views[0], have, subject.tree)
+
+
+def _shapes(have: Contents) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, (_, tensor) in have.tensors.items()}
+
+
+def _quantized(before: Contents, after: Contents, args: tuple[str, ...]) -> Findings:
+    found = tensors.same_shape(_shapes(before), _shapes(after))
+    # llama-quantize sets what --override-kv KEY=TYPE:VALUE asks for.
+    wanted = {word.partition("=")[0] for word in args} | {word.split("=")[1] for word in args if word.count("=") > 1}
+    own = ("tokenizer.", f"{before.metadata.get('general.architecture')}.")
+    keys = [key for key in before.metadata if key.startswith(own) and key not in wanted]
+    changed = [key for key in keys if before.metadata[key] != after.metadata.get(key)]
+    said = f"{tensors.listed(changed)} is not as in the file that it was made from"
+    return found + Findings(failures=(said,) if changed else ())
+
+
+def _adapter(folder: Path, have: Contents) -> Findings:
+    file = folder / "adapter_model.safetensors"
+    # PEFT saves the base's own vocabulary beside an adapter that changes it; that is not the adapter's, and stays out.
+    header = {
+        name: value for name, value in safetensors.safetensors_header(file).items() if adapter_scaling.MATRIX.fullmatch(name)
+    }
+    begin = safetensors.data_begin(file)
+    theirs = {
+        name for name, value in header.items() if "lora_B" in name or "lora_embedding_B" in name
+        if _silent(file, *(begin + at for at in value["data_offsets"]))
+    }  # fmt: skip
+    mine = {
+        name for name, (path, each) in have.tensors.items()
+        if name.endswith("lora_b") and _silent(path, each.start, each.start + each.size)
+    }  # fmt: skip
+    found = tensors.adapter({name: tuple(value["shape"]) for name, value in header.items()}, _shapes(have), (theirs, mine))
+    asked = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("lora_alpha")
+    alpha = have.metadata.get("adapter.lora.alpha")
+    same = isinstance(asked, (int, float)) and isinstance(alpha, float) and abs(alpha - asked) <= 1e-6 * abs(asked)
+    return found + Findings(failures=() if same else (f"its alpha is {alpha}, where the source's is {asked}",))
+
+
+def _silent(path: Path, start: int, end: int) -> bool:
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < end and (chunk := file.read(min(1 << 20, end - start))):
+            if any(chunk):
+                return False
+            start += len(chunk)
+    return True
+
+
+def _weights(folder: Path) -> dict[str, list[Any]]:
+    """Every tensor of a model's safetensors: its file, where its bytes begin and end there, its type, its shape."""
+    found: dict[str, list[Any]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        begin, header = safetensors.data_begin(path), safetensors.safetensors_header(path)
+        for name, value in header.items():
+            if name != "__metadata__":
+                start, end = value["data_offsets"]
+                found[name] = [str(path), begin + start, begin + end, value["dtype"], value["shape"]]
+    return found
+
+
+def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Findings:
+    model = subject.views[0]
+    source = _weights(model)
+    if not source:
+        return Findings(notes=("its source has no safetensors, so its tensors were not compared",))
+    architecture = str(have.metadata.get("general.architecture"))
+    blocks = have.metadata.get(f"{architecture}.block_count", 0)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    asked = {
+        "package": str(subject.tree / "gguf-py"),
+        "architecture": architecture,
+        "blocks": blocks,
+        "source": {name: place[:4] for name, place in source.items()},
+        # The others have no zeros that must be accounted for, so they need not be read again.
+        "output": {
+            name: [str(path), each.start, each.start + each.size, each.type]
+            for name, (path, each) in have.tensors.items()
+            if name in blank
+        },
+        "expect": "",
+    }
+    said = _ask(subject, ACCOUNT, asked, run)
+    sides = Sides(
+        source={name: tuple(place[4]) for name, place in source.items()},
+        output=_shapes(have),
+        mapped=encoders.placed(said["mapped"], _shapes(have)),
+        known=tuple(said["known"]) if "LM" in str(config.get("architectures")) else (),
+        blocks=blocks,
+        headless=_headless(config, model),
+    )
+    found = tensors.account(sides) + tensors.zeroed(sides, {name: (mine, due) for name, (mine, due) in said["zeros"].items()})
+    doubtful = tensors.doubts(sides)
+    if found.failures or not (doubtful.absent or doubtful.shapes):
+        return found
+    shown = subject.shown() if subject.shown else model
+    question = asked | {"output": {}, "expect": str(shown)}
+    expected = _ask(subject, ACCOUNT, question, run, shown)["expected"]
+    return found + tensors.decide(sides, doubtful, expected)
+
+
+def _headless(config: dict[str, Any], folder: Path) -> bool:
+    inner = config.get("text_config")
+    said = config.get("tie_word_embeddings", inner.get("tie_word_embeddings") if isinstance(inner, dict) else None)
+    # What sentence-transformers saved only reads: it needs no matrix that turns numbers into tokens.
+    return bool(said) or (folder / "modules.json").is_file()
+
+
+def _ask(subject: Subject, script: str, question: dict[str, Any], run: Run, *more: Path) -> dict[str, Any]:
+    places = (subject.tree, *subject.files, *subject.views, *more)
+    hint = "the comparison itself failed, see the log; `verify: structure` for this model does without it"
+    return system_interpreter.ask(_interpreter(subject, run, subject.log), script, question, dict[str, Any], places, hint)
+
+
+def _interpreter(subject: Subject, run: Run, log: Path) -> Interpreter:
+    scratch, env, limits = subject.scratch, subject.env, subject.limits
+    return Interpreter(python=subject.python, run=run, env=env, limits=limits, scratch=scratch, log=log)

@@ -1,0 +1,89 @@
+"""llama-perplexity: its command line, its words and its results."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+from llamacpp_orchestrator.convert import imatrix
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.system.command import Command
+
+TOOL, LOGITS, MAKER = "{llama-perplexity}", "base.logits", "llamacpp-orchestrator"
+CONTEXT = 512
+BYTES_PER_TOKEN, USUAL_VOCABULARY = 3, 152_000
+HEADER = struct.Struct("<8s3i")
+NUMBER = r"\s*(-?\d+(?:\.\d+)?)"
+# What is read of the tool's table → the words before it; the same since 2024 (kl_divergence in perplexity.cpp).
+WORDS = {
+    "ppl": r"Mean PPL\(Q\)\s*:",
+    "base_ppl": r"Mean PPL\(base\)\s*:",
+    "kld": r"Mean\s+KLD:",
+    "kld_median": r"Median\s+KLD:",
+    "kld_max": r"Maximum KLD:",
+    "same_top": r"Same top p:",
+}
+UNCERTAIN = ("ppl", "base_ppl", "kld", "same_top")
+TOO_SHORT = ("the text is too short", f"give one of at least {2 * CONTEXT} tokens, better of 50,000 or more")
+NO_ROOM = ("the file between could not be written or read", "is the disk full?")
+# The tool's own words → what they mean, and what to do. First match wins; with most of them it ends with exit code 0.
+KNOWN = (
+    (imatrix.LACKING, *TOO_SHORT),
+    (r"failed reading (log-probs|evaluation)|failed to open", *NO_ROOM),
+    (r"\bnan\b|-nan", "the model's answers are no numbers", "a file that is quantized this far is of no use: drop the type"),
+)
+
+
+def command(tool: Path, model: Path, asked: spec.Quality, text: Path | None = None) -> Command:
+    """The call that keeps the answers of the unquantized model to a text, or, without one, compares another model's with them."""
+    task = ("-f", str(text)) if text else ("--kl-divergence",)
+    chunks = ("--chunks", str(asked.chunks)) if text and asked.chunks else ()
+    argv = (str(tool), "-m", str(model), *task, "--kl-divergence-base", LOGITS, "-c", str(CONTEXT), "-ngl", "0", *chunks)
+    return Command((*argv, *asked.args), env=imatrix.tool_env(tool, asked.args))
+
+
+def parse(said: str) -> dict[str, float]:
+    """The numbers of the tool's table of one model against another; those that it does not tell are absent."""
+    found = {}
+    for key, words in WORDS.items():
+        if match := re.search(rf"{words}{NUMBER}(?:\s*%)?(?:\s+\S+{NUMBER})?", said):
+            found[key] = float(match[1])
+            found |= {f"{key}_error": float(match[2])} if match[2] and key in UNCERTAIN else {}
+    return found
+
+
+def progress_of(line: str, total: str) -> str:
+    """What a line of the table says about how far it is: "3/12", or nothing."""
+    found = re.match(r"\s*(\d+)(?:\s+-?\d+\.\d+\s+\S+\s+-?\d+\.\d+){3}", line)
+    return f"{found[1]}/{total}" if found and total else ""
+
+
+def explain(error: CommandFailed) -> tuple[str, str]:
+    """What the tool's end likely means, and what to do."""
+    if "longer than" in error.message:
+        return "", "give it more time (`minutes`) or less to do (`chunks`) under `quality`"
+    for pattern, cause, hint in KNOWN:
+        if lines := [line for line in error.tail.splitlines() if re.search(pattern, line)]:
+            return f"{cause} ({lines[-1].split(': ', 1)[-1].strip()}): ", hint
+    return "", "the log holds the tool's whole output"
+
+
+def logits_bytes(chunks: int, vocabulary: int, context: int = CONTEXT) -> int:
+    """The size of the file of answers: two bytes for each word of the vocabulary after each token of the second half."""
+    row = 2 * ((vocabulary + 1) // 2) + 4
+    return HEADER.size + chunks * (context * 4 + (context - 1 - context // 2) * row * 2)
+
+
+def flaw(logits: Path) -> tuple[str, str]:
+    """Why a file of answers is of no use, and what to do; the tool may have ended well, and its words may be lost."""
+    try:
+        with logits.open("rb") as file:
+            head, size = file.read(HEADER.size), logits.stat().st_size
+    except OSError:
+        return NO_ROOM
+    if size < HEADER.size:  # the tool begins to write, then counts the tokens, and only then goes on
+        return TOO_SHORT
+    _, context, vocabulary, chunks = HEADER.unpack(head)
+    return NO_ROOM if size < logits_bytes(chunks, vocabulary, context) else ("", "")

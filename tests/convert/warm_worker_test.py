@@ -1,0 +1,145 @@
+"""The warm interpreter: when it begins, what it loads, and what it leaves behind."""
+
+from __future__ import annotations
+
+import py_compile
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from llamacpp_orchestrator import inside
+from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.convert import commands
+from llamacpp_orchestrator.convert import warm_worker
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.job import loader
+from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.models.hub import HubFile
+from llamacpp_orchestrator.pipeline import build
+from llamacpp_orchestrator.pipeline import graph
+from llamacpp_orchestrator.pipeline import preflight
+from llamacpp_orchestrator.source import pin
+from llamacpp_orchestrator.source import tree as source_tree
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.scheduler import Step
+from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.system.settings import Index
+from llamacpp_orchestrator.system.settings import Settings
+from llamacpp_orchestrator.util.store import Store
+
+TOKENIZERS = "transformers.models.auto.tokenization_auto"
+
+
+def silent(text: str) -> None:
+    """Nobody listens."""
+
+
+def test_what_cannot_be_started_is_told_by_the_first_conversion(tmp_path: Path) -> None:
+    warm = warm_worker.Warm(str(tmp_path / "no-python"), tmp_path, commands.environment(tmp_path), tmp_path / "warm.log")
+    warm.start()
+    with pytest.raises(CommandFailed, match="could not be started"):
+        warm.convert(Command(("python", "x.py"), cwd=str(tmp_path)), tmp_path / "log", silent)
+    warm.close()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux can fork it")
+@pytest.mark.parametrize(("kind", "loaded"), [("model", False), ("adapter", True)])
+def test_it_loads_what_will_be_asked_for_and_once(
+    kind: str, loaded: bool, python: Path, tree: Callable[[str], Path], tmp_path: Path, shared_cache: Path
+) -> None:
+    root, env = tree("b11434"), commands.environment(shared_cache / "home")
+    probe = tmp_path / "probe.py"
+    probe.write_text(f"import os, sys; print('torch' in sys.modules, {TOKENIZERS!r} in sys.modules, os.getppid())\n")
+    warm = warm_worker.Warm(str(python), root, env, tmp_path / "warm.log", [root / source_tree.SCRIPTS[kind]])
+    warm.start()
+    for name in ("one", "two"):
+        warm.convert(Command((str(python), str(probe)), cwd=str(tmp_path), env=env), tmp_path / name, silent)
+    warm.close()
+    one, two = ((tmp_path / name).read_text(encoding="utf-8").splitlines()[-1].split() for name in ("one", "two"))
+    assert one == two and one[:2] == ["True", str(loaded)]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux can fork it")
+def test_what_python_compiles_lies_apart_and_what_lies_beside_a_script_is_not_taken(
+    python: Path, tree: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root, env = tmp_path / "tree", commands.environment(tmp_path)
+    shutil.copytree(tree("b11434"), root)
+    (root / "probed.py").write_text("SAID = 'good'\n", encoding="utf-8")
+    planted = tmp_path / "planted.py"
+    planted.write_text("SAID = 'evil'\n", encoding="utf-8")
+    beside = root / "__pycache__" / f"probed.{sys.implementation.cache_tag}.pyc"
+    py_compile.compile(str(planted), str(beside), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    probe = root / "probe.py"
+    probe.write_text("import probed\nprint(probed.SAID)\n", encoding="utf-8")
+    command, before = Command((str(python), str(probe)), cwd=str(tmp_path), env=env), set(root.rglob("*"))
+    warm = warm_worker.Warm(str(python), root, env, tmp_path / "warm.log", [root / source_tree.SCRIPTS["model"]])
+    for name, run in (("one", warm.convert), ("two", warm_worker.run_alone)):
+        run(command, tmp_path / name, silent)
+        assert (tmp_path / name).read_text(encoding="utf-8").splitlines()[-1] == "good"
+    warm.close()
+    assert set(root.rglob("*")) == before and [*(tmp_path / "bytecode").rglob("probed.*.pyc")]
+
+
+def the_work(tmp_path: Path, more: str) -> Work:
+    text = f"version: 1\nllama_cpp: {{tag: b11434}}\nmodels:\n  - source: org/base\n    {more}\n"
+    job = loader.parse(text.encode(), tmp_path / "job.yaml")
+    return Work(
+        job=job,
+        file=tmp_path / "job.yaml",
+        settings=Settings(cache=tmp_path / "cache", index=Index()),
+        store=Store(tmp_path / "cache"),
+    )
+
+
+def the_lock(work: Work, names: tuple[str, ...]) -> records.Lock:
+    files = tuple(HubFile(path=name, size=1, sha256="a" * 64) for name in names)
+    return records.Lock(
+        llama_cpp=pin.SourcePin(tag="b11434", repo="x", tree="d" * 64, commit="e" * 40),
+        environment=records.EnvironmentPin(upstream="0" * 64, torch="cpu", python="3.11", requirements="a==1\n"),
+        assets=(),
+        models=tuple(records.FilesPin(wanted=each, commit="c" * 40, files=files) for each in records.all_wanted(work.job)),
+    )
+
+
+HASHER = inside.path(preflight.HASHER)
+
+
+@pytest.mark.parametrize(
+    ("more", "files", "names"),
+    [
+        ("outtype: f16", ("tokenizer.model", "tokenizer.json"), {"convert_hf_to_gguf.py"}),
+        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", HASHER.name}),
+        ("outtype: none\n    loras: [org/a]", ("tokenizer.model",), {"convert_lora_to_gguf.py"}),
+        ("loras: [org/a]", (), {"convert_hf_to_gguf.py", "convert_lora_to_gguf.py"}),
+    ],
+)
+def test_what_will_be_asked_for(tmp_path: Path, more: str, files: tuple[str, ...], names: set[str]) -> None:
+    work = the_work(tmp_path, more)
+    lock = the_lock(work, files)
+    found = graph.scripts(work, lock, build.builds(work, lock))
+    assert {path.name for path in found} == names
+    assert all(path == HASHER or path.parent == build.tree(work, lock) for path in found)
+
+
+def test_it_begins_when_the_last_of_what_it_needs_is_here() -> None:
+    said: list[str] = []
+
+    def good(tell: Tell) -> str:
+        return "done"
+
+    def bad(tell: Tell) -> str:
+        raise OrchestrateError("no")
+
+    steps = [Step(name="source", action=good), Step(name="environment", action=good)]
+    one, two = graph._then(lambda: said.append("begun"), steps)
+    assert (one.name, one.action(silent), said) == ("source", "done", [])
+    assert (two.action(silent), said) == ("done", ["begun"])
+    one, two = graph._then(lambda: said.append("again"), [Step(name="source", action=bad), Step(name="environment", action=good)])
+    with pytest.raises(OrchestrateError):
+        one.action(silent)
+    assert two.action(silent) == "done" and said == ["begun"]

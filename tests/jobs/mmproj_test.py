@@ -1,0 +1,140 @@
+"""Projectors of models that see: the real script on a tiny random SmolVLM, and what is said where there can be none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from llamacpp_orchestrator.convert import failures
+from llamacpp_orchestrator.convert import preflight
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.verify import gguf
+from tests.conftest import Answer
+
+Orchestrate = Callable[..., Answer]
+Job = Callable[..., Path]
+Copy = Callable[..., Path]
+WIDTH, FFN, PATCH, IMAGE, TEXT, SCALE = 32, 64, 8, 32, 64, 2
+
+
+@pytest.fixture
+def seeing(copy: Copy, demo_data: ModuleType) -> Path:
+    """The tiny Llama as the text part of a model that sees."""
+    model = copy("tiny-llama", "seeing")
+    config = json.loads((model / "config.json").read_text())
+    vision = {"model_type": "smolvlm_vision", "hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": IMAGE, "patch_size": PATCH}
+    mine = {"architectures": ["SmolVLMForConditionalGeneration"], "model_type": "smolvlm", "scale_factor": SCALE}
+    text = {**config, "architectures": ["LlamaForCausalLM"]}
+    demo_data.write_json(model / "config.json", {**mine, "text_config": text, "vision_config": vision})
+    sizes = {"size": {"longest_edge": IMAGE}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    demo_data.write_json(model / "preprocessor_config.json", sizes)
+    layer = "model.vision_model.encoder.layers.0"
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.vision_model.embeddings.patch_embedding.weight": (WIDTH, 3, PATCH, PATCH),
+        "model.vision_model.embeddings.patch_embedding.bias": (WIDTH,),
+        "model.vision_model.embeddings.position_embedding.weight": ((IMAGE // PATCH) ** 2, WIDTH),
+        "model.connector.modality_projection.proj.weight": (TEXT, WIDTH * SCALE**2),
+        f"{layer}.mlp.fc1.weight": (FFN, WIDTH),
+        f"{layer}.mlp.fc1.bias": (FFN,),
+        f"{layer}.mlp.fc2.weight": (WIDTH, FFN),
+        f"{layer}.mlp.fc2.bias": (WIDTH,),
+    }
+    for part in (f"{layer}.layer_norm1", f"{layer}.layer_norm2", "model.vision_model.post_layernorm"):
+        shapes |= {f"{part}.weight": (WIDTH,), f"{part}.bias": (WIDTH,)}
+    for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        shapes |= {f"{layer}.self_attn.{part}.weight": (WIDTH, WIDTH), f"{layer}.self_attn.{part}.bias": (WIDTH,)}
+    raw = (model / "model.safetensors").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            shapes[name.replace("model.", "model.text_model.", 1)] = tuple(tensor["shape"])
+    demo_data.write_safetensors(model / "model.safetensors", shapes, "BF16", 5)
+    return model
+
+
+def test_a_model_that_sees_has_a_projector_beside_it(orchestrate: Orchestrate, job: Job, seeing: Path, world: Path) -> None:
+    model: dict[str, Any] = {"source": "./seeing", "outtype": "f16", "mmproj": ["f16", "q8_0"], "ollama": True}
+    answer = orchestrate("run", job(model), "--json")
+    assert answer.code == 0, answer.err
+    made = {(output["kind"], output["type"], Path(output["path"]).name) for output in answer.json()["outputs"]}
+    assert made == {
+        ("model", "f16", "seeing-f16.gguf"),
+        ("mmproj", "f16", "mmproj-seeing-f16.gguf"),
+        ("mmproj", "q8_0", "mmproj-seeing-q8_0.gguf"),
+    }
+    found = gguf.check(world / "dist" / "mmproj-seeing-f16.gguf")
+    assert (found.kind, found.architecture) == ("mmproj", "clip")
+    assert gguf.check(world / "dist" / "seeing-f16.gguf").architecture == "llama"
+    text = (world / "dist" / "seeing-f16.Modelfile").read_text(encoding="utf-8")
+    assert "FROM ./seeing-f16.gguf\nFROM ./mmproj-seeing-f16.gguf\n" in text
+    again = orchestrate("run", job(model), "--json").json()
+    assert {output["status"] for output in again["outputs"]} == {"current"} and "verify" not in str(again["steps"])
+    alone = job({"source": "./seeing", "outtype": "none", "mmproj": "f16"}, name="alone.yaml", output="alone")
+    assert orchestrate("run", alone).code == 0
+    assert [path.name for path in (world / "alone").glob("*.gguf")] == ["mmproj-seeing-f16.gguf"]
+
+
+def test_a_model_that_does_not_see_is_told_before_anything_is_converted(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path
+) -> None:
+    file = job({"source": str(data / "tiny-llama"), "outtype": "f16", "mmproj": "f16"})
+    answer = orchestrate("run", file)
+    assert answer.code == 2, answer.err
+    assert "failed  fetch" in answer.err and "tiny-llama has no vision or audio part" in answer.err
+    assert not list(world.rglob("*.gguf"))
+    assert orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16"}, name="fine.yaml")).code == 0
+    assert "has no vision or audio part" in orchestrate("run", file, "--force").err
+
+
+def test_a_type_of_a_projector_is_checked(orchestrate: Orchestrate, job: Job, data: Path) -> None:
+    answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "mmproj": "q4_k_m"}))
+    assert answer.code == 2 and "has no outtype `q4_k_m`" in answer.err
+    answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "mmproj": "none"}))
+    assert answer.code == 2 and "models[0].mmproj" in answer.err
+
+
+NOW = 'parser.add_argument(\n    "--mmproj", action="store_true")\n'
+TABLE = 'TEXT_MODEL_MAP: dict[str, str] = {"LlamaForCausalLM": "llama"}\n'
+TABLE += 'MMPROJ_MODEL_MAP: dict[str, str] = {"SeesForConditionalGeneration": "sees", "Eye": "eye"}\n'
+SEES: dict[str, Any] = {"architectures": ["SeesForConditionalGeneration"], "vision_config": {}}
+
+
+@pytest.mark.parametrize(
+    ("script", "table", "config", "message"),
+    [
+        (NOW, TABLE, SEES, ""),
+        (NOW, TABLE, {"architectures": ["Other"], "vision_config": {"architectures": ["Eye"]}}, ""),
+        (NOW, TABLE, {"architectures": ["Other"], "vision_config": {"x": 1}}, "b1 has no projector for Other"),
+        (NOW, TABLE, {"architectures": ["Other"], "audio_config": {"x": 1}}, "b1 has no projector for Other"),
+        (NOW, TABLE, {"architectures": ["LlamaForCausalLM"]}, "it has no vision or audio part: its config.json says Llama"),
+        (NOW, TABLE, {"architectures": []}, ""),
+        (NOW, TABLE, {}, ""),
+        (NOW, "", {"architectures": ["LlamaForCausalLM"]}, ""),
+        ("", TABLE, SEES, "b1 cannot make projectors (its script has no --mmproj)"),
+    ],
+)
+def test_what_the_tree_and_the_config_tell(script: str, table: str, config: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "convert_hf_to_gguf.py").write_text(script)
+    if table:
+        (tmp_path / "conversion").mkdir()
+        (tmp_path / "conversion" / "__init__.py").write_text(table)
+    if not message:
+        preflight.check_projector(tmp_path, "b1", "it", config)
+        return
+    with pytest.raises(JobError) as caught:
+        preflight.check_projector(tmp_path, "b1", "it", config)
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["ValueError: vision_config / audio_config not found in hparams", "AssertionError: This model does not support multimodal"],
+)
+def test_upstreams_own_words_are_explained(said: str) -> None:
+    assert failures.explain(said) == ("the model has no vision or audio part", "leave `mmproj` out for this model")

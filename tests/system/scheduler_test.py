@@ -1,0 +1,150 @@
+"""Who may start: places and memory, first come first served, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.system.scheduler import Claim
+from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.system.scheduler import Step
+from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.system.scheduler import admitted
+from llamacpp_orchestrator.system.scheduler import run
+
+
+def claims(text: str) -> dict[str, Claim]:
+    """Claims by their numbers: "1:5 2:3- 3" are two heavy ones, of 5 bytes and of none, and one of 3 bytes that is not."""
+    found = {}
+    for word in text.split():
+        number, _, memory = word.rstrip("-").partition(":")
+        found[number] = Claim(number=int(number), heavy=not word.endswith("-"), memory=int(memory or 0))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "jobs", "expected"),
+    [
+        ("", "", 2, ""),
+        ("", "1:5 2:5 3:5", 2, "1 2"),
+        ("", "1:5 2:5 3:5", 9, "1 2"),
+        ("", "1:6 2:6", 9, "1"),
+        # What alone does not fit runs alone: it waits until nothing runs, and then all others wait.
+        ("", "1:99 2:1", 9, "1"),
+        ("1:99", "2:1 3:1", 9, ""),
+        ("1:1", "2:99 3:1", 9, ""),
+        ("1:1", "2:99 3 4-", 9, "3 4"),
+        # Small ones pass the first only while they fit beside it with those who passed before.
+        ("1:8", "2:7 3:2 4:2", 9, "3"),
+        ("1:8 3:2", "2:7 4:1 5:2", 9, ""),
+        ("1:6 3:2", "2:7 4:1 5:2", 9, "4"),
+        ("1:6", "2:7 3:4 4:3 5:1", 9, "4"),
+        ("1:8", "2:9 3:2 4:1", 9, "4"),
+        # One that came later and runs already counts as well; those that ran before need not.
+        ("1:2 2:2 4:4", "3:7 5:1", 9, ""),
+        ("1:2 2:2 4:2", "3:7 5:1 6:1", 9, "5"),
+        # Places: the first keeps one, and what takes none passes.
+        ("1:1 2:1", "3:1 4:1- 5- 6:1", 2, "4 5"),
+        ("1:9 2:0", "3:9 4:1", 3, "4"),
+        ("1:9 2:0 4:0", "3:9 5:1", 3, ""),
+        ("1:9", "2:9 3:1- 4:1-", 1, "3"),
+        ("", "1:9 2:9 3:9-", 1, "1"),
+    ],
+)
+def test_who_may_start(running: str, waiting: str, jobs: int, expected: str) -> None:
+    assert admitted(claims(waiting), claims(running).values(), jobs, 10) == expected.split()
+
+
+class Room:
+    """What runs now, as the steps themselves see it."""
+
+    def __init__(self) -> None:
+        self.lock, self.now, self.most, self.alone = threading.Lock(), dict[str, int](), 0, dict[str, set[str]]()
+
+    def step(self, name: str, memory: int, seconds: float = 0.01, heavy: bool = True) -> Step:
+        """A step that looks around while it is at work."""
+
+        def act(tell: Tell) -> str:
+            with self.lock:
+                self.now[name] = memory
+                self.most = max(self.most, sum(self.now.values()))
+                for other in self.now:
+                    self.alone.setdefault(other, set()).update(self.now)
+            time.sleep(seconds)
+            with self.lock:
+                del self.now[name]
+            return "done"
+
+        return Step(name=name, action=act, heavy=heavy, memory=lambda: memory)
+
+
+def test_what_does_not_fit_waits_and_what_never_fits_runs_alone() -> None:
+    room, seen = Room(), list[Event]()
+    steps = [room.step(f"small {number}", 3) for number in range(6)]
+    steps += [room.step("huge", 25), room.step("large", 9), *(room.step(f"late {number}", 2) for number in range(6))]
+    ended = run(steps, 8, False, seen.append, 10)
+    assert {event.status for event in ended} == {"done"} and len(ended) == 14
+    assert room.alone["huge"] == {"huge"} and room.most == 25
+    (note,) = [event for event in seen if event.status == "note"]
+    assert (
+        note.step == "huge" and note.text == "huge takes about 25 B of memory, more than the 10 B that may be used; it runs alone"
+    )
+
+
+def test_a_large_one_is_not_starved_by_small_ones() -> None:
+    room, order = Room(), list[str]()
+    steps = [room.step("first", 6, 0.05), room.step("large", 8), *(room.step(f"small {number}", 2) for number in range(50))]
+    run(steps, 4, False, lambda event: order.append(event.step) if event.status == "started" else None, 10)
+    # Beside the large one only one small one fits, so one passes while the first is at work.
+    assert order.index("large") <= 8 and room.most <= 10
+
+
+def test_without_a_bound_only_the_places_count() -> None:
+    room = Room()
+    run([room.step(str(number), 1 << 50, 0.05) for number in range(4)], 4, False, lambda event: None)
+    assert room.most > 1 << 50
+
+
+def test_a_need_is_asked_for_once_what_it_depends_on_has_ended() -> None:
+    known: list[int] = []
+
+    def fetch(tell: Tell) -> str:
+        known.append(7)
+        return "done"
+
+    asked: list[int] = []
+    steps = [
+        Step(
+            name="convert", action=lambda tell: "done", needs=("fetch",), heavy=True, memory=lambda: asked.append(known[0]) or 7
+        ),
+        Step(name="fetch", action=fetch),
+    ]
+    assert [event.status for event in run(steps, 1, False, lambda event: None, 10)] == ["done", "done"] and asked == [7]
+
+
+@pytest.mark.parametrize("keep_going", [True, False])
+def test_a_failure_ends_the_waiting_unless_told_to_go_on(keep_going: bool) -> None:
+    def fail(tell: Tell) -> str:
+        raise OrchestrateError("broke", "mend it")
+
+    room = Room()
+    steps = [Step(name="bad", action=fail, heavy=True, memory=9), *(room.step(str(number), 9) for number in range(3))]
+    ended = {event.step: (event.status, event.text) for event in run(steps, 8, keep_going, lambda event: None, 10)}
+    assert ended["bad"] == ("failed", "broke")
+    assert {ended[str(number)] for number in range(3)} == {("done", "") if keep_going else ("blocked", "by bad")}
+
+
+def test_three_thousand_steps_cost_little() -> None:
+    steps = [Step(name="environment", action=lambda tell: "done")]
+    for number in range(1000):
+        needs = ("environment", f"fetch {number}")
+        steps.append(Step(name=needs[1], action=lambda tell: "done"))
+        steps.append(Step(name=f"convert {number}", action=lambda tell: "done", needs=needs, heavy=True, memory=3))
+        steps.append(Step(name=f"verify {number}", action=lambda tell: "done", needs=(f"convert {number}",)))
+    began = time.process_time()
+    ended = run(steps, 2, False, lambda event: None, 10)
+    assert len(ended) == 3001 and {event.status for event in ended} == {"done"}
+    assert (time.process_time() - began) / len(steps) < 0.003

@@ -1,0 +1,260 @@
+"""GGUF files, sound and broken in every way that has been seen, made byte by byte."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.verify import gguf as verify_gguf
+from tests.conftest import TAG
+
+ARCH = ("general.architecture", 8, "llama")
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def value(kind: int, held: Any) -> bytes:
+    if kind == 8:
+        return text(held)
+    if kind == 9:
+        item, items = held
+        return struct.pack("<IQ", item, len(items)) + b"".join(value(item, one) for one in items)
+    return struct.pack("<" + verify_gguf.SCALARS[kind], held)
+
+
+def gguf(
+    tensors: Sequence[tuple[str, Sequence[int], int, int]] = (("a", (4,), 0, 0),),
+    keys: Sequence[tuple[str, int, Any]] = (ARCH,),
+    data: bytes = bytes(32),
+    version: int = 3,
+) -> bytes:
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
+    head += b"".join(text(key) + struct.pack("<I", kind) + value(kind, held) for key, kind, held in keys)
+    for name, shape, kind, offset in tensors:
+        head += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+    return head + bytes(-len(head) % 32) + data
+
+
+def saved(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_what_a_header_says(tmp_path: Path) -> None:
+    keys = [
+        ARCH,
+        ("general.name", 8, "Name é"),
+        ("general.type", 8, "adapter"),
+        ("general.file_type", 4, 7),
+        ("general.alignment", 4, 64),
+        ("adapter.lora.alpha", 6, 16.0),
+        ("other.flag", 7, True),
+        ("other.text", 8, "x" * 100_000),
+        ("other.numbers", 9, (4, [1, 2, 3])),
+        ("other.texts", 9, (8, ["a", "", "b"])),
+    ]
+    content = gguf([("a", (4,), 0, 0), ("b", (2, 2), 30, 64), ("c", (9,), 99, 128)], keys, bytes(256))
+    found = verify_gguf.check(saved(tmp_path / "x.gguf", content))
+    assert found == verify_gguf.Checks(
+        version=3,
+        tensors=3,
+        architecture="llama",
+        name="Name é",
+        kind="adapter",
+        size=len(content),
+        adapter_alpha=16.0,
+        file_type=7,
+    )
+
+
+def test_big_vocabularies_are_skipped_fast(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.gguf", gguf(keys=[ARCH, ("t", 9, (8, ["token"] * 150_000)), ("n", 9, (6, [0.5] * 150_000))]))
+    began = time.process_time()
+    assert verify_gguf.check(path).tensors == 1
+    assert time.process_time() - began < 1
+
+
+def header(version: int = 3, tensors: int = 1, keys: int = 0, rest: bytes = b"") -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, keys) + rest
+
+
+KEY = text("k")
+GOOD = gguf()
+BROKEN = {
+    "is empty": b"",
+    "is no GGUF: it begins with b'PK": b"PK\x03\x04" + bytes(40),
+    "it was cut off": bytes(100),
+    "ends in the middle of its header": GOOD[:60],
+    "GGUF version 1": gguf(version=1),
+    "is big-endian": b"GGUF" + struct.pack(">IQQ", 3, 1, 1) + bytes(40),
+    "more than any model has": header(keys=1 << 60),
+    "holds no weights": gguf(tensors=()),
+    "holds no weights (0 tensors)": gguf((), keys=[ARCH, ("split.tensors.count", 5, 2)]),
+    "names no architecture": gguf(keys=()),
+    "alignment 3": gguf(keys=[ARCH, ("general.alignment", 4, 3)]),
+    "alignment 'x'": gguf(keys=[ARCH, ("general.alignment", 8, "x")]),
+    "has 5 dimensions": gguf([("a", (1,) * 5, 0, 0)]),
+    "tensor a twice": gguf([("a", (4,), 0, 0), ("a", (4,), 0, 32)], data=bytes(64)),
+    "begins at 8": gguf([("a", (4,), 0, 8)]),
+    "not whole blocks of 256": gguf([("a", (100,), 12, 0)]),
+    "tensors a and b overlap": gguf([("b", (4,), 0, 32), ("a", (16,), 0, 0)], data=bytes(96)),
+    "is cut: tensor a ends at byte": gguf(data=bytes(8)),
+}
+
+
+@pytest.mark.parametrize("said", BROKEN)
+def test_broken(tmp_path: Path, said: str) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        verify_gguf.check(saved(tmp_path / "x.gguf", BROKEN[said]))
+    assert said in caught.value.message and "x.gguf" in caught.value.message and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        struct.pack("<Q", 1 << 63),
+        struct.pack("<Q", 1000),
+        KEY + struct.pack("<I", 77),
+        KEY + struct.pack("<IQ", 8, (1 << 64) - 1),
+        KEY + struct.pack("<IIQ", 9, 8, 1 << 60),
+        KEY + struct.pack("<IIQ", 9, 4, 1 << 60),
+        KEY + struct.pack("<IIQ", 9, 9, 1),
+        KEY + struct.pack("<IIQ", 9, 8, 1 << 20),
+    ],
+)
+def test_hostile_headers_end_fast(tmp_path: Path, rest: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(IntegrityError, match="in the middle of its header"):
+        verify_gguf.check(saved(tmp_path / "x.gguf", header(keys=2, rest=rest)))
+    assert time.process_time() - began < 1
+
+
+def test_absent(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        verify_gguf.check(tmp_path / "none.gguf")
+
+
+def shard(number: int, count: int, tensors: int, total: int) -> bytes:
+    split = [("split.no", 2, number), ("split.count", 2, count), ("split.tensors.count", 5, total)]
+    made = [(f"t{number}{index}", (8,), 0, 32 * index) for index in range(tensors)]
+    return gguf(made, ([ARCH] if number == 0 else []) + split, bytes(32 * tensors))
+
+
+@pytest.mark.parametrize(
+    ("shards", "said"),
+    [
+        ([(0, 1, 1, 1)], ""),
+        ([(0, 2, 0, 3), (1, 2, 3, 3)], ""),
+        ([(1, 2, 2, 3), (0, 2, 1, 3)], ""),
+        ([(0, 2, 1, 3)], "is one of 2 shards, but 1 are here"),
+        ([(0, 2, 1, 3), (1, 3, 2, 3)], "is one of 2 shards"),
+        ([(0, 2, 1, 2), (0, 2, 1, 2)], "do not number from 1 to 2"),
+        ([(0, 2, 1, 3), (1, 2, 1, 3)], "hold 2 tensors and promise 3"),
+    ],
+)
+def test_sets(tmp_path: Path, shards: list[tuple[int, int, int, int]], said: str) -> None:
+    paths = [saved(tmp_path / f"{index}.gguf", shard(*one)) for index, one in enumerate(shards)]
+    if said:
+        with pytest.raises(IntegrityError, match=said):
+            verify_gguf.check_set(paths)
+    else:
+        assert sum(one.tensors for one in verify_gguf.check_set(paths)) == shards[0][3]
+
+
+F16, BF16, F32, Q8_0 = 1, 30, 0, 8
+BLOCK = struct.pack("<e32b", 0.5, *range(-16, 16))
+
+
+@pytest.mark.parametrize(
+    ("kind", "elements", "data", "good"),
+    [
+        (F32, 2, struct.pack("<2f", 1.0, -3e38), True),
+        (F32, 2, struct.pack("<2f", 1.0, float("nan")), False),
+        (F32, 2, struct.pack("<2f", float("-inf"), 1.0), False),
+        (F16, 2, struct.pack("<2e", 65504.0, -65504.0), True),
+        (F16, 2, struct.pack("<2e", 1.0, float("inf")), False),
+        (F16, 2, struct.pack("<2e", float("nan"), 1.0), False),
+        (BF16, 2, b"\x7f\x7f\x80\x3f", True),
+        (BF16, 2, b"\x80\x3f\x80\xff", False),
+        (BF16, 2, b"\x80\x3f\xc0\x7f", False),
+        (Q8_0, 64, BLOCK + BLOCK, True),
+        (Q8_0, 64, BLOCK + struct.pack("<e", float("inf")) + bytes(32), False),
+        (26, 2, b"\xff" * 8, True),
+        (28, 2, struct.pack("<2d", 1.0, -1e308), True),
+        (28, 2, struct.pack("<2d", 1.0, float("nan")), False),
+        (15, 512, struct.pack("<f", 2e38) + bytes(288) + struct.pack("<f", float("inf")) + bytes(288), False),
+        (40, 64, b"\xff" * 36, True),
+        (F16, verify_gguf.CHUNK, bytes(2 * verify_gguf.CHUNK - 2) + b"\x00\x7c", False),
+    ],
+)
+def test_numbers(tmp_path: Path, kind: int, elements: int, data: bytes, good: bool) -> None:
+    path = saved(tmp_path / "x.gguf", gguf([("w", (elements,), kind, 0)], data=data))
+    assert verify_gguf.check(path).tensors == 1
+    if good:
+        verify_gguf.check_set([path])
+    else:
+        with pytest.raises(IntegrityError, match="tensor w holds NaN or infinite"):
+            verify_gguf.check_set([path])
+
+
+RANDOM = bytes(range(1, 121)) * 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "blank"),
+    [
+        (F16, RANDOM[:8192], False),
+        (F16, RANDOM[:4096] + bytes(4096), True),
+        (F32, bytes(64), True),
+        (F32, bytes(60) + struct.pack("<f", 1.0), False),
+        (BF16, RANDOM[:4000] + bytes(4000), False),
+        (Q8_0, (BLOCK * 120)[:4080] + bytes(34 * 240), True),
+        (Q8_0, BLOCK * 120, False),
+        (F16, (RANDOM * 24)[: verify_gguf.CHUNK] + bytes(verify_gguf.WINDOW), True),
+        (F16, (RANDOM * 24)[: verify_gguf.CHUNK] + bytes(2), True),
+        (26, bytes(8192), False),
+    ],
+)
+def test_what_may_be_blank_is_named(tmp_path: Path, kind: int, data: bytes, blank: bool) -> None:
+    elements, size = verify_gguf.BLOCKS[kind]
+    shape = (len(data) // size * elements,)
+    path = saved(tmp_path / "x.gguf", gguf([("w", shape, kind, 0)], data=data))
+    assert verify_gguf.check_set([path])[0].blank == (("w",) if blank else ())
+    assert verify_gguf.check(path).blank == ()
+
+
+def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.gguf", bytes(100))
+    with path.open("rb") as file, pytest.raises(IntegrityError, match="x.gguf is cut: tensor w was longer a moment ago"):
+        verify_gguf._scan("x.gguf", file, [verify_gguf.Tensor("w", F32, 32, 72)])
+
+
+def test_what_is_no_number_in_a_block_is_what_upstream_reads_so(
+    tmp_path: Path, python: Path, tree: Callable[[str], Path]
+) -> None:
+    script = Path(__file__).parents[1] / "inside" / "blocks.py"
+    said = process.capture(Command((str(python), str(script), str(tree(TAG) / "gguf-py"))))
+    found = {int(kind): blocks for kind, blocks in json.loads(said).items()}
+    assert found.keys() >= verify_gguf.FLOATS.keys() - {9, 15, 28, 41, 42}, "what that package has no reader for"
+    for kind, blocks in found.items():
+        sound, bad = ([bytes.fromhex(block) for block, none in blocks if none is wanted] for wanted in (False, True))
+        assert sound and bool(bad) is (kind in verify_gguf.FLOATS), kind
+        elements = verify_gguf.BLOCKS[kind][0]
+        shape = (elements, len(sound))
+        verify_gguf.check_set([saved(tmp_path / "x.gguf", gguf([("w", shape, kind, 0)], data=b"".join(sound)))])
+        for block in bad:
+            path = saved(tmp_path / "x.gguf", gguf([("w", (elements,), kind, 0)], data=block))
+            with pytest.raises(IntegrityError, match="tensor w holds NaN or infinite"):
+                verify_gguf.check_set([path])
