@@ -35,6 +35,7 @@ from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.models import hub
@@ -97,7 +98,7 @@ def pinned(work: Work, lock: Lock, platform: str, tell: Tell) -> Lock:
 
 def steps(work: Work, lock: Lock, platform: str, folder: Path, file: Path) -> list[Step]:
     """Bring here whatever the lock names for a platform, most of it into `folder`, and pack it into a file."""
-    made = [Step(name="source", action=_done(lambda tell: lock_resolve.get_tree(work, lock.llama_cpp, tell)))]
+    made = [Step(name="source", action=_done(lambda tell: lock_tree.get_tree(work, lock.llama_cpp, tell)))]
     if assets := chosen(work, lock, platform):
         made.append(Step(name="binaries", action=_done(lambda tell: _archives(work, assets, folder / "archives", tell))))
     if lock_file.environments(lock):
@@ -278,9 +279,10 @@ def _place(work: Work, lock: Lock, folder: Path) -> None:
 
     def tree(dest: Path) -> None:
         shutil.copytree(folder / "source", dest, dirs_exist_ok=True)
-        write_atomically(dest / lock_resolve.TREE_MARK, source_tree.tree_digest(dest))
+        write_atomically(dest / lock_tree.TREE_MARK, source_tree.tree_digest(dest))
+        write_atomically(dest / source_tree.TAG_MARK, lock.llama_cpp.tag)
 
-    work.store.ensure("source", lock.llama_cpp.key(), tree, functools.partial(lock_resolve.unhealthy, lock.llama_cpp))
+    work.store.ensure("source", lock.llama_cpp.key(), tree, functools.partial(lock_tree.unhealthy, lock.llama_cpp))
     for asset in lock.assets:
         if (packed := folder / "archives" / asset.name).is_file():
             link(packed, install.file_of(asset, work.store))

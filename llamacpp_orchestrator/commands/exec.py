@@ -8,7 +8,7 @@ from llamacpp_orchestrator.commands.lock import settled
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.pipeline import binaries as pipeline_binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import setup
@@ -32,7 +32,7 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> Command
     if not script:
         program = pipeline_binaries.tool(work, lock, name)
         return Command((str(program), *rest), env=tool_env(program))
-    tree = lock_resolve.get_tree(work, lock.llama_cpp, lambda text: None)
+    tree = lock_tree.get_tree(work, lock.llama_cpp, lambda text: None)
     if not (tree / name).is_file():
         raise JobError(
             f"{lock.llama_cpp.tag} has no script {name}", "it has " + ", ".join(sorted(path.name for path in tree.glob("*.py")))

@@ -27,7 +27,7 @@ from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import records
-from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.models import hub
@@ -168,7 +168,7 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
     for paths, command in ((subject.of, "run"), ((subject.tree, Path(subject.python), *judges), "setup")):
         if missing := [path for path in paths if not path.exists()]:
             raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: {work.command(command)}")
-    lock_resolve.get_tree(work, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
+    lock_tree.get_tree(work, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
     if not build.of or level == levels.LOGITS:
         _show(work, lock, build)
     with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="verify-", ignore_cleanup_errors=True) as scratch:

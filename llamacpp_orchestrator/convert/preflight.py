@@ -26,7 +26,9 @@ from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.models import headers
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.source.tree import SCRIPTS
+from llamacpp_orchestrator.source.tree import TAG_MARK
 from llamacpp_orchestrator.util.store import MARK
+from llamacpp_orchestrator.util.store import text_of
 
 # With these the script goes other ways than the ones that are looked at here.
 ELSEWHERE = ("--mistral-format", "--remote", "--print-supported-models", "--dspark", "--target-model-dir")
@@ -172,7 +174,7 @@ def _elsewhere(subject: Subject, able: Callable[[Path], bool], otherwise: str = 
     """What to pin instead: the tags that can do it, of those whose trees lie in the cache."""
     trees = sorted(subject.trees.iterdir()) if subject.trees and subject.trees.is_dir() else []
     found = [path for path in trees if path != subject.tree and (path / MARK).is_file() and able(path)]
-    tags = [path.name.removeprefix("package-") for path in found]
+    tags = [text_of(path / TAG_MARK) or path.name.removeprefix("package-") for path in found]
     return f"set `llama_cpp.tag` to one that does: {', '.join(tags)} in the cache, or a newer one" if tags else otherwise
 
 

@@ -17,6 +17,7 @@ from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.environment import venv
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.system.scheduler import Action
 from llamacpp_orchestrator.system.scheduler import Tell
@@ -143,7 +144,7 @@ def _source(work: Work, lock: Lock, aside: Path, tell: Tell) -> Path:
     if not tree.exists():
         remove(draft)
         draft.mkdir(parents=True)
-        lock_resolve.check_tree(lock.llama_cpp, lock_resolve.checkout(work, lock.llama_cpp, draft, tell, everything=True)[0])
+        lock_tree.check_tree(lock.llama_cpp, lock_tree.checkout(work, lock.llama_cpp, draft, tell, everything=True)[0])
         os.replace(draft, tree)
     return tree
 

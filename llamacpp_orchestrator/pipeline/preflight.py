@@ -12,7 +12,7 @@ from llamacpp_orchestrator.convert import quantized
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
-from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import headers
@@ -34,7 +34,7 @@ def check_small_files(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: 
     """Raise JobError or OrchestrateError for what the tag cannot convert, before gigabytes are fetched for nothing."""
     for model in work.job.models if wanted.kind == "model" else ():
         if records.base_wanted(model) == wanted:
-            tree = lock_resolve.get_tree(work, lock.llama_cpp, tell)
+            tree = lock_tree.get_tree(work, lock.llama_cpp, tell)
             preflight.check_model(_subject(work, lock, model, view))
             if not {"--mmproj", "--mistral-format"} & set(model.args):
                 converter_view.check_pieces(work, lock, wanted, view)

@@ -17,6 +17,7 @@ from llamacpp_orchestrator.environment.pin import Pin
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.lock.records import Wanted
@@ -48,7 +49,7 @@ def source_action(work: Work, lock: Lock) -> Action:
 
     def action(tell: Tell) -> str:
         before = work.store.has("source", lock.llama_cpp.key())
-        preflight.check_job(work.job, lock.llama_cpp.tag, work.file.name, lock_resolve.get_tree(work, lock.llama_cpp, tell))
+        preflight.check_job(work.job, lock.llama_cpp.tag, work.file.name, lock_tree.get_tree(work, lock.llama_cpp, tell))
         return "current" if before else "done"
 
     return action
@@ -71,7 +72,7 @@ def environment_action(work: Work, lock: Lock, log: Path) -> Action:
 
 def _prove(work: Work, lock: Lock, log: Path, tell: Tell, entry: Path) -> None:
     """See that the scripts of the tag can import what they want in an environment, if that is not known yet."""
-    tree, overrides = lock_resolve.get_tree(work, lock.llama_cpp, tell), work.job.environment.overrides
+    tree, overrides = lock_tree.get_tree(work, lock.llama_cpp, tell), work.job.environment.overrides
     named = requirements.merged(requirements.upstream_requirements(tree, lock.llama_cpp.tag), overrides)
     env, overridden = pipeline_build.converter_env(work), requirements.merged((), overrides)
     imports.prove(entry, python_in(entry / "venv"), tree, frozenset(named), frozenset(overridden), env, log, tell)

@@ -36,7 +36,8 @@ def pieces(read: Read, reader: Reader) -> Json:
     kind = model.get("type") if isinstance(model, dict) else None
     try:
         if kind == "BPE" and reader.pieces == "tokenizer.model" and is_spaced(tokenizer):
-            return {reader.pieces: proto(tokenizer, BPE, _ranked(tokenizer, _unknown(read)))}
+            ranked = _ranked(tokenizer, _unknown(read))
+            return {reader.pieces: proto(tokenizer, BPE, ranked[: _rows(read, len(model["vocab"]))])}
         if kind == "Unigram" and reader.pieces != "tokenizer.model":
             scored = _scored(tokenizer)
             if reader.pieces == FAIRSEQ:
@@ -61,6 +62,14 @@ def _is_idle(cut: Json, tokenizer: Json) -> bool:
     changed = [part for part in _parts(tokenizer.get("normalizer"), "normalizers") if part.get("type") == "Replace"]
     blank = {"String": " "}
     return cut.get("type") == "Split" and cut.get("pattern") == blank and any(part.get("pattern") == blank for part in changed)
+
+
+def _rows(read: Read, least: int) -> int | None:
+    """How many tokens the model has rows for; what a library adds beyond them (<mask>) is in no text, and ends old scripts."""
+    config = read("config.json")
+    inner = config.get("text_config") if isinstance(config, dict) else None
+    size = (inner if isinstance(inner, dict) else config or {}).get("vocab_size")
+    return size if isinstance(size, int) and size >= least else None
 
 
 def _unknown(read: Read) -> str:

@@ -207,7 +207,7 @@ def test_a_toolkit_counts_where_there_is_a_gpu_and_its_compiler_runs(tmp_path: P
 )
 def test_a_missing_compiler_says_what_to_install(system: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(cmake_build, "VSWHERE", str(tmp_path / "none"))
+    monkeypatch.setattr(binaries_toolchain, "VSWHERE", str(tmp_path / "none"))
     with pytest.raises(OrchestrateError, match="no C.. compiler was found") as refused:
         binaries_toolchain.toolchain(machine(system))
     assert word in refused.value.hint
@@ -218,7 +218,7 @@ def test_a_missing_compiler_says_what_to_install(system: str, word: str, tmp_pat
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
 def test_visual_studio_is_found_by_its_own_finder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cmake_build, "VSWHERE", str(script(tmp_path / "vswhere", "echo 17.11.35222")))
+    monkeypatch.setattr(binaries_toolchain, "VSWHERE", str(script(tmp_path / "vswhere", "echo 17.11.35222")))
     monkeypatch.setenv("PATH", "/nowhere")
     assert binaries_toolchain.toolchain(machine("windows")) == Toolchain(
         cc="", cxx="", version="Visual Studio 17.11.35222", machine="windows x64"

@@ -17,8 +17,8 @@ from llamacpp_orchestrator.commands import bundle
 from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import loader
+from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
-from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.util.store import Store
@@ -139,7 +139,7 @@ def test_a_sound_bundle_is_put_into_its_place(small: tuple[Path, Work]) -> None:
     assert (found.folder("./model") / "model.safetensors").is_file()
     assert len(list((work.store.root / "source").iterdir())) == 1
     # The folders come out of the bundle, and they are what was locked.
-    lock = lock_resolve.locks.read(lock_resolve.locks.path_for(work.file))
+    lock = lock_file.read(lock_file.path_for(work.file))
     assert lock is not None
     local_folders.drift(found, lock)
 

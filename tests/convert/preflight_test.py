@@ -21,6 +21,7 @@ from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.convert.preflight import Subject
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.pipeline import preflight as pipeline_preflight
+from llamacpp_orchestrator.source.tree import TAG_MARK
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.interpreter import Interpreter
 from tests import makers
@@ -137,6 +138,8 @@ def cached(tree: Tree, tmp_path: Path) -> Path:
 def test_tags_in_the_cache_that_know_more_are_named(subject: Callable[..., Subject], cached: Path) -> None:
     old = msgspec.structs.replace(subject("b9760", {"architectures": [NEW]}), tree=cached / "package-b9760", trees=cached)
     assert f"set `llama_cpp.tag` to one that does: {'a' * 40} in the cache, or a newer one" in refused(old)
+    (cached / ("a" * 40) / TAG_MARK).write_text("b11434")
+    assert "set `llama_cpp.tag` to one that does: b11434 in the cache, or a newer one" in refused(old)
     unknown = msgspec.structs.replace(subject("b9760", {"architectures": ["XyzzyModel"]}), trees=cached)
     assert "in the cache" not in refused(unknown)
 

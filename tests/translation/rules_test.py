@@ -483,6 +483,21 @@ def test_a_class_that_takes_pieces_alone_is_known(tag: str, architecture: str, a
     assert ("pieces alone" in reader(tree(TAGS[tag]), "4.57.6", architecture).knows) == alone
 
 
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"vocab_size": 265}, 265),
+        ({"vocab_size": 1000}, 266),
+        ({"text_config": {"vocab_size": 265}}, 265),
+        ({"vocab_size": 100}, 266),
+        ({"vocab_size": None}, 266),
+    ],
+)
+def test_tokens_beyond_the_rows_of_a_model_are_no_pieces(config: dict[str, Any], kept: int) -> None:
+    pieces, *_ = made({"tokenizer.json": SPACED, "config.json": config}, "tokenizer.model")
+    assert len(pieces) == kept and pieces[:263] == made({"tokenizer.json": SPACED}, "tokenizer.model")[0][:263]
+
+
 def test_a_vocabulary_with_scores_keeps_them() -> None:
     pieces, trainer, normalizer = made({"tokenizer.json": SCORED}, "spiece.model")
     assert [text for text, *_ in pieces] == ["<s>", "<pad>", "</s>", "<unk>", "\u2581a", "<mask>"]
