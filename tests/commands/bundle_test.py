@@ -19,6 +19,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
+from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.util.store import Store
