@@ -174,7 +174,8 @@ def _elsewhere(subject: Subject, able: Callable[[Path], bool], otherwise: str = 
     """What to pin instead: the tags that can do it, of those whose trees lie in the cache."""
     trees = sorted(subject.trees.iterdir()) if subject.trees and subject.trees.is_dir() else []
     found = [path for path in trees if path != subject.tree and (path / MARK).is_file() and able(path)]
-    tags = [text_of(path / TAG_MARK) or path.name.removeprefix("package-") for path in found]
+    names = {text_of(path / TAG_MARK) or path.name.removeprefix("package-") for path in found}
+    tags = sorted(names, key=lambda name: (len(name), name))  # the oldest of them first: b9821 before b10605
     return f"set `llama_cpp.tag` to one that does: {', '.join(tags)} in the cache, or a newer one" if tags else otherwise
 
 

@@ -140,6 +140,9 @@ def test_tags_in_the_cache_that_know_more_are_named(subject: Callable[..., Subje
     assert f"set `llama_cpp.tag` to one that does: {'a' * 40} in the cache, or a newer one" in refused(old)
     (cached / ("a" * 40) / TAG_MARK).write_text("b11434")
     assert "set `llama_cpp.tag` to one that does: b11434 in the cache, or a newer one" in refused(old)
+    shutil.copytree(cached / ("a" * 40), cached / "package-b9999")
+    (cached / "package-b9999" / TAG_MARK).unlink()
+    assert "one that does: b9999, b11434 in the cache" in refused(old)
     unknown = msgspec.structs.replace(subject("b9760", {"architectures": ["XyzzyModel"]}), trees=cached)
     assert "in the cache" not in refused(unknown)
 
