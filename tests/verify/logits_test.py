@@ -13,11 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.system.interpreter import Interpreter
 from llamacpp_orchestrator.verify import gguf as verify_gguf
 from llamacpp_orchestrator.verify import logits
 from llamacpp_orchestrator.verify.logits import Answer as Said
@@ -199,7 +201,8 @@ def test_what_cannot_be_compared_is_told_and_leaves_nothing(tmp_path: Path, word
     tool.chmod(0o755)
     # The interpreter of the tests has no torch.
     files, log = (tmp_path / "x.gguf",), tmp_path / "log"
-    sides = Sides(files=files, model=tmp_path, python=sys.executable, scratch=scratch, log=log)
+    by = Interpreter(python=sys.executable, run=warm_worker.run_alone, scratch=scratch, log=log)
+    sides = Sides(files=files, model=tmp_path, interpreter=by)
     with pytest.raises(OrchestrateError) as caught:
         logits.check(sides, lambda name: tool, lambda text: None)
     assert said in caught.value.message and "verify: load" in caught.value.hint and not list(scratch.iterdir())
@@ -315,7 +318,8 @@ def test_a_source_that_transformers_cannot_judge_is_a_note(
     change, said = SOURCES[name]
     change(made)
     files, env = (world / "dist" / "model-bf16.gguf",), clean_env(HF_HUB_OFFLINE="1", **compiled)
-    sides = Sides(files=files, model=made, python=str(reference), env=env, scratch=world, log=world / "log")
+    by = Interpreter(python=str(reference), run=warm_worker.run_alone, env=env, scratch=world, log=world / "log")
+    sides = Sides(files=files, model=made, interpreter=by)
     found, done = logits.check(sides, lambda name: recorder, lambda text: None)
     assert not done and not found.failures and said in found.notes[0], found
 
