@@ -53,10 +53,10 @@ Told = Callable[..., str]
 Again = Callable[[], Answer]
 
 ELSEWHERE = {
-    33: "routes_test.py::test_an_archive_without_a_published_digest_is_pinned_by_its_first_download",
-    38: "releases_test.py::test_probe",  # llama-quantize, which ends with 1 after its usage
-    39: "releases_test.py::test_a_spent_rate_limit_is_no_obstacle",
-    42: "download_test.py::test_fetch_goes_on_where_it_was_cut",
+    33: "jobs/routes_test.py::test_an_archive_without_a_published_digest_is_pinned_by_its_first_download",
+    38: "binaries/release_test.py::test_probe",  # llama-quantize, which ends with 1 after its usage
+    39: "binaries/release_test.py::test_a_spent_rate_limit_is_no_obstacle",
+    42: "util/download_test.py::test_fetch_goes_on_where_it_was_cut",
 }
 API, FILES = "/repos/", "/ggml-org/llama.cpp/releases/"
 PROGRAM = '#!/bin/sh\necho "version: 11434"\n'

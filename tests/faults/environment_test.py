@@ -25,8 +25,8 @@ Told = Callable[..., str]
 Tree = Callable[..., str]
 
 ELSEWHERE = {
-    69: "run_test.py::test_a_finished_job_needs_neither_cache_nor_network",  # everything cached
-    72: "compile_test.py::test_cmake_and_ninja_come_as_wheels_where_the_system_has_none",  # no uv on PATH
+    69: "jobs/run_test.py::test_a_finished_job_needs_neither_cache_nor_network",  # everything cached
+    72: "binaries/cmake_build_test.py::test_cmake_and_ninja_come_as_wheels_where_the_system_has_none",  # no uv on PATH
 }
 
 

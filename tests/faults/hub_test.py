@@ -36,7 +36,7 @@ Told = Callable[..., str]
 Command = Callable[..., subprocess.Popen[str]]
 
 ELSEWHERE = {
-    57: "concurrency_test.py::test_eight_runs_at_once_make_and_fetch_everything_once",
+    57: "jobs/concurrency_test.py::test_eight_runs_at_once_make_and_fetch_everything_once",
 }
 NEXT = "c" * 40
 LOCKED: list[bytes] = []  # the lock of another job, with the session's environment

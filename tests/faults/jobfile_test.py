@@ -28,7 +28,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 LONGEST_TEXT = 400  # what a message with all its hints may have: no value of the file is told at length
 
 ELSEWHERE = {
-    6: "quantize_test.py::test_many_types_from_a_temporary_file_with_a_matrix",  # a number in quotes is the number
+    6: "convert/quantize_test.py::test_many_types_from_a_temporary_file_with_a_matrix",  # a number in quotes is the number
 }
 
 TEXTS = {

@@ -29,7 +29,7 @@ from tests.stage.hub import Hub
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
 
-ELSEWHERE = {83: "run_test.py::test_a_signal_ends_everything_and_the_next_run_goes_on"}  # all three while it converts
+ELSEWHERE = {83: "jobs/run_test.py::test_a_signal_ends_everything_and_the_next_run_goes_on"}  # all three while it converts
 POLL_SECONDS, DEADLINE_SECONDS = 0.02, 60.0
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 # Waits where it is told to: for good, as far as any test is concerned.

@@ -31,10 +31,10 @@ Told = Callable[..., str]
 Ask = Callable[..., Path]
 
 ELSEWHERE = {
-    20: "routes_test.py::test_a_moved_tag_is_an_error_with_both_commits",  # by `run`, and how it is accepted
-    22: "routes_test.py::test_git_gives_the_same_tree_as_the_package",
-    28: "run_test.py::test_a_changed_tree_in_the_cache_is_repaired",
-    29: "source_test.py::test_the_users_configuration_and_hooks_have_no_say",
+    20: "jobs/routes_test.py::test_a_moved_tag_is_an_error_with_both_commits",  # by `run`, and how it is accepted
+    22: "jobs/routes_test.py::test_git_gives_the_same_tree_as_the_package",
+    28: "jobs/run_test.py::test_a_changed_tree_in_the_cache_is_repaired",
+    29: "source/tree_test.py::test_the_users_configuration_and_hooks_have_no_say",
 }
 STRANGER = 12345
 TREE = {
