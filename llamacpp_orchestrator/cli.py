@@ -82,11 +82,11 @@ def convert(
     **flags: Any,
 ) -> None:
     """Convert MODEL (hub id or folder) without a job file."""
-    asked: dict[str, Any]
     from llamacpp_orchestrator.job import loader
     from llamacpp_orchestrator.util.store import write_atomically
 
     file = (write_job or Path("orchestrate.yaml")).absolute()
+    asked: dict[str, Any]
     asked = {"model": model, "loras": loras, "outtypes": outtypes, "quantize": quantize, "tag": tag, "overrides": overrides}
     text = loader.job_text(**asked, output=output, folder=file.parent)
     try:
@@ -195,7 +195,7 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
 def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
     """Pack all that the lock of JOB names into one file, for `run --bundle` on a machine without a network."""
     from llamacpp_orchestrator import console
-    from llamacpp_orchestrator.commands import bundle as bundle_module
+    from llamacpp_orchestrator.commands import bundle as commands_bundle
 
     if file.exists() and not flags["force"]:
         raise JobError(f"{file} exists already", "choose another name, or use --force")
@@ -203,7 +203,7 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
         raise JobError(f"{file.parent} is not a folder", "make it first")
     work = cli_options.load(job, flags)
     with cli_options.shown(flags) as show:
-        made = bundle_module.pack(work, cli_options.options(flags), platform, file.absolute(), show)
+        made = commands_bundle.pack(work, cli_options.options(flags), platform, file.absolute(), show)
     count = made.stat().st_size
     console.result({"path": str(made), "size": count}, [f"{size(count):>9}  {made}"], flags["as_json"])
 
@@ -253,11 +253,11 @@ def doctor(job: Path | None, **flags: Any) -> None:
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(job: Path, argv: tuple[str, ...]) -> None:
     """Run a program or script of the pinned tag: orchestrate exec JOB -- llama-cli --version."""
-    from llamacpp_orchestrator.commands import exec
+    from llamacpp_orchestrator.commands import exec as commands_exec
     from llamacpp_orchestrator.system import process
 
     with cli_options.shown({}) as show:
-        command = exec.exec_command(cli_options.load(job, {}), argv, show)
+        command = commands_exec.exec_command(cli_options.load(job, {}), argv, show)
     raise SystemExit(process.attached(command))
 
 

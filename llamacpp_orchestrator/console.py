@@ -20,7 +20,6 @@ from llamacpp_orchestrator.errors import masked
 from llamacpp_orchestrator.system.scheduler import ENDED
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
-from llamacpp_orchestrator.util.units import size as size
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.util.units import size as size
+from llamacpp_orchestrator.util.units import size
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):

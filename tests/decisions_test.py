@@ -1,4 +1,4 @@
-"""The pure decisions of environment, convert, quantize, lock, plan, build and report, as tables."""
+"""The pure decisions of environment, convert, lock, build, disk and console, as tables."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from llamacpp_orchestrator.source import pin
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
+from llamacpp_orchestrator.util import units
 
 
 def tree(folder: Path, **files: str) -> Path:
@@ -311,7 +312,7 @@ def test_a_command_reads_the_same_on_every_machine() -> None:
     ("count", "shown"), [(0, "0 B"), (999, "999 B"), (15_700, "15.7 kB"), (1.5e9, "1.5 GB"), (2e13, "20.0 TB")]
 )
 def test_sizes_for_people(count: float, shown: str) -> None:
-    assert console.size(count) == shown
+    assert units.size(count) == shown
 
 
 def test_plain_lines_and_colours(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,13 +14,12 @@ import msgspec
 
 from llamacpp_orchestrator.binaries.release import GITHUB
 from llamacpp_orchestrator.binaries.release import Tell
-from llamacpp_orchestrator.binaries.selection import Asset as Asset
-from llamacpp_orchestrator.binaries.selection import Choice as Choice
+from llamacpp_orchestrator.binaries.selection import Asset
+from llamacpp_orchestrator.binaries.selection import Choice
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import archive
-from llamacpp_orchestrator.util import archive as util_archive
 from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.mirrors import first_answer
 from llamacpp_orchestrator.util.store import Store
@@ -35,7 +34,7 @@ def pin(asset: Asset, store: Store, settings: Settings, tell: Tell) -> Asset:
     """An asset with the digest of what comes from its address now, if that is whole; the file stays for `install`."""
     with fetched(asset, store, settings, tell) as file, _gone_if_bad(file):
         # A cut file has a digest too, and a lock with that would hold for ever.
-        util_archive.check(file)
+        archive.check(file)
         return msgspec.structs.replace(asset, sha256=download.sha256_of(file), size=file.stat().st_size)
 
 
@@ -91,7 +90,7 @@ def install(choice: Choice, dest: Path, store: Store, settings: Settings, tell: 
     wanted, before = _wanted(choice), 0
     total, lacking = sum(asset.size for asset in wanted), [asset for asset in wanted if not file_of(asset, store).is_file()]
     if len(lacking) > 1:
-        util_archive.need_room(store.root, total, f"to download {' and '.join(asset.name for asset in lacking)}")
+        archive.need_room(store.root, total, f"to download {' and '.join(asset.name for asset in lacking)}")
     with contextlib.ExitStack() as held:
         files = []
         for asset in wanted:

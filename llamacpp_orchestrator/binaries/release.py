@@ -1,4 +1,4 @@
-"""The release binaries of a tag: what upstream published, how the fitting archive gets here, and whether it runs."""
+"""The files of a release: what upstream published for a tag, by GitHub's API or by the names that archives have."""
 
 from __future__ import annotations
 

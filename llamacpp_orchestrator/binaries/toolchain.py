@@ -1,4 +1,4 @@
-"""The compilers that a build of llama.cpp would use."""
+"""The compilers that a build of llama.cpp would use, and the environment in which they run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PASSED = frozenset(
     """
     INCLUDE LIB LIBPATH VSINSTALLDIR VCINSTALLDIR VCTOOLSINSTALLDIR WINDOWSSDKDIR WINDOWSSDKVERSION UCRTVERSION
     CUDA_PATH SDKROOT DEVELOPER_DIR MACOSX_DEPLOYMENT_TARGET CCACHE_DIR PROGRAMFILES(X86) ALLUSERSPROFILE
-    """.split()  # noqa: SIM905 - as in process
+    """.split()  # noqa: SIM905 - as in system/command.py
 )
 INSTALL = {
     "windows": "install the Visual Studio Build Tools with `Desktop development with C++` (winget install "

@@ -60,8 +60,8 @@ def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
             found.append(Need(str(hub.cache_folder()), missing, f"download of {pin.wanted.source}"))
     for pinned, what in needed_environments(lock, stale):
         if not work.store.has("environments", pinned.pin().digest()):
-            size = ENVIRONMENT_BYTES.get(pinned.torch, GPU_ENVIRONMENT_BYTES)
-            found.append(Need(str(work.store.root), size, what, exact=False))
+            count = ENVIRONMENT_BYTES.get(pinned.torch, GPU_ENVIRONMENT_BYTES)
+            found.append(Need(str(work.store.root), count, what, exact=False))
     if any(build.of for build in stale) and binaries.from_source(work) and not binaries.here(work, lock):
         found.append(Need(str(work.store.root), BUILD_BYTES, "building the programs", exact=False))
     for build in stale:

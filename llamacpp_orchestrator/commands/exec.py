@@ -9,7 +9,7 @@ from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import tree as lock_tree
-from llamacpp_orchestrator.pipeline import binaries as pipeline_binaries
+from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.system.command import Command
@@ -30,7 +30,7 @@ def exec_command(work: Work, argv: tuple[str, ...], report: Reporter) -> Command
     )
     complete([made], Options(), report)
     if not script:
-        program = pipeline_binaries.tool(work, lock, name)
+        program = binaries.tool(work, lock, name)
         return Command((str(program), *rest), env=tool_env(program))
     tree = lock_tree.get_tree(work, lock.llama_cpp, lambda text: None)
     if not (tree / name).is_file():

@@ -1,4 +1,4 @@
-"""The whole job in one place: lock, run, set up; each a straight list of steps."""
+"""A run of whole jobs: the lock, the outputs, what Ollama needs of them, and the reports on quality, in this order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import neighbours
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.records import Lock
-from llamacpp_orchestrator.pipeline import binaries as pipeline_binaries
+from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import publish
@@ -152,7 +152,7 @@ def _make(
     if "source" in ended:
         preflight.check_job(work.job, lock.llama_cpp.tag, work.file.name, pipeline_build.tree(work, lock))
     disk.check_offline(work, lock, stale, any(map(pipeline_build.needs_programs, stale)))
-    if any(build.of for build in stale) and pipeline_binaries.ready(work, lock):
+    if any(build.of for build in stale) and binaries.ready(work, lock):
         setup.check_types(work, lock)
     disk.check_space(disk.needs(work, lock, stale) + disk.measuring(work, lock, quality.find(work, made)))
     try:
@@ -179,7 +179,7 @@ def _measure(
                 each=each,
                 folder=folder,
                 logs=log_folder(work),
-                tool=functools.partial(pipeline_binaries.tool, work, lock, "llama-perplexity"),
+                tool=functools.partial(binaries.tool, work, lock, "llama-perplexity"),
                 space=functools.partial(disk.check_space, disk.measuring(work, lock, [each], options.force)),
                 known={} if options.force else quality.measured(work, lock, each),
             )

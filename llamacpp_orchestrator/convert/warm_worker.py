@@ -1,4 +1,4 @@
-"""Upstream's two conversion scripts: the commands, the interpreter that is warmed once for all of them, and their failures."""
+"""How the environment's Python runs scripts: one warm interpreter for all of them, or a process for each; and how they fail."""
 
 from __future__ import annotations
 

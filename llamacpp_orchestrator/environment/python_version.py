@@ -1,4 +1,4 @@
-"""Which Python an environment is made with."""
+"""Which Python an environment is made with: the one for which the wheels of all pins are there."""
 
 from __future__ import annotations
 

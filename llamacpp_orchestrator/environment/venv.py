@@ -1,4 +1,4 @@
-"""The Python environment that a tag's scripts need: from its own requirements to one hashed set, and a venv of exactly that."""
+"""The Python environment that a tag's scripts need: its requirements resolved to one hashed set, and a venv of exactly that."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def _write(desk: Desk) -> str:
     base, *others = (desk.known.get(quality.key(work, lock, each, build)) for build in (each.base, *each.made))
     assert base is not None
     report = quality.Report(
-        made_by=perplexity.MAKER,
+        made_by=quality.MAKER,
         format=1,
         model=each.base.output.model.name,
         tag=lock.llama_cpp.tag,

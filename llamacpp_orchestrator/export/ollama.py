@@ -238,7 +238,7 @@ def licensed(card: str) -> str:
 
 
 def text(work: Work, lock: Lock, each: Handoff) -> str | None:
-    """What a Modelfile says; None while those of its source are not here."""
+    """What a Modelfile says; None while the files of its source that it is written from are not here."""
     pin = _source(lock, each)
     at = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
     here = spec.is_folder(pin.wanted.source) or not hub.missing(at, work.store.sha256)

@@ -1,4 +1,4 @@
-"""What quantizing has cost: which reports a job asks for, how it is measured, and what the tool's answers mean."""
+"""What quantizing has cost: which reports a job asks for, what they hold, and which of their numbers still count."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from llamacpp_orchestrator.results import Measure
 from llamacpp_orchestrator.results import Quality
 from llamacpp_orchestrator.util.store import text_of
 from llamacpp_orchestrator.verify import gguf
+from llamacpp_orchestrator.verify import perplexity
 from llamacpp_orchestrator.verify import plot
-from llamacpp_orchestrator.verify.perplexity import BYTES_PER_TOKEN
-from llamacpp_orchestrator.verify.perplexity import CONTEXT
-from llamacpp_orchestrator.verify.perplexity import MAKER
-from llamacpp_orchestrator.verify.perplexity import TOOL
-from llamacpp_orchestrator.verify.perplexity import USUAL_VOCABULARY
-from llamacpp_orchestrator.verify.perplexity import command
-from llamacpp_orchestrator.verify.perplexity import logits_bytes
+
+MAKER = "llamacpp-orchestrator"  # by which a report is known as ours
+# Of a text, and of a model whose unquantized file is not there yet: what is taken until more is known.
+BYTES_PER_TOKEN, USUAL_VOCABULARY = 3, 152_000
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,18 +113,18 @@ def name(build: Build) -> str:
 
 
 def estimate(each: Asked) -> int:
-    """About how large that file will be for a text; only once the unquantized file is there its vocabulary is known."""
-    pieces = max(2, each.text.stat().st_size // BYTES_PER_TOKEN // CONTEXT)
+    """About how large the file of answers to a text will be; only once the unquantized file is there its vocabulary is known."""
+    pieces = max(2, each.text.stat().st_size // BYTES_PER_TOKEN // perplexity.CONTEXT)
     shards = pipeline_build.shards(each.base.output)
     words = gguf.contents(shards).metadata.get("tokenizer.ggml.tokens") if shards and all(map(Path.exists, shards)) else None
-    return logits_bytes(min(pieces, each.asked.chunks or pieces), len(words) if words else USUAL_VOCABULARY)
+    return perplexity.logits_bytes(min(pieces, each.asked.chunks or pieces), len(words) if words else USUAL_VOCABULARY)
 
 
 def key(work: Work, lock: Lock, each: Asked, build: Build) -> str:
     """What decides the numbers of an output: it, the unquantized file, the text, how it is asked, and which llama.cpp answers."""
     files = [pipeline_receipt.read(one.output.path) for one in (each.base, build)]
     digests = [[file.sha256 for file in receipt.files] if receipt else [] for receipt in files]
-    asked = command(Path(TOOL), Path("{model}"), each.asked, Path("{text}")).argv
+    asked = perplexity.command(Path(perplexity.TOOL), Path("{model}"), each.asked, Path("{text}")).argv
     parts = [digests, work.store.sha256(each.text), asked, lock.llama_cpp.tree]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Where the outputs of a job lie, and what they are called."""
+"""Every output that a job makes, where it lies and what it is called; and the same of its reports on quality."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from llamacpp_orchestrator.job.fields import folder as folder
+from llamacpp_orchestrator.job.fields import folder
 from llamacpp_orchestrator.job.spec import BETWEEN
 from llamacpp_orchestrator.job.spec import UNQUANTIZED
 from llamacpp_orchestrator.job.spec import Job

@@ -1,4 +1,4 @@
-"""What a job is: the records that a job file is read into, and every output that a job makes."""
+"""What a job is: the records that a job file is read into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a job means exactly: commit, tree, assets, packages and files, as `job.lock.yaml` holds them."""
+"""The lock file, `job.lock.yaml`: where it lies, how it is read back, checked and written, and its digest."""
 
 from __future__ import annotations
 

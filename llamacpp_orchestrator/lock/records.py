@@ -1,4 +1,4 @@
-"""The records of a lock."""
+"""The records of a lock: what a job means exactly, as commit, tree, assets, packages and files; and what a job needs of them."""
 
 from __future__ import annotations
 

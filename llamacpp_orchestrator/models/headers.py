@@ -13,9 +13,9 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.models.safetensors import Stored
 from llamacpp_orchestrator.models.safetensors import read_json
 from llamacpp_orchestrator.models.safetensors import safetensors_header
-from llamacpp_orchestrator.models.selection import Stored
 from llamacpp_orchestrator.models.weight_files import INDEX
 
 MERGE = "merge the adapter first: load it with PEFT, `model.merge_and_unload().save_pretrained(...)`, and convert that"

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, and JSON files of a model, read with care."""
+"""The headers of safetensors files, and the JSON files of a model, read with care."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 from typing import Any
 
 import msgspec
 
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.models.selection import Stored
 from llamacpp_orchestrator.models.weight_files import AGAIN
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
 LFS = b"version https://git-lfs.github.com/spec/"
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What a safetensors header says of one tensor; offsets in bytes from the end of the header."""
+
+    dtype: str
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
 
 
 def read_json(path: Path) -> dict[str, Any]:

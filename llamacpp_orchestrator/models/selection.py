@@ -1,4 +1,4 @@
-"""Which files of a model or adapter conversion reads, whether they are whole, and the view of them that a converter is shown."""
+"""Which files of a model or adapter conversion reads, and whether all of them are there under names that every disk can keep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 
@@ -39,14 +38,6 @@ class HubFile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int
     sha256: str = ""
     oid: str = ""
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """What a safetensors header says of one tensor; offsets in bytes from the end of the header."""
-
-    dtype: str
-    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
-    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

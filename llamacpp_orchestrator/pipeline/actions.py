@@ -1,4 +1,4 @@
-"""How an output is made: converted or quantized in a folder of its own, checked, and only then put into its place."""
+"""The actions of the steps that make an output: convert it or quantize it in a folder of its own, and check it there."""
 
 from __future__ import annotations
 

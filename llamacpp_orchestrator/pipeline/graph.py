@@ -1,4 +1,4 @@
-"""The steps of a run: they bring here what the lock names, and make the outputs of it."""
+"""The steps of a run and what each needs first: those that bring here what the lock names, and those that make outputs."""
 
 from __future__ import annotations
 

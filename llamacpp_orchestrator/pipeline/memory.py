@@ -1,4 +1,4 @@
-"""What each step of a job takes of the machine's memory, by the files that are here, and what there is for all of them."""
+"""What each step of a job takes of the machine's memory, by the headers of the files that are here."""
 
 from __future__ import annotations
 

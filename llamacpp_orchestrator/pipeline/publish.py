@@ -1,4 +1,4 @@
-"""Put a finished output in its place, with its receipt."""
+"""The folder in which an output is made, its lock, and the renames that put it in its place with its receipt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps that bring tree, environment, programs and files."""
+"""The steps that bring here the converter tree, the environments, the programs and the files of models."""
 
 from __future__ import annotations
 

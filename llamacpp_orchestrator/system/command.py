@@ -1,4 +1,4 @@
-"""A program call as a value, and the part of our environment that a child may see."""
+"""A program call as a value, with its fence and limits, and the part of our environment that a child may see."""
 
 from __future__ import annotations
 
@@ -57,6 +57,12 @@ def clean_env(**extra: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted({**kept, **extra}.items()))
 
 
+def tool_env(tool: Path) -> tuple[tuple[str, str], ...]:
+    """The environment of a released program; some eras find their libraries only when told where."""
+    library_path = os.pathsep.join(filter(None, (str(tool.parent), os.environ.get("LD_LIBRARY_PATH", ""))))
+    return clean_env(LD_LIBRARY_PATH=library_path)
+
+
 def ours(command: str, file: Path, *options: str) -> str:
     """A command of ours about a file, for a hint: as one types it in the current folder."""
     return str(Command(("orchestrate", command, _near(file), *options)))
@@ -74,9 +80,3 @@ def _windows(argv: tuple[str, ...]) -> str:
     import subprocess
 
     return subprocess.list2cmdline(argv)
-
-
-def tool_env(tool: Path) -> tuple[tuple[str, str], ...]:
-    """The environment of a released program; some eras find their libraries only when told where."""
-    library_path = os.pathsep.join(filter(None, (str(tool.parent), os.environ.get("LD_LIBRARY_PATH", ""))))
-    return clean_env(LD_LIBRARY_PATH=library_path)

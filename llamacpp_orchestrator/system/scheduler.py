@@ -62,6 +62,9 @@ class Event(msgspec.Struct, frozen=True):
     log: Path | None = None
 
 
+Reporter = Callable[[Event], None]
+
+
 def log_of(step: str, folder: Path) -> Path:
     """The log file of a step. A long name is cut where a file system would refuse it, and told apart by a digest."""
     name = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in step)
@@ -74,7 +77,7 @@ def run(
     steps: Iterable[Step],
     jobs: int,
     keep_going: bool,
-    report: Callable[[Event], None],
+    report: Reporter,
     memory: int = 0,
     halt: Callable[[], None] | None = None,
 ) -> list[Event]:
@@ -100,7 +103,7 @@ def _run(
     steps: Iterable[Step],
     jobs: int,
     keep_going: bool,
-    report: Callable[[Event], None],
+    report: Reporter,
     memory: int,
     workers: list[threading.Thread],
 ) -> list[Event]:
@@ -218,6 +221,3 @@ def _work(step: Step, put: Callable[[Event], None]) -> None:
         put(Event(step.name, "failed", f"{type(error).__name__}: {error}", time.monotonic() - began, error, step.log))
     else:
         put(Event(step.name, status, "", time.monotonic() - began, None, step.log))
-
-
-Reporter = Callable[[Event], None]

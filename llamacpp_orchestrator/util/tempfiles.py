@@ -16,7 +16,7 @@ LIMITED_INFORMATION = 0x1000  # PROCESS_QUERY_LIMITED_INFORMATION (winnt.h)
 
 
 def sweep_folder(folder: Path) -> None:
-    """Remove those of one folder; what cannot be removed stays, for it harms nobody."""
+    """Remove what killed runs have left in one folder; what cannot be removed stays, for it harms nobody."""
     with contextlib.suppress(OSError):
         for path in list(folder.glob(f".{machine()}.*.new")):
             writer = re.fullmatch(r"\.[0-9a-f]{8}\.(\d+)\.[0-9a-f]{12}\.new", path.name)

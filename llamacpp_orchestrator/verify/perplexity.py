@@ -11,9 +11,8 @@ from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.system.command import Command
 
-TOOL, LOGITS, MAKER = "{llama-perplexity}", "base.logits", "llamacpp-orchestrator"
+TOOL, LOGITS = "{llama-perplexity}", "base.logits"
 CONTEXT = 512
-BYTES_PER_TOKEN, USUAL_VOCABULARY = 3, 152_000
 HEADER = struct.Struct("<8s3i")
 NUMBER = r"\s*(-?\d+(?:\.\d+)?)"
 # What is read of the tool's table → the words before it; the same since 2024 (kl_divergence in perplexity.cpp).

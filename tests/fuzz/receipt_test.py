@@ -9,7 +9,6 @@ from llamacpp_orchestrator.export import quality
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.receipt import Receipt
 from llamacpp_orchestrator.results import Measure
-from llamacpp_orchestrator.verify import perplexity
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import json_text
@@ -28,7 +27,7 @@ RECEIPT = Receipt(
 )
 MEASURE = Measure(file="a.gguf", type="f16", size=4, bits=16.0, ppl=5.0, ppl_error=0.1, key="1")
 REPORT = quality.Report(
-    made_by=perplexity.MAKER,
+    made_by=quality.MAKER,
     format=1,
     model="a",
     tag="b1",
