@@ -38,7 +38,7 @@ from llamacpp_orchestrator.verify.tensors import Sides
 
 AUTO, STRUCTURE, CONTENT, LOAD, LOGITS = "auto", "structure", "content", "load", "logits"
 LEVELS = (STRUCTURE, CONTENT, LOAD, LOGITS)
-ACCOUNT = "tensor_map"
+TENSOR_MAP = "tensor_map"
 # Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
 PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")
 UNLIKE = "get the source's files again, pin a newer tag, or look into upstream's log; `verify: structure` does without this check"
@@ -291,7 +291,7 @@ def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Fin
         },
         "expect": "",
     }
-    said = _ask(subject, ACCOUNT, asked, run)
+    said = _ask(subject, TENSOR_MAP, asked, run)
     sides = Sides(
         source={name: tuple(place[4]) for name, place in source.items()},
         output=_shapes(have),
@@ -306,7 +306,7 @@ def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Fin
         return found
     shown = subject.shown() if subject.shown else model
     question = asked | {"output": {}, "expect": str(shown)}
-    expected = _ask(subject, ACCOUNT, question, run, shown)["expected"]
+    expected = _ask(subject, TENSOR_MAP, question, run, shown)["expected"]
     return found + tensors.decide(sides, doubtful, expected)
 
 
