@@ -31,7 +31,7 @@ UNKNOWN = "read the log; pin a newer tag, take the model's files as they were pu
 
 
 def failed(error: CommandFailed, memory: int = 0) -> CommandFailed:
-    """The same failure with the likely cause in front, and never upstream's advice to load pickles unsafely.
+    """The failure of a script with the likely cause in front, and never upstream's advice to load pickles unsafely.
 
     `memory` is how many bytes the script was allowed to take, 0 for all.
     """

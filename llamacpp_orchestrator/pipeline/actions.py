@@ -205,7 +205,7 @@ def _checked(bench: Bench, build: Build, files: list[Path], find: Callable[[str]
 
 
 def _with_types(bench: Bench, build: Build, files: list[Path], verdict: levels.Verdict) -> levels.Verdict:
-    """The same with what is to be said of the types that an output holds, unless the tool itself has told of others."""
+    """A verdict with what is to be said of the types that an output holds, unless the tool itself has told of others."""
     if any("instead" in note for note in bench.notes.get(build.output.path, ())):
         return verdict
     said = held.notes(build.output.kind, build.output.type, gguf.contents(files))
