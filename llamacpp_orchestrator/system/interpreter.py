@@ -44,9 +44,17 @@ def ask(interpreter: Interpreter, script: str, question: object, answer: type[T]
         if interpreter.fenced:
             command = sandbox.around(command, interpreter.limits, seen, (scratch,))
         interpreter.run(command, interpreter.log, lambda line: None)
-        return msgspec.convert(json.loads(files[1].read_text(encoding="utf-8")), answer)
+        return _read(files[1], answer, script, interpreter.log)
     except CommandFailed as error:
         raise error.retold(error.message, hint or error.hint) from error
     finally:
         for file in files:
             file.unlink(missing_ok=True)
+
+
+def _read(file: Path, answer: type[T], script: str, log: Path) -> T:
+    try:
+        return msgspec.convert(json.loads(file.read_text(encoding="utf-8")), answer)
+    except (OSError, ValueError, msgspec.ValidationError) as error:
+        message = f"{script} ended well, and left no answer that can be read ({type(error).__name__})"
+        raise CommandFailed(message, code=0, hint="run the same command again; is the disk full?", log=log) from error

@@ -58,6 +58,17 @@ def test_a_failure_has_a_hint_and_nothing_stays(tmp_path: Path, hint: str, shown
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("answer", [None, "", "{", '"text"', "\udcff"])
+def test_no_answer_is_a_failure_that_says_so(tmp_path: Path, answer: str | None) -> None:
+    def run(command: Command, log: Path, tell: Callable[[str], None]) -> None:
+        if answer is not None:
+            (tmp_path / "answer.json").write_bytes(answer.encode(errors="surrogateescape"))
+
+    with pytest.raises(CommandFailed, match="imports ended well, and left no answer that can be read") as caught:
+        system_interpreter.ask(msgspec.structs.replace(interpreter(tmp_path), run=run), "imports", {}, dict)
+    assert caught.value.hint and caught.value.log == tmp_path / "log" and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("limits", [None, UNLIMITED, Limits(memory=5, seconds=7)])
 def test_a_script_sees_what_it_is_shown_and_writes_beside_its_answer(tmp_path: Path, limits: Limits | None) -> None:
     commands = []
