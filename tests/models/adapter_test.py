@@ -289,25 +289,25 @@ def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
     shared_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mine = copy("lora-b", "bot")
+    mine = copy("lora-b", "strong")
     configure(mine, use_rslora=True)
-    (mine / "README.md").write_text("# bot\n")
+    (mine / "README.md").write_text("# strong\n")
     before = {path.name: path.read_bytes() for path in mine.iterdir()}
-    file = job({"source": str(data / "tiny-llama"), "outtype": "none", "loras": [{"source": "./bot", "outtype": ["f16", "f32"]}]})
+    file = job({"source": str(data / "tiny-llama"), "outtype": "none", "loras": [{"source": "./strong", "outtype": ["f16", "f32"]}]})
     answer = orchestrate("run", file)
     assert answer.code == 0, answer.err
     note = "scaled as PEFT does (rsLoRA): 14 B matrices times 2.82843, in a copy of the adapter"
     receipts = []
     for kind in ("f16", "f32"):
-        path = world / "dist" / f"tiny-llama-bot-lora-{kind}.gguf"
+        path = world / "dist" / f"tiny-llama-strong-lora-{kind}.gguf"
         receipt = pipeline_receipt.read(path)
         assert receipt and receipt.notes == (note,) and f"note: {path.name}: {note}" in answer.err
         receipts.append(receipt)
-    (log,) = shared_cache.glob("logs/*/convert-tiny-llama-bot-lora-f32.gguf.log")
+    (log,) = shared_cache.glob("logs/*/convert-tiny-llama-strong-lora-f32.gguf.log")
     assert f"note: {note}" in log.read_text(encoding="utf-8")
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
     assert [receipt.command[2] for receipt in receipts] == ["{adapter}"] * 2
-    (shown,) = (path.parent / "bot" for path in shared_cache.glob("views/*/factors.json") if (path.parent / "bot").is_dir())
+    (shown,) = (path.parent / "strong" for path in shared_cache.glob("views/*/factors.json") if (path.parent / "strong").is_dir())
     config = json.loads((shown / "adapter_config.json").read_text())
     assert config == json.loads(before["adapter_config.json"]) | {"use_rslora": False, "alpha_pattern": {}, "rank_pattern": {}}
     assert (shown / "README.md").read_bytes() == before["README.md"]
@@ -324,9 +324,9 @@ def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
     assert orchestrate("run", file, "--force").code == 0
     assert file_sha256(weights) == digest
     assert [each.files[0].sha256 for each in receipts] == [
-        file_sha256(world / "dist" / f"tiny-llama-bot-lora-{kind}.gguf") for kind in ("f16", "f32")
+        file_sha256(world / "dist" / f"tiny-llama-strong-lora-{kind}.gguf") for kind in ("f16", "f32")
     ]
-    answer = orchestrate("reproduce", world / "dist" / "tiny-llama-bot-lora-f16.gguf")
+    answer = orchestrate("reproduce", world / "dist" / "tiny-llama-strong-lora-f16.gguf")
     assert answer.code == 0 and answer.out.startswith("identical "), answer.err
     # What other rules made is not current, whatever the command and the inputs.
     monkeypatch.setattr(adapter_scaling, "RULE", "as upstream's script does alone")
