@@ -293,7 +293,9 @@ def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
     configure(mine, use_rslora=True)
     (mine / "README.md").write_text("# strong\n")
     before = {path.name: path.read_bytes() for path in mine.iterdir()}
-    file = job({"source": str(data / "tiny-llama"), "outtype": "none", "loras": [{"source": "./strong", "outtype": ["f16", "f32"]}]})
+    file = job(
+        {"source": str(data / "tiny-llama"), "outtype": "none", "loras": [{"source": "./strong", "outtype": ["f16", "f32"]}]}
+    )
     answer = orchestrate("run", file)
     assert answer.code == 0, answer.err
     note = "scaled as PEFT does (rsLoRA): 14 B matrices times 2.82843, in a copy of the adapter"
