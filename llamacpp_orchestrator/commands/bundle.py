@@ -51,7 +51,6 @@ from llamacpp_orchestrator.util import archive
 from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.util.store import link
-from llamacpp_orchestrator.util.store import write_atomically
 from llamacpp_orchestrator.util.yaml_reader import nearest
 
 LABEL = "bundle.json"
@@ -279,8 +278,7 @@ def _place(work: Work, lock: Lock, folder: Path) -> None:
 
     def tree(dest: Path) -> None:
         shutil.copytree(folder / "source", dest, dirs_exist_ok=True)
-        write_atomically(dest / lock_tree.TREE_MARK, source_tree.tree_digest(dest))
-        write_atomically(dest / source_tree.TAG_MARK, lock.llama_cpp.tag)
+        lock_tree.mark(lock.llama_cpp, dest, source_tree.tree_digest(dest), lock.llama_cpp.time)
 
     work.store.ensure("source", lock.llama_cpp.key(), tree, functools.partial(lock_tree.unhealthy, lock.llama_cpp))
     for asset in lock.assets:

@@ -86,7 +86,9 @@ def unwritten(text: Text, architecture: str, methods: frozenset[str]) -> tuple[s
     known = architecture in runtime.PROVEN and architecture not in runtime.WITHOUT_ROPE and methods
     if not known or "add_rope_freq_base" in methods or not _differ(BASE, base):
         return ()
-    return (f"config.json says rope_theta {base:g}, where {architecture} of llama.cpp has {BASE:g} unless it is told",)
+    return (
+        f"config.json says rope_theta {runtime.shown(base)}, where {architecture} of llama.cpp has {BASE:g} unless it is told",
+    )
 
 
 def _head(text: Text, values: Values) -> int:

@@ -305,9 +305,14 @@ def _last_token(tokenizer: dict[str, Any]) -> int:
     return max((each for each in found if isinstance(each, int)), default=-1)
 
 
+def takes_vocabulary(subject: Subject) -> bool:
+    """Whether the script writes a vocabulary, and takes it from the model's folder in transformers' layout."""
+    return _flags(subject).isdisjoint((*ELSEWHERE, "--mmproj"))
+
+
 def is_hashed(subject: Subject) -> bool:
     """Whether this tag is certain to ask for the digest of the model's pre-tokenizer."""
-    if not _flags(subject).isdisjoint((*ELSEWHERE, "--mmproj")):
+    if not takes_vocabulary(subject):
         return False
     return bool(capabilities.hashes(subject.tree) and plain_bpe(subject, read_json(subject.folder / "config.json")))
 

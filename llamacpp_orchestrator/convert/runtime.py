@@ -94,12 +94,13 @@ def impossible(architecture: str, text: Mapping[str, Any], read: frozenset[str])
     found = [*_activation(architecture, text), *_fixed(architecture, text), *_attention(architecture, text)]
     found = [(key, value, only) for key, value, only in (*found, *_rotary(architecture, text)) if key not in read]
     return tuple(
-        f"config.json says {key} {_shown(value)}, where {architecture} of llama.cpp has {_shown(only)}"
+        f"config.json says {key} {shown(value)}, where {architecture} of llama.cpp has {shown(only)}"
         for key, value, only in (*found, *_caps(architecture, text))
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a config for people."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -61,18 +61,21 @@ class Lora(Record, frozen=True, kw_only=True):
     ] = ()
 
 
+Chunks = Annotated[
+    int,
+    Meta(
+        description="How many pieces of the text; 0 = all",
+        extra=fields.matching(r"0|[1-9]\d{0,6}", "a number", fields.PLAIN_NUMBER),
+    ),
+]
+
+
 class Imatrix(Record, frozen=True, kw_only=True):
     """An importance matrix: a file, or a text to make one from."""
 
     file: Annotated[str | None, Meta(description="A file that llama-imatrix made", extra={"check": fields.some_file})] = None
     text: Annotated[str | None, Meta(description="A text to make one from", extra={"check": fields.some_file})] = None
-    chunks: Annotated[
-        int,
-        Meta(
-            description="How many pieces of the text; 0 = all",
-            extra=fields.matching(r"0|[1-9]\d{0,6}", "a number", fields.PLAIN_NUMBER),
-        ),
-    ] = 0
+    chunks: Chunks = 0
     minutes: Annotated[
         int,
         Meta(
@@ -86,13 +89,7 @@ class Quality(Record, frozen=True, kw_only=True):
     """How much the quantized files differ from the unquantized one, measured on a text."""
 
     text: Annotated[str, Meta(description="A text to measure on", extra={"check": fields.some_file})]
-    chunks: Annotated[
-        int,
-        Meta(
-            description="How many pieces of the text; 0 = all",
-            extra=fields.matching(r"0|[1-9]\d{0,6}", "a number", fields.PLAIN_NUMBER),
-        ),
-    ] = 0
+    chunks: Chunks = 0
     minutes: Annotated[
         int,
         Meta(

@@ -58,11 +58,15 @@ def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
     def make(dest: Path) -> None:
         digest, time = checkout(work, pin, dest, tell)
         check_tree(pin, digest)
-        write_atomically(dest / TREE_MARK, digest)
-        write_atomically(dest / TIME_MARK, time)
-        write_atomically(dest / TAG_MARK, pin.tag)
+        mark(pin, dest, digest, time)
 
     return work.store.ensure("source", pin.key(), make, functools.partial(unhealthy, pin))
+
+
+def mark(pin: SourcePin, dest: Path, digest: str, time: str) -> None:
+    """Write beside the files of a tree what is known of them: their digest, the time of their commit or package, the tag."""
+    for name, text in ((TREE_MARK, digest), (TIME_MARK, time), (TAG_MARK, pin.tag)):
+        write_atomically(dest / name, text)
 
 
 def unhealthy(pin: SourcePin, path: Path) -> str:

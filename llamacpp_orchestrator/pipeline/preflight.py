@@ -35,8 +35,9 @@ def check_small_files(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: 
     for model in work.job.models if wanted.kind == "model" else ():
         if records.base_wanted(model) == wanted:
             tree = lock_tree.get_tree(work, lock.llama_cpp, tell)
-            preflight.check_model(_subject(work, lock, model, view))
-            if not {"--mmproj", "--mistral-format"} & set(model.args):
+            subject = _subject(work, lock, model, view)
+            preflight.check_model(subject)
+            if preflight.takes_vocabulary(subject):
                 converter_view.check_pieces(work, lock, wanted, view)
             if model.mmproj and "--mistral-format" not in model.args:
                 preflight.check_projector(tree, lock.llama_cpp.tag, model.name, safetensors.read_json(view / "config.json"))
@@ -64,12 +65,14 @@ def check_tokenizer(work: Work, lock: Lock, build: Build, known: dict[Path, str]
     view = pipeline_build.view(work, lock.files(wanted), name)
     subject = _subject(work, lock, build.output.model, converter_view.folder(work, lock, view))
     if subject.folder not in known:
-        python, env, limits = (
-            str(pipeline_build.python(work, lock)),
-            pipeline_build.converter_env(work),
-            system_limits.limits(work.settings),
+        interpreter = Interpreter(
+            python=str(pipeline_build.python(work, lock)),
+            run=run,
+            env=pipeline_build.converter_env(work),
+            limits=system_limits.limits(work.settings),
+            scratch=build.stage,
+            log=log,
         )
-        interpreter = Interpreter(python=python, run=run, env=env, limits=limits, scratch=build.stage, log=log)
         known[subject.folder] = hash_of(subject, interpreter) if preflight.is_hashed(subject) else ""
     preflight.check_hash(subject, known[subject.folder])
 

@@ -12,6 +12,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
+from llamacpp_orchestrator.convert import config_keys
 from llamacpp_orchestrator.translation import Json
 from llamacpp_orchestrator.translation import Read
 from llamacpp_orchestrator.translation import Reader
@@ -67,8 +68,7 @@ def _is_idle(cut: Json, tokenizer: Json) -> bool:
 def _rows(read: Read, least: int) -> int | None:
     """How many tokens the model has rows for; what a library adds beyond them (<mask>) is in no text, and ends old scripts."""
     config = read("config.json")
-    inner = config.get("text_config") if isinstance(config, dict) else None
-    size = (inner if isinstance(inner, dict) else config or {}).get("vocab_size")
+    size = config_keys.flat(config).get("vocab_size") if isinstance(config, dict) else None
     return size if isinstance(size, int) and size >= least else None
 
 

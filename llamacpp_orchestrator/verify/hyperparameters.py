@@ -132,7 +132,7 @@ def _compared(rule: Rule, text: Text, model: Model, upstream: Decisions) -> Find
         return Findings()
     key, value = next(iter(asked.items()))
     told = f"it has no {rule.to}, for which the runtime takes" if mine is None else f"its {rule.to} is"
-    told += f" {_shown(have)}, where config.json says {_shown(value)} ({key})"
+    told += f" {runtime.shown(have)}, where config.json says {runtime.shown(value)} ({key})"
     certain = model.architecture in runtime.PROVEN or _untouched(rule, asked, upstream)
     return Findings(failures=(told,)) if certain else Findings(notes=(told,))
 
@@ -184,10 +184,6 @@ def _close(one: float, other: float) -> bool:
     return abs(one - other) <= CLOSE * max(abs(one), abs(other))
 
 
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _epsilon(text: Text, model: Model) -> Findings:
     """The small number of a norm: which of two keys holds it depends on the architecture, some have both."""
     due = config_keys.said(text, config_keys.EPSILON_KEYS)
@@ -195,10 +191,14 @@ def _epsilon(text: Text, model: Model) -> Findings:
     if not due or not (mine or model.architecture in runtime.PROVEN):
         return Findings()
     if not mine:
-        return Findings(failures=(f"it has no epsilon of its norms, where config.json says {_shown(next(iter(due.values())))}",))
+        return Findings(
+            failures=(f"it has no epsilon of its norms, where config.json says {runtime.shown(next(iter(due.values())))}",)
+        )
     key, value = next(iter(due.items()))
     odd = {to: have for to, have in mine.items() if not any(_close(have, each) for each in due.values())}
-    told = [f"its {to} is {_shown(have)}, where config.json says {_shown(value)} ({key})" for to, have in odd.items()]
+    told = [
+        f"its {to} is {runtime.shown(have)}, where config.json says {runtime.shown(value)} ({key})" for to, have in odd.items()
+    ]
     return Findings(failures=tuple(told))
 
 
