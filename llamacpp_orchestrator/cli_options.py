@@ -20,8 +20,8 @@ from llamacpp_orchestrator.errors import first
 
 if TYPE_CHECKING:
     from llamacpp_orchestrator.console import Voice
+    from llamacpp_orchestrator.context import Context
     from llamacpp_orchestrator.context import Options
-    from llamacpp_orchestrator.context import Work
     from llamacpp_orchestrator.job.spec import Job
     from llamacpp_orchestrator.results import Result
     from llamacpp_orchestrator.system.scheduler import Reporter
@@ -64,18 +64,18 @@ def speaking(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def load(file: Path, flags: dict[str, Any], folders: bool = True) -> Work:
+def load(file: Path, flags: dict[str, Any], folders: bool = True) -> Context:
     """The job in a file, on this machine, where its `folders` must be."""
     from llamacpp_orchestrator.job import loader
 
     return work(loader.load(file, folders), file.absolute(), flags)
 
 
-def work(job: Job, file: Path, flags: dict[str, Any]) -> Work:
+def work(job: Job, file: Path, flags: dict[str, Any]) -> Context:
     """A job on this machine; `file` is where it lies, or would lie."""
     import msgspec
 
-    from llamacpp_orchestrator.context import Work
+    from llamacpp_orchestrator.context import Context
     from llamacpp_orchestrator.system import settings
     from llamacpp_orchestrator.util import units
     from llamacpp_orchestrator.util.store import Store
@@ -83,7 +83,7 @@ def work(job: Job, file: Path, flags: dict[str, Any]) -> Work:
     found = msgspec.structs.replace(settings.load(os.environ), offline=flags.get("offline", False))
     if flags.get("memory"):
         found = msgspec.structs.replace(found, memory=units.parse(flags["memory"], "--memory"))
-    return Work(job=job, file=file, settings=found, store=Store(found.cache))
+    return Context(job=job, file=file, settings=found, store=Store(found.cache))
 
 
 def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Options:
@@ -127,7 +127,7 @@ def _manner(flags: dict[str, Any]) -> Voice:
     return console.voice(sys.stderr, os.environ, quiet=quiet, verbose=verbose, progress=progress)
 
 
-def run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
+def run(works: list[Context], flags: dict[str, Any], kept: bool) -> None:
     """Do whole jobs, and end as they did."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import up_to_date
@@ -149,7 +149,7 @@ def run(works: list[Work], flags: dict[str, Any], kept: bool) -> None:
     finish(result, flags)
 
 
-def _worked(works: list[Work], asked: Options, flags: dict[str, Any]) -> Result:
+def _worked(works: list[Context], asked: Options, flags: dict[str, Any]) -> Result:
     from llamacpp_orchestrator.commands import run as commands_run
 
     with shown(flags) as show:

@@ -14,7 +14,7 @@ from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.store import Store
 
 
-class Work(msgspec.Struct, frozen=True, kw_only=True):
+class Context(msgspec.Struct, frozen=True, kw_only=True):
     """One job on this machine: what was asked, relative to which file, with which settings and which cache.
 
     Out of a bundle come `folders`, which stand for folders of the job, and `archives`, the only ones that may be chosen.

@@ -24,13 +24,17 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
-class Handed(msgspec.Struct, frozen=True, kw_only=True):
+class ModelfileResult(msgspec.Struct, frozen=True, kw_only=True):
     """One Modelfile, and the two commands that bring it into Ollama and run it there."""
 
     name: str
     path: str
     create: str
     run: str
+
+    def lines(self) -> list[str]:
+        """The commands as text."""
+        return [f"{'ollama':<8}{command}" for command in (self.create, self.run)]
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +79,20 @@ def _measure(row: Measure) -> str:
     return f"{size(row.size):>9}  {row.bits:5.2f} bits  PPL {row.ppl:10.4f}  {divergence:<12}  {same:<13}  {row.file}"
 
 
+class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step as it would be done: its command if it has one, the bytes it downloads, or that it is up to date.
+
+    `memory` is about how many bytes it takes at its peak; 0 for little, or while the headers that tell are not here.
+    """
+
+    name: str
+    status: str
+    detail: str = ""
+    command: str = ""
+    download: int = 0
+    memory: int = 0
+
+
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one step ended."""
 
@@ -91,7 +109,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     steps: tuple[StepResult, ...]
     outputs: tuple[Made, ...]
-    ollama: tuple[Handed, ...] = ()
+    ollama: tuple[ModelfileResult, ...] = ()
     quality: tuple[Quality, ...] = ()
     errors: tuple[OrchestrateError, ...] = ()
 
@@ -104,8 +122,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def lines(self) -> list[str]:
         """The files as text, one a line."""
         files = [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {_near(made.path)}" for made in self.outputs]
-        files += [line for each in self.quality for line in each.lines()]
-        return files + [f"{'ollama':<8}{command}" for each in self.ollama for command in (each.create, each.run)]
+        files += [line for report in self.quality for line in report.lines()]
+        return files + [line for modelfile in self.ollama for line in modelfile.lines()]
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):

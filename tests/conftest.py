@@ -20,10 +20,11 @@ import yaml
 from filelock import FileLock
 
 from llamacpp_orchestrator.__main__ import main
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
+from llamacpp_orchestrator.environment import reference as environment_reference
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.lock import file as lock_file
-from llamacpp_orchestrator.pipeline import build
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.util.store import Store
@@ -149,7 +150,8 @@ def python(pythons: list[Path], orchestrate: Callable[..., Answer], job: Callabl
         found = settings.load(os.environ)
         lock = lock_file.read(lock_file.path_for(file))
         assert lock
-        pythons.append(build.python(Work(job=loader.load(file), file=file, settings=found, store=Store(found.cache)), lock))
+        context = Context(job=loader.load(file), file=file, settings=found, store=Store(found.cache))
+        pythons.append(PinnedJob(context, lock).python)
     return pythons[0]
 
 
@@ -165,10 +167,10 @@ def reference(world: Path, shared_cache: Path, orchestrate: Callable[..., Answer
         shutil.copy(lock_file.path_for(file), kept)
     found = settings.load(os.environ)
     lock = lock_file.read(lock_file.path_for(file))
-    work = Work(job=loader.load(file), file=file, settings=found, store=Store(found.cache))
+    work = Context(job=loader.load(file), file=file, settings=found, store=Store(found.cache))
     assert lock and lock.reference
-    setup.reference_step(work, lock.reference, world / "reference.log").action(lambda text: None)
-    return build.python_of(work, lock.reference)
+    setup.build_environment(work, lock.reference, environment_reference.TITLE, world / "reference.log", lambda text: None)
+    return PinnedJob(work, lock).python_of(lock.reference)
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.store import Store
 
 
-def of(file: Path) -> Work:
+def of(file: Path) -> Context:
     job = loader.parse(b"version: 1\nllama_cpp: {tag: b11434}\nmodels: [org/m]\n", file)
     cache = file.parent / "cache"
-    return Work(job=job, file=file, settings=Settings(cache=cache, index=Index()), store=Store(cache))
+    return Context(job=job, file=file, settings=Settings(cache=cache, index=Index()), store=Store(cache))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="that shell has quotes of its own")

@@ -32,6 +32,8 @@ from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.models.hub import HubFile
 from llamacpp_orchestrator.pipeline import build
 from llamacpp_orchestrator.source import pin
+from llamacpp_orchestrator.system import disk as system_disk
+from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
@@ -166,7 +168,7 @@ def test_where_an_interpreter_may_be_forked(system: str, forks: bool) -> None:
 def test_a_converter_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "secret")
-    given = dict(commands.environment(Path("/home")))
+    given = dict(script_env(Path("/home")))
     assert "secret" not in given.values() and given["HF_HUB_OFFLINE"] == "1" and given["PYTHONUTF8"] == "1" and given["PATH"]
 
 
@@ -281,9 +283,9 @@ def test_names_of_steps_are_told_apart() -> None:
 
 
 def test_the_disk_must_hold_the_job(tmp_path: Path) -> None:
-    disk.check_space([disk.Need(str(tmp_path / "not" / "there"), 1, "a file")])
+    system_disk.check_space([system_disk.Need(str(tmp_path / "not" / "there"), 1, "a file")])
     with pytest.raises(OrchestrateError, match=r"need 1000.1 PB|need .* have .* missing \(.* for the moon\)"):
-        disk.check_space([disk.Need(str(tmp_path), 10**18, "the moon")])
+        system_disk.check_space([system_disk.Need(str(tmp_path), 10**18, "the moon")])
 
 
 @pytest.mark.parametrize(("kind", "share"), [("f16", 1.0), ("f32", 2.0), ("q8_0", 8.5 / 16), ("Q4_K_M", 5.0 / 16)])
@@ -296,8 +298,7 @@ def test_sizes_are_estimated_from_the_weights(kind: str, share: float) -> None:
         command=commands.quantize_command(Path("q"), Path("a"), Path("b"), "c", False),
         shown=(),
         inputs=(),
-        recipe="",
-        current=False,
+        recipes=("",),
     )
     assert disk.estimate(a_lock(job), made) == int(2_000_000_000 * share)
 

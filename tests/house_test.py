@@ -16,11 +16,11 @@ from llamacpp_orchestrator import inside
 PACKAGE = Path(__file__).resolve().parents[1] / "llamacpp_orchestrator"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
-MOST_LINES, MOST_FUNCTION, MEDIAN_FUNCTION, MOST_BEHAVIOUR = 350, 60, 9, 2
+MOST_LINES, MOST_FUNCTION, MEDIAN_FUNCTION, MOST_BEHAVIOUR = 350, 60, 9, 3
 MOST_AT_ROOT, MOST_IN_FOLDER = 10, 14
 DRAWN = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 # Errors and records are data; so is what another library makes us derive from.
-DATA = ("Struct", "Record", "Error", "Exception", "Stopped", "CommandFailed", "Session", "SafeDumper")
+DATA = ("Struct", "Record", "Error", "Exception", "Stopped", "CommandFailed", "Session", "SafeDumper", "Protocol")
 
 
 def parsed(path: Path) -> ast.Module:

@@ -17,14 +17,16 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.system.scheduler import Bounds
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import log_of
-from llamacpp_orchestrator.system.scheduler import run
 from llamacpp_orchestrator.util import background
 from llamacpp_orchestrator.util import store
 from llamacpp_orchestrator.util.store import Store
+from tests.stage.steps import Act
+from tests.stage.steps import run_all
 
 
 def test_an_entry_is_made_once_even_by_many_at_once(tmp_path: Path) -> None:
@@ -153,8 +155,8 @@ def test_read_only_files_are_removed_too(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def steps_of(order: list[str], **needs: tuple[str, ...]) -> list[Step]:
-    def action(name: str) -> Step:
+def steps_of(order: list[str], **needs: tuple[str, ...]) -> list[tuple[Step, Act]]:
+    def action(name: str) -> tuple[Step, Act]:
         def act(tell: Tell) -> str:
             tell("working")
             if name == "old":
@@ -166,7 +168,7 @@ def steps_of(order: list[str], **needs: tuple[str, ...]) -> list[Step]:
                 raise ZeroDivisionError("oops")
             return "current" if name.startswith("old") else "done"
 
-        return Step(name=name, action=act, needs=needs[name], heavy=name.startswith("heavy"))
+        return Step(kind=name, needs=needs[name], heavy=name.startswith("heavy")), act
 
     return [action(name) for name in needs]
 
@@ -174,7 +176,7 @@ def steps_of(order: list[str], **needs: tuple[str, ...]) -> list[Step]:
 def test_steps_run_in_order_and_report(tmp_path: Path) -> None:
     order: list[str] = []
     seen: list[Event] = []
-    ended = run(steps_of(order, c=("b", "old"), b=("a",), a=(), old=()), 1, False, seen.append)
+    ended = run_all(steps_of(order, c=("b", "old"), b=("a",), a=(), old=()), Bounds(), seen.append)
     assert order.index("a") < order.index("b") < order.index("c")
     assert {event.step: event.status for event in ended} == {"a": "done", "b": "done", "c": "done", "old": "current"}
     assert [event.text for event in seen if event.step == "a"] == ["", "working", ""]
@@ -185,11 +187,9 @@ def test_steps_run_in_order_and_report(tmp_path: Path) -> None:
 def test_a_failure_blocks_what_needs_it(keep_going: bool, free: str) -> None:
     ended = {
         event.step: event
-        for event in run(
+        for event in run_all(
             steps_of([], bad=(), after=("bad",), late=("after",), first=(), free=("slow",), slow=("first",)),
-            1,
-            keep_going,
-            lambda event: None,
+            Bounds(keep_going=keep_going),
         )
     }
     assert ended["bad"].status == "failed" and ended["after"].text == "by bad" and ended["late"].status == "blocked"
@@ -197,7 +197,7 @@ def test_a_failure_blocks_what_needs_it(keep_going: bool, free: str) -> None:
 
 
 def test_a_bug_in_a_step_is_an_event_with_its_error() -> None:
-    (event,) = run(steps_of([], bug=()), 1, False, lambda event: None)
+    (event,) = run_all(steps_of([], bug=()), Bounds())
     assert event.status == "failed" and isinstance(event.error, ZeroDivisionError) and "ZeroDivisionError: oops" in event.text
 
 
@@ -214,7 +214,7 @@ def test_at_most_so_many_heavy_steps_at_a_time() -> None:
             running[0] -= 1
         return "done"
 
-    run([Step(name=str(number), action=act, heavy=True) for number in range(8)], 2, False, lambda event: None)
+    run_all([(Step(kind=str(number), heavy=True), act) for number in range(8)], Bounds(jobs=2))
     assert most[0] == 2
 
 

@@ -22,8 +22,8 @@ from llamacpp_orchestrator.binaries import install
 from llamacpp_orchestrator.binaries import release
 from llamacpp_orchestrator.commands.execution import complete
 from llamacpp_orchestrator.commands.lock import settled
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.errors import IntegrityError
@@ -36,16 +36,20 @@ from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock import tree as lock_tree
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.models import hub
-from llamacpp_orchestrator.pipeline import build
 from llamacpp_orchestrator.source import tree as source_tree
 from llamacpp_orchestrator.system import host
+from llamacpp_orchestrator.system.scheduler import DONE
 from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.system.scheduler import Outcome
+from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.system.scheduler import performing
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.util import archive
 from llamacpp_orchestrator.util import download
@@ -83,66 +87,84 @@ def machine(platform: str) -> host.Host:
     return host.Host(system=system, arch=arch, libc=GLIBC if system == "linux" else "", cores=1, memory=0)
 
 
-def pinned(work: Work, lock: Lock, platform: str, tell: Tell) -> Lock:
-    """The lock with a digest for every archive that a platform would use; one that was never published is downloaded for it."""
-    for asset in chosen(work, lock, platform):
+def with_digests(pinned: PinnedJob, platform: str, tell: Tell) -> PinnedJob:
+    """A job whose lock has a digest for every archive that a platform would use, written beside it.
+
+    One that was never published is downloaded for it.
+    """
+    lock = pinned.lock
+    for asset in chosen(pinned, platform):
         if not asset.sha256:
-            found = install.pin(asset, work.store, work.settings, tell)
-            tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {found.sha256}")
-            assets = tuple(found if each == asset else each for each in lock.assets)
-            lock = msgspec.structs.replace(lock, assets=assets)
-    lock_file.write(lock_file.path_for(work.file), lock)
-    return lock
+            pin = install.pin(asset, pinned.store, pinned.context.settings, tell)
+            tell(f"note: {asset.name} has no published digest; locked as downloaded now: sha256 {pin.sha256}")
+            lock = msgspec.structs.replace(lock, assets=tuple(pin if other == asset else other for other in lock.assets))
+    lock_file.write(lock_file.path_for(pinned.context.file), lock)
+    return PinnedJob(pinned.context, lock)
 
 
-def steps(work: Work, lock: Lock, platform: str, folder: Path, file: Path) -> list[Step]:
-    """Bring here whatever the lock names for a platform, most of it into `folder`, and pack it into a file."""
-    made = [Step(name="source", action=_done(lambda tell: lock_tree.get_tree(work, lock.llama_cpp, tell)))]
-    if assets := chosen(work, lock, platform):
-        made.append(Step(name="binaries", action=_done(lambda tell: _archives(work, assets, folder / "archives", tell))))
-    if lock_file.environments(lock):
-        made.append(Step(name="wheels", action=_done(lambda tell: _wheels(work, lock, platform, folder / "wheels", tell))))
-    for wanted, name in records.names(work.job).items():
-        made.append(Step(name=f"fetch {name}", action=_done(functools.partial(lock_resolve.origin, work, lock.files(wanted)))))
-    packing = _done(lambda tell: _pack(work, lock, platform, folder, file, tell))
-    return [*made, Step(name=f"pack {file.name}", action=packing, needs=tuple(step.name for step in made))]
+class Packing(msgspec.Struct, frozen=True):
+    """A bundle at work: for which platform, the folder where its parts are gathered, and the file that it becomes."""
+
+    pinned: PinnedJob
+    platform: str
+    folder: Path
+    file: Path
 
 
-def _done(act: Callable[[Tell], object]) -> Callable[[Tell], str]:
-    def action(tell: Tell) -> str:
-        act(tell)
-        return "done"
+def steps(packing: Packing) -> list[Step]:
+    """Bring here whatever the lock names for a platform, most of it into the folder, and pack it into the file."""
+    pinned = packing.pinned
+    steps = [Step(kind="source")]
+    steps += [Step(kind="binaries")] if chosen(pinned, packing.platform) else []
+    steps += [Step(kind="wheels")] if lock_file.environments(pinned.lock) else []
+    steps += [Step(kind="fetch", key=name) for name in records.names(pinned.context.job).values()]
+    return [*steps, Step(kind="pack", key=packing.file.name, needs=tuple(step.name for step in steps))]
 
-    return action
+
+def _source(packing: Packing, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    lock_tree.get_tree(packing.pinned.context, packing.pinned.lock.llama_cpp, tell)
+    return DONE
 
 
-def chosen(work: Work, lock: Lock, platform: str) -> tuple[release.Asset, ...]:
+def _fetch(packing: Packing, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    context = packing.pinned.context
+    wanted = next(wanted for wanted, name in records.names(context.job).items() if name == key)
+    lock_resolve.origin(context, packing.pinned.files(wanted), tell)
+    return DONE
+
+
+def chosen(pinned: PinnedJob, platform: str) -> tuple[release.Asset, ...]:
     """The archives of the release that a platform would use; none where the job runs no program."""
-    asked = work.job.binaries
-    if not records.uses_binaries(work.job) or asked.backend == "none":
+    asked = pinned.context.job.binaries
+    if not records.uses_binaries(pinned.context.job) or asked.backend == "none":
         return ()
     if asked.backend == "source":
-        message = f"{work.file.name}: a bundle cannot hold programs that are built from source"
+        message = f"{pinned.context.file.name}: a bundle cannot hold programs that are built from source"
         raise JobError(message, "set binaries.backend to one with archives, such as cpu, or leave out `quantize`")
-    choice = release.choose(lock.llama_cpp.tag, lock.assets, machine(platform), asked.backend, asked.cuda)
+    choice = release.choose(pinned.tag, pinned.lock.assets, machine(platform), asked.backend, asked.cuda)
     return tuple(asset for asset in (choice.archive, choice.runtime) if asset)
 
 
-def _archives(work: Work, assets: tuple[release.Asset, ...], folder: Path, tell: Tell) -> None:
-    for asset in assets:
-        with install.fetched(asset, work.store, work.settings, tell) as file:
-            link(file, folder / asset.name)
+def _archives(packing: Packing, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    store, settings = packing.pinned.store, packing.pinned.context.settings
+    for asset in chosen(packing.pinned, packing.platform):
+        with install.fetched(asset, store, settings, tell) as file:
+            link(file, packing.folder / "archives" / asset.name)
+    return DONE
 
 
-def _wheels(work: Work, lock: Lock, platform: str, folder: Path, tell: Tell) -> None:
-    for pin in lock_file.environments(lock):
-        index, torch = indexes.places(pin.torch, work.settings, tell)
-        wheels.collect(pin.pin(), platform, index, torch, folder, work.store.sha256, tell)
+def _wheels(packing: Packing, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    store, folder = packing.pinned.store, packing.folder / "wheels"
+    for pin in lock_file.environments(packing.pinned.lock):
+        index, torch = indexes.places(pin.torch, packing.pinned.context.settings, tell)
+        wheels.collect(pin.pin(), packing.platform, index, torch, folder, store.sha256, tell)
+    return DONE
 
 
-def _pack(work: Work, lock: Lock, platform: str, folder: Path, file: Path, tell: Tell) -> None:
-    label = Label(tool=__version__, lock=lock_file.digest(lock), platform=platform)
-    members = sorted(_members(work, lock, folder))
+def _pack(packing: Packing, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    file = packing.file
+    label = Label(tool=__version__, lock=lock_file.digest(packing.pinned.lock), platform=packing.platform)
+    members = sorted(_members(packing.pinned, packing.folder))
     total, done, count = sum(path.stat().st_size for _, path in members), 0, download.counted(tell)
     staged = file.with_name(f".{os.getpid()}.{file.name}.part")
     try:
@@ -159,18 +181,22 @@ def _pack(work: Work, lock: Lock, platform: str, folder: Path, file: Path, tell:
         raise OrchestrateError(f"cannot write {file}: {error.strerror}", "check the folder's rights and free space") from error
     finally:
         staged.unlink(missing_ok=True)
+    return DONE
 
 
-def _members(work: Work, lock: Lock, folder: Path) -> Iterator[tuple[str, Path]]:
-    tree = build.tree(work, lock)
+ACTIONS = {"source": _source, "binaries": _archives, "wheels": _wheels, "fetch": _fetch, "pack": _pack}
+
+
+def _members(pinned: PinnedJob, folder: Path) -> Iterator[tuple[str, Path]]:
+    tree = pinned.tree
     for path in tree.rglob("*"):
         if path.is_file() and source_tree.wanted(name := path.relative_to(tree).as_posix()):
             yield f"source/{name}", path
     for kind in ("archives", "wheels"):
         for path in (folder / kind).glob("*"):
             yield f"{kind}/{path.name}", path
-    for number, pin in enumerate(lock.models):
-        origin = lock_resolve.origin(work, pin, lambda text: None)
+    for number, pin in enumerate(pinned.lock.models):
+        origin = lock_resolve.origin(pinned.context, pin, lambda text: None)
         for file in pin.files:
             yield f"models/{number}/{file.path}", origin / file.path
 
@@ -188,16 +214,16 @@ def _read(content: IO[bytes], count: int) -> bytes:
     return content.read(count)
 
 
-def opened(file: Path, work: Work) -> Work:
+def opened(file: Path, context: Context) -> Context:
     """The same job, with all that it needs taken out of a bundle; no server is asked any more.
 
     LockError when no lock fits or the bundle was packed for another; IntegrityError for what the lock does not know.
     """
-    path = lock_file.path_for(work.file)
+    path = lock_file.path_for(context.file)
     lock = lock_file.read(path)
-    if stale := diff.stale_reasons(work.job, lock):
+    if stale := diff.stale_reasons(context.job, lock):
         raise LockError(
-            f"{path.name} does not fit {work.file.name}: {'; '.join(stale)}", "a bundle goes with the lock of its job"
+            f"{path.name} does not fit {context.file.name}: {'; '.join(stale)}", "a bundle goes with the lock of its job"
         )
     assert lock is not None
     label = _label(file)
@@ -206,10 +232,10 @@ def opened(file: Path, work: Work) -> Work:
     here = platform_of(lock_resolve.this_host())
     if label.platform != here:
         raise JobError(f"{file.name} was packed for {label.platform}, this is {here}", f"pack one for it: --platform {here}")
-    folder = work.store.ensure("bundles", f"{label.lock[:32]}-{label.platform}", lambda dest: _unpack(file, dest, lock))
-    _place(work, lock, folder)
+    folder = context.store.ensure("bundles", f"{label.lock[:32]}-{label.platform}", lambda dest: _unpack(file, dest, lock))
+    _place(PinnedJob(context, lock), folder)
     settings = msgspec.structs.replace(
-        work.settings, offline=True, index=Index(index_urls=(), find_links=(str(folder / "wheels"),))
+        context.settings, offline=True, index=Index(index_urls=(), find_links=(str(folder / "wheels"),))
     )
     folders = {
         pin.wanted.source: folder / "models" / str(number)
@@ -217,7 +243,7 @@ def opened(file: Path, work: Work) -> Work:
         if spec.is_folder(pin.wanted.source)
     }
     names = frozenset(path.name for path in (folder / "archives").glob("*"))
-    return msgspec.structs.replace(work, settings=settings, folders=folders, archives=names)
+    return msgspec.structs.replace(context, settings=settings, folders=folders, archives=names)
 
 
 def _label(file: Path) -> Label:
@@ -273,18 +299,19 @@ def _unlocked(hashes: frozenset[str], path: Path) -> str:
     return "" if found in hashes else f"has sha256 {found}, which is not among the lock's"
 
 
-def _place(work: Work, lock: Lock, folder: Path) -> None:
+def _place(pinned: PinnedJob, folder: Path) -> None:
     """Put what was checked where a run looks for it; links where the disk has them."""
 
     def tree(dest: Path) -> None:
         shutil.copytree(folder / "source", dest, dirs_exist_ok=True)
-        lock_tree.mark(lock.llama_cpp, dest, source_tree.tree_digest(dest), lock.llama_cpp.time)
+        lock_tree.mark(pinned.lock.llama_cpp, dest, source_tree.tree_digest(dest), pinned.lock.llama_cpp.time)
 
-    work.store.ensure("source", lock.llama_cpp.key(), tree, functools.partial(lock_tree.unhealthy, lock.llama_cpp))
-    for asset in lock.assets:
+    source = pinned.lock.llama_cpp
+    pinned.store.ensure("source", source.key(), tree, functools.partial(lock_tree.unhealthy, source))
+    for asset in pinned.lock.assets:
         if (packed := folder / "archives" / asset.name).is_file():
-            link(packed, install.file_of(asset, work.store))
-    for number, pin in enumerate(lock.models):
+            link(packed, install.file_of(asset, pinned.store))
+    for number, pin in enumerate(pinned.lock.models):
         if not spec.is_folder(pin.wanted.source):
             _into_hub_cache(pin, folder / "models" / str(number))
 
@@ -295,11 +322,14 @@ def _into_hub_cache(pin: FilesPin, folder: Path) -> None:
         hub.place(snapshot, file, folder / file.path)
 
 
-def pack(work: Work, options: Options, platform: str, file: Path, report: Reporter) -> Path:
+def pack(context: Context, options: Options, platform: str, file: Path, report: Reporter) -> Path:
     """Pack all that the lock names for a platform into one file; where it lies. Raises the failures of what could not be had."""
     platform = platform or platform_of(lock_resolve.this_host())
     machine(platform)
-    lock = pinned(work, settled(work, options, report), platform, lambda text: report(Event("lock", "note", text)))
-    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="bundle-", ignore_cleanup_errors=True) as scratch:
-        complete(steps(work, lock, platform, Path(scratch), file), options, report)
+    locked = PinnedJob(context, settled(context, options, report))
+    pinned = with_digests(locked, platform, lambda text: report(Event("lock", "note", text)))
+    folder = context.store.folder("downloads")
+    with tempfile.TemporaryDirectory(dir=folder, prefix="bundle-", ignore_cleanup_errors=True) as scratch:
+        packing = Packing(pinned, platform, Path(scratch), file)
+        complete(steps(packing), performing(ACTIONS, packing), options, report)
     return file

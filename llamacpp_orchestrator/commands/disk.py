@@ -1,23 +1,18 @@
-"""How much a job puts on the disk, and whether there is room for it."""
+"""How much a job puts on the disk, and what of it would have to be fetched."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from collections.abc import Iterator
-from pathlib import Path
 
-import msgspec
-
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.environment import reference
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.export import quality
-from llamacpp_orchestrator.export.quality import Asked
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
@@ -25,6 +20,8 @@ from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.system.disk import Need
+from llamacpp_orchestrator.system.disk import existing
 from llamacpp_orchestrator.util.units import size
 
 # Bits per weight, from ggml's block layouts; K-quants and IQ types mix, so theirs are upstream's averages, rounded up.
@@ -39,35 +36,25 @@ PROJECTOR_SHARE = 5  # what looks and listens is rarely more than a fifth of a m
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000
 BUILD_BYTES = 1_000_000_000
-MARGIN = 50_000_000
 
 
-class Need(msgspec.Struct, frozen=True):
-    """Bytes that will be written below a folder, and for what; an estimate when `exact` is false."""
-
-    folder: str
-    bytes: int
-    what: str
-    exact: bool = True
-
-
-def needs(work: Work, lock: Lock, stale: Iterable[Build]) -> tuple[Need, ...]:
+def needs(pinned: PinnedJob, stale: Iterable[Build]) -> tuple[Need, ...]:
     """What the outputs that are to be made will write, and where."""
     stale = list(stale)
-    found: list[Need] = []
-    for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
+    needs: list[Need] = []
+    for pin in dict.fromkeys(pinned.files(wanted) for build in stale for wanted, _ in build.needs):
         if missing := missing_bytes(pin):
-            found.append(Need(str(hub.cache_folder()), missing, f"download of {pin.wanted.source}"))
-    for pinned, what in needed_environments(lock, stale):
-        if not work.store.has("environments", pinned.pin().digest()):
-            count = ENVIRONMENT_BYTES.get(pinned.torch, GPU_ENVIRONMENT_BYTES)
-            found.append(Need(str(work.store.root), count, what, exact=False))
-    if any(build.of for build in stale) and binaries.from_source(work) and not binaries.here(work, lock):
-        found.append(Need(str(work.store.root), BUILD_BYTES, "building the programs", exact=False))
+            needs.append(Need(str(hub.cache_folder()), missing, f"download of {pin.wanted.source}"))
+    for environment, what in needed_environments(pinned.lock, stale):
+        if not pinned.store.has("environments", environment.pin().digest()):
+            count = ENVIRONMENT_BYTES.get(environment.torch, GPU_ENVIRONMENT_BYTES)
+            needs.append(Need(str(pinned.store.root), count, what, exact=False))
+    if any(build.of for build in stale) and binaries.from_source(pinned.context) and not binaries.here(pinned):
+        needs.append(Need(str(pinned.store.root), BUILD_BYTES, "building the programs", exact=False))
     for build in stale:
         folder = pipeline_build.visible(build.output).parent
-        found.append(Need(str(folder), estimate(lock, build), build.name, exact=False))
-    return tuple(found)
+        needs.append(Need(str(folder), estimate(pinned.lock, build), build.name, exact=False))
+    return tuple(needs)
 
 
 def needed_environments(lock: Lock, stale: list[Build]) -> Iterator[tuple[EnvironmentPin, str]]:
@@ -76,14 +63,6 @@ def needed_environments(lock: Lock, stale: list[Build]) -> Iterator[tuple[Enviro
         yield lock.environment, "the Python environment"
     if lock.reference and any(map(pipeline_build.is_compared, stale)):
         yield lock.reference, reference.TITLE
-
-
-def measuring(work: Work, lock: Lock, asked: Iterable[Asked], force: bool = False) -> tuple[Need, ...]:
-    """What the largest of the reports needs while it is made: they are made one after the other."""
-    folder = str(work.store.root / "downloads")
-    left = [each for each in asked if force or quality.stale(work, lock, each)]
-    found = [Need(folder, quality.estimate(each), f"measuring {each.base.output.model.name}", exact=False) for each in left]
-    return tuple(sorted(found, key=lambda need: -need.bytes)[:1])
 
 
 def missing_files(pin: FilesPin) -> tuple[hub.HubFile, ...]:
@@ -98,18 +77,18 @@ def missing_bytes(pin: FilesPin) -> int:
     return sum(file.size for file in missing_files(pin))
 
 
-def check_offline(work: Work, lock: Lock, stale: Iterable[Build], quantizing: bool) -> None:
+def check_offline(pinned: PinnedJob, stale: Iterable[Build], quantizing: bool) -> None:
     """Raise NetworkError that lists what would have to be fetched, if something would and the network may not be asked."""
-    if not work.settings.offline:
+    if not pinned.context.settings.offline:
         return
     stale, lacking = list(stale), []
-    if not work.store.has("source", lock.llama_cpp.key()):
-        lacking.append(f"the converter tree of {lock.llama_cpp.tag}")
-    for pinned, what in needed_environments(lock, stale) if work.settings.index.index_urls else ():
-        lacking += [] if work.store.has("environments", pinned.pin().digest()) else [what]
-    if quantizing and (absent := binaries.lacking(work, lock)):
+    if not pinned.store.has("source", pinned.lock.llama_cpp.key()):
+        lacking.append(f"the converter tree of {pinned.tag}")
+    for environment, what in needed_environments(pinned.lock, stale) if pinned.context.settings.index.index_urls else ():
+        lacking += [] if pinned.store.has("environments", environment.pin().digest()) else [what]
+    if quantizing and (absent := binaries.lacking(pinned)):
         lacking.append(absent)
-    for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
+    for pin in dict.fromkeys(pinned.files(wanted) for build in stale for wanted, _ in build.needs):
         lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in missing_files(pin)]
     if lacking:
         message = f"--offline: these are not on this machine: {'; '.join(lacking)}"
@@ -126,34 +105,8 @@ def estimate(lock: Lock, build: Build) -> int:
     return int(weights / 2 * BITS.get(output.type.lower(), 16.0) / 8)
 
 
-def check_space(found: Iterable[Need]) -> None:
-    """Raise OrchestrateError when a disk cannot hold what will be written to it, saying how much is missing where."""
-    disks: dict[int, list[Need]] = {}
-    for need in found:
-        disks.setdefault(existing(need.folder).stat().st_dev, []).append(need)
-    lines = []
-    for group in disks.values():
-        wanted, free = sum(need.bytes for need in group) + MARGIN, shutil.disk_usage(existing(group[0].folder)).free
-        if wanted > free:
-            parts = ", ".join(f"{size(need.bytes)} for {need.what}" for need in sorted(group, key=lambda need: -need.bytes)[:4])
-            lines.append(
-                f"{existing(group[0].folder)}: need {size(wanted)}, have {size(free)}, {size(wanted - free)} missing ({parts})"
-            )
-    if lines:
-        raise OrchestrateError(
-            "the disk cannot hold this job: " + "; ".join(lines),
-            "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder",
-        )
-
-
-def check_place(work: Work) -> None:
+def check_place(context: Context) -> None:
     """Raise OrchestrateError when the outputs could not be written where the job wants them; told before any download."""
-    place = existing(spec.folder(work.job.output, work.file.parent))
+    place = existing(spec.folder(context.job.output, context.file.parent))
     if not os.access(place, os.W_OK):
         raise OrchestrateError(f"{place} cannot be written to", "check the folder's rights, or set another `output`")
-
-
-def existing(folder: str | Path) -> Path:
-    """The nearest folder that is there already: a path itself, or what it will be made in."""
-    path = Path(folder).absolute()
-    return next((parent for parent in (path, *path.parents) if parent.exists()), path)

@@ -19,8 +19,7 @@ from llamacpp_orchestrator.binaries import install
 from llamacpp_orchestrator.binaries import nightly
 from llamacpp_orchestrator.binaries import release
 from llamacpp_orchestrator.binaries import toolchain
-from llamacpp_orchestrator.commands.disk import existing
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -38,6 +37,7 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.system.disk import existing
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.background import load
@@ -78,7 +78,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     needed: bool = True
 
 
-def examine(work: Work | None, settings: Settings) -> list[Line]:
+def examine(work: Context | None, settings: Settings) -> list[Line]:
     """Everything worth knowing about this machine, for one job where one is given; raises nothing."""
     found = host.detect()
     lines = [
@@ -151,12 +151,12 @@ def _answer(probe: Probe) -> Line:
         return Line(name=probe.name, ok=False, said=said, needed=probe.needed)
 
 
-def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
+def _probes(context: Context, found: host.Host) -> Iterator[Probe]:
     """Everything that the job may have to ask, at every place that is set for it, down to the first byte of the data."""
-    settings, job = work.settings, work.job
+    settings, job = context.settings, context.job
     for route in settings.llama_cpp_from:
         for url in git.addresses(job.llama_cpp.repo, settings) if route == "git" else settings.index.index_urls:
-            yield Probe(name="llama.cpp", setting=SETTINGS[route], ask=functools.partial(_source, work, route, url))
+            yield Probe(name="llama.cpp", setting=SETTINGS[route], ask=functools.partial(_source, context, route, url))
     if job.binaries.backend == "source":
         yield Probe(name="binaries", setting=SETTINGS["compiler"], ask=functools.partial(_compiler, found))
     elif job.binaries.backend == "none":
@@ -164,12 +164,12 @@ def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
     else:
         for api in settings.github_api:
             one = msgspec.structs.replace(settings, github_api=(api,))
-            ask = functools.partial(_release, work, one, found)
+            ask = functools.partial(_release, context, one, found)
             yield Probe(name="binaries", setting=SETTINGS["api"], ask=ask, needed=records.uses_binaries(job))
     for wanted in records.all_wanted(job):
         for endpoint in settings.huggingface if not spec.is_folder(wanted.source) else ():
             one = msgspec.structs.replace(settings, huggingface=(endpoint,))
-            yield Probe(name=wanted.source, setting=SETTINGS["hub"], ask=functools.partial(_files, work, wanted, one))
+            yield Probe(name=wanted.source, setting=SETTINGS["hub"], ask=functools.partial(_files, context, wanted, one))
     for url in settings.index.index_urls if records.uses_reference(job) else ():
         yield Probe(name="reference", setting=SETTINGS["packages"], ask=functools.partial(_package, url, "peft"))
     if job.environment.path is None:
@@ -179,37 +179,37 @@ def _probes(work: Work, found: host.Host) -> Iterator[Probe]:
             yield Probe(name="torch", setting=SETTINGS["torch"], ask=functools.partial(_package, url, "torch"), needed=False)
 
 
-def _source(work: Work, route: str, url: str) -> str:
+def _source(context: Context, route: str, url: str) -> str:
     if route == "git":
-        tag = _tag(work, route, work.settings)
-        return f"{anonymous(url)}: {_named(work, tag)} is {git.resolve_at(url, tag)}"
-    index = msgspec.structs.replace(work.settings.index, index_urls=(url,), extra_index_urls=())
-    one = msgspec.structs.replace(work.settings, index=index)
-    tag = _tag(work, route, one)
+        tag = _tag(context, route, context.settings)
+        return f"{anonymous(url)}: {_named(context, tag)} is {git.resolve_at(url, tag)}"
+    index = msgspec.structs.replace(context.settings.index, index_urls=(url,), extra_index_urls=())
+    one = msgspec.structs.replace(context.settings, index=index)
+    tag = _tag(context, route, one)
     package, place = pypi.find(tag, one)
-    named = f"{_named(work, tag)} is " if tag != work.job.llama_cpp.tag else ""
+    named = f"{_named(context, tag)} is " if tag != context.job.llama_cpp.tag else ""
     return f"{anonymous(url)}: {named}{package.partition(' ')[0]}, data from {download.probe(place)}"
 
 
-def _tag(work: Work, route: str, settings: Settings) -> str:
+def _tag(context: Context, route: str, settings: Settings) -> str:
     """The build that a release in the job stands for: the locked one, or the one of today."""
-    asked = work.job.llama_cpp
+    asked = context.job.llama_cpp
     if not Tag(asked.tag).is_release:
         return asked.tag
     with contextlib.suppress(OrchestrateError):  # a lock that is damaged
-        if pin := diff.fitting(work.job, lock_file.read(lock_file.path_for(work.file)))["source"]:
+        if pin := diff.fitting(context.job, lock_file.read(lock_file.path_for(context.file))).source:
             return str(pin.tag)
     return nightly.build_of(asked.tag, asked.repo, route, settings, lambda text: None)
 
 
-def _named(work: Work, tag: str) -> str:
-    asked = work.job.llama_cpp.tag
+def _named(context: Context, tag: str) -> str:
+    asked = context.job.llama_cpp.tag
     return tag if tag == asked else f"{asked} is {tag}, which"
 
 
-def _release(work: Work, settings: Settings, found: host.Host) -> str:
-    asked = work.job
-    tag = _tag(work, settings.llama_cpp_from[0], settings)
+def _release(context: Context, settings: Settings, found: host.Host) -> str:
+    asked = context.job
+    tag = _tag(context, settings.llama_cpp_from[0], settings)
     assets = release.fetch_assets(tag, asked.llama_cpp.repo, settings, lambda text: None)
     choice = release.choose(tag, assets, found, asked.binaries.backend, asked.binaries.cuda)
     runtime = f" with {choice.runtime.name}" if choice.runtime else ""
@@ -217,7 +217,7 @@ def _release(work: Work, settings: Settings, found: host.Host) -> str:
     return f"{choice.archive.name}{runtime}: {choice.reason}; data from {sent}"
 
 
-def _files(work: Work, wanted: records.Wanted, settings: Settings) -> str:
+def _files(context: Context, wanted: records.Wanted, settings: Settings) -> str:
     snapshot = hub.list_hub(
         wanted.source,
         wanted.revision,
@@ -231,12 +231,12 @@ def _files(work: Work, wanted: records.Wanted, settings: Settings) -> str:
     sent = hub.probe(snapshot, largest, settings)
     total = size(sum(file.size for file in snapshot.files))
     said = f"{anonymous(settings.huggingface[0])}: {len(snapshot.files)} files, {total}; {largest.path} from {sent}"
-    return "; ".join(filter(None, [said, _moved(work, wanted, snapshot.commit)]))
+    return "; ".join(filter(None, [said, _moved(context, wanted, snapshot.commit)]))
 
 
-def _moved(work: Work, wanted: records.Wanted, now: str) -> str:
+def _moved(context: Context, wanted: records.Wanted, now: str) -> str:
     with contextlib.suppress(OrchestrateError, KeyError):  # a lock that is damaged, or does not know these files
-        if lock := lock_file.read(lock_file.path_for(work.file)):
+        if lock := lock_file.read(lock_file.path_for(context.file)):
             locked = hub.Snapshot(source=wanted.source, commit=lock.files(wanted).commit)
             return hub.said_moved(locked, wanted.revision, now)
     return ""

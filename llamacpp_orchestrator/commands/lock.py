@@ -8,8 +8,8 @@ import msgspec
 
 from llamacpp_orchestrator.commands.execution import carry_out
 from llamacpp_orchestrator.commands.execution import step_errors
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -20,38 +20,47 @@ from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import neighbours
 from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock.records import Lock
-from llamacpp_orchestrator.lock.resolve import Found
+from llamacpp_orchestrator.lock.resolve import Resolution
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
+from llamacpp_orchestrator.system.scheduler import performing
 
 
 def settle(
-    work: Work, options: Options, report: Reporter, binaries: bool = False
+    context: Context, options: Options, report: Reporter, binaries: bool = False
 ) -> tuple[Lock | None, list[Event], list[OrchestrateError]]:
     """The lock that says what the job asks, written beside it; None with the errors when a part could not be resolved.
 
     Raises LockError for `--locked` when the lock does not fit.
     """
-    path = lock_file.path_for(work.file)
+    path = lock_file.path_for(context.file)
     old = lock_file.read(path) if options.read_lock else None
-    stale = diff.stale_reasons(work.job, old) + lock_resolve.unpinned_reasons(work, old if options.locked else None)
+    stale = diff.stale_reasons(context.job, old) + lock_resolve.unpinned_reasons(context, old if options.locked else None)
     if options.locked and options.upgrade:
         raise JobError("--locked and --upgrade exclude each other", "leave one of them out")
     if options.locked and stale:
         raise LockError(
-            f"{path.name} does not fit {work.file.name}: {'; '.join(stale)}",
-            f"run `{work.command('lock')}` and commit the result",
+            f"{path.name} does not fit {context.file.name}: {'; '.join(stale)}",
+            f"run `{context.command('lock')}` and commit the result",
         )
     if options.write_lock and old and (stale or options.upgrade):
-        neighbours.check_lock(work.file)
-    found = Found(**diff.fitting(work.job, old, options.upgrade))
-    asked = lock_resolve.steps(work, found, binaries, options.downloads and not options.locked)
-    events = carry_out(asked, msgspec.structs.replace(options, keep_going=True), _quietly(report))
+        neighbours.check_lock(context.file)
+    resolution = Resolution(
+        context=context,
+        known=diff.fitting(context.job, old, options.upgrade),
+        first_use=options.downloads and not options.locked and not context.settings.offline,
+    )
+    events = carry_out(
+        lock_resolve.steps(resolution, binaries),
+        performing(lock_resolve.ACTIONS, resolution),
+        msgspec.structs.replace(options, keep_going=True),
+        _quietly(report),
+    )
     errors = step_errors(events)
     if errors:
         return None, events, errors
-    lock = found.lock(work.job)
-    local_folders.check_pairs(work)
+    lock = lock_resolve.complete(resolution, {event.step: event.outcome for event in events if event.outcome})
+    local_folders.check_pairs(context)
     if options.write_lock:
         for change in (*stale, *diff.moved(old, lock)) if old else ():
             report(Event("lock", "note", change))
@@ -71,15 +80,15 @@ def _quietly(report: Reporter) -> Reporter:
     return show
 
 
-def write_lock(work: Work, options: Options, report: Reporter) -> Path:
+def write_lock(context: Context, options: Options, report: Reporter) -> Path:
     """Resolve a job and write its lock, nothing else; where it lies. Raises the failures of what could not be resolved."""
-    settled(work, msgspec.structs.replace(options, downloads=False), report)
-    return lock_file.path_for(work.file)
+    settled(context, msgspec.structs.replace(options, downloads=False), report)
+    return lock_file.path_for(context.file)
 
 
-def settled(work: Work, options: Options, report: Reporter, binaries: bool = False) -> Lock:
+def settled(context: Context, options: Options, report: Reporter, binaries: bool = False) -> Lock:
     """The lock that says what the job asks; raises the first failure where a part could not be resolved."""
-    lock, _, errors = settle(work, options, report, binaries)
+    lock, _, errors = settle(context, options, report, binaries)
     if lock is None:
         raise first(errors)
     return lock

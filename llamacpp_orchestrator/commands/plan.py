@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 import msgspec
 
-from llamacpp_orchestrator.commands.disk import Need
-from llamacpp_orchestrator.commands.disk import existing
-from llamacpp_orchestrator.commands.disk import measuring
+from llamacpp_orchestrator import export
+from llamacpp_orchestrator.commands import disk
 from llamacpp_orchestrator.commands.disk import missing_bytes
 from llamacpp_orchestrator.commands.disk import needed_environments
-from llamacpp_orchestrator.commands.disk import needs
 from llamacpp_orchestrator.commands.lock import settled
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.convert import preflight
-from llamacpp_orchestrator.export import ollama
-from llamacpp_orchestrator.export import quality
-from llamacpp_orchestrator.export.quality import Asked
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import resolve as lock_resolve
-from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
+from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import memory as pipeline_memory
 from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.pipeline.build import Outputs
+from llamacpp_orchestrator.results import PlannedStep
 from llamacpp_orchestrator.system import limits
 from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.disk import Need
+from llamacpp_orchestrator.system.disk import existing
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.units import size
-from llamacpp_orchestrator.verify import perplexity
 
-
-class PlannedStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One step as it would be done: its command if it has one, the bytes it downloads, or that it is up to date.
-
-    `memory` is about how many bytes it takes at its peak; 0 for little, or while the headers that tell are not here.
-    """
-
-    name: str
-    status: str
-    detail: str = ""
-    command: str = ""
-    download: int = 0
-    memory: int = 0
+PACKAGE = re.compile(r"^[\w.-]+==", re.MULTILINE)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,65 +51,57 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     memory: int = 0
 
 
-def check_job(work: Work, lock: Lock) -> None:
+def check_job(pinned: PinnedJob) -> None:
     """Raise JobError for what the tag's scripts do not have, where they are here to be asked."""
-    if work.store.has("source", lock.llama_cpp.key()):
-        preflight.check_job(work.job, lock.llama_cpp.tag, work.file.name, pipeline_build.tree(work, lock))
+    if pinned.store.has("source", pinned.lock.llama_cpp.key()):
+        preflight.check_job(pinned.context.job, pinned.tag, pinned.context.file.name, pinned.tree)
 
 
-def make(work: Work, lock: Lock, force: bool = False) -> Plan:
-    """Every step of the job with its exact command; touches nothing."""
-    check_job(work, lock)
-    made = pipeline_build.builds(work, lock, force)
-    stale = [build for build in made if not build.current]
-    steps: list[PlannedStep] = []
-    if stale:
-        steps += _setup(work, lock, stale)
-        for pin in dict.fromkeys(lock.files(wanted) for build in stale for wanted, _ in build.needs):
-            missing = missing_bytes(pin)
-            where = "" if spec.is_folder(pin.wanted.source) else f" at {pin.commit}"
-            detail = f"{pin.wanted.source}{where}, {len(pin.files)} files, {size(sum(file.size for file in pin.files))}"
-            steps.append(
-                PlannedStep(
-                    name=f"fetch {pin.wanted.source}", status="run" if missing else "cached", detail=detail, download=missing
-                )
-            )
-    for build in made:
-        verb = "quantize" if build.of else "convert"
-        status = "current" if build.current else "run"
-        steps += [step for step in _matrix(work, build) if step not in steps]
-        detail = "temporary, until all is made of it" if build.output.temporary else ""
-        memory = 0 if build.current else pipeline_memory.of_build(work, lock, build)
-        named = f"{verb} {build.name}"
-        steps.append(PlannedStep(name=named, status=status, detail=detail, command=str(final(build)), memory=memory))
-    for each in ollama.find(made):
-        steps.append(PlannedStep(name=f"modelfile {each.path.name}", status=ollama.status(work, lock, each), detail=each.name))
-    asked = quality.find(work, made)
-    for one in asked:
-        steps += _measured(work, lock, one, force)
-    found = needs(work, lock, stale) + measuring(work, lock, asked, force)
-    folders = dict.fromkeys(need.folder for need in found)
+def make(pinned: PinnedJob, force: bool = False) -> Plan:
+    """Every step of the job with its exact command, as a run would name it; touches nothing."""
+    check_job(pinned)
+    outputs = pipeline_build.outputs(pinned, force)
+    stale = outputs.stale
+    steps = _setup(pinned, stale) if stale else []
+    for key, (wanted, _) in graph.fetches(pinned, stale).items():
+        steps.append(_fetched(key, pinned.files(wanted)))
+    for build in outputs.builds:
+        steps += [step for step in _matrix(pinned, build, outputs) if step not in steps]
+        steps += _made(pinned, build, build.output.path in outputs.current)
+    needs = disk.needs(pinned, stale)
+    for module in export.wanted(pinned.context.job):
+        items = module.find(pinned, outputs.builds)
+        steps += module.planned(pinned, items, outputs.current, force)
+        needs += module.needs(pinned, items, force)
+    folders = dict.fromkeys(need.folder for need in needs)
     free = {folder: shutil.disk_usage(existing(folder)).free for folder in folders}
-    return Plan(steps=tuple(steps), needs=found, free=free, memory=limits.bound(work.settings))
+    return Plan(steps=tuple(steps), needs=needs, free=free, memory=limits.bound(pinned.context.settings))
 
 
-def _matrix(work: Work, build: Build) -> list[PlannedStep]:
+def _fetched(key: str, pin: FilesPin) -> PlannedStep:
+    missing = missing_bytes(pin)
+    where = "" if spec.is_folder(pin.wanted.source) else f" at {pin.commit}"
+    detail = f"{pin.wanted.source}{where}, {len(pin.files)} files, {size(sum(file.size for file in pin.files))}"
+    return PlannedStep(name=f"fetch {key}", status="run" if missing else "cached", detail=detail, download=missing)
+
+
+def _made(pinned: PinnedJob, build: Build, current: bool) -> list[PlannedStep]:
+    """The step that makes an output, and the one that checks it."""
+    name, status = f"{pipeline_build.verb(build)} {build.name}", "current" if current else "run"
+    detail = "temporary, until all is made of it" if build.output.temporary else ""
+    memory = 0 if current else pipeline_memory.of_build(pinned, build)
+    making = PlannedStep(name=name, status=status, detail=detail, command=str(final(build)), memory=memory)
+    checking = PlannedStep(name=f"verify {build.name}", status="run", detail=build.output.model.verify)
+    return [making] if current else [making, checking]
+
+
+def _matrix(pinned: PinnedJob, build: Build, outputs: Outputs) -> list[PlannedStep]:
     matrix = build.matrix
-    if build.current or not (build.of and matrix and matrix.text) or imatrix.ready(matrix, work.store):
+    if build not in outputs.stale or not (build.of and matrix and matrix.text) or imatrix.ready(matrix, pinned.store):
         return []
-    made_by = imatrix.command(Path(imatrix.TOOL), build.of.path, str(matrix.text), matrix.made, matrix.args, Path())
+    command = imatrix.command(Path(imatrix.TOOL), build.of.path, str(matrix.text), matrix.made, matrix.args, Path())
     detail = f"at most {matrix.minutes} minutes"
-    return [PlannedStep(name=f"imatrix {build.origin}", status="run", detail=detail, command=str(made_by))]
-
-
-def _measured(work: Work, lock: Lock, each: Asked, force: bool) -> list[PlannedStep]:
-    left, found = quality.stale(work, lock, each), []
-    for build in (each.base, *each.made):
-        text = each.text if build == each.base else None
-        asked = str(perplexity.command(Path(perplexity.TOOL), build.output.path, each.asked, text))
-        status = "run" if force or build in left or not build.current else "current"
-        found.append(PlannedStep(name=quality.name(build), status=status, command=asked))
-    return found
+    return [PlannedStep(name=f"imatrix {build.origin}", status="run", detail=detail, command=str(command))]
 
 
 def final(build: Build) -> Command:
@@ -130,52 +111,54 @@ def final(build: Build) -> Command:
     return msgspec.structs.replace(build.command, argv=argv)
 
 
-def _setup(work: Work, lock: Lock, stale: list[Build]) -> list[PlannedStep]:
-    store = work.store
-    have = store.has("source", lock.llama_cpp.key())
+def _setup(pinned: PinnedJob, stale: list[Build]) -> list[PlannedStep]:
+    store, lock = pinned.store, pinned.lock
     release = f"{lock.llama_cpp.release}, " if lock.llama_cpp.release else ""
-    where = f"{lock.llama_cpp.tag} ({release}{lock.llama_cpp.commit or lock.llama_cpp.package})"
-    made = [PlannedStep(name="source", status="cached" if have else "run", detail=where)]
+    where = f"{pinned.tag} ({release}{lock.llama_cpp.commit or lock.llama_cpp.package})"
+    steps = [PlannedStep(name="source", status=_cached(store.has("source", lock.llama_cpp.key())), detail=where)]
     if lock.environment is None:
-        made.append(PlannedStep(name="environment", status="own", detail=f"{work.job.environment.path} (unpinned)"))
+        steps.append(PlannedStep(name="environment", status="own", detail=f"{pinned.context.job.environment.path} (unpinned)"))
     for pin, _ in needed_environments(lock, stale):
-        have = store.has("environments", pin.pin().digest())
-        detail = f"Python {pin.python}, {pin.requirements.count('==')} packages, torch {pin.torch}"
+        detail = f"Python {pin.python}, {len(PACKAGE.findall(pin.requirements))} packages, torch {pin.torch}"
         name = "environment" if pin is lock.environment else "reference"
-        made.append(PlannedStep(name=name, status="cached" if have else "run", detail=detail))
-    return made + ([_binaries(work, lock)] if any(map(pipeline_build.needs_programs, stale)) else [])
+        steps.append(PlannedStep(name=name, status=_cached(store.has("environments", pin.pin().digest())), detail=detail))
+    return steps + ([_binaries(pinned)] if any(map(pipeline_build.needs_programs, stale)) else [])
 
 
-def _binaries(work: Work, lock: Lock) -> PlannedStep:
-    if not binaries.from_source(work):
-        return PlannedStep(name="binaries", status="run", detail=f"of release {lock.llama_cpp.tag}")
-    status = "cached" if binaries.here(work, lock) else "build"
+def _cached(here: bool) -> str:
+    return "cached" if here else "run"
+
+
+def _binaries(pinned: PinnedJob) -> PlannedStep:
+    if not binaries.from_source(pinned.context):
+        return PlannedStep(name="binaries", status="run", detail=f"of release {pinned.tag}")
+    status = "cached" if binaries.here(pinned) else "build"
     with_ = binaries.toolchain(lock_resolve.this_host()).said()
-    return PlannedStep(name="binaries", status=status, detail=f"from the source of {lock.llama_cpp.tag}, with {with_}")
+    return PlannedStep(name="binaries", status=status, detail=f"from the source of {pinned.tag}, with {with_}")
 
 
 def lines(plan: Plan) -> list[str]:
     """A plan as text."""
-    shown, most = [], max((step.memory for step in plan.steps), default=0)
+    rows, most = [], max((step.memory for step in plan.steps), default=0)
     for step in plan.steps:
-        said = [step.detail] if step.detail else []
-        said += [f"download {size(step.download)}"] if step.download else []
-        said += [f"{size(step.memory)} of memory (estimate)"] if step.memory else []
-        shown.append(f"{step.status:<8}{step.name}" + (f": {', '.join(said)}" if said else ""))
+        parts = [step.detail] if step.detail else []
+        parts += [f"download {size(step.download)}"] if step.download else []
+        parts += [f"{size(step.memory)} of memory (estimate)"] if step.memory else []
+        rows.append(f"{step.status:<8}{step.name}" + (f": {', '.join(parts)}" if parts else ""))
         if step.command:
-            shown.append(f"        $ {step.command}")
+            rows.append(f"        $ {step.command}")
     for need in plan.needs:
-        shown.append(f"disk    {size(need.bytes)}{'' if need.exact else ' (estimate)'} for {need.what}, in {need.folder}")
-    shown += [f"memory  at most {size(plan.memory)} at a time"] if most and plan.memory else []
-    return shown + [f"free    {size(free)} at {folder}" for folder, free in plan.free.items()]
+        rows.append(f"disk    {size(need.bytes)}{'' if need.exact else ' (estimate)'} for {need.what}, in {need.folder}")
+    rows += [f"memory  at most {size(plan.memory)} at a time"] if most and plan.memory else []
+    return rows + [f"free    {size(free)} at {folder}" for folder, free in plan.free.items()]
 
 
-def preview(work: Work, options: Options, report: Reporter) -> Plan:
+def preview(context: Context, options: Options, report: Reporter) -> Plan:
     """What a run would do; what is not locked is resolved in a cache of its own, so that nothing is left behind."""
-    lock = lock_file.read(lock_file.path_for(work.file))
-    if lock is None or diff.stale_reasons(work.job, lock):
+    lock = lock_file.read(lock_file.path_for(context.file))
+    if lock is None or diff.stale_reasons(context.job, lock):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            aside = msgspec.structs.replace(work, store=Store(Path(scratch)))
-            lock = settled(aside, msgspec.structs.replace(options, write_lock=False, downloads=False), report)
-            check_job(aside, lock)
-    return make(work, lock, options.force)
+            apart = msgspec.structs.replace(context, store=Store(Path(scratch)))
+            lock = settled(apart, msgspec.structs.replace(options, write_lock=False, downloads=False), report)
+            check_job(PinnedJob(apart, lock))
+    return make(PinnedJob(context, lock), options.force)

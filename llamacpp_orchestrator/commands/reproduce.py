@@ -13,8 +13,8 @@ import msgspec
 
 from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.commands import run
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.environment import venv
 from llamacpp_orchestrator.errors import JobError
@@ -28,15 +28,14 @@ from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import tree as lock_tree
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
-from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.pipeline import actions
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline import setup
-from llamacpp_orchestrator.pipeline.publish import Bench
 from llamacpp_orchestrator.pipeline.receipt import Receipt
 from llamacpp_orchestrator.source import tree
 from llamacpp_orchestrator.system import limits
@@ -44,6 +43,7 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.scheduler import Reporter
+from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.verify import levels
@@ -65,7 +65,7 @@ class Reproduced(msgspec.Struct, frozen=True, kw_only=True):
         return [f"{same:<11}{self.path}", *(f"           {line}" for line in self.differences)]
 
 
-def origin(path: Path, settings: Settings, job: Path | None = None) -> tuple[Receipt, Work, Lock]:
+def origin(path: Path, settings: Settings, job: Path | None = None) -> tuple[Receipt, PinnedJob]:
     """The receipt of an output, its job, and a lock that says of it what the one of then did.
 
     JobError when the receipt or the job cannot be found, LockError when the lock says something else now.
@@ -82,80 +82,79 @@ def origin(path: Path, settings: Settings, job: Path | None = None) -> tuple[Rec
         raise JobError(
             f"{output.name}: its job {receipt.job or 'is not named in the receipt and'} is not there", "name it: --job FILE"
         )
-    work = Work(job=loader.load(file), file=file, settings=settings, store=Store(settings.cache))
+    context = Context(job=loader.load(file), file=file, settings=settings, store=Store(settings.cache))
     lock = lock_file.read(lock_file.path_for(file))
-    if lock is None or not _same(work, lock, receipt):
+    if lock is None or not _same(PinnedJob(context, lock), receipt):
         have = lock_file.digest(lock) if lock else "none"
         raise LockError(
             f"{output.name} was made with lock {receipt.versions.lock or 'unknown'}, {lock_file.path_for(file).name} is {have}",
             "restore the job and its lock as they were then (git log), and try again",
         )
-    return receipt, work, lock
+    return receipt, PinnedJob(context, lock)
 
 
-def _same(work: Work, lock: Lock, receipt: Receipt) -> bool:
+def _same(pinned: PinnedJob, receipt: Receipt) -> bool:
     """Whether a lock says of one output what it said when that was made, whatever has become of its other parts."""
-    if lock_file.digest(lock) == receipt.versions.lock:
+    if lock_file.digest(pinned.lock) == receipt.versions.lock:
         return True
-    if diff.stale_reasons(work.job, lock):
+    if diff.stale_reasons(pinned.context.job, pinned.lock):
         return False
-    return receipt.recipe in [
-        build.recipe for build in pipeline_build.builds(work, lock) if build.output.path.name == receipt.path
-    ]
+    return receipt.recipe in [build.recipe for build in pipeline_build.builds(pinned) if build.output.path.name == receipt.path]
 
 
 def reproduce(path: Path, settings: Settings, job: Path | None, options: Options, report: Reporter) -> tuple[Reproduced, ...]:
     """Make an output again in a temporary folder and compare each of its files; raises what kept it from being made."""
-    receipt, work, lock = origin(path, settings, job)
+    receipt, pinned = origin(path, settings, job)
+    context = pinned.context
     with tempfile.TemporaryDirectory(
-        dir=work.store.folder("downloads"), prefix="reproduce-", ignore_cleanup_errors=True
+        dir=context.store.folder("downloads"), prefix="reproduce-", ignore_cleanup_errors=True
     ) as scratch:
-        aside = msgspec.structs.replace(work, job=msgspec.structs.replace(work.job, output=scratch))
-        asked = msgspec.structs.replace(options, locked=True, write_lock=False, only=receipt.path)
-        result = run.run(aside, asked, report)
+        apart = msgspec.structs.replace(context, job=msgspec.structs.replace(context.job, output=scratch))
+        result = run.run(apart, msgspec.structs.replace(options, locked=True, write_lock=False, only=receipt.path), report)
         if result.errors:
             raise result.errors[0]
-        made = {Path(output.path).name: output for output in result.outputs}
+        made = {Path(output.path).name: Path(output.path) for output in result.outputs}
         if not any(file.name in made for file in receipt.files):
-            raise JobError(f"{work.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
+            raise JobError(f"{context.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
+        folder, digests = path.absolute().parent, {Path(output.path).name: output.sha256 for output in result.outputs}
         return tuple(
             Reproduced(
-                path=str(path.absolute().parent / file.name),
+                path=str(folder / file.name),
                 recorded=file.sha256,
-                made=made[file.name].sha256 if file.name in made else "not made",
-                differences=tuple(_differences(work, lock, path.absolute().parent / file.name, Path(made[file.name].path)))
-                if file.name in made and made[file.name].sha256 != file.sha256
-                else (),
+                made=digests.get(file.name, "not made"),
+                differences=()
+                if digests.get(file.name) in (None, file.sha256)
+                else tuple(_differences(pinned, folder / file.name, made[file.name])),
             )
             for file in receipt.files
         )
 
 
-def _differences(work: Work, lock: Lock, old: Path, new: Path) -> list[str]:
+def _differences(pinned: PinnedJob, old: Path, new: Path) -> list[str]:
     if not old.is_file():
         return [f"{old.name} is not there any more; only its digest could be compared"]
-    python, package = str(pipeline_build.python(work, lock)), str(pipeline_build.tree(work, lock) / "gguf-py")
-    asked = Command((python, str(inside.path("gguf_diff")), package, str(old), str(new)), env=pipeline_build.converter_env(work))
-    said = process.capture(sandbox.around(asked, limits.limits(work.settings)), timeout=3600)
-    lines: list[str] = json.loads(said)
+    python, package = str(pinned.python), str(pinned.tree / "gguf-py")
+    command = Command((python, str(inside.path("gguf_diff")), package, str(old), str(new)), env=pinned.script_env)
+    answer = process.capture(sandbox.around(command, limits.limits(pinned.context.settings)), timeout=3600)
+    lines: list[str] = json.loads(answer)
     more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
     return lines[:MOST_LINES] + more or ["metadata and tensors are equal; only their layout differs"]
 
 
 def check(path: Path, settings: Settings, level: str) -> list[str]:
     """What is wrong with an output by a level of checks; [] is good. JobError when what they need is not on this machine."""
-    receipt, work, lock = origin(path, settings)
-    build = next((each for each in pipeline_build.builds(work, lock) if each.output.path.name == receipt.path), None)
+    receipt, pinned = origin(path, settings)
+    context, lock = pinned.context, pinned.lock
+    build = next((build for build in pipeline_build.builds(pinned) if build.output.path.name == receipt.path), None)
     if build is None:
-        raise JobError(f"{work.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
-    bench = Bench(work=work, lock=lock, logs=work.store.folder("logs"), converter=warm_worker.run_alone, held={})
+        raise JobError(f"{context.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
     files = [build.output.path.parent / file.name for file in receipt.files]
-    find = functools.partial(binaries.tool, work, lock) if level in spec.RUNNING else None
-    subject = actions.subject(bench, build, files, find)
-    if find and not binaries.ready(work, lock):
+    find = functools.partial(binaries.tool, pinned) if level in spec.RUNNING else None
+    subject = actions.subject(pinned, build, files, log_of(f"verify {build.name}", context.store.folder("logs")), find)
+    if find and not binaries.ready(pinned):
         raise JobError(
-            f"the programs of {lock.llama_cpp.tag}, which `{level}` needs, are not on this machine",
-            f"get them with: {work.command('setup')}",
+            f"the programs of {pinned.tag}, which `{level}` needs, are not on this machine",
+            f"get them with: {context.command('setup')}",
         )
     if build.of and not subject.of and level != levels.STRUCTURE:
         raise JobError(
@@ -163,66 +162,69 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         )
     judges = (Path(subject.reference),) if level == levels.LOGITS else ()
     if judges and lock.reference is None:
-        way = f"set `verify: logits` for {build.output.model.name} in {work.file.name}, then: {work.command('setup')}"
-        raise JobError(f"{lock_file.path_for(work.file).name} pins nothing to compare next tokens with", way)
+        way = f"set `verify: logits` for {build.output.model.name} in {context.file.name}, then: {context.command('setup')}"
+        raise JobError(f"{lock_file.path_for(context.file).name} pins nothing to compare next tokens with", way)
     for paths, command in ((subject.of, "run"), ((subject.tree, Path(subject.python), *judges), "setup")):
         if missing := [path for path in paths if not path.exists()]:
-            raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: {work.command(command)}")
-    lock_tree.get_tree(work, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
+            raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: {context.command(command)}")
+    lock_tree.get_tree(context, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
     if not build.of or level == levels.LOGITS:
-        _show(work, lock, build)
-    with tempfile.TemporaryDirectory(dir=work.store.folder("downloads"), prefix="verify-", ignore_cleanup_errors=True) as scratch:
-        asked = msgspec.structs.replace(subject, level=level, scratch=Path(scratch))
+        _show(pinned, build)
+    folder = context.store.folder("downloads")
+    with tempfile.TemporaryDirectory(dir=folder, prefix="verify-", ignore_cleanup_errors=True) as scratch:
+        subject = msgspec.structs.replace(subject, level=level, scratch=Path(scratch))
         try:
-            levels.check(asked, bench.converter, lambda text: None)
+            levels.check(subject, warm_worker.run_alone, lambda text: None)
         except OrchestrateError as error:
             return [error.message]
     return []
 
 
-def _show(work: Work, lock: Lock, build: pipeline_build.Build) -> None:
+def _show(pinned: PinnedJob, build: pipeline_build.Build) -> None:
     """Make the views of an output's sources, where they have gone, out of what is on this machine and as it was locked."""
     lora = build.output.lora
     model = msgspec.structs.replace(build.output.model, loras=(lora,) if lora else ())
     here = msgspec.structs.replace(
-        work,
-        job=msgspec.structs.replace(work.job, models=(model,)),
-        settings=msgspec.structs.replace(work.settings, offline=True),
+        pinned.context,
+        job=msgspec.structs.replace(pinned.context.job, models=(model,)),
+        settings=msgspec.structs.replace(pinned.context.settings, offline=True),
     )
-    local_folders.drift(here, lock)
+    offline = PinnedJob(here, pinned.lock)
+    local_folders.drift(offline)
     for wanted, name in build.needs or pipeline_build.source_of(model):
         try:
-            setup.fetch_action(here, lock, wanted, name)(lambda text: None)
+            setup.bring(offline, wanted, name, lambda text: None)
         except NetworkError as error:
-            again = f"bring them here, and make it again: {work.command('run', '--force')}"
+            again = f"bring them here, and make it again: {pinned.context.command('run', '--force')}"
             raise JobError(f"the files of {wanted.source} are not on this machine", again) from error
 
 
 def recheck(path: Path, settings: Settings) -> list[str]:
     """What is not as its lock says among the things on this machine that an output was made from; [] is good."""
-    _, work, lock = origin(path, settings)
+    _, pinned = origin(path, settings)
+    context, lock = pinned.context, pinned.lock
     complaints = []
-    if work.store.has("source", lock.llama_cpp.key()):
-        found = tree.tree_digest(pipeline_build.tree(work, lock))
-        if found != lock.llama_cpp.tree:
-            complaints.append(f"the converter tree has digest {found}, locked {lock.llama_cpp.tree}")
+    if context.store.has("source", lock.llama_cpp.key()):
+        digest = tree.tree_digest(pinned.tree)
+        if digest != lock.llama_cpp.tree:
+            complaints.append(f"the converter tree has digest {digest}, locked {lock.llama_cpp.tree}")
     for pin in lock_file.environments(lock):
-        if work.store.has("environments", key := pin.pin().digest()):
-            complaints += venv.altered(work.store.entry("environments", key))
-    if lock.assets and records.uses_binaries(work.job):
-        complaints += binaries.altered(work, lock)
-    return complaints + [line for pin in lock.models for line in _changed(work, pin)]
+        if context.store.has("environments", key := pin.pin().digest()):
+            complaints += venv.altered(context.store.entry("environments", key))
+    if lock.assets and records.uses_binaries(context.job):
+        complaints += binaries.altered(pinned)
+    return complaints + [line for pin in lock.models for line in _changed(context, pin)]
 
 
-def _changed(work: Work, pin: FilesPin) -> Iterator[str]:
+def _changed(context: Context, pin: FilesPin) -> Iterator[str]:
     local = spec.is_folder(pin.wanted.source)
     snapshot = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
     for file in pin.files:
-        path = work.folder(pin.wanted.source) / file.path if local else hub.cached(snapshot, file)
+        path = context.folder(pin.wanted.source) / file.path if local else hub.cached(snapshot, file)
         if not path.is_file():
             # What the hub's cache has let go can be fetched again; a folder of the user's own is the only copy.
             if local:
                 yield f"{path} is gone"
             continue
-        if (found := hub.digest_of(path, file)) != (file.sha256 or file.oid):
-            yield f"{path} has digest {found}, locked {file.sha256 or file.oid}"
+        if (digest := hub.digest_of(path, file)) != (file.sha256 or file.oid):
+            yield f"{path} has digest {digest}, locked {file.sha256 or file.oid}"

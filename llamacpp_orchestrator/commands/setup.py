@@ -9,27 +9,34 @@ from llamacpp_orchestrator.commands.execution import carry_out
 from llamacpp_orchestrator.commands.execution import log_folder
 from llamacpp_orchestrator.commands.execution import step_errors
 from llamacpp_orchestrator.commands.lock import settle
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.convert import warm_worker
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import setup as pipeline_setup
+from llamacpp_orchestrator.pipeline.job_run import JobRun
+from llamacpp_orchestrator.pipeline.publish import Locks
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system.scheduler import Reporter
-from llamacpp_orchestrator.system.scheduler import Step
+from llamacpp_orchestrator.system.scheduler import performing
 
 
-def setup(work: Work, options: Options, report: Reporter) -> Result:
+def setup(context: Context, options: Options, report: Reporter) -> Result:
     """Get everything ready that does not depend on a model: tree, environment, release binaries."""
     began = time.monotonic()
-    lock, events, errors = settle(work, options, report, binaries=True)
+    lock, events, errors = settle(context, options, report, binaries=True)
     if lock:
-        log = log_folder(work) / "environment.log"
-        made = [Step(name="environment", action=pipeline_setup.environment_action(work, lock, log), log=log)]
-        if lock.reference:
-            made.append(pipeline_setup.reference_step(work, lock.reference, log_folder(work) / "reference.log"))
-        if not any(event.step == "source" for event in events):
-            made.append(Step(name="source", action=pipeline_setup.source_action(work, lock)))
-        if work.job.binaries.backend != "none":
-            made.append(pipeline_setup.binaries_step(work, lock, log_folder(work) / "binaries.log", options.jobs))
-        done = carry_out(made, options, report)
+        run = preparing(PinnedJob(context, lock), options)
+        ready = pipeline_setup.steps(run.pinned, run.logs)
+        names = ["environment", *(["reference"] if lock.reference else [])]
+        names += [] if any(event.step == "source" for event in events) else ["source"]
+        names += [] if context.job.binaries.backend == "none" else ["binaries"]
+        done = carry_out([ready[name] for name in names], performing(pipeline_setup.ACTIONS, run), options, report)
         events, errors = events + done, step_errors(done)
-    return summary.result(began, events, errors, [])
+    return summary.result(began, events, errors)
+
+
+def preparing(pinned: PinnedJob, options: Options) -> JobRun:
+    """A run that makes no outputs."""
+    locks = Locks(pinned.store.folder("locks"))
+    return JobRun(pinned=pinned, logs=log_folder(pinned.context), converter=warm_worker.run_alone, locks=locks, jobs=options.jobs)

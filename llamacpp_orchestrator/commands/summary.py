@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator import export
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.results import Made
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.results import StepResult
 from llamacpp_orchestrator.system.scheduler import Event
 
 
-def result(began: float, events: list[Event], errors: list[OrchestrateError], made: list[Build]) -> Result:
-    """What a run came to, as plain data."""
+def result(
+    began: float, events: list[Event], errors: list[OrchestrateError], outputs: Outputs | None = None, **exports: tuple[Any, ...]
+) -> Result:
+    """What a run came to, as plain data; `exports` by their keys."""
     merged: dict[str, Event] = {}
     for event in events:
         seconds = event.seconds + (merged[event.step].seconds if event.step in merged else 0.0)
         merged[event.step] = msgspec.structs.replace(event, seconds=seconds)
     ended = {event.step: event.status for event in merged.values()}
-    outputs: list[Made] = []
-    for build in made:
-        status = "current" if build.current or ended.get(f"verify {build.name}") == "current" else "built"
-        if build.current or ended.get(f"verify {build.name}") in ("done", "current"):
-            outputs += _outputs(build, status)
+    files: list[Made] = []
+    for build in outputs.kept if outputs else ():
+        status = "current" if outputs and build.output.path in outputs.current else ended.get(f"verify {build.name}")
+        if status in ("done", "current"):
+            files += _files(build, "built" if status == "done" else status)
     return Result(
         status="failed" if errors else "ok",
         seconds=round(time.monotonic() - began, 3),
@@ -37,8 +42,9 @@ def result(began: float, events: list[Event], errors: list[OrchestrateError], ma
             )
             for event in merged.values()
         ),
-        outputs=tuple(outputs),
+        outputs=tuple(files),
         errors=tuple(errors),
+        **exports,
     )
 
 
@@ -49,13 +55,12 @@ def together(results: Sequence[Result]) -> Result:
         seconds=round(sum(result.seconds for result in results), 3),
         steps=tuple(step for result in results for step in result.steps),
         outputs=tuple(output for result in results for output in result.outputs),
-        ollama=tuple(each for result in results for each in result.ollama),
-        quality=tuple(each for result in results for each in result.quality),
         errors=tuple(error for result in results for error in result.errors),
+        **{key: tuple(item for result in results for item in getattr(result, key)) for key in export.KEYS},
     )
 
 
-def _outputs(build: Build, status: str) -> list[Made]:
+def _files(build: Build, status: str) -> list[Made]:
     output, receipt = build.output, pipeline_receipt.read(build.output.path)
     source = output.lora.source if output.lora else output.model.source
     return [

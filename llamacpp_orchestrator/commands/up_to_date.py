@@ -5,48 +5,49 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from llamacpp_orchestrator import export
 from llamacpp_orchestrator.commands import summary
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import build as pipeline_build
-from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
 
 
-def result(works: Sequence[Work], options: Options, report: Reporter) -> Result | None:
+def result(works: Sequence[Context], options: Options, report: Reporter) -> Result | None:
     """What a run of finished jobs comes to; None when something must be done or looked at more closely.
 
     Raises LockError for a damaged lock, IntegrityError for a folder that is not what was locked.
     """
     began = time.monotonic()
-    found = [finished(work, options) for work in works]
-    if not all(found):
+    finished_jobs = [outputs for work in works if (outputs := finished(work, options))]
+    if len(finished_jobs) < len(works):
         return None
     results = []
-    for made in found:
-        events = [Event(f"{pipeline_build.verb(build)} {build.name}", "current") for build in made]
+    for outputs in finished_jobs:
+        events = [Event(f"{pipeline_build.verb(build)} {build.name}", "current") for build in outputs.builds]
         for event in events:
             report(event)
-        results.append(summary.result(began, events, [], made))
+        results.append(summary.result(began, events, [], outputs))
     return summary.together(results)
 
 
-def finished(work: Work, options: Options) -> list[Build]:
-    """The outputs of a job that needs nothing; [] for any other."""
-    asked_more = options.force or options.upgrade or options.ollama_create or not options.read_lock
-    if asked_more or any(model.ollama or model.quality for model in work.job.models):
-        return []
-    lock = lock_file.read(lock_file.path_for(work.file))
+def finished(context: Context, options: Options) -> Outputs | None:
+    """The outputs of a job that needs nothing; None for any other."""
+    if options.force or options.upgrade or options.ollama_create or not options.read_lock or export.keys(context.job):
+        return None
+    lock = lock_file.read(lock_file.path_for(context.file))
     # Whether a lock vouches for the programs of this machine is told only by looking at the machine.
     vouched = lock and not (options.locked and lock.assets)
-    if lock is None or not vouched or diff.stale_reasons(work.job, lock):
-        return []
-    local_folders.drift(work, lock)
-    made = pipeline_build.builds(work, lock)
-    done = all(build.current and not build.output.temporary for build in made) and not pipeline_build.unneeded(work, made)
-    return made if done else []
+    if lock is None or not vouched or diff.stale_reasons(context.job, lock):
+        return None
+    pinned = PinnedJob(context, lock)
+    local_folders.drift(pinned)
+    outputs = pipeline_build.outputs(pinned)
+    return outputs if not outputs.stale and not pipeline_build.unneeded(context, outputs) else None

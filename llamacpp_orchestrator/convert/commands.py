@@ -6,7 +6,6 @@ from pathlib import Path
 
 from llamacpp_orchestrator.source.tree import SCRIPTS
 from llamacpp_orchestrator.system.command import Command
-from llamacpp_orchestrator.system.command import clean_env
 from llamacpp_orchestrator.system.command import tool_env
 
 METADATA = "--metadata"
@@ -42,22 +41,6 @@ def adapter_command(
     """The call that converts an adapter; always with `--base`, or the script would ask the hub."""
     options = ("--base", str(base), "--outfile", str(outfile), "--outtype", outtype, *args)
     return Command((python, str(tree / SCRIPTS["adapter"]), str(view), *options), cwd=str(outfile.parent))
-
-
-def environment(home: Path) -> tuple[tuple[str, str], ...]:
-    """All that a converter may know: an allow-list of variables, a Hugging Face home without models, no network, UTF-8."""
-    offline = {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    # Compiling 2000 modules takes as long as loading them; uv installs without, and all 8000 would take longer than we save.
-    # What is compiled lies apart: neither the tree nor an environment of the user's own is written to, and what somebody has
-    # put beside the tree's files is not taken for them.
-    python = {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": str(home / "bytecode")}
-    python |= {"TOKENIZERS_PARALLELISM": "false"}
-    return clean_env(HF_HOME=str(home), **offline, **python)
 
 
 def quantize_command(

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,32 +20,44 @@ from typing import Any
 
 import msgspec
 
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
+from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.export import CarryOut
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.pipeline import build as pipeline_build
-from llamacpp_orchestrator.pipeline import receipt
 from llamacpp_orchestrator.pipeline.build import Build
-from llamacpp_orchestrator.results import Handed
+from llamacpp_orchestrator.pipeline.build import is_current
+from llamacpp_orchestrator.pipeline.job_run import JobRun
+from llamacpp_orchestrator.results import ModelfileResult
+from llamacpp_orchestrator.results import PlannedStep
 from llamacpp_orchestrator.system import process
-from llamacpp_orchestrator.system import scheduler
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
-from llamacpp_orchestrator.system.scheduler import Action
+from llamacpp_orchestrator.system.disk import Need
+from llamacpp_orchestrator.system.scheduler import CURRENT
+from llamacpp_orchestrator.system.scheduler import DONE
+from llamacpp_orchestrator.system.scheduler import NOTE
+from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.system.scheduler import Outcome
+from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.system.scheduler import performing
 from llamacpp_orchestrator.util.store import text_of
 from llamacpp_orchestrator.util.store import write_atomically
 from llamacpp_orchestrator.verify import gguf as verify_gguf
 
+KEY = "ollama"
 MARK = "# Written by orchestrate"
 # The first Ollama that renders a GGUF's own chat template (shouldPreferChatTemplate in its server/images.go).
 OLDEST = (0, 30, 0)
@@ -84,7 +97,12 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
     @property
-    def needs(self) -> tuple[Build, ...]:
+    def key(self) -> str:
+        """The key of the step that writes it: its path from the job's output folder."""
+        return Path(self.build.name).with_name(self.path.name).as_posix()
+
+    @property
+    def outputs(self) -> tuple[Build, ...]:
         """The outputs that must be there."""
         return (self.build, self.projector) if self.projector else (self.build,)
 
@@ -94,7 +112,7 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True):
         return Command(("ollama", "create", self.name, "-f", str(self.path))), Command(("ollama", "run", self.name))
 
 
-def find(builds: Iterable[Build]) -> list[Handoff]:
+def find(pinned: PinnedJob, builds: Iterable[Build]) -> list[Handoff]:
     """Every Modelfile that a job asks for: one for each file of a model; none for adapters, which Ollama does not take."""
     asking = [build for build in builds if build.output.model.ollama and not build.output.temporary]
     files = [build for build in asking if build.output.kind in ("quantized", "model")]
@@ -133,7 +151,7 @@ def left_out(model: Model) -> str:
     return f"Ollama takes no adapters any more: {way}" if names else ""
 
 
-def check_program(works: Iterable[Work]) -> None:
+def check_program(works: Iterable[Context]) -> None:
     """Raise JobError where `ollama create` is asked for and there is nothing to create, or no program that can."""
     if not any(model.ollama for work in works for model in work.job.models):
         raise JobError("--ollama-create: no model of the job says `ollama: true`", "add it to those that Ollama should know")
@@ -158,30 +176,39 @@ def oldest(text: str) -> tuple[int, ...]:
 
 def check(handoffs: Iterable[Handoff], force: bool) -> None:
     """Raise JobError for what is in the way of a Modelfile and is not ours, and for names that one cannot hold."""
-    for each in handoffs:
-        if hidden := next((build.name for build in each.needs if not build.name.isprintable()), None):
+    for handoff in handoffs:
+        if hidden := next((build.name for build in handoff.outputs if not build.name.isprintable()), None):
             raise JobError(
                 f"Ollama cannot read the file name {hidden!r}: it drops letters that cannot be seen", "set `name` or `outfile`"
             )
-        if each.path.is_dir() or (not force and text_of(each.path) and not text_of(each.path).startswith(MARK)):
-            raise JobError(f"{each.path} exists already, and orchestrate did not write it", "move it away, or use --force")
+        if handoff.path.is_dir() or (not force and text_of(handoff.path) and not text_of(handoff.path).startswith(MARK)):
+            raise JobError(f"{handoff.path} exists already, and orchestrate did not write it", "move it away, or use --force")
 
 
-def ready(each: Handoff) -> bool:
+def needs(pinned: PinnedJob, handoffs: Iterable[Handoff], force: bool) -> tuple[Need, ...]:
+    """Nothing to speak of: a Modelfile is a page of text."""
+    return ()
+
+
+def planned(pinned: PinnedJob, handoffs: Iterable[Handoff], current: frozenset[Path], force: bool) -> Iterator[PlannedStep]:
+    """The Modelfiles that a run would write."""
+    for handoff in handoffs:
+        done = ready(handoff) and not split(handoff) and _written(pinned, handoff)
+        yield PlannedStep(name=f"modelfile {handoff.key}", status="current" if done else "run", detail=handoff.name)
+
+
+def ready(handoff: Handoff) -> bool:
     """Whether all that a Modelfile names is there, as the job makes it."""
-    return all(
-        receipt.is_current(receipt.read(build.output.path), build.recipe, build.output.path.parent) for build in each.needs
-    )
+    return all(map(is_current, handoff.outputs))
 
 
-def split(each: Handoff) -> str:
+def split(handoff: Handoff) -> str:
     """Why there can be no Modelfile: of these outputs one lies in several files; "" when there can."""
-    many = next((build for build in each.needs if len(pipeline_build.shards(build.output)) > 1), None)
+    many = next((build for build in handoff.outputs if len(pipeline_build.shards(build.output)) > 1), None)
     if many is None:
         return ""
-    return (
-        f"{many.name} lies in several files, and Ollama wants one: leave --split-* out of `args`; no {each.path.name} was written"
-    )
+    why = f"{many.name} lies in several files, and Ollama wants one"
+    return f"{why}: leave --split-* out of `args`; no {handoff.path.name} was written"
 
 
 def modelfile(
@@ -237,94 +264,86 @@ def licensed(card: str) -> str:
     return ", ".join(match[2] for match in LICENSE.finditer(front[1]) if match[2].isprintable()) if front else ""
 
 
-def text(work: Work, lock: Lock, each: Handoff) -> str | None:
+def text(pinned: PinnedJob, handoff: Handoff) -> str | None:
     """What a Modelfile says; None while the files of its source that it is written from are not here."""
-    pin = _source(lock, each)
+    pin = _source(pinned.lock, handoff)
     at = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
-    here = spec.is_folder(pin.wanted.source) or not hub.missing(at, work.store.sha256)
-    return _text(work, pin, each, lambda line: None) if here else None
+    here = spec.is_folder(pin.wanted.source) or not hub.missing(at, pinned.store.sha256)
+    return _text(pinned.context, pin, handoff, lambda line: None) if here else None
 
 
-def _source(lock: Lock, each: Handoff) -> FilesPin:
+def _source(lock: Lock, handoff: Handoff) -> FilesPin:
     """The two small files of a source that a Modelfile is written from."""
-    pin = lock.files(records.base_wanted(each.build.output.model))
+    pin = lock.files(records.base_wanted(handoff.build.output.model))
     return msgspec.structs.replace(pin, files=tuple(file for file in pin.files if file.path in (CARD, GENERATION)))
 
 
-def _text(work: Work, pin: FilesPin, each: Handoff, tell: Tell) -> str:
-    folder = lock_resolve.origin(work, pin, tell)
-    generation, gguf = preflight.read_json(folder / GENERATION), each.build.output.path
+def _text(context: Context, pin: FilesPin, handoff: Handoff, tell: Tell) -> str:
+    folder = lock_resolve.origin(context, pin, tell)
+    generation, gguf = preflight.read_json(folder / GENERATION), handoff.build.output.path
     return modelfile(
-        each.name,
-        each.path.name,
-        [Path(os.path.relpath(build.output.path, each.path.parent)).as_posix() for build in each.needs],
+        handoff.name,
+        handoff.path.name,
+        [Path(os.path.relpath(build.output.path, handoff.path.parent)).as_posix() for build in handoff.outputs],
         parameters=parameters(generation),
         stops=_stops(ends(generation), gguf, gguf.stat().st_mtime_ns),
         license=licensed(text_of(folder / CARD)),
     )
 
 
-def status(work: Work, lock: Lock, each: Handoff) -> str:
-    """Whether a run would write a Modelfile: "run" or "current"."""
-    return "current" if ready(each) and not split(each) and _written(work, lock, each) else "run"
+def _written(pinned: PinnedJob, handoff: Handoff) -> bool:
+    there = text_of(handoff.path)
+    return bool(there) and there == text(pinned, handoff)
 
 
-def _written(work: Work, lock: Lock, each: Handoff) -> bool:
-    there = text_of(each.path)
-    return bool(there) and there == text(work, lock, each)
+def export(run: JobRun, handoffs: Iterable[Handoff], options: Options, carry_out: CarryOut) -> list[Event]:
+    """Write each Modelfile and, where `--ollama-create` asks for it, hand it to Ollama."""
+    steps: list[Step] = []
+    here = [handoff for handoff in handoffs if ready(handoff)]
+    for handoff in here:
+        steps.append(Step(kind="modelfile", key=handoff.key))
+        if options.ollama_create and not split(handoff):
+            needs, log = (steps[-1].name,), run.log(f"ollama {handoff.name}")
+            steps.append(Step(kind="ollama", key=handoff.name, needs=needs, heavy=True, log=log))
+    by_key = {handoff.key: handoff for handoff in here} | {handoff.name: handoff for handoff in here}
+    return carry_out(steps, performing({"modelfile": _write, "ollama": _create}, (run, by_key)), 0)
 
 
-def steps(work: Work, lock: Lock, handoffs: Iterable[Handoff], logs: Path, create: bool) -> list[Step]:
-    """Write each Modelfile and, where it is asked for, hand it to Ollama."""
-    made = []
-    for each in handoffs:
-        wrote = Step(name=f"modelfile {each.path.name}", action=_write(work, lock, each))
-        made.append(wrote)
-        if create and not split(each):
-            name = f"ollama {each.name}"
-            log = scheduler.log_of(name, logs)
-            made.append(Step(name=name, action=_create(each, log), needs=(wrote.name,), heavy=True, log=log))
-    return made
+def results(pinned: PinnedJob, handoffs: Iterable[Handoff]) -> tuple[ModelfileResult, ...]:
+    """What a run says of its Modelfiles: where they lie, and the two commands."""
+    written = [handoff for handoff in handoffs if ready(handoff) and not split(handoff) and _written(pinned, handoff)]
+    return tuple(
+        ModelfileResult(name=handoff.name, path=str(handoff.path), create=str(handoff.commands[0]), run=str(handoff.commands[1]))
+        for handoff in written
+    )
 
 
-def _write(work: Work, lock: Lock, each: Handoff) -> Action:
-    def action(tell: Tell) -> str:
-        if each.note:
-            tell(f"note: {each.note}")
-        if reason := split(each):
-            tell(f"note: {reason}")
-            return "done"
-        written = _text(work, _source(lock, each), each, tell)
-        if text_of(each.path) == written:
-            return "current"
-        write_atomically(each.path, written)
-        return "done"
+def _write(at: tuple[JobRun, Mapping[str, Handoff]], key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    pinned, handoff = at[0].pinned, at[1][key]
+    if handoff.note:
+        tell(f"{NOTE}{handoff.note}")
+    if reason := split(handoff):
+        tell(f"{NOTE}{reason}")
+        return DONE
+    written = _text(pinned.context, _source(pinned.lock, handoff), handoff, tell)
+    if text_of(handoff.path) == written:
+        return CURRENT
+    write_atomically(handoff.path, written)
+    return DONE
 
-    return action
+
+def _create(at: tuple[JobRun, Mapping[str, Handoff]], key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    run, handoff = at[0], at[1][key]
+    program, log = shutil.which("ollama") or "ollama", run.log(f"ollama {key}")
+    try:
+        process.stream(Command((program, *handoff.commands[0].argv[1:]), cwd=str(handoff.path.parent), env=_env()), log, tell)
+    except CommandFailed as error:
+        hint = next((hint for pattern, hint in KNOWN if re.search(pattern, error.tail, re.IGNORECASE)), "see the log")
+        last = process.last_lines(error.tail).split("\n")[-1]
+        message = f"Ollama did not take {handoff.path.name}: {error.message} ({last})"
+        raise error.retold(message, hint, log) from error
+    return DONE
 
 
 def _env() -> tuple[tuple[str, str], ...]:
     return clean_env(**{name: value for name, value in os.environ.items() if name.startswith("OLLAMA_")})
-
-
-def _create(each: Handoff, log: Path) -> Action:
-    def action(tell: Tell) -> str:
-        program = shutil.which("ollama") or "ollama"
-        try:
-            process.stream(Command((program, *each.commands[0].argv[1:]), cwd=str(each.path.parent), env=_env()), log, tell)
-        except CommandFailed as error:
-            hint = next((hint for pattern, hint in KNOWN if re.search(pattern, error.tail, re.IGNORECASE)), "see the log")
-            last = process.last_lines(error.tail).split("\n")[-1]
-            message = f"Ollama did not take {each.path.name}: {error.message} ({last})"
-            raise error.retold(message, hint, log) from error
-        return "done"
-
-    return action
-
-
-def handed(work: Work, lock: Lock, handoffs: Iterable[Handoff]) -> tuple[Handed, ...]:
-    """What a run says of its Modelfiles: where they lie, and the two commands."""
-    written = [each for each in handoffs if not split(each) and _written(work, lock, each)]
-    return tuple(
-        Handed(name=each.name, path=str(each.path), create=str(each.commands[0]), run=str(each.commands[1])) for each in written
-    )

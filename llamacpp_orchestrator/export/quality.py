@@ -1,157 +1,269 @@
-"""What quantizing has cost: which reports a job asks for, what they hold, and which of their numbers still count."""
+"""The quality of a job's files: llama-perplexity runs, and the report and its plot are kept up to date."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import os
+import re
 from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from llamacpp_orchestrator.context import Work
-from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.job import layout
-from llamacpp_orchestrator.job import spec
-from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.context import Options
+from llamacpp_orchestrator.convert import encoders
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.export import CarryOut
+from llamacpp_orchestrator.export import quality_report
+from llamacpp_orchestrator.export.quality_report import QualityJob
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
-from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
+from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.results import Measure
+from llamacpp_orchestrator.results import PlannedStep
 from llamacpp_orchestrator.results import Quality
+from llamacpp_orchestrator.system import diagnose
+from llamacpp_orchestrator.system import limits
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system import sandbox
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.disk import Need
+from llamacpp_orchestrator.system.disk import check_space
+from llamacpp_orchestrator.system.scheduler import CURRENT
+from llamacpp_orchestrator.system.scheduler import DONE
+from llamacpp_orchestrator.system.scheduler import NOTE
+from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.system.scheduler import Outcome
+from llamacpp_orchestrator.system.scheduler import Outcomes
+from llamacpp_orchestrator.system.scheduler import Step
+from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.util.store import remove
 from llamacpp_orchestrator.util.store import text_of
+from llamacpp_orchestrator.util.store import write_atomically
 from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify import perplexity
 from llamacpp_orchestrator.verify import plot
 
-MAKER = "llamacpp-orchestrator"  # by which a report is known as ours
-# Of a text, and of a model whose unquantized file is not there yet: what is taken until more is known.
-BYTES_PER_TOKEN, USUAL_VOCABULARY = 3, 152_000
+KEY = "quality"
+TRIES = 3
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """One report: the unquantized file, what is compared with it, the text, and where the report and its plot lie."""
+class Measuring(msgspec.Struct, frozen=True, kw_only=True):
+    """One report at work."""
 
-    path: Path
-    base: Build
-    made: tuple[Build, ...]
-    asked: spec.Quality
-    text: Path
+    run: JobRun
+    job: QualityJob
+    force: bool
 
     @property
-    def plot(self) -> Path:
-        """Where the plot lies."""
-        return self.path.with_suffix(".svg")
+    def folder(self) -> Path:
+        """Where the answers of the unquantized model lie meanwhile: gigabytes, which go afterwards."""
+        return self.run.pinned.store.folder("downloads") / self.mark
+
+    @property
+    def mark(self) -> str:
+        """What tells this report from every other on this machine."""
+        return f"quality-{hashlib.sha256(str(self.job.path).encode()).hexdigest()[:16]}"
+
+    def rows(self, outcomes: Outcomes) -> dict[str, Measure]:
+        """What is known by now, by what decides it: by the report, unless it is made anew, and by the steps that have ended."""
+        rows = {} if self.force else quality_report.measured(self.run.pinned, self.job)
+        return rows | {row.key: row for outcome in outcomes.values() for row in outcome.value or () if isinstance(row, Measure)}
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What `{name}-quality.json` holds; sizes in bytes, `bits` per weight, shares in percent."""
-
-    made_by: str
-    format: int
-    model: str
-    tag: str
-    text: str
-    text_sha256: str
-    command: tuple[str, ...]
-    unquantized: Measure
-    types: tuple[Measure, ...]
+def find(pinned: PinnedJob, builds: Iterable[Build]) -> list[QualityJob]:
+    """Every report that a job asks for."""
+    return quality_report.find(pinned, builds)
 
 
-def find(work: Work, made: Iterable[Build]) -> list[Asked]:
-    """Every report that a job asks for, of the outputs that are there as the job makes them, or will be."""
-    made, found = list(made), []
-    for build in made:
-        model = build.output.model
-        mine = [other for other in made if other.output.model == model and other.output.kind in ("model", "quantized")]
-        if model.quality is None or build != next((each for each in mine if each.output.type in spec.UNQUANTIZED), None):
-            continue
-        found.append(
-            Asked(
-                path=layout.report_path(build.output.path, model),
-                base=build,
-                made=tuple(each for each in mine if each.output.type not in (*spec.UNQUANTIZED, "auto")),
-                asked=model.quality,
-                text=spec.folder(model.quality.text, work.file.parent),
-            )
-        )
-    return found
-
-
-def finished(each: Asked) -> Asked | None:
-    """The same report of those outputs that are there; None without the unquantized one, or with no other."""
-
-    def there(build: Build) -> bool:
-        path = build.output.path
-        return build.current or pipeline_receipt.is_current(pipeline_receipt.read(path), build.recipe, path.parent)
-
-    made = tuple(filter(there, each.made))
-    return msgspec.structs.replace(each, made=made) if made and there(each.base) else None
-
-
-def check(found: Iterable[Asked], force: bool) -> None:
+def check(jobs: Iterable[QualityJob], force: bool) -> None:
     """Raise JobError for what is in the way of a report or its plot and is not ours."""
-    for each in found:
-        strange = [each.path] if each.path.exists() and read(each.path) is None else []
-        strange += [each.plot] if each.plot.exists() and not text_of(each.plot).startswith(plot.MARK) else []
-        for path in strange:
-            if path.is_dir() or not force:
-                raise JobError(f"{path} exists already, and orchestrate did not write it", "move it away, or use --force")
+    quality_report.check(jobs, force)
 
 
-def read(path: Path) -> Report | None:
-    """The report at a place; one that is absent or not ours counts as none."""
+def needs(pinned: PinnedJob, jobs: Iterable[QualityJob], force: bool = False) -> tuple[Need, ...]:
+    """What the largest of the reports needs on the disk while it is made: they are made one after the other."""
+    left = [job for job in jobs if force or quality_report.stale(pinned, job)]
+    folder = str(pinned.store.root / "downloads")
+    found = [Need(folder, quality_report.estimate(job), f"measuring {job.base.output.model.name}", exact=False) for job in left]
+    return tuple(sorted(found, key=lambda need: -need.bytes)[:1])
+
+
+def planned(pinned: PinnedJob, jobs: Iterable[QualityJob], current: frozenset[Path], force: bool) -> Iterator[PlannedStep]:
+    """The measurements that a run would make."""
+    for job in jobs:
+        left = quality_report.stale(pinned, job)
+        for build in (job.base, *job.compared):
+            text = job.text if build == job.base else None
+            command = perplexity.command(Path(perplexity.TOOL), build.output.path, job.settings, text)
+            status = "run" if force or build in left or build.output.path not in current else "current"
+            yield PlannedStep(name=f"quality {quality_report.key(build)}", status=status, command=str(command))
+
+
+def export(run: JobRun, jobs: Iterable[QualityJob], options: Options, carry_out: CarryOut) -> list[Event]:
+    """Measure one model after the other: each file of answers is large, and the tool uses every core by itself."""
+    events: list[Event] = []
+    for job in filter(None, map(quality_report.finished, jobs)):
+        if not options.keep_going and any(event.status == "failed" for event in events):
+            break
+        measuring = Measuring(run=run, job=job, force=options.force)
+        with _alone(measuring):
+            events += carry_out(steps(measuring), functools.partial(_perform, measuring), 1)
+    return events
+
+
+def results(pinned: PinnedJob, jobs: Iterable[QualityJob]) -> tuple[Quality, ...]:
+    """What a run says of its reports."""
+    finished = filter(None, map(quality_report.finished, jobs))
+    return tuple(filter(None, (quality_report.result(pinned, job) for job in finished)))
+
+
+@contextlib.contextmanager
+def _alone(measuring: Measuring) -> Iterator[None]:
+    with measuring.run.pinned.store.lock(measuring.mark):
+        remove(measuring.folder)  # of a run that was killed
+        measuring.folder.mkdir()
+        try:
+            yield
+        finally:
+            remove(measuring.folder)
+
+
+def steps(measuring: Measuring) -> list[Step]:
+    """Measure what is not measured yet, the unquantized file first, and write the report."""
+    job, run = measuring.job, measuring.run
+    builds = (job.base, *job.compared) if measuring.force else quality_report.stale(run.pinned, job)
+    steps = [setup.steps(run.pinned, run.logs)["binaries"]] if builds and not binaries.ready(run.pinned) else []
+    needs = tuple(step.name for step in steps)
+    for build in builds:
+        key = quality_report.key(build)
+        steps.append(Step(kind="quality", key=key, needs=needs, heavy=True, log=run.log(f"quality {key}")))
+        needs = (f"quality {quality_report.key(job.base)}",)
+    return [*steps, Step(kind="quality", key=job.path.name, needs=tuple(step.name for step in steps))]
+
+
+def _perform(measuring: Measuring, step: Step, outcomes: Outcomes, tell: Tell) -> Outcome:
+    if step.kind == "binaries":
+        return setup.programs(measuring.run, step.key, outcomes, tell)
+    if step.key == measuring.job.path.name:
+        return _write(measuring, measuring.rows(outcomes))
+    builds = {quality_report.key(build): build for build in (measuring.job.base, *measuring.job.compared)}
+    measure = _keep if builds[step.key] == measuring.job.base else _compare
+    return measure(measuring, builds[step.key], outcomes, tell)
+
+
+def _keep(measuring: Measuring, build: Build, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Keep the answers of the unquantized model, with which the others are compared."""
+    job, run, shards = measuring.job, measuring.run, pipeline_build.shards(build.output)
+    _row(measuring, build, shards)
+    check_space(needs(run.pinned, [job], measuring.force))
+    command = perplexity.command(run.tool("llama-perplexity"), shards[0], job.settings, job.text)
+    log = run.log(f"quality {quality_report.key(build)}")
+    words = _run(measuring, command, log, tell)
+    if any(flaw := perplexity.flaw(measuring.folder / perplexity.LOGITS)):
+        cause, hint = perplexity.explain(CommandFailed("", code=0, tail=words))
+        cause, hint = (cause, hint) if cause else (f"{flaw[0]}: ", flaw[1])
+        raise OrchestrateError(f"{cause}llama-perplexity said that it was done, but did not answer to all of it", hint, log)
+    return DONE
+
+
+def _compare(measuring: Measuring, build: Build, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Compare an output with the answers of the unquantized model; learns the rows of both."""
+    job, run, shards = measuring.job, measuring.run, pipeline_build.shards(build.output)
+    rows = [_row(measuring, build, shards), _row(measuring, job.base, pipeline_build.shards(job.base.output))]
+    command = perplexity.command(run.tool("llama-perplexity"), shards[0], job.settings)
+    numbers = _table(measuring, command, run.log(f"quality {quality_report.key(build)}"), tell)
+    base = {name: numbers.pop(f"base_{name}") for name in ("ppl", "ppl_error") if f"base_{name}" in numbers}
+    measures = tuple(msgspec.structs.replace(row, **values) for row, values in zip(rows, (numbers, base), strict=True))
+    # What took hours must not be lost with the next measurement.
+    _write(measuring, measuring.rows(outcomes) | {row.key: row for row in measures})
+    return Outcome("done", measures)
+
+
+def _table(measuring: Measuring, command: Command, log: Path, tell: Tell) -> dict[str, float]:
+    """What the tool finds out; asked again where it ended before its own logger had written all, as today's tags may."""
+    for left in reversed(range(TRIES)):
+        words = _run(measuring, command, log, tell)
+        numbers = perplexity.parse(words)
+        if numbers.keys() >= perplexity.WORDS.keys():
+            return numbers
+        cause, hint = perplexity.explain(CommandFailed("", code=0, tail=words))
+        if cause or not left:
+            break
+        tell(f"{NOTE}llama-perplexity ended before its result was written; asking again")
+    raise OrchestrateError(f"{cause}llama-perplexity said that it was done, but its result is not whole", hint, log)
+
+
+def _row(measuring: Measuring, build: Build, shards: list[Path]) -> Measure:
+    """What is known of a file before it is measured; OrchestrateError for an encoder."""
+    contents = gguf.contents(shards)
+    architecture = str(contents.metadata.get("general.architecture", ""))
+    if encoders.ENCODERS.fullmatch(architecture) or contents.metadata.get(f"{architecture}.attention.causal") is False:
+        raise OrchestrateError(
+            f"{build.name} is an encoder ({architecture}): it guesses no next word, so it has no perplexity",
+            "leave `quality` out for this model",
+        )
+    tensors = [tensor for _, tensor in contents.tensors.values()]
+    size = sum(path.stat().st_size for path in shards)
+    held = sum(tensor.size for tensor in tensors) if all(tensor.size for tensor in tensors) else size
+    bits = round(8 * held / max(1, sum(tensor.elements for tensor in tensors)), 4)
+    key = quality_report.row_key(measuring.run.pinned, measuring.job, build)
+    file = Path(os.path.relpath(shards[0], measuring.job.path.parent)).as_posix()
+    return Measure(file=file, type=build.output.type, size=size, bits=bits, ppl=0.0, key=key)
+
+
+def _run(measuring: Measuring, command: Command, log: Path, tell: Tell) -> str:
+    lines: list[str] = []
+    minutes, total = measuring.job.settings.minutes, ""
+
+    def on_line(line: str) -> None:
+        nonlocal total
+        lines.append(line)
+        if chunks := re.search(r"over (\d+) chunks", line):
+            total = chunks[1]
+        if now := perplexity.progress_of(line, total):
+            tell(now)
+
+    tell(f"computing, for at most {minutes} minutes")
+    bounds, folder = limits.limits(measuring.run.pinned.context.settings), measuring.folder
+    command = sandbox.around(msgspec.structs.replace(command, cwd=str(folder)), bounds, write=(folder,))
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Report)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return found if found.made_by == MAKER else None
+        process.stream(command, log, on_line, limit=minutes * 60.0)
+    except CommandFailed as error:
+        cause, hint = perplexity.explain(error)
+        raise error.retold(diagnose.pointed(f"{cause}{error.message}", error.tail, error.code), hint, log) from error
+    return "\n".join(lines)
 
 
-def name(build: Build) -> str:
-    """The step that measures an output."""
-    return f"quality {build.name.removesuffix('.gguf')}"
-
-
-def estimate(each: Asked) -> int:
-    """About how large the file of answers to a text will be; only once the unquantized file is there its vocabulary is known."""
-    pieces = max(2, each.text.stat().st_size // BYTES_PER_TOKEN // perplexity.CONTEXT)
-    shards = pipeline_build.shards(each.base.output)
-    words = gguf.contents(shards).metadata.get("tokenizer.ggml.tokens") if shards and all(map(Path.exists, shards)) else None
-    return perplexity.logits_bytes(min(pieces, each.asked.chunks or pieces), len(words) if words else USUAL_VOCABULARY)
-
-
-def key(work: Work, lock: Lock, each: Asked, build: Build) -> str:
-    """What decides the numbers of an output: it, the unquantized file, the text, how it is asked, and which llama.cpp answers."""
-    files = [pipeline_receipt.read(one.output.path) for one in (each.base, build)]
-    digests = [[file.sha256 for file in receipt.files] if receipt else [] for receipt in files]
-    asked = perplexity.command(Path(perplexity.TOOL), Path("{model}"), each.asked, Path("{text}")).argv
-    parts = [digests, work.store.sha256(each.text), asked, lock.llama_cpp.tree]
-    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
-
-
-def measured(work: Work, lock: Lock, each: Asked) -> dict[str, Measure]:
-    """What the report knows already, by what decides it; JobError when the text cannot be read."""
-    try:
-        wanted = {key(work, lock, each, build) for build in (each.base, *each.made)}
-    except OSError as error:
-        raise JobError(f"quality: {each.text} cannot be read: {error.strerror}", "is the path right?") from error
-    report = read(each.path)
-    rows = (report.unquantized, *report.types) if report else ()
-    return {row.key: row for row in rows if row.key in wanted}
-
-
-def stale(work: Work, lock: Lock, each: Asked) -> tuple[Build, ...]:
-    """What is still to be measured: nothing, or some files and before them the unquantized one."""
-    known = measured(work, lock, each)
-    left = tuple(build for build in each.made if key(work, lock, each, build) not in known)
-    return (each.base, *left) if left or key(work, lock, each, each.base) not in known else ()
-
-
-def shown(work: Work, lock: Lock, each: Asked) -> Quality | None:
-    """What a run says of a report: only rows that still hold."""
-    known = measured(work, lock, each)
-    base, *types = (known.get(key(work, lock, each, build)) for build in (each.base, *each.made))
-    if base is None:
-        return None
-    rows = tuple(filter(None, types))
-    return Quality(model=each.base.output.model.name, report=str(each.path), plot=str(each.plot), unquantized=base, types=rows)
+def _write(measuring: Measuring, rows: Mapping[str, Measure]) -> Outcome:
+    """Write what is known by now; "current" when that changes nothing."""
+    job, pinned = measuring.job, measuring.run.pinned
+    base, *others = (rows.get(quality_report.row_key(pinned, job, build)) for build in (job.base, *job.compared))
+    assert base is not None
+    report = quality_report.Report(
+        made_by=quality_report.MAKER,
+        format=1,
+        model=job.base.output.model.name,
+        tag=pinned.tag,
+        text=job.text.name,
+        text_sha256=pinned.store.sha256(job.text),
+        command=perplexity.command(Path(perplexity.TOOL), Path("{model}"), job.settings, Path("{text}")).argv,
+        unquantized=base,
+        types=tuple(filter(None, others)),
+    )
+    title = f"{report.model}: what quantizing has cost"
+    points = [plot.Point(label=row.type, x=row.bits, y=row.kld or 0.0) for row in report.types]
+    texts = {job.path: msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"}
+    texts |= {job.plot: plot.svg(title, "bits per weight", "mean KL divergence", points)} if points else {}
+    changed = [path for path, text in texts.items() if text_of(path) != text]
+    for path in changed:
+        write_atomically(path, texts[path])
+    return DONE if changed else CURRENT

@@ -13,6 +13,7 @@ from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.lock.records import WITHOUT_RELEASE
 from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.records import PartialLock
 from llamacpp_orchestrator.lock.records import all_wanted
 from llamacpp_orchestrator.lock.records import names
 from llamacpp_orchestrator.lock.records import uses_binaries
@@ -29,38 +30,37 @@ UPGRADES = {
 }
 
 
-def fitting(job: Job, lock: Lock | None, upgrade: str = "") -> dict[str, Any]:
+def fitting(job: Job, lock: Lock | None, upgrade: str = "") -> PartialLock:
     """The parts of a lock that still say what the job asks, without those that an upgrade is to move.
 
-    `source`, `environment`, `reference`, `assets`, `models` (the pins of files), and `spare`: an environment that was resolved
-    for another tree, and still holds where that tree has the same requirements. JobError for an upgrade of nothing known.
+    JobError for an upgrade of nothing known.
     """
     labels = names(job)
     moving = {wanted for wanted, name in labels.items() if upgrade in (name, wanted.source)}
     if upgrade not in UPGRADES and not moving:
         raise JobError(f"--upgrade {upgrade}: no such part of the lock; {nearest(upgrade, [*UPGRADES, *labels.values()][1:])}")
     if lock is None:
-        return {"source": None, "environment": None, "reference": None, "spare": None, "assets": None, "models": {}}
+        return PartialLock()
     same_source = (lock.llama_cpp.named(), lock.llama_cpp.repo) == (job.llama_cpp.tag, job.llama_cpp.repo)
-    found, asked = lock.environment, job.environment
-    same_asked = found and asked.path is None and (found.wanted, found.torch, found.overrides) == _asked(asked)
+    pin, environment = lock.environment, job.environment
+    same_request = pin and environment.path is None and (pin.wanted, pin.torch, pin.overrides) == _request(environment)
     kept: dict[str, Any] = {
         "source": lock.llama_cpp if same_source else None,
-        "environment": found if same_asked and same_source else None,
+        "environment": pin if same_request and same_source else None,
         "reference": lock.reference if _same_reference(job, lock.reference) else None,
-        "spare": found if same_asked else None,
+        "spare": pin if same_request else None,
         "assets": lock.assets if same_source and lock.assets else None,
         "models": {pin.wanted: pin for pin in lock.models if pin.wanted in labels and pin.wanted not in moving},
     }
-    return kept | {part: {} if part == "models" else None for part in UPGRADES.get(upgrade, ())}
+    return PartialLock(**{part: value for part, value in kept.items() if part not in UPGRADES.get(upgrade, ())})
 
 
-def _asked(asked: spec.Environment) -> tuple[str, str, tuple[str, ...]]:
-    return asked.python, asked.torch, asked.overrides
+def _request(environment: spec.Environment) -> tuple[str, str, tuple[str, ...]]:
+    return environment.python, environment.torch, environment.overrides
 
 
 def _same_reference(job: Job, pin: EnvironmentPin | None) -> bool:
-    python, torch, overrides = _asked(job.environment)
+    python, torch, overrides = _request(job.environment)
     return bool(pin and (pin.wanted, pin.torch, pin.overrides) == (python, torch, reference.overrides(overrides)))
 
 
@@ -103,17 +103,17 @@ def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
     """Why a lock does not say what the job asks; nothing when it fits."""
     if lock is None:
         return ["there is no lock"]
-    found = fitting(job, lock)
+    fits = fitting(job, lock)
     reasons = []
-    if found["source"] is None:
+    if fits.source is None:
         pin = lock.llama_cpp
         reasons.append(f"llama_cpp: locked {pin.named()} of {pin.repo}, asked {job.llama_cpp.tag} of {job.llama_cpp.repo}")
-    elif found["environment"] is None and job.environment.path is None:
+    elif fits.environment is None and job.environment.path is None:
         reasons.append("environment: python, torch or overrides have changed")
-    if uses_reference(job) and found["reference"] is None:
+    if uses_reference(job) and fits.reference is None:
         reasons.append("reference: the environment that `verify: logits` compares with is not locked as it is asked for")
-    if uses_binaries(job) and job.binaries.backend not in WITHOUT_RELEASE and found["assets"] is None:
+    if uses_binaries(job) and job.binaries.backend not in WITHOUT_RELEASE and fits.assets is None:
         reasons.append("binaries: the release's assets are not locked")
-    reasons += [f"{wanted.source}: not locked as it is asked for" for wanted in all_wanted(job) if wanted not in found["models"]]
-    gone = [pin.wanted.source for pin in lock.models if pin.wanted not in found["models"]]
+    reasons += [f"{wanted.source}: not locked as it is asked for" for wanted in all_wanted(job) if wanted not in fits.models]
+    gone = [pin.wanted.source for pin in lock.models if pin.wanted not in fits.models]
     return reasons + [f"{source}: locked, but no longer in the job" for source in gone]

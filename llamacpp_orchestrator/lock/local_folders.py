@@ -5,48 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
-from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import selection
 
 
-def local_folders(work: Work) -> dict[Wanted, Path]:
+def local_folders(context: Context) -> dict[Wanted, Path]:
     """Where the files lie that come from folders."""
-    return {wanted: work.folder(wanted.source) for wanted in records.all_wanted(work.job) if spec.is_folder(wanted.source)}
+    return {wanted: context.folder(wanted.source) for wanted in records.all_wanted(context.job) if spec.is_folder(wanted.source)}
 
 
-def listed(work: Work, wanted: Wanted) -> FilesPin:
+def listed(context: Context, wanted: Wanted) -> FilesPin:
     """What conversion reads of a folder, pinned by content; unchanged files are not read again."""
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
-    found = selection.list_folder(work.folder(wanted.source), sha256=work.store.sha256, **how)
+    found = selection.list_folder(context.folder(wanted.source), sha256=context.store.sha256, **how)
     return FilesPin(wanted=wanted, files=found.files, unread=found.unread)
 
 
-def drift(work: Work, lock: Lock) -> None:
+def drift(pinned: PinnedJob) -> None:
     """Raise IntegrityError when a local folder no longer holds the locked content."""
-    for wanted, folder in local_folders(work).items():
-        now = {file.path: file.sha256 for file in listed(work, wanted).files}
-        pinned = {file.path: file.sha256 for file in lock.files(wanted).files}
-        for name in sorted(now.keys() | pinned.keys()):
-            if now.get(name) != pinned.get(name):
+    for wanted, folder in local_folders(pinned.context).items():
+        now = {file.path: file.sha256 for file in listed(pinned.context, wanted).files}
+        locked = {file.path: file.sha256 for file in pinned.files(wanted).files}
+        for name in sorted(now.keys() | locked.keys()):
+            if now.get(name) != locked.get(name):
                 gone = "a file that is not read any more" if (folder / name).is_file() else "no such file"
                 raise IntegrityError(
                     f"{folder / name} has changed since it was locked: "
-                    f"locked {pinned.get(name, 'no such file')}, found {now.get(name, gone)}",
-                    f"if the change is meant: {work.command('lock', '--upgrade')}",
+                    f"locked {locked.get(name, 'no such file')}, found {now.get(name, gone)}",
+                    f"if the change is meant: {pinned.context.command('lock', '--upgrade')}",
                 )
 
 
-def check_pairs(work: Work) -> None:
+def check_pairs(context: Context) -> None:
     """Refuse adapters that do not belong to their base, as far as the folders at hand tell."""
-    places = local_folders(work)
-    for model in work.job.models:
+    places = local_folders(context)
+    for model in context.job.models:
         base = places.get(records.base_wanted(model))
         for lora in model.loras:
             mine = places.get(records.lora_wanted(lora))

@@ -7,14 +7,14 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import file as lock_file
 
 ENDINGS = (".yaml", ".yml")
 
 
-def check(works: Sequence[Work]) -> None:
+def check(works: Sequence[Context]) -> None:
     """Raise JobError where of jobs that run one after the other a later one would pin itself in an earlier one's lock."""
     files = dict[str, Path]()
     for work in works:

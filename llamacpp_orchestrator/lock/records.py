@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -69,6 +70,17 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if found is None:
             raise KeyError(wanted.source)
         return found
+
+
+class PartialLock(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of a lock that still hold; `spare` is an environment that does if the new tree has the same requirements."""
+
+    source: SourcePin | None = None
+    environment: EnvironmentPin | None = None
+    reference: EnvironmentPin | None = None
+    spare: EnvironmentPin | None = None
+    assets: tuple[Asset, ...] | None = None
+    models: Mapping[Wanted, FilesPin] = {}
 
 
 def base_wanted(model: spec.Model) -> Wanted:

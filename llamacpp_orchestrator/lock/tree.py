@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.source import git
 from llamacpp_orchestrator.source import pypi
@@ -23,23 +23,23 @@ TREE_MARK, TIME_MARK = "tree.sha256", "tree.time"
 ROUTES = {"git": git, "pypi": pypi}
 
 
-def checkout(work: Work, pin: SourcePin, dest: Path, tell: Tell, everything: bool = False) -> tuple[str, str]:
+def checkout(context: Context, pin: SourcePin, dest: Path, tell: Tell, everything: bool = False) -> tuple[str, str]:
     """Put the files of a pin, by the routes that are set, into an empty folder.
 
     The digest of the converter tree among them, and the time of the commit or package (ISO 8601, or "").
     """
-    work.online(f"the {'source' if everything else 'converter tree'} of {pin.tag}")
+    context.online(f"the {'source' if everything else 'converter tree'} of {pin.tag}")
 
     def ask(route: str) -> str:
         remove(dest)
         dest.mkdir()
         fits = bool(pin.commit) == (route == "git")
-        module, settings = ROUTES[route], work.settings
+        module, settings = ROUTES[route], context.settings
         resolved = (pin.commit or pin.package) if fits else module.resolve(pin.repo, pin.tag, settings, tell)
         time: str = module.checkout(pin.repo, pin.tag, resolved, dest, settings, tell, everything)
         return time
 
-    time = first_answer(work.settings.llama_cpp_from, ask, tell)
+    time = first_answer(context.settings.llama_cpp_from, ask, tell)
     return source_tree.tree_digest(dest), time
 
 
@@ -52,15 +52,15 @@ def check_tree(pin: SourcePin, have: str) -> None:
         )
 
 
-def get_tree(work: Work, pin: SourcePin, tell: Tell) -> Path:
+def get_tree(context: Context, pin: SourcePin, tell: Tell) -> Path:
     """The converter tree of a pin, by the routes that are set; IntegrityError when its content is not the locked one."""
 
     def make(dest: Path) -> None:
-        digest, time = checkout(work, pin, dest, tell)
+        digest, time = checkout(context, pin, dest, tell)
         check_tree(pin, digest)
         mark(pin, dest, digest, time)
 
-    return work.store.ensure("source", pin.key(), make, functools.partial(unhealthy, pin))
+    return context.store.ensure("source", pin.key(), make, functools.partial(unhealthy, pin))
 
 
 def mark(pin: SourcePin, dest: Path, digest: str, time: str) -> None:

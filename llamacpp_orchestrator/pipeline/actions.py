@@ -14,6 +14,7 @@ from llamacpp_orchestrator.convert import quantize
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job.layout import Output
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import adapter_staging
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import converter_view
@@ -21,16 +22,17 @@ from llamacpp_orchestrator.pipeline import preflight
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline import receipt_words
 from llamacpp_orchestrator.pipeline.build import Build
-from llamacpp_orchestrator.pipeline.publish import Bench
-from llamacpp_orchestrator.pipeline.publish import drop_temporary
+from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.pipeline.publish import prepare
 from llamacpp_orchestrator.pipeline.publish import publish
-from llamacpp_orchestrator.pipeline.publish import release
 from llamacpp_orchestrator.system import limits as system_limits
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.scheduler import CURRENT
+from llamacpp_orchestrator.system.scheduler import DONE
 from llamacpp_orchestrator.system.scheduler import NOTE
-from llamacpp_orchestrator.system.scheduler import Action
+from llamacpp_orchestrator.system.scheduler import Outcome
+from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util import background
 from llamacpp_orchestrator.util.archive import look_for_stop
@@ -40,163 +42,149 @@ from llamacpp_orchestrator.verify import held
 from llamacpp_orchestrator.verify import levels
 
 
-def convert_action(bench: Bench, build: Build) -> Action:
+def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     """Run upstream's script into the stage folder; "current" when another run has just made the same."""
-
-    def action(tell: Tell) -> str:
-        if not prepare(bench, build, tell):
-            return "current"
-        work, lock, log = bench.work, bench.lock, bench.log(f"convert {build.name}")
-        asked = bench.log(f"tokenizer {build.name}")
-        preflight.check_tokenizer(work, lock, build, bench.hashes, bench.converter, asked)
-        found = adapter_staging.judge(work, lock, build)
-        notes = (*preflight.notes(work, lock, build), *found.notes)
-        for note in notes:
-            tell(f"{NOTE}{build.output.path.name}: {note}")
-        adapter_staging.stage(
-            work, lock, build, found, lambda command: bench.converter(command, bench.log(f"rescale {build.name}"), tell)
-        )
-        try:
-            command = converter_view.command(work, lock, build, adapter_staging.command(work, lock, build, found))
-            bench.converter(_fenced(bench, build, command), log, tell)
-        finally:
-            if notes and log.exists():
-                with log.open("a", encoding="utf-8") as file:
-                    file.writelines(f"{NOTE}{note}\n" for note in notes)
-        return "done"
-
-    return action
+    pinned, build, log = run.pinned, run.builds[key], run.log(f"convert {key}")
+    if not prepare(run.locks, build, run.force, tell):
+        return CURRENT
+    preflight.check_tokenizer(pinned, build, run.converter, run.log(f"tokenizer {key}"))
+    scales = adapter_staging.judge(pinned, build)
+    notes = (*preflight.notes(pinned, build), *scales.notes)
+    for note in notes:
+        tell(f"{NOTE}{build.output.path.name}: {note}")
+    adapter_staging.stage(pinned, build, scales, lambda command: run.converter(command, run.log(f"rescale {key}"), tell))
+    try:
+        command = converter_view.command(pinned, build, adapter_staging.command(pinned, build, scales))
+        run.converter(_fenced(pinned, build, command), log, tell)
+    finally:
+        if notes and log.exists():
+            with log.open("a", encoding="utf-8") as file:
+                file.writelines(f"{NOTE}{note}\n" for note in notes)
+    return DONE
 
 
-def _fenced(bench: Bench, build: Build, command: Command) -> Command:
-    remote = build.output.model.trust_remote_code
-    asked = msgspec.structs.replace(command, env=pipeline_build.converter_env(bench.work))
-    places = (build.stage, pipeline_build.home(bench.work, remote))
-    return sandbox.around(asked, system_limits.limits(bench.work.settings), write=places)
+def _fenced(pinned: PinnedJob, build: Build, command: Command) -> Command:
+    places = (build.stage, pinned.home(build.output.model.trust_remote_code))
+    command = msgspec.structs.replace(command, env=pinned.script_env)
+    return sandbox.around(command, system_limits.limits(pinned.context.settings), write=places)
 
 
-def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:
-    """Run llama-quantize into the stage folder; "current" when another run has just made the same."""
-
-    def action(tell: Tell) -> str:
-        if not prepare(bench, build, tell):
-            return "current"
-        assert build.of is not None
-        shards = pipeline_build.shards(build.of)
-        draft = build.stage / build.output.path.name
-        matrix, args = build.matrix, build.output.model.quantize_args
-        if matrix:
-            imatrix.lay(matrix, bench.work.store, build.stage)
-        word = matrix.name if matrix else ""
-        asked = commands.quantize_command(tool(), shards[0], draft, build.output.type, len(shards) > 1, args, word)
-        asked = sandbox.around(asked, system_limits.limits(bench.work.settings), shards, (build.stage,))
-        notes = quantize.run(asked, bench.log(f"quantize {build.name}"), tell)
-        notes += _kept(bench, build, matrix) if matrix else ()
-        bench.notes[build.output.path] = notes
-        for note in bench.notes[build.output.path]:
-            tell(f"note: {build.name}: {note}")
-        return "done"
-
-    return action
+def quantize_output(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Run llama-quantize into the stage folder; "current" when another run has just made the same. Learns notes."""
+    build = run.builds[key]
+    if not prepare(run.locks, build, run.force, tell):
+        return CURRENT
+    assert build.of is not None
+    shards = pipeline_build.shards(build.of)
+    draft = build.stage / build.output.path.name
+    matrix, args = build.matrix, build.output.model.quantize_args
+    if matrix:
+        imatrix.lay(matrix, run.pinned.store, build.stage)
+    word, tool = matrix.name if matrix else "", run.tool("llama-quantize")
+    command = commands.quantize_command(tool, shards[0], draft, build.output.type, len(shards) > 1, args, word)
+    command = sandbox.around(command, system_limits.limits(run.pinned.context.settings), shards, (build.stage,))
+    notes = quantize.run(command, run.log(f"quantize {key}"), tell)
+    notes += _kept(run, build, matrix) if matrix else ()
+    for note in notes:
+        tell(f"{NOTE}{key}: {note}")
+    return Outcome("done", notes)
 
 
-def _kept(bench: Bench, build: Build, matrix: imatrix.Matrix) -> tuple[str, ...]:
+def _kept(run: JobRun, build: Build, matrix: imatrix.Matrix) -> tuple[str, ...]:
     path = build.output.path
-    known = pipeline_receipt.read(path)
-    ours = [each.sha256 for each in known.inputs if each.name == matrix.name] if known else []
-    ours += [file_sha256(path.parent / matrix.name)] if bench.force and (path.parent / matrix.name).is_file() else []
+    receipt = pipeline_receipt.read(path)
+    ours = [item.sha256 for item in receipt.inputs if item.name == matrix.name] if receipt else []
+    ours += [file_sha256(path.parent / matrix.name)] if run.force and (path.parent / matrix.name).is_file() else []
     return imatrix.keep(matrix, build.stage, path.parent, ours)
 
 
-def imatrix_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:
-    """Make the matrix that an output is quantized with, from the same file."""
-
-    def action(tell: Tell) -> str:
-        assert build.of is not None and build.matrix is not None
-        log = bench.log(f"imatrix {build.origin}")
-        source, limits = pipeline_build.shards(build.of)[0], system_limits.limits(bench.work.settings)
-        imatrix.make(build.matrix, bench.work.store, tool(), source, log, tell, limits)
-        return "done"
-
-    return action
+def make_matrix(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Make the matrix that outputs are quantized with, from the same file."""
+    build = first_of(run, key)
+    assert build.of is not None and build.matrix is not None
+    source, limits = pipeline_build.shards(build.of)[0], system_limits.limits(run.pinned.context.settings)
+    tool, log = run.tool("llama-imatrix"), run.log(f"imatrix {key}")
+    imatrix.make(build.matrix, run.pinned.store, tool, source, log, tell, limits)
+    return DONE
 
 
-def base_of(bench: Bench, build: Build) -> Output | None:
+def first_of(run: JobRun, origin: str) -> Build:
+    """The first output that is quantized from the one of a name with a matrix."""
+    return next(build for build in run.builds.values() if build.matrix and build.origin == origin)
+
+
+def base_of(pinned: PinnedJob, build: Build) -> Output | None:
     """The first file that the job makes of an adapter's base, on which the adapter can be tried."""
-    model = build.output.model
-    made = layout.placed(msgspec.structs.replace(bench.work.job, models=(model,)), bench.work.file.parent)
-    return next((output for _, output in made if output.kind == "model" and not output.temporary), None)
+    job = msgspec.structs.replace(pinned.context.job, models=(build.output.model,))
+    outputs = (output for _, output in layout.placed(job, pinned.context.file.parent))
+    return next((output for output in outputs if output.kind == "model" and not output.temporary), None)
 
 
-def subject(bench: Bench, build: Build, files: list[Path], find: Callable[[str], Path] | None) -> levels.Subject:
-    """An output with all that the checks of it need."""
-    work, lock = bench.work, bench.lock
-    views = [
-        pipeline_build.view(work, lock.files(wanted), name)
-        for wanted, name in build.needs or pipeline_build.source_of(build.output.model)
-    ]
-    base = base_of(bench, build) if build.output.lora else None
+def subject(pinned: PinnedJob, build: Build, files: list[Path], log: Path, find: Callable[[str], Path] | None) -> levels.Subject:
+    """An output with all that the checks of it need; `find` finds a program of the tag, None where none is to be run."""
+    views = [pinned.view(*need) for need in build.needs or pipeline_build.source_of(build.output.model)]
+    base, reference = base_of(pinned, build) if build.output.lora else None, pinned.lock.reference
     return levels.Subject(
         kind=build.output.kind,
         files=tuple(files),
         level=build.output.model.verify,
         args=pipeline_build.passed_on(build.output),
         views=tuple(views),
-        shown=functools.partial(converter_view.folder, work, lock, views[0]) if views else None,
+        shown=functools.partial(converter_view.folder, pinned, views[0]) if views else None,
         of=tuple(pipeline_build.shards(build.of)) if build.of else (),
         base=tuple(pipeline_build.shards(base)) if base else (),
-        python=str(pipeline_build.python(work, lock)),
-        tree=pipeline_build.tree(work, lock),
-        env=pipeline_build.converter_env(work),
-        limits=system_limits.limits(work.settings),
+        python=str(pinned.python),
+        tree=pinned.tree,
+        env=pinned.script_env,
+        limits=system_limits.limits(pinned.context.settings),
         remote=build.output.model.trust_remote_code,
-        reference=str(pipeline_build.python_of(work, lock.reference)) if lock.reference else "",
+        reference=str(pinned.python_of(reference)) if reference else "",
         scratch=files[0].parent,
-        log=bench.log(f"verify {build.name}"),
+        log=log,
         find=find,
     )
 
 
-def verify_action(bench: Bench, build: Build, find: Callable[[str], Path] | None = None) -> Action:
+def verify(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     """Check what lies in the stage folder, rename it into its final place and write the receipt.
 
     What fails stays in the stage folder for a look; the next run replaces it.
     """
-
-    def action(tell: Tell) -> str:
-        path = build.output.path
-        if not build.stage.exists():
-            release(bench, build)
-            drop_temporary(bench, build)
-            return "current"
-        files = sorted(build.stage.glob("*.gguf"))
-        if not files:
-            raise OrchestrateError(
-                f"upstream said that it was done, but wrote no {build.output.path.name}", "the log holds its output"
-            )
-        records = background.begin(lambda: tuple(map(pipeline_receipt.record, files)))
-        verdict = _checked(bench, build, files, find, tell)
-        known = pipeline_receipt.read(path)
-        for file in files:
-            pipeline_receipt.may_write(path.parent / file.name, known, bench.force)
-        notes = (*bench.notes.get(path, ()), *verdict.notes)
-        written = receipt_words.receipt(bench.work, bench.lock, build, records(), notes, verdict.levels)
-        pipeline_receipt.write(build.stage / path.name, written)
-        publish(build)
-        release(bench, build)
-        drop_temporary(bench, build)
-        return "done"
-
-    return action
+    build = run.builds[key]
+    path = build.output.path
+    if not build.stage.exists():
+        run.locks.release(build)
+        return CURRENT
+    files = sorted(build.stage.glob("*.gguf"))
+    if not files:
+        message = f"upstream said that it was done, but wrote no {path.name}"
+        raise OrchestrateError(message, "the log holds its output")
+    records = background.begin(lambda: tuple(map(pipeline_receipt.record, files)))
+    made = outcomes.get(f"quantize {key}")
+    notes: tuple[str, ...] = (made.value or ()) if made else ()
+    verdict = _checked(run, build, files, notes, tell)
+    known = pipeline_receipt.read(path)
+    for file in files:
+        pipeline_receipt.may_write(path.parent / file.name, known, run.force)
+    written = receipt_words.receipt(run.pinned, build, records(), (*notes, *verdict.notes), verdict.levels)
+    pipeline_receipt.write(build.stage / path.name, written)
+    publish(build)
+    run.locks.release(build)
+    return DONE
 
 
-def _checked(bench: Bench, build: Build, files: list[Path], find: Callable[[str], Path] | None, tell: Tell) -> levels.Verdict:
+def _checked(run: JobRun, build: Build, files: list[Path], notes: tuple[str, ...], tell: Tell) -> levels.Verdict:
+    find = run.tool if pipeline_build.is_loaded(build, run.builds.values()) else None
     try:
-        verdict = levels.check(subject(bench, build, files, find), bench.converter, tell)
-        verdict = _with_types(bench, build, files, verdict)
+        target = subject(run.pinned, build, files, run.log(f"verify {build.name}"), find)
+        verdict = levels.check(target, run.converter, tell)
+        # What the types are is not said twice: the tool itself may have told of others.
+        if not any("instead" in note for note in notes):
+            types = held.notes(build.output.kind, build.output.type, gguf.contents(files))
+            verdict = msgspec.structs.replace(verdict, notes=(*verdict.notes, *types))
     except OrchestrateError as error:
         look_for_stop()  # it failed because we are to end: then nothing is worth a look, and `clean` takes it away
-        release(bench, build)
+        run.locks.release(build)
         error.hint += f"\nthe file is kept for a look, until the next run: {files[0]}"
         raise
     for note in verdict.notes:
@@ -204,9 +192,4 @@ def _checked(bench: Bench, build: Build, files: list[Path], find: Callable[[str]
     return verdict
 
 
-def _with_types(bench: Bench, build: Build, files: list[Path], verdict: levels.Verdict) -> levels.Verdict:
-    """A verdict with what is to be said of the types that an output holds, unless the tool itself has told of others."""
-    if any("instead" in note for note in bench.notes.get(build.output.path, ())):
-        return verdict
-    said = held.notes(build.output.kind, build.output.type, gguf.contents(files))
-    return msgspec.structs.replace(verdict, notes=(*verdict.notes, *said))
+ACTIONS = {"convert": convert, "quantize": quantize_output, "imatrix": make_matrix, "verify": verify}

@@ -10,14 +10,12 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator import inside
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.models.adapter_scaling import Scales
-from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import converter_view
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.source.tree import SCRIPTS
@@ -28,38 +26,38 @@ from llamacpp_orchestrator.system.command import Command
 FACTORS = "factors.json"
 
 
-def judge(work: Work, lock: Lock, build: Build) -> Scales:
+def judge(pinned: PinnedJob, build: Build) -> Scales:
     """How an output's adapter is to be scaled, and what is to be said of it; OrchestrateError when it cannot be converted."""
     if not build.output.lora:
         return Scales()
-    base, mine = (pipeline_build.view(work, lock.files(wanted), name) for wanted, name in build.needs)
-    script = pipeline_build.tree(work, lock) / SCRIPTS["adapter"]
+    base, mine = (pinned.view(wanted, name) for wanted, name in build.needs)
+    script = pinned.tree / SCRIPTS["adapter"]
     return adapter.check(mine, base, build.output.lora.name, build.output.model.name, script)
 
 
-def command(work: Work, lock: Lock, build: Build, found: Scales) -> Command:
+def command(pinned: PinnedJob, build: Build, found: Scales) -> Command:
     """What is really run: a scaled adapter is a copy, of the same name, in another place."""
     if not found.factors:
         return build.command
-    view, copy = map(str, _places(work, lock, build, found))
+    view, copy = map(str, _places(pinned, build, found))
     return msgspec.structs.replace(build.command, argv=tuple(copy if word == view else word for word in build.command.argv))
 
 
-def stage(work: Work, lock: Lock, build: Build, found: Scales, run: Callable[[Command], None]) -> None:
+def stage(pinned: PinnedJob, build: Build, found: Scales, run: Callable[[Command], None]) -> None:
     """Make the scaled copy of an output's adapter if it needs one that is not there; `run` runs a script of the environment."""
     if not found.factors:
         return
-    view, copy = _places(work, lock, build, found)
+    view, copy = _places(pinned, build, found)
 
     def make(entry: Path) -> None:
         # In a file, for the names of some thousand tensors are longer than a command line may be.
         (entry / FACTORS).write_text(json.dumps(found.factors, sort_keys=True), encoding="utf-8")
-        origin = converter_view.folder(work, lock, view)
-        argv = (str(pipeline_build.python(work, lock)), str(inside.path("scale_adapter")), str(origin), str(copy))
-        asked = Command(argv, cwd=str(entry), env=pipeline_build.converter_env(work))
-        run(sandbox.around(asked, limits.limits(work.settings), write=(entry,)))
+        origin = converter_view.folder(pinned, view)
+        argv = (str(pinned.python), str(inside.path("scale_adapter")), str(origin), str(copy))
+        asked = Command(argv, cwd=str(entry), env=pinned.script_env)
+        run(sandbox.around(asked, limits.limits(pinned.context.settings), write=(entry,)))
 
-    work.store.ensure("views", copy.parent.name, make, lambda _: unhealthy(view, copy))
+    pinned.store.ensure("views", copy.parent.name, make, lambda _: unhealthy(view, copy))
 
 
 def unhealthy(view: Path, copy: Path) -> str:
@@ -74,12 +72,12 @@ def unhealthy(view: Path, copy: Path) -> str:
     return ""
 
 
-def _places(work: Work, lock: Lock, build: Build, found: Scales) -> tuple[Path, Path]:
+def _places(pinned: PinnedJob, build: Build, found: Scales) -> tuple[Path, Path]:
     """The view of an adapter, and its scaled copy: by content, so that the same inputs have the same copy."""
     wanted, name = build.needs[1]
-    pin = lock.files(wanted)
-    view = pipeline_build.view(work, pin, name)
+    pin = pinned.files(wanted)
+    view = pinned.view(wanted, name)
     files = sorted((file.path, file.sha256 or file.oid) for file in pin.files)
-    translated = sorted(converter_view.of(work, lock, view).files.items())
+    translated = sorted(converter_view.of(pinned, view).files.items())
     key = msgspec.json.encode([adapter_scaling.RULE, name, files, sorted(found.factors.items()), *translated])
-    return view, work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name
+    return view, pinned.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name

@@ -5,23 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from llamacpp_orchestrator import translation
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.convert import commands
-from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.layout import Output
 from llamacpp_orchestrator.lock import records
-from llamacpp_orchestrator.lock.records import EnvironmentPin
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
-from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.models import safetensors
@@ -40,7 +39,8 @@ DENSE_REVISION = "dense modules 1"
 class Build(msgspec.Struct, frozen=True, kw_only=True):
     """One output with all that decides its bytes; a quantized one is made `of` an output, perhaps with a matrix.
 
-    `shown` is the command as it reads on every machine.
+    `shown` is the command as it reads on every machine; `recipes` are the digests of what decides the bytes, of which a receipt
+    has one: the first is that of an output that is made now.
     """
 
     output: Output
@@ -48,11 +48,15 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     command: Command
     shown: tuple[str, ...]
     inputs: tuple[Input, ...]
-    recipe: str
-    current: bool
+    recipes: tuple[str, ...]
     needs: tuple[tuple[Wanted, str], ...] = ()
     of: Output | None = None
     matrix: Matrix | None = None
+
+    @property
+    def recipe(self) -> str:
+        """The digest of what decides its bytes."""
+        return self.recipes[0]
 
     @property
     def origin(self) -> str:
@@ -63,6 +67,23 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     def stage(self) -> Path:
         """The folder beside the final place in which it is made."""
         return _stage_path(self.output).parent
+
+
+class Outputs(msgspec.Struct, frozen=True):
+    """The outputs of a job, temporary ones only where needed, as they were at one moment; `current` are those up to date."""
+
+    builds: tuple[Build, ...]
+    current: frozenset[Path]
+
+    @property
+    def stale(self) -> list[Build]:
+        """Those that are to be made."""
+        return [build for build in self.builds if build.output.path not in self.current]
+
+    @property
+    def kept(self) -> list[Build]:
+        """Those that stay."""
+        return [build for build in self.builds if not build.output.temporary]
 
 
 def verb(build: Build) -> str:
@@ -80,49 +101,10 @@ def is_compared(build: Build) -> bool:
     return build.output.model.verify == "logits"
 
 
-def waiting(stale: list[Build]) -> dict[Path, set[Path]]:
-    """For each temporary output what is to be made of it."""
-    found: dict[Path, set[Path]] = {}
-    for build in stale:
-        if build.of and build.of.temporary:
-            found.setdefault(build.of.path, set()).add(build.output.path)
-    return found
-
-
-def tree(work: Work, lock: Lock) -> Path:
-    """Where the converter tree of a lock lies."""
-    return work.store.entry("source", lock.llama_cpp.key())
-
-
-def python(work: Work, lock: Lock) -> Path:
-    """The interpreter that runs the scripts: the built one, or the user's own."""
-    if lock.environment is None:
-        return python_in(work.folder(str(work.job.environment.path)))
-    return python_of(work, lock.environment)
-
-
-def python_of(work: Work, pin: EnvironmentPin) -> Path:
-    """The interpreter of a built environment."""
-    return python_in(work.store.entry("environments", pin.pin().digest()) / "venv")
-
-
-def converter_env(work: Work) -> tuple[tuple[str, str], ...]:
-    """The environment of every converter: its home for models is an empty folder of our cache."""
-    return commands.environment(work.store.folder("home"))
-
-
-def home(work: Work, remote: bool = False) -> Path:
-    """The folder besides its own that a converter may write to; code that a model brought must not reach what others load."""
-    made = work.store.folder("home") / "modules" if remote else work.store.folder("home")
-    made.mkdir(exist_ok=True)
-    return made
-
-
-def view(work: Work, pin: FilesPin, name: str) -> Path:
-    """The folder that a converter is shown for these files; it bears the name that goes into the GGUF."""
-    origin = str(work.folder(pin.wanted.source)) if spec.is_folder(pin.wanted.source) else ""
-    key = msgspec.json.encode([name, origin, pin.commit, pin.files])
-    return work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name
+def is_loaded(build: Build, stale: Iterable[Build]) -> bool:
+    """Whether an output is loaded to check it; `auto` does where the programs come anyway for the outputs that are `stale`."""
+    model = build.output.model
+    return model.verify in spec.RUNNING or bool(model.verify == "auto" and model.quantize and any(map(needs_programs, stale)))
 
 
 def passed_on(output: Output) -> tuple[str, ...]:
@@ -132,15 +114,33 @@ def passed_on(output: Output) -> tuple[str, ...]:
     return (*(output.lora or model).args, *extra)
 
 
-def builds(work: Work, lock: Lock, force: bool = False) -> list[Build]:
-    """All outputs of a job in its order, quantized ones after what they are made from; temporary ones only where needed."""
-    made: dict[Path, Build] = {}
-    for _, output in layout.placed(work.job, work.file.parent):
-        made[output.path] = (
-            _quantized(work, lock, output, made, force) if output.kind == "quantized" else _converted(work, lock, output, force)
-        )
-    needed = {build.of.path for build in made.values() if build.of and not build.current}
-    return [build for build in made.values() if not build.output.temporary or build.output.path in needed]
+def builds(pinned: PinnedJob) -> list[Build]:
+    """All outputs of a job in its order, quantized ones after what they are made from, temporary ones too."""
+    by_path: dict[Path, Build] = {}
+    for _, output in layout.placed(pinned.context.job, pinned.context.file.parent):
+        build = _quantized(pinned, output, by_path.values()) if output.kind == "quantized" else _converted(pinned, output)
+        by_path[output.path] = build
+    return list(by_path.values())
+
+
+def outputs(pinned: PinnedJob, force: bool = False) -> Outputs:
+    """The outputs of a job as they are now; with `force` none is up to date."""
+    every = builds(pinned)
+    current: set[Path] = set()
+    for build in every if not force else ():
+        # A file that will be made anew may come out differently, so what is made from it is not current either; a temporary
+        # one is made anew only for what is not current by itself.
+        if is_current(build) and (build.of is None or build.of.temporary or build.of.path in current):
+            current.add(build.output.path)
+    needed = {build.of.path for build in every if build.of and build.output.path not in current}
+    kept = tuple(build for build in every if not build.output.temporary or build.output.path in needed)
+    return Outputs(kept, frozenset(current))
+
+
+def is_current(build: Build) -> bool:
+    """Whether an output is what it would be if it were made now, by the size and time of its files alone."""
+    receipt = pipeline_receipt.read(build.output.path)
+    return any(pipeline_receipt.is_current(receipt, recipe, build.output.path.parent) for recipe in build.recipes)
 
 
 def hidden(output: Output) -> Output:
@@ -156,43 +156,50 @@ def visible(output: Output) -> Path:
     return output.path.parent.parent / output.path.name if output.temporary else output.path
 
 
-def unneeded(work: Work, made: list[Build]) -> list[Path]:
+def unneeded(context: Context, outputs: Outputs) -> list[Path]:
     """The folders of temporary outputs that a run before may have left, and that nothing is to be made of any more."""
-    asked = [hidden(output).path for _, output in layout.placed(work.job, work.file.parent) if output.temporary]
-    needed = {build.output.path for build in made}
-    return [path.parent for path in asked if path not in needed and path.parent.is_dir()]
+    temporary = [hidden(output).path for _, output in layout.placed(context.job, context.file.parent) if output.temporary]
+    needed = {build.output.path for build in outputs.builds}
+    return [path.parent for path in temporary if path not in needed and path.parent.is_dir()]
 
 
-def _converted(work: Work, lock: Lock, asked: Output, force: bool) -> Build:
-    output = hidden(asked)
+def _converted(pinned: PinnedJob, placed: Output) -> Build:
+    output = hidden(placed)
     model, lora = output.model, output.lora
-    base = lock.files(records.base_wanted(model))
-    base_view = view(work, base, model.name)
+    base = pinned.files(records.base_wanted(model))
+    base_view = pinned.view(base.wanted, model.name)
     draft = _stage_path(output)
     if lora is None:
-        args, metadata, named = _args(work, model)
+        args, metadata, named = _args(pinned.context, model)
         args += ("--mmproj",) if output.kind == "mmproj" else ()
         name = "" if named else model.name
-        command = commands.model_command(str(python(work, lock)), tree(work, lock), base_view, draft, output.type, name, args)
+        command = commands.model_command(str(pinned.python), pinned.tree, base_view, draft, output.type, name, args)
         inputs = _inputs(model.name, base, weights=True) + tuple(metadata.values())
         needs: tuple[tuple[Wanted, str], ...] = ((base.wanted, model.name),)
         known = {str(base_view): "{model}", **dict.fromkeys(metadata, "{metadata}")}
     else:
-        mine = lock.files(records.lora_wanted(lora))
-        lora_view = view(work, mine, lora.name)
-        command = commands.adapter_command(
-            str(python(work, lock)), tree(work, lock), base_view, lora_view, draft, output.type, lora.args
-        )
+        mine = pinned.files(records.lora_wanted(lora))
+        lora_view = pinned.view(mine.wanted, lora.name)
+        command = commands.adapter_command(str(pinned.python), pinned.tree, base_view, lora_view, draft, output.type, lora.args)
         inputs = _inputs(model.name, base, weights=False) + _inputs(lora.name, mine, weights=True)
         needs = ((base.wanted, model.name), (mine.wanted, lora.name))
         known = {str(base_view): "{model}", str(lora_view): "{adapter}"}
-    known |= {str(python(work, lock)): "{python}", str(tree(work, lock)): "{tree}", str(draft.parent): "{output}"}
+    known |= {str(pinned.python): "{python}", str(pinned.tree): "{tree}", str(draft.parent): "{output}"}
     dense = lora is None and any(re.fullmatch(r"\d_Dense/model\.safetensors", file.path) for file in base.files)
     rules = (translation.REVISION, *((adapter_scaling.RULE,) if lora else ()), *((DENSE_REVISION,) if dense else ()))
-    return _build(work, lock, output, command, known, inputs, force, name=_name(work, asked), needs=needs, rules=rules)
+    shown = portable(command.argv, known)
+    return Build(
+        output=output,
+        name=_name(pinned.context, placed),
+        command=command,
+        shown=shown,
+        inputs=inputs,
+        recipes=(_recipe(pinned, shown, inputs, rules),),
+        needs=needs,
+    )
 
 
-def _args(work: Work, model: spec.Model) -> tuple[tuple[str, ...], dict[str, Input], bool]:
+def _args(context: Context, model: spec.Model) -> tuple[tuple[str, ...], dict[str, Input], bool]:
     """A model's arguments with the file of `--metadata` in full, that file as an input, and whether it names the model.
 
     JobError when it is not there, which upstream would pass over.
@@ -200,13 +207,13 @@ def _args(work: Work, model: spec.Model) -> tuple[tuple[str, ...], dict[str, Inp
     args, file = commands.metadata(model.args)
     if not file:
         return model.args, {}, False
-    path = spec.folder(file, work.file.parent)
+    path = spec.folder(file, context.file.parent)
     if not path.is_file():
         raise JobError(f"{model.name}: --metadata {file} is not there", "is the path right? it is relative to the job file")
     names = safetensors.read_json(path)
     return (
         (*args, commands.METADATA, str(path)),
-        {str(path): Input(name=path.name, digest=work.store.sha256(path))},
+        {str(path): Input(name=path.name, digest=context.store.sha256(path))},
         "general.name" in names,
     )
 
@@ -216,99 +223,55 @@ def source_of(model: spec.Model) -> tuple[tuple[Wanted, str], ...]:
     return ((records.base_wanted(model), model.name),)
 
 
-def _name(work: Work, output: Output) -> str:
-    return Path(os.path.relpath(output.path, work.file.parent / work.job.output)).as_posix()
+def _name(context: Context, output: Output) -> str:
+    return Path(os.path.relpath(output.path, context.file.parent / context.job.output)).as_posix()
 
 
-def _quantized(work: Work, lock: Lock, output: Output, made: dict[Path, Build], force: bool) -> Build:
+def _quantized(pinned: PinnedJob, output: Output, others: Iterable[Build]) -> Build:
     of = next(
         build
-        for build in made.values()
+        for build in others
         if build.output.model == output.model and build.output.kind == "model" and build.output.type in spec.UNQUANTIZED
     )
     model = output.model
-    matrix = _matrix(work, lock, model, of)
+    matrix = _matrix(pinned, model, of)
     word, draft = matrix.name if matrix else "", _stage_path(output)
+    known = {str(of.output.path.parent): "{source}", str(draft.parent): "{output}"}
+    inputs = (Input(name=of.name, digest=of.recipe), *([Input(name=matrix.name, digest=matrix.digest)] if matrix else []))
 
     def command(source: Path, split: bool) -> Command:
         return commands.quantize_command(Path(TOOL), source, draft, output.type, split, model.quantize_args, word)
 
-    known = {str(of.output.path.parent): "{source}", str(draft.parent): "{output}"}
-    inputs = (Input(name=of.name, digest=of.recipe), *([Input(name=matrix.name, digest=matrix.digest)] if matrix else []))
-    # A file that will be made anew may come out differently, so what is made from it is not current either; a temporary
-    # one is made anew only for what is not current by itself.
-    anew = force or not (of.current or of.output.temporary)
-    build = _build(
-        work,
-        lock,
-        output,
-        command(of.output.path, False),
-        known,
-        inputs,
-        anew,
-        name=_name(work, output),
+    # The recipe is the one of before the source was there, in how many files ever it came; receipts may have the other.
+    ways, files = [command(of.output.path, False)], shards(of.output)
+    ways += [command(files[0], True)] if len(files) > 1 else []
+    shown = [portable(way.argv, known) for way in ways]
+    return Build(
+        output=output,
+        name=_name(pinned.context, output),
+        command=ways[-1],
+        shown=shown[-1],
+        inputs=inputs,
+        recipes=tuple(_recipe(pinned, words, inputs) for words in shown),
         # It is compared with the source itself, which is otherwise needed only for what it is made of.
         needs=source_of(model) if model.verify == "logits" else (),
         of=of.output,
         matrix=matrix,
     )
-    if len(files := shards(of.output)) < 2:
-        return build
-    # The recipe is the one of before the source was there, in how many files ever it came; receipts may have the other.
-    split = command(files[0], True)
-    shown = portable(split.argv, known)
-    recipe = _recipe(work, lock, shown, inputs)
-    current = build.current or (
-        not anew and pipeline_receipt.is_current(pipeline_receipt.read(output.path), recipe, output.path.parent)
-    )
-    return msgspec.structs.replace(build, command=split, shown=shown, current=current)
 
 
-def _matrix(work: Work, lock: Lock, model: spec.Model, of: Build) -> Matrix | None:
+def _matrix(pinned: PinnedJob, model: spec.Model, of: Build) -> Matrix | None:
     if model.imatrix is None:
         return None
     from llamacpp_orchestrator.convert import imatrix  # with the programs that make one, which few jobs need
 
-    source = lock.llama_cpp.tag, lock.llama_cpp.tree
-    return imatrix.find(model.imatrix, work.file.parent, work.store, (model.name, of.recipe), source)
+    source = pinned.tag, pinned.lock.llama_cpp.tree
+    return imatrix.find(model.imatrix, pinned.context.file.parent, pinned.store, (model.name, of.recipe), source)
 
 
-def _build(
-    work: Work,
-    lock: Lock,
-    output: Output,
-    command: Command,
-    known: dict[str, str],
-    inputs: tuple[Input, ...],
-    force: bool,
-    *,
-    name: str,
-    needs: tuple[tuple[Wanted, str], ...] = (),
-    of: Output | None = None,
-    rules: tuple[str, ...] = (),
-    matrix: Matrix | None = None,
-) -> Build:
-    shown = portable(command.argv, known)
-    recipe = _recipe(work, lock, shown, inputs, rules)
-    current = not force and pipeline_receipt.is_current(pipeline_receipt.read(output.path), recipe, output.path.parent)
-    return Build(
-        output=output,
-        name=name,
-        command=command,
-        shown=shown,
-        inputs=inputs,
-        recipe=recipe,
-        current=current,
-        needs=needs,
-        of=of,
-        matrix=matrix,
-    )
-
-
-def _recipe(work: Work, lock: Lock, shown: tuple[str, ...], inputs: tuple[Input, ...], rules: tuple[str, ...] = ()) -> str:
-    made_by = lock.environment.pin().digest() if lock.environment else f"unpinned {work.job.environment.path}"
-    made_from = [(each.name, each.digest) for each in inputs]
-    parts = [shown, made_from, lock.llama_cpp.tree, made_by, *rules]
+def _recipe(pinned: PinnedJob, shown: tuple[str, ...], inputs: tuple[Input, ...], rules: tuple[str, ...] = ()) -> str:
+    ingredients = [(item.name, item.digest) for item in inputs]
+    parts = [shown, ingredients, pinned.lock.llama_cpp.tree, pinned.environment_key, *rules]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 

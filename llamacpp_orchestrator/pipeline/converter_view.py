@@ -12,17 +12,16 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import translation
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.convert import capabilities
 from llamacpp_orchestrator.convert import encoders
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.models.selection import HubFile
-from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.translation import Reader
@@ -31,37 +30,37 @@ from llamacpp_orchestrator.translation.reader import reader
 from llamacpp_orchestrator.translation.rules import RULES
 
 
-def of(work: Work, lock: Lock, view: Path) -> Translation:
+def of(pinned: PinnedJob, view: Path) -> Translation:
     """What the tag of a lock must be shown of the model in a view, whose small files are enough."""
     files = tuple(
         (path.name, path.stat().st_mtime_ns) for path in sorted(view.glob("*")) if path.suffix in (".json", ".jinja", ".md")
     )
-    return _translated(view, files, _reader(work, lock, view))
+    return _translated(view, files, _reader(pinned, view))
 
 
-def _reader(work: Work, lock: Lock, view: Path) -> Reader:
+def _reader(pinned: PinnedJob, view: Path) -> Reader:
     names = preflight.claimed(preflight.read_json(view / "config.json"))
-    return reader(pipeline_build.tree(work, lock), _transformers(work, lock), *names[:1])
+    return reader(pinned.tree, _transformers(pinned), *names[:1])
 
 
-def check_pieces(work: Work, lock: Lock, wanted: Wanted, view: Path) -> None:
+def check_pieces(pinned: PinnedJob, wanted: Wanted, view: Path) -> None:
     """Raise OrchestrateError for a model without the sentencepiece vocabulary that its class at this tag takes, and no other."""
-    names = {file.path for file in lock.files(wanted).files}
-    by = _reader(work, lock, view)
-    if "pieces alone" in by.knows and wanted.weights and by.pieces not in (names | of(work, lock, view).files.keys()):
-        message = f"{wanted.source}: {lock.llama_cpp.tag} reads its kind of vocabulary from {by.pieces} alone, and there is none"
+    names = {file.path for file in pinned.files(wanted).files}
+    by = _reader(pinned, view)
+    if "pieces alone" in by.knows and wanted.weights and by.pieces not in (names | of(pinned, view).files.keys()):
+        message = f"{wanted.source}: {pinned.tag} reads its kind of vocabulary from {by.pieces} alone, and there is none"
         hint = f"add the {by.pieces} of the original model"
         if "tokenizer.json" in names:
             hint += "; its tokenizer.json is of another kind than such a file can be made of"
         raise OrchestrateError(message, hint)
 
 
-def _transformers(work: Work, lock: Lock) -> str:
+def _transformers(pinned: PinnedJob) -> str:
     """The version of transformers that the scripts run with; "" where the environment does not tell."""
-    if lock.environment is not None:
-        match = re.search(r"^transformers==([\d.]+)", lock.environment.requirements, re.MULTILINE)
+    if pinned.lock.environment is not None:
+        match = re.search(r"^transformers==([\d.]+)", pinned.lock.environment.requirements, re.MULTILINE)
         return match[1] if match else ""
-    venv = work.folder(str(work.job.environment.path))
+    venv = pinned.context.folder(str(pinned.context.job.environment.path))
     packages = (*venv.glob("lib/python3*/site-packages"), venv / "Lib" / "site-packages")
     names = [path.name for folder in packages for path in folder.glob("transformers-*.dist-info")]
     return names[0].split("-")[1].removesuffix(".dist") if names else ""
@@ -85,15 +84,15 @@ def _translated(view: Path, files: tuple[tuple[str, int], ...], by: Reader) -> T
     return translation.translate(read, by, RULES)
 
 
-def folder(work: Work, lock: Lock, view: Path) -> Path:
+def folder(pinned: PinnedJob, view: Path) -> Path:
     """The folder that the tag's scripts are given for a view: the view, or a copy that is made where it is not there.
 
     A copy has the view's name, and links to its files but for those in another form.
     """
-    translated = of(work, lock, view).files
+    translated = of(pinned, view).files
     if not translated:
         return view
-    copy = _place(work, view, translated)
+    copy = _place(pinned.context, view, translated)
 
     def make(entry: Path) -> None:
         names = [path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.is_file()]
@@ -108,7 +107,7 @@ def folder(work: Work, lock: Lock, view: Path) -> Path:
         altered = [name for name, content in translated.items() if _content(copy / name) != content]
         return f"{(gone or altered)[0]} of the copy is not as it was made" if gone or altered else ""
 
-    work.store.ensure("views", copy.parent.name, make, unhealthy)
+    pinned.store.ensure("views", copy.parent.name, make, unhealthy)
     return copy
 
 
@@ -119,34 +118,34 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _place(work: Work, view: Path, translated: dict[str, bytes]) -> Path:
+def _place(context: Context, view: Path, translated: dict[str, bytes]) -> Path:
     digests = [(name, hashlib.sha256(content).hexdigest()) for name, content in sorted(translated.items())]
-    key = msgspec.json.encode([str(view.relative_to(work.store.root)), digests])
-    return work.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / view.name
+    key = msgspec.json.encode([str(view.relative_to(context.store.root)), digests])
+    return context.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / view.name
 
 
-def views(work: Work, lock: Lock, build: Build) -> tuple[Path, ...]:
+def views(pinned: PinnedJob, build: Build) -> tuple[Path, ...]:
     """The views of all that an output is converted from: of the model, and of its adapter."""
-    return tuple(pipeline_build.view(work, lock.files(wanted), name) for wanted, name in build.needs)
+    return tuple(pinned.view(wanted, name) for wanted, name in build.needs)
 
 
-def notes(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
+def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
     """What is to be said of the copies that an output is converted from."""
-    return tuple(dict.fromkeys(note for view in views(work, lock, build) for note in of(work, lock, view).notes))
+    return tuple(dict.fromkeys(note for view in views(pinned, build) for note in of(pinned, view).notes))
 
 
-def command(work: Work, lock: Lock, build: Build, asked: Command) -> Command:
+def command(pinned: PinnedJob, build: Build, asked: Command) -> Command:
     """A call of upstream's script with the folders that it is to read; makes those that must be others."""
-    shown = {str(view): str(folder(work, lock, view)) for view in views(work, lock, build)}
-    argv = (*(shown.get(word, word) for word in asked.argv), *options(work, lock, build))
+    shown = {str(view): str(folder(pinned, view)) for view in views(pinned, build)}
+    argv = (*(shown.get(word, word) for word in asked.argv), *options(pinned, build))
     return msgspec.structs.replace(asked, argv=argv)
 
 
-def options(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
+def options(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
     """What this tag's script must be told of a model besides, or it would drop a part of it."""
     if build.output.kind != "model":
         return ()
-    (view,), tree = views(work, lock, build), pipeline_build.tree(work, lock)
+    (view,), tree = views(pinned, build), pinned.tree
     names = safetensors.read_json(view / "config.json").get("architectures")
     classes = capabilities.converter(tree, str(names[0])) if isinstance(names, list) and names else []
     return tuple(word for word in encoders.options(view, tree, classes) if word not in build.command.argv)

@@ -2,171 +2,135 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
-
 from llamacpp_orchestrator import inside
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.convert import quantize
-from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.job.layout import Output
 from llamacpp_orchestrator.lock import records
-from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.pipeline import actions
-from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import memory
 from llamacpp_orchestrator.pipeline import preflight as pipeline_preflight
+from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.pipeline.build import Build
-from llamacpp_orchestrator.pipeline.publish import Bench
-from llamacpp_orchestrator.pipeline.setup import binaries_step
-from llamacpp_orchestrator.pipeline.setup import check_types
-from llamacpp_orchestrator.pipeline.setup import environment_action
-from llamacpp_orchestrator.pipeline.setup import fetch_action
-from llamacpp_orchestrator.pipeline.setup import reference_step
-from llamacpp_orchestrator.pipeline.setup import source_action
+from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.source.tree import SCRIPTS
+from llamacpp_orchestrator.system.scheduler import Outcome
+from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.system.scheduler import log_of
 
 # What every tag's scripts have taken since b3878: with these and without options, downloads need not wait for the tree.
 ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
+ACTIONS = setup.ACTIONS | actions.ACTIONS
 
 
-def scripts(work: Work, lock: Lock, stale: list[Build]) -> list[Path]:
+def perform(run: JobRun, step: Step, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Do a step; one whose program the system kills for want of memory says what it was taken to need."""
+    try:
+        return ACTIONS[step.kind](run, step.key, outcomes, tell)
+    except CommandFailed as error:
+        if error.code != memory.KILLED:
+            raise
+        raise memory.explained(error, need(run, step), run.memory) from error
+
+
+def need(run: JobRun, step: Step) -> int:
+    """The bytes of memory that a step takes; 0 for little, or while what would tell is not here."""
+    pinned, stale = run.pinned, run.builds.values()
+    if step.kind in ("convert", "quantize"):
+        return memory.of_build(pinned, run.builds[step.key])
+    if step.kind == "imatrix":
+        return memory.of_matrix(actions.first_of(run, step.key))
+    if step.kind == "verify" and pipeline_build.is_loaded(build := run.builds[step.key], stale):
+        return memory.of_check(pinned, build, actions.base_of(pinned, build))
+    return 0
+
+
+def scripts(pinned: PinnedJob, stale: list[Build]) -> list[Path]:
     """All that the environment's Python will run to convert some outputs: upstream's scripts, and ours about a tokenizer."""
     converted = [build for build in stale if not build.of]
     kinds = sorted({"adapter" if build.output.lora else "model" for build in converted})
-    names = [{file.path for file in lock.files(build.needs[0][0]).files} for build in converted]
+    folders = [{file.path for file in pinned.files(build.needs[0][0]).files} for build in converted]
     # Where there is a tokenizer.model it is read without transformers' tokenizers, which take long to load.
-    asked = any("tokenizer.json" in each and "tokenizer.model" not in each for each in names)
+    hashed = any("tokenizer.json" in names and "tokenizer.model" not in names for names in folders)
     return [
-        *(pipeline_build.tree(work, lock) / SCRIPTS[kind] for kind in kinds),
-        *([inside.path(pipeline_preflight.HASHER)] if asked else []),
+        *(pinned.tree / SCRIPTS[kind] for kind in kinds),
+        *([inside.path(pipeline_preflight.HASHER)] if hashed else []),
     ]
 
 
-def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step]:
+def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ended: frozenset[str] = frozenset()) -> list[Step]:
     """All that must be done to make some outputs; a step in `ended` has been done while the job was resolved."""
-    work, lock = bench.work, bench.lock
-    made = [] if "source" in ended else [Step(name="source", action=source_action(work, lock))]
-    made += [
-        Step(
-            name="environment",
-            action=environment_action(work, lock, bench.log("environment")),
-            log=bench.log("environment"),
-        )
-    ]
-    if bench.warm and not all(build.of for build in stale):
-        made = _then(bench.warm, made)
+    ready = setup.steps(pinned, logs)
+    steps = [ready[name] for name in ("source", "environment") if name == "environment" or name not in ended]
     if any(map(pipeline_build.needs_programs, stale)):
-        made.append(_programs(bench))
-        made += _matrices(bench, stale)
-    if lock.reference and any(map(pipeline_build.is_compared, stale)):
-        made.append(reference_step(work, lock.reference, bench.log("reference")))
-    here = {step.name for step in made} | {build.name for build in stale}
-    names = records.names(work.job)
+        steps += [ready["binaries"], *_matrices(pinned, stale, logs)]
+    if pinned.lock.reference and any(map(pipeline_build.is_compared, stale)):
+        steps.append(ready["reference"])
     after: tuple[str, ...] = () if "source" in ended or _ordinary(stale) else ("source",)
     # A type that the tool may not have is told before gigabytes come for nothing.
     after += ("binaries",) if any(build.of and build.output.type.upper() not in quantize.ALWAYS for build in stale) else ()
-    for (wanted, name), step in _fetched(stale, names).items():
-        made.append(Step(name=step, action=fetch_action(work, lock, wanted, name), needs=after))
+    fetched = {need: f"fetch {key}" for key, need in fetches(pinned, stale).items()}
+    steps += [Step(kind="fetch", key=key, needs=after) for key in fetches(pinned, stale)]
+    here = frozenset(step.name for step in steps)
     for build in stale:
-        log = bench.log(f"{pipeline_build.verb(build)} {build.name}")
-        if build.of:
-            matrix = [f"imatrix {build.origin}"] if build.matrix and not imatrix.ready(build.matrix, work.store) else []
-            needs: Iterable[str] = ("binaries", *_origin(build, stale), *matrix)
-            action = actions.quantize_action(bench, build, functools.partial(binaries.tool, work, lock, "llama-quantize"))
-        else:
-            fetched = _fetched([build], names).values()
-            needs = ("environment", *(["source"] if "source" in here else []), *fetched)
-            action = actions.convert_action(bench, build)
-        step = f"{pipeline_build.verb(build)} {build.name}"
-        need = functools.partial(memory.of_build, work, lock, build)
-        asked = Step(name=step, action=action, needs=tuple(needs), heavy=True, memory=need, log=log)
-        made.append(memory.told(asked, bench.memory))
-        made.append(_verified(bench, build, stale, Step(name=step, action=action, log=log)))
-    return made
+        steps += _made(pinned, build, stale, logs, tuple(fetched[need] for need in build.needs), here)
+    return steps
 
 
-def _then(act: Callable[[], None], steps: list[Step]) -> list[Step]:
-    """The same steps; the last of them to end well does one thing more."""
-    left = {step.name for step in steps}
-
-    def extended(step: Step) -> Step:
-        def action(tell: Tell) -> str:
-            status = step.action(tell)
-            left.discard(step.name)
-            if not left:
-                act()
-            return status
-
-        return msgspec.structs.replace(step, action=action)
-
-    return [extended(step) for step in steps]
-
-
-def _origin(build: Build, stale: list[Build]) -> list[str]:
-    return [f"verify {other.name}" for other in stale if other.output == build.of]
-
-
-def _programs(bench: Bench) -> Step:
-    step = binaries_step(bench.work, bench.lock, bench.log("binaries"), bench.jobs)
-
-    def action(tell: Tell) -> str:
-        status = step.action(tell)
-        check_types(bench.work, bench.lock)
-        return status
-
-    return msgspec.structs.replace(step, action=action)
-
-
-def _matrices(bench: Bench, stale: list[Build]) -> list[Step]:
-    """A step for each matrix that must be made first."""
-    store, made = bench.work.store, dict[str, Step]()
-    for build in stale:
-        if build.of and build.matrix and not imatrix.ready(build.matrix, store):
-            name = f"imatrix {build.origin}"
-            action = actions.imatrix_action(
-                bench, build, functools.partial(binaries.tool, bench.work, bench.lock, "llama-imatrix")
-            )
-            needs = ("binaries", *_origin(build, stale))
-            need = functools.partial(memory.of_matrix, build)
-            asked = Step(name=name, action=action, needs=needs, heavy=True, memory=need, log=bench.log(name))
-            made.setdefault(name, memory.told(asked, bench.memory))
-    return list(made.values())
-
-
-def _verified(bench: Bench, build: Build, stale: list[Build], after: Step) -> Step:
-    """The step that checks an output; to be loaded it needs the programs, and an adapter its base."""
-    model, needs, base = build.output.model, [after.name], None
-    loads = model.verify in spec.RUNNING or (
-        model.verify == "auto" and model.quantize and any(map(pipeline_build.needs_programs, stale))
-    )
-    if loads:
-        needs.append("binaries")
-        base = actions.base_of(bench, build) if build.output.lora else None
-        needs += [f"verify {other.name}" for other in stale if base and other.output.path == base.path]
-    if pipeline_build.is_compared(build):
-        needs += ["reference", *_fetched([build], records.names(bench.work.job)).values()]
-    find = functools.partial(binaries.tool, bench.work, bench.lock) if loads else None
-    action = actions.verify_action(bench, build, find)
-    need = functools.partial(memory.of_check, bench.work, bench.lock, build, base) if loads else 0
-    heavy = pipeline_build.is_compared(build)
-    asked = Step(name=f"verify {build.name}", action=action, needs=tuple(needs), heavy=heavy, memory=need, log=after.log)
-    return memory.told(asked, bench.memory)
-
-
-def _fetched(stale: list[Build], names: dict[Wanted, str]) -> dict[tuple[Wanted, str], str]:
+def fetches(pinned: PinnedJob, stale: Iterable[Build]) -> dict[str, tuple[Wanted, str]]:
+    """The sets of files that outputs are made of, each with the name of its view, by the key of the step that brings them."""
+    names = records.names(pinned.context.job)
     pairs = dict.fromkeys(need for build in stale for need in build.needs)
     first = dict(reversed(pairs))
-    return {(wanted, name): f"fetch {names[wanted]}" + ("" if first[wanted] == name else f" as {name}") for wanted, name in pairs}
+    return {names[wanted] + ("" if first[wanted] == name else f" as {name}"): (wanted, name) for wanted, name in pairs}
+
+
+def _made(
+    pinned: PinnedJob, build: Build, stale: list[Build], logs: Path, fetched: tuple[str, ...], here: frozenset[str]
+) -> tuple[Step, Step]:
+    """The step that makes an output out of what is `fetched`, and the one that checks it; `here` are the steps before."""
+    needs: list[str] = []
+    if build.of:
+        needs += ["binaries", *_checked(build.of, stale)]
+        needs += [f"imatrix {build.origin}"] if build.matrix and not imatrix.ready(build.matrix, pinned.store) else []
+    else:
+        needs += ["environment", *(["source"] if "source" in here else []), *fetched]
+    kind, name = pipeline_build.verb(build), build.name
+    log = log_of(f"{kind} {name}", logs)
+    making = Step(kind=kind, key=name, needs=tuple(needs), heavy=True, log=log)
+    needs = [making.name]
+    if pipeline_build.is_loaded(build, stale):
+        # To be loaded an adapter needs its base.
+        base = actions.base_of(pinned, build) if build.output.lora else None
+        needs += ["binaries", *(_checked(base, stale) if base else ())]
+    if pipeline_build.is_compared(build):
+        needs += ["reference", *fetched]
+    return making, Step(kind="verify", key=name, needs=tuple(needs), heavy=pipeline_build.is_compared(build), log=log)
+
+
+def _checked(output: Output, stale: list[Build]) -> list[str]:
+    return [f"verify {build.name}" for build in stale if build.output.path == output.path]
+
+
+def _matrices(pinned: PinnedJob, stale: list[Build], logs: Path) -> list[Step]:
+    """A step for each matrix that must be made first."""
+    keys = {
+        build.origin: ("binaries", *_checked(build.of, stale))
+        for build in stale
+        if build.of and build.matrix and not imatrix.ready(build.matrix, pinned.store)
+    }
+    return [
+        Step(kind="imatrix", key=key, needs=needs, heavy=True, log=log_of(f"imatrix {key}", logs)) for key, needs in keys.items()
+    ]
 
 
 def _ordinary(stale: list[Build]) -> bool:

@@ -6,14 +6,11 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import spec
-from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import hub
@@ -24,8 +21,6 @@ from llamacpp_orchestrator.pipeline import memory_model
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.memory_model import Weight
 from llamacpp_orchestrator.system import host
-from llamacpp_orchestrator.system.scheduler import Step
-from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.units import size
 from llamacpp_orchestrator.verify import gguf
 
@@ -34,21 +29,21 @@ KILLED = -9
 Files = tuple[tuple[Path, int, int], ...]  # path, size and time: what is known of a file holds as long as these do
 
 
-def of_build(work: Work, lock: Lock, build: Build) -> int:
+def of_build(pinned: PinnedJob, build: Build) -> int:
     """The bytes that it takes to make an output; 0 while what would tell is not here."""
     if build.of:
-        found = _stored(_files(pipeline_build.shards(build.of))) or _source(work, lock, build.output.model)
+        found = _stored(_files(pipeline_build.shards(build.of))) or _source(pinned, build.output.model)
         # On a Mac the tool reads what it maps elsewhere (llama-quant.cpp).
         return memory_model.quantizing(found, build.of.type, host.system() != "macos") if found else 0
     lora, model = build.output.lora, build.output.model
-    found = _of_files(work, lock, *build.needs[-1])
+    found = _of_files(pinned, *build.needs[-1])
     if not found:
         return 0
     if lora:
-        file = sum(each.size for each in lock.files(build.needs[-1][0]).files)
+        file = sum(each.size for each in pinned.files(build.needs[-1][0]).files)
         return memory_model.adapter(file, found, build.output.type)
     seen = [each for each in found if adapter.OUTSIDE.search(each.name)] if build.output.kind == "mmproj" else []
-    words = sum(each.size for each in lock.files(build.needs[-1][0]).files if each.path == "tokenizer.json")
+    words = sum(each.size for each in pinned.files(build.needs[-1][0]).files if each.path == "tokenizer.json")
     return memory_model.conversion(seen or found, build.output.type, model.args, words)
 
 
@@ -57,48 +52,38 @@ def of_matrix(build: Build) -> int:
     return memory_model.loading(_size(pipeline_build.shards(build.of))) if build.of else 0
 
 
-def of_check(work: Work, lock: Lock, build: Build, base: layout.Output | None) -> int:
+def of_check(pinned: PinnedJob, build: Build, base: layout.Output | None) -> int:
     """The bytes that it takes to load an output, an adapter with its base, or to compare it with its source."""
     files = _size([*build.stage.glob("*.gguf"), *(pipeline_build.shards(base) if base else [])])
     if build.output.model.verify != "logits":
         return memory_model.loading(files)
-    return memory_model.comparing(_source(work, lock, build.output.model), files)
+    return memory_model.comparing(_source(pinned, build.output.model), files)
 
 
-def told(step: Step, most: int) -> Step:
-    """The same step, which when the system kills its program for want of memory says what it was taken to need."""
-
-    def action(tell: Tell) -> str:
-        try:
-            return step.action(tell)
-        except CommandFailed as error:
-            if error.code != KILLED:
-                raise
-            need = step.memory if isinstance(step.memory, int) else step.memory()
-            known = f"it was taken to need {size(need)} of the {size(most)} that may be used at a time"
-            hint = f"{known}; give the job less to use at a time (--memory 8G, say), use --jobs 1, or close other programs"
-            raise error.retold(error.message, hint) from error
-
-    return msgspec.structs.replace(step, action=action)
+def explained(error: CommandFailed, need: int, most: int) -> CommandFailed:
+    """The failure of a program that the system killed for want of memory, with what it was taken to `need` (bytes)."""
+    known = f"it was taken to need {size(need)} of the {size(most)} that may be used at a time"
+    hint = f"{known}; give the job less to use at a time (--memory 8G, say), use --jobs 1, or close other programs"
+    return error.retold(error.message, hint)
 
 
-def _source(work: Work, lock: Lock, model: spec.Model) -> tuple[Weight, ...]:
-    return _of_files(work, lock, *pipeline_build.source_of(model)[0])
+def _source(pinned: PinnedJob, model: spec.Model) -> tuple[Weight, ...]:
+    return _of_files(pinned, *pipeline_build.source_of(model)[0])
 
 
-def _of_files(work: Work, lock: Lock, wanted: Wanted, name: str) -> tuple[Weight, ...]:
+def _of_files(pinned: PinnedJob, wanted: Wanted, name: str) -> tuple[Weight, ...]:
     """The tensors of a model or adapter; () where its files are not here, or cannot be read, which its own step will tell."""
-    pin = lock.files(wanted)
+    pin = pinned.files(wanted)
     pickles = [file.size for file in pin.files if file.path.endswith(".bin")]
     if pickles:
         return (Weight("", "BF16", min(max(pickles) // 2, MOST_UNKNOWN)),)
     files = [file for file in pin.files if file.path.endswith(".safetensors")]
     if spec.is_folder(wanted.source):
-        own = [work.folder(wanted.source) / file.path for file in files]
+        own = [pinned.context.folder(wanted.source) / file.path for file in files]
     else:
         snapshot = Snapshot(source=wanted.source, commit=pin.commit, files=pin.files)
         own = [hub.cached(snapshot, file) for file in files]
-    view = pipeline_build.view(work, pin, name)
+    view = pinned.view(wanted, name)
     return _headers(_files([view / file.path for file in files]) or _files(own))
 
 

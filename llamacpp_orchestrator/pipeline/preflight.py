@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.convert import capabilities
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import quantized
@@ -13,12 +12,11 @@ from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import tree as lock_tree
-from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import headers
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.models import weight_files
-from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import converter_view
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.system import interpreter as system_interpreter
@@ -30,65 +28,62 @@ from llamacpp_orchestrator.system.scheduler import Tell
 HASHER = "pretokenizer_hash"
 
 
-def check_small_files(work: Work, lock: Lock, wanted: Wanted, view: Path, tell: Tell) -> None:
+def check_small_files(pinned: PinnedJob, wanted: Wanted, view: Path, tell: Tell) -> None:
     """Raise JobError or OrchestrateError for what the tag cannot convert, before gigabytes are fetched for nothing."""
-    for model in work.job.models if wanted.kind == "model" else ():
+    for model in pinned.context.job.models if wanted.kind == "model" else ():
         if records.base_wanted(model) == wanted:
-            tree = lock_tree.get_tree(work, lock.llama_cpp, tell)
-            subject = _subject(work, lock, model, view)
+            tree = lock_tree.get_tree(pinned.context, pinned.lock.llama_cpp, tell)
+            subject = _subject(pinned, model, view)
             preflight.check_model(subject)
             if preflight.takes_vocabulary(subject):
-                converter_view.check_pieces(work, lock, wanted, view)
+                converter_view.check_pieces(pinned, wanted, view)
             if model.mmproj and "--mistral-format" not in model.args:
-                preflight.check_projector(tree, lock.llama_cpp.tag, model.name, safetensors.read_json(view / "config.json"))
+                preflight.check_projector(tree, pinned.tag, model.name, safetensors.read_json(view / "config.json"))
 
 
-def notes(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
+def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
     """What is to be said of the model that an output is converted from: its weights, and what the tag is shown otherwise."""
     if build.of:
         return ()
-    translated = converter_view.notes(work, lock, build)
+    translated = converter_view.notes(pinned, build)
     if build.output.lora:
         return translated
-    pin = lock.files(build.needs[0][0])
-    view = converter_view.views(work, lock, build)[0]
+    pin = pinned.files(build.needs[0][0])
+    view = converter_view.views(pinned, build)[0]
     weights, beside = headers.read(view), weight_files.note(pin.unread)
     odd = (*headers.notes(weights), *quantized.notes(preflight.read_json(view / "config.json"), weights))
     return (*([beside] if beside else []), *odd, *translated)
 
 
-def check_tokenizer(work: Work, lock: Lock, build: Build, known: dict[Path, str], run: Run, log: Path) -> None:
-    """Raise OrchestrateError for a tokenizer that the tag does not know; the digests asked for so far are kept in `known`."""
+def check_tokenizer(pinned: PinnedJob, build: Build, run: Run, log: Path) -> None:
+    """Raise OrchestrateError for a tokenizer that the tag does not know."""
     if build.output.lora:
         return
-    (wanted, name), *_ = build.needs
-    view = pipeline_build.view(work, lock.files(wanted), name)
-    subject = _subject(work, lock, build.output.model, converter_view.folder(work, lock, view))
-    if subject.folder not in known:
-        interpreter = Interpreter(
-            python=str(pipeline_build.python(work, lock)),
-            run=run,
-            env=pipeline_build.converter_env(work),
-            limits=system_limits.limits(work.settings),
-            scratch=build.stage,
-            log=log,
-        )
-        known[subject.folder] = hash_of(subject, interpreter) if preflight.is_hashed(subject) else ""
-    preflight.check_hash(subject, known[subject.folder])
+    view = pinned.view(*build.needs[0])
+    subject = _subject(pinned, build.output.model, converter_view.folder(pinned, view))
+    interpreter = Interpreter(
+        python=str(pinned.python),
+        run=run,
+        env=pinned.script_env,
+        limits=system_limits.limits(pinned.context.settings),
+        scratch=build.stage,
+        log=log,
+    )
+    preflight.check_hash(subject, hash_of(subject, interpreter) if preflight.is_hashed(subject) else "")
 
 
-def _subject(work: Work, lock: Lock, model: spec.Model, view: Path) -> preflight.Subject:
+def _subject(pinned: PinnedJob, model: spec.Model, view: Path) -> preflight.Subject:
     wanted = records.base_wanted(model)
     return preflight.Subject(
-        tree=pipeline_build.tree(work, lock),
-        tag=lock.llama_cpp.tag,
+        tree=pinned.tree,
+        tag=pinned.tag,
         folder=view,
         source=wanted.source,
         args=model.args,
         weights=wanted.weights,
         compared=model.verify != "structure",
         mmproj=bool(model.mmproj),
-        trees=work.store.folder("source"),
+        trees=pinned.store.folder("source"),
     )
 
 

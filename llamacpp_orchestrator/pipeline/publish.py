@@ -5,95 +5,84 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Container
+from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
 from filelock import FileLock
 from filelock import Timeout
 
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Build
-from llamacpp_orchestrator.system.interpreter import Run
+from llamacpp_orchestrator.pipeline.build import is_current
 from llamacpp_orchestrator.system.scheduler import Tell
-from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.util.archive import look_for_stop
 from llamacpp_orchestrator.util.store import remove
 
 
-class Bench(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite.
+class Locks:
+    """The locks of outputs that one run holds: taken before an output is made, given back once it lies in its place."""
 
-    `waiting` has for each temporary output what is still to be made of it, `notes` what a receipt is to tell, `hashes` the
-    digests of tokenizers; `warm` begins to load what conversions need, where that can be done once for all; `memory` is how
-    many bytes all that runs at a time may take.
-    """
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: dict[Path, FileLock] = {}
 
-    work: Work
-    lock: Lock
-    logs: Path
-    converter: Run
-    held: dict[Path, FileLock]
-    waiting: dict[Path, set[Path]] = {}
-    notes: dict[Path, tuple[str, ...]] = {}
-    force: bool = False
-    hashes: dict[Path, str] = {}
-    jobs: int = 0
-    warm: Callable[[], None] | None = None
-    memory: int = 0
+    def of(self, build: Build) -> FileLock:
+        """The lock of an output, which is one for all runs on this machine."""
+        key = hashlib.sha256(os.path.normcase(build.output.path.resolve()).encode()).hexdigest()[:32]
+        return FileLock(self._folder / f"output-{key}.lock", thread_local=False, is_singleton=False)
 
-    def log(self, step: str) -> Path:
-        """The log file of one step."""
-        return log_of(step, self.logs)
+    def acquire(self, build: Build, tell: Tell) -> None:
+        """Take the lock of an output, once no other run has it."""
+        lock = self.of(build)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            tell("note: another run is making this file; waiting for it")
+            while not lock.is_locked:
+                look_for_stop()
+                with contextlib.suppress(Timeout):
+                    lock.acquire(timeout=0.5)
+        self._held[build.output.path] = lock
+
+    def holds(self, build: Build) -> bool:
+        """Whether this run has the lock of an output."""
+        return build.output.path in self._held
+
+    def release(self, build: Build) -> None:
+        """Let other runs make this output."""
+        if lock := self._held.pop(build.output.path, None):
+            lock.release()
 
 
-def prepare(bench: Bench, build: Build, tell: Tell) -> bool:
-    """Take the lock of an output and finish what was interrupted there; whether the output then is current."""
-    path, held = build.output.path, _lock(bench, build)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        tell("note: another run is making this file; waiting for it")
-        while not held.is_locked:
-            look_for_stop()
-            with contextlib.suppress(Timeout):
-                held.acquire(timeout=0.5)
-    bench.held[path] = held
+def prepare(locks: Locks, build: Build, force: bool, tell: Tell) -> bool:
+    """Take the lock of an output and finish what was interrupted there; whether it must be made still."""
+    locks.acquire(build, tell)
     publish(build)
-    if not bench.force and pipeline_receipt.is_current(pipeline_receipt.read(path), build.recipe, path.parent):
+    if not force and is_current(build):
         return False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        build.output.path.parent.mkdir(parents=True, exist_ok=True)
         remove(build.stage)
         build.stage.mkdir()
     except OSError as error:
-        raise OrchestrateError(f"cannot write into {path.parent}: {error.strerror}", "check the folder's rights") from error
+        message = f"cannot write into {build.output.path.parent}: {error.strerror}"
+        raise OrchestrateError(message, "check the folder's rights") from error
     return True
 
 
-def _lock(bench: Bench, build: Build) -> FileLock:
-    key = hashlib.sha256(os.path.normcase(build.output.path.resolve()).encode()).hexdigest()[:32]
-    return FileLock(bench.work.store.folder("locks") / f"output-{key}.lock", thread_local=False, is_singleton=False)
-
-
-def heal(bench: Bench, build: Build) -> None:
+def heal(locks: Locks, build: Build) -> None:
     """End what a killed run left half published, so that its files are known as ours."""
     if build.stage.exists():
-        with _lock(bench, build):
+        with locks.of(build):
             publish(build)
 
 
-def drop_temporary(bench: Bench, build: Build) -> None:
-    """Remove the temporary output that this one was made of, once nothing else is to be made of it."""
-    path = build.of.path if build.of else build.output.path
-    left = bench.waiting.get(path, set())
-    left.discard(build.output.path)
-    # Two may end at once; only one of them finds it in its place.
-    if build.of and not left and bench.waiting.pop(path, None) is not None:
-        remove(path.parent)
+def spent(stale: Iterable[Build], ended: Container[str]) -> list[Path]:
+    """The folders of temporary outputs of which all has been made and checked; `ended` has the names of steps that ended well."""
+    left = {build.of.path for build in stale if build.of and f"verify {build.name}" not in ended}
+    return [build.output.path.parent for build in stale if build.output.temporary and build.output.path not in left]
 
 
 def publish(build: Build) -> None:
@@ -115,18 +104,12 @@ def publish(build: Build) -> None:
     remove(build.stage)
 
 
-def release(bench: Bench, build: Build) -> None:
-    """Let other runs make this output."""
-    if held := bench.held.pop(build.output.path, None):
-        held.release()
-
-
-def clean(bench: Bench, made: list[Build]) -> None:
+def clean(locks: Locks, stale: Iterable[Build]) -> None:
     """Remove what an interrupted or failed run has left beside its outputs."""
-    for build in made:
-        if build.output.path in bench.held:
+    for build in stale:
+        if locks.holds(build):
             publish(build)  # a signal between two renames: what was checked and half in its place goes all the way
             remove(build.stage)
             if build.output.temporary and pipeline_receipt.read(build.output.path) is None:
                 remove(build.output.path.parent)
-            release(bench, build)
+            locks.release(build)

@@ -9,12 +9,11 @@ from pathlib import Path
 import msgspec
 
 import llamacpp_orchestrator
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import file as lock_file
-from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import adapter_staging
-from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import converter_view
 from llamacpp_orchestrator.pipeline import preflight
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
@@ -25,47 +24,47 @@ from llamacpp_orchestrator.pipeline.receipt import Receipt
 
 
 def receipt(
-    work: Work, lock: Lock, build: Build, files: tuple[FileRecord, ...], notes: tuple[str, ...], levels: tuple[str, ...]
+    pinned: PinnedJob, build: Build, files: tuple[FileRecord, ...], notes: tuple[str, ...], levels: tuple[str, ...]
 ) -> Receipt:
     """The receipt of an output that has passed some levels of checks, with its files as they lie there now."""
-    said = (*preflight.notes(work, lock, build), *adapter_staging.judge(work, lock, build).notes, *notes)
-    shown = (Path(word).name if Path(word).is_absolute() else placeless(work, word) for word in build.shown)
+    said = (*preflight.notes(pinned, build), *adapter_staging.judge(pinned, build).notes, *notes)
+    shown = (Path(word).name if Path(word).is_absolute() else placeless(pinned.context, word) for word in build.shown)
     return Receipt(
         path=build.output.path.name,
         kind=build.output.kind,
         type=build.output.type,
         recipe=build.recipe,
-        command=(*shown, *converter_view.options(work, lock, build)),
-        inputs=inputs(work, lock, build),
+        command=(*shown, *converter_view.options(pinned, build)),
+        inputs=inputs(pinned, build),
         versions=pipeline_receipt.Versions(
             tool=llamacpp_orchestrator.__version__,
-            tag=lock.llama_cpp.tag,
-            commit=lock.llama_cpp.commit,
-            tree=lock.llama_cpp.tree,
-            environment=lock.environment.pin().digest() if lock.environment else "unpinned",
-            lock=lock_file.digest(lock),
+            tag=pinned.tag,
+            commit=pinned.lock.llama_cpp.commit,
+            tree=pinned.lock.llama_cpp.tree,
+            environment=pinned.lock.environment.pin().digest() if pinned.lock.environment else "unpinned",
+            lock=lock_file.digest(pinned.lock),
         ),
         files=files,
         levels=levels,
-        job=_way(work.file, build.output.path.parent),
-        notes=tuple(placeless(work, note) for note in said),
+        job=_way(pinned.context.file, build.output.path.parent),
+        notes=tuple(placeless(pinned.context, note) for note in said),
     )
 
 
-def inputs(work: Work, lock: Lock, build: Build) -> tuple[Input, ...]:
+def inputs(pinned: PinnedJob, build: Build) -> tuple[Input, ...]:
     """What an output was made from, each with the sha256 of its bytes, and with the source and commit that it came from."""
     known = dict[str, Input]()
     for wanted, name in build.needs:
-        pin = lock.files(wanted)
-        view, source = pipeline_build.view(work, pin, name), wanted.source
-        named = work.folder(source).name if spec.is_folder(source) else source
+        pin = pinned.files(wanted)
+        view, source = pinned.view(wanted, name), wanted.source
+        named = pinned.context.folder(source).name if spec.is_folder(source) else source
         for file in pin.files:
             full, path = f"{name}/{file.path}", view / file.path
-            sha256 = file.sha256 or (work.store.sha256(path) if path.is_file() else "")
+            sha256 = file.sha256 or (pinned.store.sha256(path) if path.is_file() else "")
             digest = file.sha256 or f"git:{file.oid}"
             known[full] = Input(name=full, digest=digest, sha256=sha256, source=named, commit=pin.commit)
     if build.matrix:
-        sha256 = work.store.sha256(build.matrix.file(work.store))
+        sha256 = pinned.store.sha256(build.matrix.file(pinned.store))
         known[build.matrix.name] = Input(name=build.matrix.name, digest=build.matrix.digest, sha256=sha256)
     found: list[Input] = []
     for each in build.inputs:
@@ -93,9 +92,9 @@ def _home() -> Path | None:
     return None
 
 
-def placeless(work: Work, text: str) -> str:
+def placeless(context: Context, text: str) -> str:
     """A text without the folders of this machine that we know of."""
-    places = {str(work.store.root): "{cache}", str(work.file.parent): "{job}", str(_home() or ""): "~"}
+    places = {str(context.store.root): "{cache}", str(context.file.parent): "{job}", str(_home() or ""): "~"}
     for place, name in sorted(places.items(), key=lambda item: -len(item[0])):
         text = text.replace(place, name) if len(place) > 1 else text
     return text

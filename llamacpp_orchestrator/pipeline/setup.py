@@ -6,125 +6,153 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import quantize
 from llamacpp_orchestrator.environment import imports
 from llamacpp_orchestrator.environment import reference
 from llamacpp_orchestrator.environment import requirements
 from llamacpp_orchestrator.environment import venv
-from llamacpp_orchestrator.environment.pin import Pin
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock import tree as lock_tree
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import EnvironmentPin
-from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.pipeline import binaries
-from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import preflight as pipeline_preflight
-from llamacpp_orchestrator.system.scheduler import Action
+from llamacpp_orchestrator.pipeline.job_run import JobRun
+from llamacpp_orchestrator.system.scheduler import CURRENT
+from llamacpp_orchestrator.system.scheduler import DONE
+from llamacpp_orchestrator.system.scheduler import Outcome
+from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.util.yaml_reader import nearest
 
 
-def check_types(work: Work, lock: Lock) -> None:
+def check_types(pinned: PinnedJob) -> None:
     """Raise JobError for a type that this tag's llama-quantize does not list, with the nearest that it does."""
-    asking = [model for model in work.job.models if model.quantize]
-    known = quantize.types(binaries.tool(work, lock, "llama-quantize")) if asking else ()
-    for model in asking:
+    models = [model for model in pinned.context.job.models if model.quantize]
+    known = quantize.types(binaries.tool(pinned, "llama-quantize")) if models else ()
+    for model in models:
         for type_ in quantize.unknown(model.quantize, known):
             raise JobError(
-                f"{work.file.name}: {model.name}: the llama-quantize of {lock.llama_cpp.tag} has no type `{type_}`",
-                nearest(type_, [each for each in known if not each.isdigit()]),
+                f"{pinned.context.file.name}: {model.name}: the llama-quantize of {pinned.tag} has no type `{type_}`",
+                nearest(type_, [name for name in known if not name.isdigit()]),
             )
 
 
-def source_action(work: Work, lock: Lock) -> Action:
+def source(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     """Get the locked converter tree, and see that it has the types and options that the job asks for."""
-
-    def action(tell: Tell) -> str:
-        before = work.store.has("source", lock.llama_cpp.key())
-        preflight.check_job(work.job, lock.llama_cpp.tag, work.file.name, lock_tree.get_tree(work, lock.llama_cpp, tell))
-        return "current" if before else "done"
-
-    return action
+    context, pin = run.pinned.context, run.pinned.lock.llama_cpp
+    outcome = CURRENT if context.store.has("source", pin.key()) else DONE
+    preflight.check_job(context.job, pin.tag, context.file.name, lock_tree.get_tree(context, pin, tell))
+    return outcome
 
 
-def environment_action(work: Work, lock: Lock, log: Path) -> Action:
+def environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     """Build the locked environment, or probe the user's own."""
-
-    def action(tell: Tell) -> str:
-        if lock.environment is None:
-            venv.own(work.folder(str(work.job.environment.path)), work.file)
-            return "current"
-        prove = functools.partial(_prove, work, lock, log, tell)
-        status = _built(work, lock.environment.pin(), "the Python environment", log, tell, prove)
-        prove(work.store.entry("environments", lock.environment.pin().digest()))  # another tag's scripts import more, perhaps
-        return status
-
-    return action
+    context, pin = run.pinned.context, run.pinned.lock.environment
+    if pin is None:
+        venv.own(context.folder(str(context.job.environment.path)), context.file)
+        return CURRENT
+    log = run.log("environment")
+    prove = functools.partial(_prove, run.pinned, log, tell)
+    status = build_environment(context, pin, "the Python environment", log, tell, prove)
+    prove(context.store.entry("environments", pin.pin().digest()))  # another tag's scripts import more, perhaps
+    return Outcome(status)
 
 
-def _prove(work: Work, lock: Lock, log: Path, tell: Tell, entry: Path) -> None:
+def _prove(pinned: PinnedJob, log: Path, tell: Tell, entry: Path) -> None:
     """See that the scripts of the tag can import what they want in an environment, if that is not known yet."""
-    tree, overrides = lock_tree.get_tree(work, lock.llama_cpp, tell), work.job.environment.overrides
-    named = requirements.merged(requirements.upstream_requirements(tree, lock.llama_cpp.tag), overrides)
-    env, overridden = pipeline_build.converter_env(work), requirements.merged((), overrides)
+    tree, overrides = lock_tree.get_tree(pinned.context, pinned.lock.llama_cpp, tell), pinned.context.job.environment.overrides
+    named = requirements.merged(requirements.upstream_requirements(tree, pinned.tag), overrides)
+    env, overridden = pinned.script_env, requirements.merged((), overrides)
     imports.prove(entry, python_in(entry / "venv"), tree, frozenset(named), frozenset(overridden), env, log, tell)
 
 
-def reference_step(work: Work, pin: EnvironmentPin, log: Path) -> Step:
-    """The step that builds the locked environment with which outputs are compared."""
-    return Step(name="reference", action=functools.partial(_built, work, pin.pin(), reference.TITLE, log), log=log)
+def reference_environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Build the locked environment with which outputs are compared."""
+    pin = run.pinned.lock.reference
+    assert pin is not None
+    return Outcome(build_environment(run.pinned.context, pin, reference.TITLE, run.log("reference"), tell))
 
 
-def _built(work: Work, pin: Pin, what: str, log: Path, tell: Tell, prove: Callable[[Path], None] = lambda entry: None) -> str:
-    before = work.store.has("environments", pin.digest())
+def build_environment(
+    context: Context, pin: EnvironmentPin, title: str, log: Path, tell: Tell, prove: Callable[[Path], None] = lambda entry: None
+) -> str:
+    """Build a locked environment where it is not there; "current" if it was. `prove` must pass before it is taken for whole."""
+    key = pin.pin().digest()
+    status = "current" if context.store.has("environments", key) else "done"
 
     def make(dest: Path) -> None:
-        if work.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
-            work.online(what)
-        venv.build(pin, work.job.environment.torch, work.settings, dest, log, tell)
+        if context.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
+            context.online(title)
+        venv.build(pin.pin(), context.job.environment.torch, context.settings, dest, log, tell)
         prove(dest)
 
-    work.store.ensure("environments", pin.digest(), make, venv.unhealthy)
-    return "current" if before else "done"
+    context.store.ensure("environments", key, make, venv.unhealthy)
+    return status
 
 
-def binaries_step(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Step:
-    """The step that gets the programs; only a build has something to log."""
-    return Step(name="binaries", action=binaries.action(work, lock, log, jobs), log=log if binaries.from_source(work) else None)
+def programs(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Get the programs of the tag, and see that they have the types that are to be made."""
+    status = binaries.bring(run.pinned, run.log("binaries"), run.jobs, tell)
+    if run.builds:
+        check_types(run.pinned)
+    return Outcome(status)
 
 
-def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
-    """Bring the files of a model or adapter here, examine them, and make the view that a converter is shown."""
+def fetch(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Bring the files of a model or adapter here, with the view that a converter is shown."""
+    return Outcome(bring(run.pinned, *run.fetches[key], tell))
 
-    def action(tell: Tell) -> str:
-        pin = lock.files(wanted)
-        view = pipeline_build.view(work, pin, name)
 
-        def unhealthy(entry: Path) -> str:
-            sound = all(hub.sound(entry / name / file.path, file, work.store.sha256) for file in pin.files)
-            return "" if sound else "files behind the view have gone, or are damaged"
+def bring(pinned: PinnedJob, wanted: Wanted, name: str, tell: Tell) -> str:
+    """Bring the files of a model or adapter here, examine them, and make their view; "current" if all was there."""
+    pin, view = pinned.files(wanted), pinned.view(wanted, name)
 
-        before = view.exists() and not unhealthy(view.parent)
-        if before:
-            pipeline_preflight.check_small_files(work, lock, wanted, view, tell)
+    def unhealthy(entry: Path) -> str:
+        sound = all(hub.sound(entry / name / file.path, file, pinned.store.sha256) for file in pin.files)
+        return "" if sound else "files behind the view have gone, or are damaged"
 
-        def show(entry: Path) -> None:
-            def look(folder: Path, files: tuple[hub.HubFile, ...]) -> None:
-                # The view grows as files arrive; what is in it is all that this tag will see of the model.
-                models_view.make_view((file for file in files if not (entry / name / file.path).exists()), folder, entry / name)
-                pipeline_preflight.check_small_files(work, lock, wanted, entry / name, tell)
+    status = "current" if view.exists() and not unhealthy(view.parent) else "done"
+    if status == "current":
+        pipeline_preflight.check_small_files(pinned, wanted, view, tell)
 
-            lock_resolve.origin(work, pin, tell, look)
+    def show(entry: Path) -> None:
+        def look(folder: Path, files: tuple[hub.HubFile, ...]) -> None:
+            # The view grows as files arrive; what is in it is all that this tag will see of the model.
+            models_view.make_view((file for file in files if not (entry / name / file.path).exists()), folder, entry / name)
+            pipeline_preflight.check_small_files(pinned, wanted, entry / name, tell)
 
-        work.store.ensure("views", view.parent.name, show, unhealthy)
-        return "current" if before else "done"
+        lock_resolve.origin(pinned.context, pin, tell, look)
 
-    return action
+    pinned.store.ensure("views", view.parent.name, show, unhealthy)
+    return status
+
+
+def steps(pinned: PinnedJob, logs: Path) -> dict[str, Step]:
+    """The steps by name that bring here what the lock names, but for models: each with a log if it has something to log."""
+    from_source = binaries.from_source(pinned.context)
+    steps = [
+        Step(kind="source"),
+        Step(kind="environment", log=log_of("environment", logs)),
+        Step(kind="reference", log=log_of("reference", logs)),
+        Step(kind="binaries", log=log_of("binaries", logs) if from_source else None),
+    ]
+    return {step.name: step for step in steps}
+
+
+ACTIONS = {
+    "source": source,
+    "environment": environment,
+    "reference": reference_environment,
+    "binaries": programs,
+    "fetch": fetch,
+}

@@ -80,3 +80,19 @@ def _windows(argv: tuple[str, ...]) -> str:
     import subprocess
 
     return subprocess.list2cmdline(argv)
+
+
+def script_env(home: Path) -> tuple[tuple[str, str], ...]:
+    """All that a converter may know: an allow-list of variables, a Hugging Face home without models, no network, UTF-8."""
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    # Compiling 2000 modules takes as long as loading them; uv installs without, and all 8000 would take longer than we save.
+    # What is compiled lies apart: neither the tree nor an environment of the user's own is written to, and what somebody has
+    # put beside the tree's files is not taken for them.
+    python = {"PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1", "PYTHONPYCACHEPREFIX": str(home / "bytecode")}
+    python |= {"TOKENIZERS_PARALLELISM": "false"}
+    return clean_env(HF_HOME=str(home), **offline, **python)

@@ -1,4 +1,4 @@
-"""Steps and the one function that runs them: whatever is ready runs, and a failure blocks only what needs it."""
+"""Run steps, which are data, by a registry of actions: whatever is ready runs, and a failure blocks only what needs it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from typing import TypeVar
 
 import msgspec
 
@@ -20,27 +22,48 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import of_system
 from llamacpp_orchestrator.util.units import size
 
+T = TypeVar("T")
 Tell = Callable[[str], None]
 TELL_SECONDS = 0.2
 GRACE_SECONDS = 2.0
 LONGEST_LOG = 120  # bytes
 NOTE = "note: "  # what a step says in these words is for everybody, not only for who watches
-Action = Callable[[Tell], str]
 ENDED = ("done", "current", "failed", "blocked")
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One unit of work: `action(tell)` does it, tells its progress, and answers "done" or "current".
+    """One unit of work as data: what is done (`kind`), to what (`key`), and after which other steps, by their names."""
 
-    `memory` is how many bytes it takes, or a function that knows it once all that the step needs has ended.
-    """
-
-    name: str
-    action: Action
+    kind: str
+    key: str = ""
     needs: tuple[str, ...] = ()
     heavy: bool = False
-    memory: Callable[[], int] | int = 0
     log: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What a step is called in every report."""
+        return f"{self.kind} {self.key}" if self.key else self.kind
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a step ended, "done" or "current", and what it has learned for those that need it."""
+
+    status: str = "done"
+    value: Any = None
+
+
+DONE, CURRENT = Outcome("done"), Outcome("current")
+Outcomes = Mapping[str, Outcome]  # of the steps that have ended well so far, by name
+Perform = Callable[[Step, Outcomes, Tell], Outcome]
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How much may run at a time: `jobs` heavy steps within `memory` bytes, 0 for any number. `keep_going` after a failure."""
+
+    jobs: int = 1
+    memory: int = 0
+    keep_going: bool = False
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +83,7 @@ class Event(msgspec.Struct, frozen=True):
     seconds: float = 0.0
     error: BaseException | None = None
     log: Path | None = None
+    outcome: Outcome | None = None
 
 
 Reporter = Callable[[Event], None]
@@ -73,23 +97,32 @@ def log_of(step: str, folder: Path) -> Path:
     return folder / f"{name}.log"
 
 
+def performing(actions: Mapping[str, Callable[[T, str, Outcomes, Tell], Outcome]], subject: T) -> Perform:
+    """How steps are done by a registry: the action of a step's kind, given the subject of all of them and the step's key."""
+
+    def perform(step: Step, outcomes: Outcomes, tell: Tell) -> Outcome:
+        return actions[step.kind](subject, step.key, outcomes, tell)
+
+    return perform
+
+
 def run(
     steps: Iterable[Step],
-    jobs: int,
-    keep_going: bool,
+    perform: Perform,
+    bounds: Bounds,
     report: Reporter,
-    memory: int = 0,
+    need: Callable[[Step], int] = lambda step: 0,
     halt: Callable[[], None] | None = None,
 ) -> list[Event]:
-    """Run all steps, at most `jobs` heavy ones at a time and within `memory` bytes, 0 for any number.
+    """Run all steps; the last event of each, in the order in which they ended.
 
-    Answers the last event of each step, in the order in which they ended. Raises whatever a signal handler raises in the
-    calling thread, once `halt` has told the workers to end and they have had a moment to clean up behind them; they are
+    `need` tells how many bytes of memory a step takes, once all that it needs has ended. Raises whatever a signal handler raises
+    in the calling thread, once `halt` has told the workers to end and they have had a moment to clean up behind them; they are
     daemons, so that none can hold us back.
     """
     workers: list[threading.Thread] = []
     try:
-        return _run(steps, jobs, keep_going, report, memory, workers)
+        return _run(steps, perform, bounds, report, need, workers)
     except BaseException:
         if halt:
             halt()
@@ -101,10 +134,10 @@ def run(
 
 def _run(
     steps: Iterable[Step],
-    jobs: int,
-    keep_going: bool,
+    perform: Perform,
+    bounds: Bounds,
     report: Reporter,
-    memory: int,
+    need: Callable[[Step], int],
     workers: list[threading.Thread],
 ) -> list[Event]:
     by_name = {step.name: step for step in steps}
@@ -114,32 +147,37 @@ def _run(
     ended: dict[str, Event] = {}
     waiting: dict[str, Claim] = {}
     running: dict[str, Claim] = {}
-    failed, numbers, bound = "", itertools.count(), memory or sys.maxsize
+    outcomes: dict[str, Outcome] = {}
+    failed, numbers, bound = "", itertools.count(), bounds.memory or sys.maxsize
     while order.is_active():
         for step in map(by_name.__getitem__, order.get_ready()):
             if blocker := next((need for need in step.needs if ended[need].status in ("failed", "blocked")), failed):
                 events.put(Event(step.name, "blocked", f"by {blocker}"))
             else:
-                waiting[step.name] = _claim(step, next(numbers))
-        for name in admitted(waiting, running.values(), jobs, bound):
+                waiting[step.name] = Claim(number=next(numbers), heavy=step.heavy, memory=need(step))
+        for name in admitted(waiting, running.values(), bounds.jobs, bound):
             running[name] = waiting.pop(name)
-            workers.append(_start(by_name[name], running[name].memory, bound, events.put))
+            step, memory = by_name[name], running[name].memory
+            if memory > bound:
+                events.put(Event(name, "note", _alone(name, memory, bound)))
+            # A copy, for what ends meanwhile is not for this one.
+            worker = threading.Thread(target=_work, args=(step, perform, dict(outcomes), events.put), name=name, daemon=True)
+            worker.start()
+            workers.append(worker)
         while (event := _next(events)).status not in ENDED:
             report(event)
         report(event)
         ended[event.step] = event
+        if event.outcome:
+            outcomes[event.step] = event.outcome
         running.pop(event.step, None)
         order.done(event.step)
-        if event.status == "failed" and not keep_going:
+        if event.status == "failed" and not bounds.keep_going:
             failed = failed or event.step
             for name in waiting:
                 events.put(Event(name, "blocked", f"by {failed}"))
             waiting.clear()
     return list(ended.values())
-
-
-def _claim(step: Step, number: int) -> Claim:
-    return Claim(number=number, heavy=step.heavy, memory=step.memory if isinstance(step.memory, int) else step.memory())
 
 
 def admitted(waiting: Mapping[str, Claim], running: Iterable[Claim], jobs: int, memory: int) -> list[str]:
@@ -171,13 +209,8 @@ def _fits(claim: Claim, slots: int, room: int) -> bool:
     return (slots > 0 or not claim.heavy) and (room >= claim.memory or not claim.memory)
 
 
-def _start(step: Step, need: int, bound: int, put: Callable[[Event], None]) -> threading.Thread:
-    if need > bound:
-        said = f"{step.name} takes about {size(need)} of memory, more than the {size(bound)} that may be used; it runs alone"
-        put(Event(step.name, "note", said))
-    worker = threading.Thread(target=_work, args=(step, put), name=step.name, daemon=True)
-    worker.start()
-    return worker
+def _alone(name: str, memory: int, bound: int) -> str:
+    return f"{name} takes about {size(memory)} of memory, more than the {size(bound)} that may be used; it runs alone"
 
 
 def _next(events: queue.SimpleQueue[Event]) -> Event:
@@ -206,18 +239,16 @@ def _teller(name: str, put: Callable[[Event], None]) -> Tell:
     return tell
 
 
-def _work(step: Step, put: Callable[[Event], None]) -> None:
+def _work(step: Step, perform: Perform, outcomes: Outcomes, put: Callable[[Event], None]) -> None:
     began = time.monotonic()
     put(Event(step.name, "started", log=step.log))
     try:
-        status = step.action(_teller(step.name, put))
-    except OrchestrateError as error:
-        put(Event(step.name, "failed", error.message, time.monotonic() - began, error, error.log or step.log))
-    except Exception as error:
-        told = of_system(error) or error
-        said = told.message if isinstance(told, OrchestrateError) else f"{type(error).__name__}: {error}"
-        put(Event(step.name, "failed", said, time.monotonic() - began, told, step.log))
-    except BaseException as error:
-        put(Event(step.name, "failed", f"{type(error).__name__}: {error}", time.monotonic() - began, error, step.log))
+        outcome = perform(step, outcomes, _teller(step.name, put))
+    except BaseException as caught:
+        error = (of_system(caught) or caught) if isinstance(caught, Exception) else caught
+        text, log = f"{type(error).__name__}: {error}", step.log
+        if isinstance(error, OrchestrateError):
+            text, log = error.message, error.log or step.log
+        put(Event(step.name, "failed", text, time.monotonic() - began, error, log))
     else:
-        put(Event(step.name, status, "", time.monotonic() - began, None, step.log))
+        put(Event(step.name, outcome.status, "", time.monotonic() - began, None, step.log, outcome))

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from llamacpp_orchestrator.system.scheduler import DONE
+from llamacpp_orchestrator.system.scheduler import Bounds
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import run
 from tests.bench import world as worlds
@@ -52,19 +54,17 @@ def rows(world: World) -> Iterator[Row]:
 def scheduling() -> float:
     """Milliseconds that a step costs which does nothing, in a job of so many adapters."""
     names = [f"l-{number}" for number in range(MANY)]
-    made = [Step(name="environment", action=lambda tell: "done")]
+    steps = [Step(kind="environment")]
     for name in names:
-        made.append(Step(name=f"fetch {name}", action=lambda tell: "done"))
-        needs = ("environment", f"fetch {name}")
-        made.append(
-            Step(name=f"convert {name}", action=lambda tell: "done", needs=needs, heavy=True, memory=lambda: 300 * MEGABYTE)
-        )
-        made.append(Step(name=f"verify {name}", action=lambda tell: "done", needs=(f"convert {name}",)))
-    began = time.perf_counter()
-    ended = run(made, 2, False, lambda event: None, 8000 * MEGABYTE)
+        steps.append(Step(kind="fetch", key=name))
+        steps.append(Step(kind="convert", key=name, needs=("environment", f"fetch {name}"), heavy=True))
+        steps.append(Step(kind="verify", key=name, needs=(f"convert {name}",)))
+    began, bounds = time.perf_counter(), Bounds(jobs=2, memory=8000 * MEGABYTE)
+    need = {"convert": 300 * MEGABYTE}
+    ended = run(steps, lambda step, outcomes, tell: DONE, bounds, lambda event: None, lambda step: need.get(step.kind, 0))
     if {event.status for event in ended} != {"done"}:
         raise Failed("a step that does nothing has failed")
-    return 1000 * (time.perf_counter() - began) / len(made)
+    return 1000 * (time.perf_counter() - began) / len(steps)
 
 
 def job(world: World, count: int) -> Path:

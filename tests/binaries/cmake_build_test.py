@@ -16,9 +16,10 @@ from llamacpp_orchestrator.binaries import cmake_build
 from llamacpp_orchestrator.binaries import selftest
 from llamacpp_orchestrator.binaries import toolchain as binaries_toolchain
 from llamacpp_orchestrator.binaries.toolchain import Toolchain
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.source import tree as source_tree
@@ -316,7 +317,7 @@ def test_no_index_for_cmake_is_told_in_uvs_words(tmp_path: Path, monkeypatch: py
     assert "package manager" in failed.value.hint
 
 
-def a_work(file: Path, offline: bool = False) -> Work:
+def a_work(file: Path, offline: bool = False) -> Context:
     return cli_options.load(file, {"offline": offline})
 
 
@@ -340,17 +341,15 @@ def test_a_small_llama_cpp_is_fetched_whole_built_once_and_found(
     monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(world / "cache"))
     work = a_work(job("org/m", binaries={"backend": "source"}))
     pin = SourcePin(tag="b5000", repo=tree.as_uri(), tree="0" * 64, commit=commit)
-    action = binaries.action(work, a_lock(pin), world / "log")
     with pytest.raises(IntegrityError, match="not the locked one"):
-        action(lambda text: None)
+        binaries.bring(PinnedJob(work, a_lock(pin)), world / "log", 0, lambda text: None)
     pin = msgspec.structs.replace(pin, tree=source_tree.tree_digest(tree))
-    lock = a_lock(pin)
-    assert binaries.lacking(work, lock) == "the source of b5000"
-    action = binaries.action(work, lock, world / "log")
+    pinned = PinnedJob(work, a_lock(pin))
+    assert binaries.lacking(pinned) == "the source of b5000"
     (tree / "tools" / "quantize" / "main.cpp").write_text("spoiled after the commit\n")
-    assert [action(lambda text: None), action(lambda text: None)] == ["done", "current"]
-    assert binaries.lacking(work, lock) == "" and binaries.tool(work, lock, "quantize").is_file()
+    assert [binaries.bring(pinned, world / "log", 0, lambda text: None) for _ in range(2)] == ["done", "current"]
+    assert binaries.lacking(pinned) == "" and binaries.tool(pinned, "quantize").is_file()
     assert not list((world / "cache" / "downloads").iterdir())
     with pytest.raises(OrchestrateError, match="no program `llama-cli`") as lacking:
-        binaries.tool(work, lock, "llama-cli")
+        binaries.tool(pinned, "llama-cli")
     assert "llama-quantize" in lacking.value.hint

@@ -14,12 +14,13 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator.commands import bundle
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.util.store import Store
@@ -82,7 +83,7 @@ def test_a_machine_without_a_network_makes_the_same_bytes(
 @pytest.fixture
 def small(
     world: Path, orchestrate: Orchestrate, job: Callable[..., Path], copy: Callable[..., Path], tmp_path: Path
-) -> tuple[Path, Work]:
+) -> tuple[Path, Context]:
     """A bundle without an environment, its job with the source folders gone, and a machine that has nothing yet."""
     (tmp_path / "own" / "bin").mkdir(parents=True)
     copy("tiny-llama", "model")
@@ -91,7 +92,7 @@ def small(
     assert packed.code == 0, packed.err
     shutil.rmtree(world / "model")
     here = msgspec.structs.replace(settings.load(os.environ), cache=tmp_path / "fresh")
-    return world / "small.tar", Work(job=loader.load(file, folders=False), file=file, settings=here, store=Store(here.cache))
+    return world / "small.tar", Context(job=loader.load(file, folders=False), file=file, settings=here, store=Store(here.cache))
 
 
 def rewritten(file: Path, change: Callable[[str, bytes], tuple[str, bytes] | None], *more: tarfile.TarInfo) -> Path:
@@ -133,7 +134,7 @@ def labelled(**changes: Any) -> Callable[[str, bytes], tuple[str, bytes]]:
     return change
 
 
-def test_a_sound_bundle_is_put_into_its_place(small: tuple[Path, Work]) -> None:
+def test_a_sound_bundle_is_put_into_its_place(small: tuple[Path, Context]) -> None:
     file, work = small
     found = bundle.opened(file, work)
     assert found.settings.offline and found.settings.index.index_urls == ()
@@ -142,10 +143,10 @@ def test_a_sound_bundle_is_put_into_its_place(small: tuple[Path, Work]) -> None:
     # The folders come out of the bundle, and they are what was locked.
     lock = lock_file.read(lock_file.path_for(work.file))
     assert lock is not None
-    local_folders.drift(found, lock)
+    local_folders.drift(PinnedJob(found, lock))
 
 
-def test_a_bundle_repairs_a_tree_that_was_changed(small: tuple[Path, Work]) -> None:
+def test_a_bundle_repairs_a_tree_that_was_changed(small: tuple[Path, Context]) -> None:
     file, work = small
     bundle.opened(file, work)
     (entry,) = (work.store.root / "source").iterdir()
@@ -175,7 +176,7 @@ def test_a_bundle_repairs_a_tree_that_was_changed(small: tuple[Path, Work]) -> N
     ],
 )
 def test_what_the_lock_does_not_know_is_refused(
-    change: Any, extra: tuple[tarfile.TarInfo, ...], code: int, said: str, small: tuple[Path, Work], tmp_path: Path
+    change: Any, extra: tuple[tarfile.TarInfo, ...], code: int, said: str, small: tuple[Path, Context], tmp_path: Path
 ) -> None:
     file, work = small
     with pytest.raises(OrchestrateError) as caught:
@@ -186,7 +187,7 @@ def test_what_the_lock_does_not_know_is_refused(
     bundle.opened(file, work)
 
 
-def test_bundles_that_cannot_be_read(small: tuple[Path, Work], orchestrate: Orchestrate, world: Path) -> None:
+def test_bundles_that_cannot_be_read(small: tuple[Path, Context], orchestrate: Orchestrate, world: Path) -> None:
     _, work = small
     (world / "text.tar").write_text("hello")
     for path in (world / "text.tar", world):

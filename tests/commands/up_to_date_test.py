@@ -41,8 +41,8 @@ def done(orchestrate: Orchestrate, job: Job, data: Path, once: Callable[..., Non
 
 
 def finished(file: Path, **options: Any) -> list[str]:
-    found = cli_options.load(file, {})
-    return [build.name for build in up_to_date.finished(found, Options(**options))]
+    outputs = up_to_date.finished(cli_options.load(file, {}), Options(**options))
+    return [build.name for build in outputs.builds] if outputs else []
 
 
 def test_a_finished_job_loads_nothing_that_it_does_not_need(done: Path) -> None:

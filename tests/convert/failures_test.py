@@ -18,6 +18,7 @@ from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.convert.failures import explain
 from llamacpp_orchestrator.convert.known_failures import WORDS
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.system.diagnose import LONGEST
 from tests import makers
 
@@ -331,7 +332,7 @@ def test_real_failures_are_explained(
     tag: str, tree: Callable[[str], Path], python: Path, data: Path, tmp_path: Path, shared_cache: Path
 ) -> None:
     package, otherwise = TAGS[tag]
-    env, root, wrong, seen = commands.environment(shared_cache / "home"), tree(package), dict[str, str](), set[str]()
+    env, root, wrong, seen = script_env(shared_cache / "home"), tree(package), dict[str, str](), set[str]()
     warm = warm_worker.Warm(str(python), root, env, tmp_path / "warm.log")
     run = warm.convert if warm_worker.can_fork("linux" if Path("/proc").is_dir() else "") else warm_worker.run_alone
     cases = [(f"model {name}", *case) for name, case in MODELS.items()]

@@ -23,6 +23,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.pipeline import preflight as pipeline_preflight
 from llamacpp_orchestrator.source.tree import TAG_MARK
 from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.system.interpreter import Interpreter
 from tests import makers
 from tests.conftest import Answer
@@ -278,7 +279,7 @@ def test_where_the_vocabulary_is_another_matter_nothing_is_refused(
 def test_the_digest_is_that_of_upstream_and_known_or_not(
     subject: Callable[..., Subject], python: Path, cached: Path, data: Path, tmp_path: Path, shared_cache: Path
 ) -> None:
-    env = commands.environment(shared_cache / "home")
+    env = script_env(shared_cache / "home")
     asked = msgspec.structs.replace(subject(), tree=cached / "package-b9760", tag="b9760", trees=cached)
     makers.byte_tokenizer(asked.folder)
     interpreter = Interpreter(python=str(python), run=process.stream, env=env, scratch=tmp_path, log=tmp_path / "ours.log")

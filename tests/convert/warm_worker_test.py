@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from llamacpp_orchestrator import inside
-from llamacpp_orchestrator.context import Work
-from llamacpp_orchestrator.convert import commands
+from llamacpp_orchestrator.commands import run as commands_run
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import CommandFailed
-from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.models.hub import HubFile
 from llamacpp_orchestrator.pipeline import build
 from llamacpp_orchestrator.pipeline import graph
@@ -25,8 +25,9 @@ from llamacpp_orchestrator.pipeline import preflight
 from llamacpp_orchestrator.source import pin
 from llamacpp_orchestrator.source import tree as source_tree
 from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.command import script_env
+from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Step
-from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.store import Store
@@ -39,7 +40,7 @@ def silent(text: str) -> None:
 
 
 def test_what_cannot_be_started_is_told_by_the_first_conversion(tmp_path: Path) -> None:
-    warm = warm_worker.Warm(str(tmp_path / "no-python"), tmp_path, commands.environment(tmp_path), tmp_path / "warm.log")
+    warm = warm_worker.Warm(str(tmp_path / "no-python"), tmp_path, script_env(tmp_path), tmp_path / "warm.log")
     warm.start()
     with pytest.raises(CommandFailed, match="could not be started"):
         warm.convert(Command(("python", "x.py"), cwd=str(tmp_path)), tmp_path / "log", silent)
@@ -51,7 +52,7 @@ def test_what_cannot_be_started_is_told_by_the_first_conversion(tmp_path: Path) 
 def test_it_loads_what_will_be_asked_for_and_once(
     kind: str, loaded: bool, python: Path, tree: Callable[[str], Path], tmp_path: Path, shared_cache: Path
 ) -> None:
-    root, env = tree("b11434"), commands.environment(shared_cache / "home")
+    root, env = tree("b11434"), script_env(shared_cache / "home")
     probe = tmp_path / "probe.py"
     probe.write_text(f"import os, sys; print('torch' in sys.modules, {TOKENIZERS!r} in sys.modules, os.getppid())\n")
     warm = warm_worker.Warm(str(python), root, env, tmp_path / "warm.log", [root / source_tree.SCRIPTS[kind]])
@@ -67,7 +68,7 @@ def test_it_loads_what_will_be_asked_for_and_once(
 def test_what_python_compiles_lies_apart_and_what_lies_beside_a_script_is_not_taken(
     python: Path, tree: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    root, env = tmp_path / "tree", commands.environment(tmp_path)
+    root, env = tmp_path / "tree", script_env(tmp_path)
     shutil.copytree(tree("b11434"), root)
     (root / "probed.py").write_text("SAID = 'good'\n", encoding="utf-8")
     planted = tmp_path / "planted.py"
@@ -85,10 +86,10 @@ def test_what_python_compiles_lies_apart_and_what_lies_beside_a_script_is_not_ta
     assert set(root.rglob("*")) == before and [*(tmp_path / "bytecode").rglob("probed.*.pyc")]
 
 
-def the_work(tmp_path: Path, more: str) -> Work:
+def the_work(tmp_path: Path, more: str) -> Context:
     text = f"version: 1\nllama_cpp: {{tag: b11434}}\nmodels:\n  - source: org/base\n    {more}\n"
     job = loader.parse(text.encode(), tmp_path / "job.yaml")
-    return Work(
+    return Context(
         job=job,
         file=tmp_path / "job.yaml",
         settings=Settings(cache=tmp_path / "cache", index=Index()),
@@ -96,7 +97,7 @@ def the_work(tmp_path: Path, more: str) -> Work:
     )
 
 
-def the_lock(work: Work, names: tuple[str, ...]) -> records.Lock:
+def the_lock(work: Context, names: tuple[str, ...]) -> records.Lock:
     files = tuple(HubFile(path=name, size=1, sha256="a" * 64) for name in names)
     return records.Lock(
         llama_cpp=pin.SourcePin(tag="b11434", repo="x", tree="d" * 64, commit="e" * 40),
@@ -120,26 +121,20 @@ HASHER = inside.path(preflight.HASHER)
 )
 def test_what_will_be_asked_for(tmp_path: Path, more: str, files: tuple[str, ...], names: set[str]) -> None:
     work = the_work(tmp_path, more)
-    lock = the_lock(work, files)
-    found = graph.scripts(work, lock, build.builds(work, lock))
-    assert {path.name for path in found} == names
-    assert all(path == HASHER or path.parent == build.tree(work, lock) for path in found)
+    pinned = PinnedJob(work, the_lock(work, files))
+    scripts = graph.scripts(pinned, build.builds(pinned))
+    assert {path.name for path in scripts} == names
+    assert all(path == HASHER or path.parent == pinned.tree for path in scripts)
 
 
 def test_it_begins_when_the_last_of_what_it_needs_is_here() -> None:
-    said: list[str] = []
-
-    def good(tell: Tell) -> str:
-        return "done"
-
-    def bad(tell: Tell) -> str:
-        raise OrchestrateError("no")
-
-    steps = [Step(name="source", action=good), Step(name="environment", action=good)]
-    one, two = graph._then(lambda: said.append("begun"), steps)
-    assert (one.name, one.action(silent), said) == ("source", "done", [])
-    assert (two.action(silent), said) == ("done", ["begun"])
-    one, two = graph._then(lambda: said.append("again"), [Step(name="source", action=bad), Step(name="environment", action=good)])
-    with pytest.raises(OrchestrateError):
-        one.action(silent)
-    assert two.action(silent) == "done" and said == ["begun"]
+    begun: list[str] = []
+    steps = [Step(kind="source"), Step(kind="environment"), Step(kind="fetch", key="a")]
+    show = commands_run._tidying(lambda event: None, steps, [], lambda: begun.append("begun"))
+    for status in ("started", "failed"):
+        show(Event("source", status))
+    show(Event("environment", "current"))
+    show(Event("fetch a", "done"))
+    assert not begun
+    show(Event("source", "done"))
+    assert begun == ["begun"]

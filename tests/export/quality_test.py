@@ -1,183 +1,204 @@
-"""What a job asks to be measured, how the tool is called, and what is read of its words, of today and of 2024."""
+"""Measuring with the tag's real llama-perplexity: a report and its plot, kept current, and what goes wrong."""
 
 from __future__ import annotations
 
+import json
+import os
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from llamacpp_orchestrator import results
-from llamacpp_orchestrator.errors import CommandFailed
-from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.job import loader
-from llamacpp_orchestrator.job import spec
-from llamacpp_orchestrator.verify import perplexity
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.pipeline import binaries
+from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.verify import gguf
+from tests.conftest import Answer
 
-HEAD = "version: 1\nllama_cpp: {tag: b11434}\nmodels:\n  - source: a/b\n    "
-TABLE = """0.00.202.865 I kl_divergence: computing over 6 chunks, n_ctx=512, batch_size=2048, n_seq=4
-   6    39061.4378 ±  558.4188       0.00326 ±    0.00113       0.00082 ±    0.00001     0.000 ±  0.000 %    75.359 ±  1.102 %
-====== Perplexity statistics ======
-Mean PPL(Q)                   : 39061.437835 ± 558.418783
-Mean PPL(base)                : 38934.162368 ± 542.608583
-Cor(ln(PPL(Q)), ln(PPL(base))):  99.71%
-Mean ln(PPL(Q)/PPL(base))     :   0.003264 ±   0.001133
-Mean PPL(Q)/PPL(base)         :   1.003269 ±   0.001137
-====== KL divergence statistics ======
-Mean    KLD:   0.000818 ±   0.000006
-Maximum KLD:   0.001560
-99.9%   KLD:   0.001489
-Median  KLD:   0.000781
-Minimum KLD:   0.000414
-====== Token probability statistics ======
-Mean    Δp:  0.000 ± 0.000 %
-RMS Δp    :  0.000 ± -nan %
-Same top p: 75.359 ± 1.102 %
-"""
-READ = {
-    "ppl": 39061.437835, "ppl_error": 558.418783, "base_ppl": 38934.162368, "base_ppl_error": 542.608583,
-    "kld": 0.000818, "kld_error": 0.000006, "kld_median": 0.000781,
-    "kld_max": 0.00156, "same_top": 75.359, "same_top_error": 1.102,
-}  # fmt: skip
+Orchestrate = Callable[..., Answer]
+Job = Callable[..., Path]
+VERSE = """The river that runs by the mill is slow in summer and loud in spring. Children count the stones under the bridge, and
+every year there is one more, for somebody throws one in for luck. The miller says that stones do not grow, and the children say
+that he has never looked."""
 
 
-def test_what_the_tool_says_of_two_models() -> None:
-    assert perplexity.parse(TABLE) == READ
-    # On Windows the sign between may come through as other letters.
-    assert perplexity.parse(TABLE.replace("±", "Â±").replace("Δ", "??").replace("\n", "\r\n")) == READ
-    assert perplexity.parse("") == {}
+@pytest.fixture
+def text(world: Path) -> Path:
+    """Words of our own, enough for some pieces of 512 tokens."""
+    chosen, words = random.Random(1), VERSE.split()
+    (world / "words.txt").write_text("\n".join([VERSE, *(" ".join(chosen.choices(words, k=20)) for _ in range(120))]))
+    return world / "words.txt"
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "absent"),
-    [
-        ("Mean    KLD:   0.000818 ±   0.000006", "Mean    KLD:       -nan ±       -nan", {"kld", "kld_error"}),
-        ("Mean PPL(Q)                   : 39061.437835 ±", "Mean PPL(Q)                   :      inf ±", {"ppl", "ppl_error"}),
-        ("Same top p: 75.359 ± 1.102 %", "Same top p: 75.359 ± -nan %", {"same_top_error"}),
-        ("Mean    KLD:   0.000818", "Mean    KLD:  -0.000001", set()),
-    ],
-)
-def test_what_is_no_number_is_not_taken_for_one(old: str, new: str, absent: set[str]) -> None:
-    assert old in TABLE
-    assert READ.keys() - perplexity.parse(TABLE.replace(old, new)).keys() == absent
+def steps(answer: Answer, word: str = "quality") -> dict[str, str]:
+    return {step["name"].removeprefix("quality "): step["status"] for step in answer.json()["steps"] if word in step["name"]}
 
 
-@pytest.mark.parametrize(
-    ("line", "now"),
-    [
-        (TABLE.splitlines()[1], "6/6"),
-        ("  12    9.1 ± 0.1     0.00153 ±    0.00259       0.00071 ±    0.00001", "12/6"),
-        ("[1]39199.5107,[2]39476.9965", ""),
-        ("chunk             PPL               ln(PPL(Q)/PPL(base))", ""),
-    ],
-)
-def test_progress(line: str, now: str) -> None:
-    assert perplexity.progress_of(line, "6") == now and perplexity.progress_of(line, "") == ""
+def test_a_report_and_its_plot_are_made_once_and_kept_current(
+    orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, text: Path, shared_cache: Path
+) -> None:
+    model = {"source": str(data / "tiny-llama"), "name": "tiny", "outtype": ["bf16", "q8_0"], "quantize": ["Q4_0", "Q2_K"]}
+    model["quality"] = {"text": "words.txt", "chunks": 3}
+    file = job(model, binaries=built)
+    planned = orchestrate("plan", file).out
+    assert "run     quality tiny-bf16" in planned and "--kl-divergence-base base.logits" in planned
+    assert "for measuring tiny, in " in planned
+    answer = orchestrate("run", file, "--json")
+    assert answer.code == 0, answer.err
+    names = ["tiny-bf16", "tiny-q8_0", "tiny-Q4_0", "tiny-Q2_K"]
+    assert steps(answer) == dict.fromkeys(names, "done") | {"tiny-quality.json": "current"}
+    (found,) = answer.json()["quality"]
+    assert found["model"] == "tiny" and [row["type"] for row in found["types"]] == ["q8_0", "Q4_0", "Q2_K"]
+    assert found["unquantized"]["bits"] == pytest.approx(16, abs=0.1) and found["unquantized"]["kld"] is None
+    best, *_, worst = found["types"]
+    assert 0 <= best["kld"] < worst["kld"] <= worst["kld_max"] and best["bits"] > worst["bits"] > 2
+    assert best["same_top"] > 90 and best["ppl"] == pytest.approx(found["unquantized"]["ppl"], rel=0.01)
+    assert worst["size"] == (world / "dist" / "tiny-Q2_K.gguf").stat().st_size and worst["file"] == "tiny-Q2_K.gguf"
+    report = json.loads((world / "dist" / "tiny-quality.json").read_text(encoding="utf-8"))
+    assert report["types"] == found["types"] and report["text"] == "words.txt" and report["text_sha256"] == file_sha256(text)
+    assert str(world) not in json.dumps(report)
+    plot = ElementTree.parse(world / "dist" / "tiny-quality.svg")
+    assert {"Q4_0", "Q2_K", "q8_0"} <= {each.text for each in plot.iter("{http://www.w3.org/2000/svg}text")}
+    assert not list((shared_cache / "downloads").glob("quality-*"))
+
+    again = orchestrate("run", file)
+    assert again.code == 0 and "current quality tiny-quality.json" in again.err and "quality tiny-Q4_0" not in again.err
+    assert "KLD" in again.out and again.out.endswith("tiny-quality.svg\n")
+    assert "current quality tiny-Q4_0" in orchestrate("plan", file).out
+
+    # One more type is measured alone, and a plot that has gone is drawn again without measuring.
+    file = job(model | {"quantize": ["Q4_0", "Q5_0"]}, binaries=built)
+    more = orchestrate("run", file, "--json")
+    assert list(steps(more)) == ["tiny-bf16", "tiny-Q5_0", "tiny-quality.json"]
+    assert [row["type"] for row in more.json()["quality"][0]["types"]] == ["q8_0", "Q4_0", "Q5_0"]
+    assert more.json()["quality"][0]["types"][1] == found["types"][1]
+    before = (world / "dist" / "tiny-quality.svg").read_bytes()
+    (world / "dist" / "tiny-quality.svg").unlink()
+    assert steps(orchestrate("run", file, "--json")) == {"tiny-quality.json": "done"}
+    assert (world / "dist" / "tiny-quality.svg").read_bytes() == before
+
+    # Another text decides other numbers; the same command by force gives the same.
+    text.write_text(text.read_text() + VERSE)
+    assert "tiny-Q4_0" in steps(orchestrate("run", file, "--json"))
+    kept = (world / "dist" / "tiny-quality.json").read_bytes()
+    forced = orchestrate("run", file, "--json", "--force")
+    assert "tiny-Q4_0" in steps(forced), forced.err
+    assert (world / "dist" / "tiny-quality.json").read_bytes() == kept
 
 
-def test_the_commands() -> None:
-    asked = spec.Quality(text="t.txt", chunks=3, args=("-t", "4"))
-    first = perplexity.command(Path("/b/p"), Path("/m.gguf"), asked, Path("/t.txt"))
-    again = perplexity.command(Path("/b/p"), Path("/q.gguf"), asked)
-    shared = ("--kl-divergence-base", "base.logits", "-c", "512", "-ngl", "0")
-    assert first.argv == (
-        *(str(Path("/b/p")), "-m", str(Path("/m.gguf")), "-f", str(Path("/t.txt"))),
-        *shared,
-        *("--chunks", "3", "-t", "4"),
-    )
-    assert again.argv == (str(Path("/b/p")), "-m", str(Path("/q.gguf")), "--kl-divergence", *shared, "-t", "4")
-    assert dict(first.env)["CUDA_VISIBLE_DEVICES"] == ""
-    gpu = perplexity.command(Path("/b/p"), Path("/q.gguf"), spec.Quality(text="t", args=("-ngl", "99")))
-    assert dict(gpu.env).get("CUDA_VISIBLE_DEVICES") != "" and gpu.argv[-2:] == ("-ngl", "99")
+def test_a_split_model_is_measured_as_one_and_merged_by_the_tags_own_program(
+    orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, text: Path
+) -> None:
+    model = {"source": str(data / "tiny-llama"), "args": ["--split-max-size", "5M"], "quantize": ["Q8_0"]}
+    file = job(model | {"quality": {"text": "words.txt", "chunks": 1}}, binaries=built)
+    answer = orchestrate("run", file, "--json")
+    assert answer.code == 0, answer.err
+    row = answer.json()["quality"][0]["types"][0]
+    made = [output for output in answer.json()["outputs"] if output["kind"] == "quantized"]
+    assert len(made) > 1 and row["file"] == Path(made[0]["path"]).name and row["size"] == sum(each["size"] for each in made)
+    whole = world / "whole.gguf"
+    merged = orchestrate("exec", file, "--", "llama-gguf-split", "--merge", made[0]["path"], whole)
+    assert merged.code == 0, merged.err
+    parts = gguf.contents([Path(each["path"]) for each in made])
+    assert gguf.check_set([whole])[0].split == (0, 1)
+    assert gguf.contents([whole]).tensors.keys() == parts.tensors.keys()
 
 
-@pytest.mark.parametrize(
-    ("tail", "message", "cause", "hint"),
-    [
-        (
-            "0.0 E perplexity: the data file you provided tokenizes to only 2 tokens",
-            "",
-            "too short (the data file",
-            "1024 tokens",
-        ),
-        ("x", "`p` took longer than 5 min", "", "`minutes`"),
-        ("kl_divergence: failed reading log-probs for chunk 3", "", "the file between", "disk full"),
-        ("Mean    KLD: -nan", "", "no numbers", "drop the type"),
-        ("what nobody knows", "", "", "the log holds"),
-    ],
-)
-def test_explanations(tail: str, message: str, cause: str, hint: str) -> None:
-    said = perplexity.explain(CommandFailed(message, code=1, tail=tail))
-    assert cause in said[0] and hint in said[1] and bool(cause) == bool(said[0])
+def test_a_text_that_is_too_short(
+    orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, shared_cache: Path
+) -> None:
+    (world / "short.txt").write_text("only this")
+    model = {"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": "short.txt"}
+    answer = orchestrate("run", job(model, binaries=built))
+    assert answer.code == 1 and "the text is too short (the data file you provided tokenizes to only" in answer.err
+    assert "1024 tokens" in answer.err and "tiny-llama-Q4_0.gguf" in answer.out, "the outputs are made, and said"
+    assert not list((world / "dist").glob("*quality*")) and not list((shared_cache / "downloads").glob("quality-*"))
 
 
-def test_the_file_of_answers(tmp_path: Path) -> None:
-    # Of a real one: tiny-llama's 32000 words, 6 pieces.
-    assert perplexity.logits_bytes(6, 32000) == 97_944_548
-    file = tmp_path / "base.logits"
-    whole = perplexity.HEADER.pack(b"_logits_", 512, 3, 2) + bytes(perplexity.logits_bytes(2, 3) - perplexity.HEADER.size)
-    assert perplexity.flaw(file) == perplexity.NO_ROOM
-    for content, flaw in ((whole, ("", "")), (whole[:-1], perplexity.NO_ROOM), (whole[:12], perplexity.TOO_SHORT)):
-        file.write_bytes(content)
-        assert perplexity.flaw(file) == flaw
+def test_an_encoder_has_no_perplexity(
+    orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, text: Path
+) -> None:
+    model = {"source": str(data / "all-MiniLM-L6-v2"), "outtype": "f16", "quantize": ["Q8_0"], "quality": "words.txt"}
+    answer = orchestrate("run", job(model, binaries=built))
+    assert answer.code == 1 and "is an encoder (bert)" in answer.err and "leave `quality` out" in answer.err
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("quality: t.txt", "models[0].quality: nothing is measured"),
-        ("outtype: []\n    quantize: [Q4_0]\n    quality: t.txt", "none is kept: add bf16 to `outtype`"),
-        ("outtype: q8_0\n    quantize: [Q4_0]\n    quality: t.txt", "none is kept: add bf16 to `outtype`"),
-        ("quantize: [Q4_0]\n    quality: {chunks: 3}", "models[0].quality.text: missing"),
-        ("quantize: [Q4_0]\n    quality: ' '", "expected a file"),
-        ("quantize: [Q4_0]\n    quality: {text: t, minutes: 0}", "expected a number of minutes"),
-        ("quantize: [Q4_0]\n    quality: {text: t, chunks: -1}", "expected a number"),
-        ("quantize: [Q4_0]\n    quality: {text: t, args: [-m, x]}", "-m is not yours to give"),
-        ("quantize: [Q4_0]\n    quality: {text: t, chunk: 1}", 'did you mean "chunks"?'),
-        (
-            "quantize: [Q4_0]\n    quality: t\n  - {source: c/b, quantize: [Q5_0], quality: t, outfile: 'x-{type}.gguf'}",
-            "makes the file b-quality.json, and so does models[0].quality",
-        ),
-    ],
-)
-def test_complaints(text: str, said: str) -> None:
-    with pytest.raises(JobError) as caught:
-        loader.parse((HEAD + text).encode(), Path("job.yaml"))
-    assert said in caught.value.message
+def test_what_is_measured_already_is_kept_when_a_file_fails(
+    orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, text: Path
+) -> None:
+    model = {"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": {"text": "words.txt", "chunks": 1}}
+    assert orchestrate("run", job(model, binaries=built)).code == 0
+    failing = model | {"quantize": ["Q4_0", "Q5_0"], "quality": {"text": "words.txt", "chunks": 1, "args": ["--no-such"]}}
+    answer = orchestrate("run", job(failing, binaries=built), "--json", "--keep-going")
+    assert answer.code == 1 and "llama-perplexity` ended with exit code 1" in answer.err and "no-such" in answer.err
+    assert answer.json()["quality"] == [] and len(answer.json()["outputs"]) == 3
+    again = orchestrate("run", job(model, binaries=built), "--json")
+    assert steps(again) == {"tiny-llama-quality.json": "current"} and len(again.json()["quality"][0]["types"]) == 1
 
 
-def test_in_the_job(tmp_path: Path) -> None:
-    def found(text: str) -> spec.Quality | None:
-        return loader.parse(f"{HEAD}quantize: [Q4_0]\n    quality: {text}\n".encode(), tmp_path / "job.yaml").models[0].quality
-
-    assert found("t.txt") == spec.Quality(text="t.txt")
-    assert found("{text: t.txt, chunks: 4, minutes: 5, args: [-t, 2]}") == spec.Quality(
-        text="t.txt", chunks=4, minutes=5, args=("-t", "2")
-    )
-    file = tmp_path / "job.yaml"
-    (tmp_path / "b").mkdir()
-    for text, place in (("t.txt", "quality: "), ("{text: t.txt}", "quality.text: ")):
-        file.write_text(HEAD.replace("a/b", "./b") + f"quantize: [Q4_0]\n    quality: {text}\n")
-        with pytest.raises(JobError, match=f"models.0..{place}.*t.txt is not a file"):
-            loader.load(file)
-    asked = loader.schema()["$defs"]["Model"]["properties"]["quality"]
-    assert asked["anyOf"][0] == {"type": "string"} and asked["description"]
+@pytest.mark.parametrize("name", ["tiny-llama-quality.json", "tiny-llama-quality.svg"])
+def test_a_file_of_the_user_is_never_overwritten(
+    orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, text: Path, name: str
+) -> None:
+    file = job({"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": "words.txt"}, binaries=built)
+    mine = world / "dist" / name
+    mine.parent.mkdir()
+    mine.write_text("{}")
+    answer = orchestrate("run", file)
+    assert answer.code == 2 and f"{name} exists already, and orchestrate did not write it" in answer.err
+    assert mine.read_text() == "{}" and not list(mine.parent.glob("*.gguf"))
+    mine.unlink()
+    mine.mkdir()
+    assert orchestrate("run", file, "--force").code == 2
 
 
-def test_the_table() -> None:
-    def row(**more: Any) -> results.Measure:
-        return results.Measure(file="a/x.gguf", type="t", size=9_100_000, bits=16.0, ppl=12.5, **more)
-
-    shown = results.Quality(
-        model="m", report="/r.json", plot="/r.svg", unquantized=row(), types=(row(kld=0.0123456, same_top=95.123),)
-    )
-    assert shown.lines() == [
-        "quality    9.1 MB  16.00 bits  PPL    12.5000                               a/x.gguf",
-        "quality    9.1 MB  16.00 bits  PPL    12.5000  KLD 0.012346   95.12 % same  a/x.gguf",
-        "quality /r.svg",
-    ]
-    assert len(msgspec_less(shown).lines()) == 1
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="such a file is Linux's own")
+def test_a_text_that_cannot_be_read(orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path) -> None:
+    model = {"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": "/proc/self/mem"}
+    answer = orchestrate("run", job(model, binaries=built))
+    assert answer.code == 2 and "quality: /proc/self/mem cannot be read" in answer.err
 
 
-def msgspec_less(shown: results.Quality) -> results.Quality:
-    return results.Quality(model="m", report="/r.json", plot="/r.svg", unquantized=shown.unquantized, types=())
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
+def test_a_tool_that_ends_before_its_words_are_written(
+    orchestrate: Orchestrate,
+    job: Job,
+    built: dict[str, Any],
+    data: Path,
+    world: Path,
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script, real = world / "perplexity.sh", binaries.tool
+
+    def tool(pinned: PinnedJob, name: str) -> Path:
+        if name != "llama-perplexity":
+            return real(pinned, name)
+        # It writes where a program in the fence may, and names what it starts where such a program is told of folders.
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(real(pinned, name).parent))
+        script.write_text(
+            f'#!/bin/sh\necho "$@" >> calls\n[ "$(grep -c -- --kl-divergence\\  calls)" = "{times}" ] && exit 0\n'
+            f'exec "{real(pinned, name)}" "$@"\n'
+        )
+        script.chmod(0o755)
+        return script
+
+    monkeypatch.setattr("llamacpp_orchestrator.pipeline.binaries.tool", tool)
+    model = {"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": {"text": "words.txt", "chunks": 1}}
+    times = "1"
+    answer = orchestrate("run", job(model, binaries=built), "--json")
+    assert answer.code == 0, answer.err
+    assert answer.err.count("note: llama-perplexity ended before its result was written; asking again") == 1
+    assert answer.json()["quality"][0]["types"][0]["kld"] > 0
+
+    monkeypatch.setattr("llamacpp_orchestrator.export.quality.TRIES", 1)
+    again = orchestrate("run", job(model, binaries=built), "--force")
+    assert again.code == 1 and "its result is not whole" in again.err
+
+    script.unlink()
+    times = "0"  # already the unquantized one, which keeps nothing then
+    last = orchestrate("run", job(model, binaries=built), "--force")
+    assert last.code == 1 and "the file between could not be written" in last.err and "is the disk full?" in last.err

@@ -14,11 +14,11 @@ import pytest
 
 from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.commands import bundle
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.environment import reference as environment_reference
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.lock import file as lock_file
-from llamacpp_orchestrator.pipeline import build
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.system import process
@@ -186,13 +186,13 @@ def test_a_bundle_brings_what_is_compared_with(
     packed = orchestrate("bundle", file, "-o", "all.tar")
     assert packed.code == 0, packed.err
     here = msgspec.structs.replace(settings.load(os.environ), cache=tmp_path / "fresh")
-    work = Work(job=loader.load(file, folders=False), file=file, settings=here, store=Store(here.cache))
+    work = Context(job=loader.load(file, folders=False), file=file, settings=here, store=Store(here.cache))
     opened = bundle.opened(file.with_name("all.tar"), work)
     lock = lock_file.read(lock_file.path_for(file))
     assert lock and lock.reference and not lock.environment
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
-    setup.reference_step(opened, lock.reference, tmp_path / "log").action(lambda text: None)
-    python = str(build.python_of(opened, lock.reference))
+    setup.build_environment(opened, lock.reference, "it", tmp_path / "log", lambda text: None)
+    python = str(PinnedJob(opened, lock).python_of(lock.reference))
     shown = process.capture(
         Command((python, "-c", "import peft, transformers; print(transformers.__version__)"), env=clean_env())
     )

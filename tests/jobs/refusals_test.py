@@ -19,10 +19,11 @@ from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.pipeline import publish
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.system import process
-from llamacpp_orchestrator.system import scheduler
+from llamacpp_orchestrator.system.scheduler import Bounds
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Step
 from tests.conftest import Answer
+from tests.stage.steps import run_all
 
 Orchestrate = Callable[..., Answer]
 posix_only = pytest.mark.skipif(os.name == "nt", reason="speaks to a POSIX shell")
@@ -57,7 +58,7 @@ def test_a_step_that_the_system_refuses_has_failed_and_is_no_bug(tmp_path: Path)
         return "done"
 
     said: list[Event] = []
-    (event,) = scheduler.run([Step(name="s", action=action)], 1, False, said.append)
+    (event,) = run_all([(Step(kind="s"), action)], Bounds(), said.append)
     assert event.status == "failed" and isinstance(event.error, OrchestrateError) and "not a folder" in event.error.hint
 
 

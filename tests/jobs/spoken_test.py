@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.binaries import install
-from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.system import interpreter
+from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.system.interpreter import Interpreter
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify import gguf
@@ -45,7 +45,7 @@ def checked(world: Path, python: Path) -> Callable[[Path, Path], words.Words]:
     """An output and its source as the checks get them."""
 
     def make(file: Path, view: Path) -> words.Words:
-        env = commands.environment(world / "home")
+        env = script_env(world / "home")
         asking = Interpreter(python=str(python), run=warm_worker.run_alone, env=env, scratch=world, log=world / "ask.log")
         metadata = gguf.contents([file]).metadata
         return words.Words(files=(file,), metadata=metadata, view=view, shown=view, interpreter=asking, log=world / "use.log")

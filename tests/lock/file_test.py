@@ -133,9 +133,9 @@ def test_what_is_no_lock_at_all_is_damaged_too(tmp_path: Path, text: str) -> Non
     ],
 )
 def test_an_upgrade_moves_what_it_names_and_nothing_else(what: str, kept: set[str]) -> None:
-    found = diff.fitting(JOB, a_lock(), what)
-    models = {wanted.source for wanted in found.pop("models")}
-    assert {part for part, pin in found.items() if pin} | models == kept
+    parts = msgspec.structs.asdict(diff.fitting(JOB, a_lock(), what))
+    models = {wanted.source for wanted in parts.pop("models")}
+    assert {part for part, pin in parts.items() if pin} | models == kept
 
 
 def test_an_upgrade_of_nothing_known_names_what_is_known() -> None:
@@ -212,7 +212,7 @@ def test_lock_upgrade_takes_the_job_before_or_after_the_option(
 def test_a_tag_with_the_same_requirements_keeps_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     other: Any = msgspec.structs.replace(JOB, llama_cpp=msgspec.structs.replace(JOB.llama_cpp, tag="b11400"))
     found = diff.fitting(other, a_lock())
-    assert (found["source"], found["environment"], found["spare"]) == (None, None, a_lock().environment)
+    assert (found.source, found.environment, found.spare) == (None, None, a_lock().environment)
 
 
 COMPARING: Any = msgspec.structs.replace(JOB, models=(msgspec.structs.replace(JOB.models[0], verify="logits"),))
@@ -256,10 +256,10 @@ def test_what_is_compared_with_follows_what_is_said_of_the_machine(changes: dict
     found = diff.fitting(
         msgspec.structs.replace(COMPARING, environment=environment), msgspec.structs.replace(a_lock(), reference=REFERENCE)
     )
-    assert bool(found["reference"]) == kept
+    assert bool(found.reference) == kept
 
 
 @pytest.mark.parametrize(("what", "kept"), [("environment", False), ("all", False), ("llama_cpp", True), ("models", True)])
 def test_what_is_compared_with_moves_with_the_environment(what: str, kept: bool) -> None:
     lock = msgspec.structs.replace(a_lock(), reference=REFERENCE)
-    assert bool(diff.fitting(COMPARING, lock, what)["reference"]) == kept
+    assert bool(diff.fitting(COMPARING, lock, what).reference) == kept

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator import translation
-from llamacpp_orchestrator.context import Work
+from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import converter_view
 from llamacpp_orchestrator.source import pin
 from llamacpp_orchestrator.system.settings import Index
@@ -97,12 +98,12 @@ def test_other_rules_make_a_file_anew(
 PIN = pin.SourcePin(tag="b11434", repo="r", tree="0" * 64, commit="0" * 40)
 
 
-def work_in(world: Path, environment: spec.Environment, tree: Path) -> Work:
+def work_in(world: Path, environment: spec.Environment, tree: Path) -> Context:
     """A job of one model, with the tree of its tag in the cache."""
     job = spec.Job(version=1, llama_cpp=spec.LlamaCpp(tag=PIN.tag), models=(spec.Model(source="./m"),), environment=environment)
     store = Store(world / "cache")
     shutil.copytree(tree, store.folder("source") / PIN.key())
-    return Work(job=job, file=world / "job.yaml", settings=Settings(cache=store.root, index=Index()), store=store)
+    return Context(job=job, file=world / "job.yaml", settings=Settings(cache=store.root, index=Index()), store=store)
 
 
 @pytest.fixture
@@ -110,8 +111,8 @@ def shown(world: Path, tree: Callable[[str], Path]) -> Callable[[Path], Path]:
     """The folder that b11434's scripts are given for a view."""
     environment = records.EnvironmentPin(upstream="0" * 64, torch="cpu", python="3.11", requirements="transformers==4.57.6 \\\n")
     lock = records.Lock(llama_cpp=PIN, environment=environment, models=())
-    work = work_in(world, spec.Environment(), tree("b11434"))
-    return lambda view: converter_view.folder(work, lock, view)
+    pinned = PinnedJob(work_in(world, spec.Environment(), tree("b11434")), lock)
+    return lambda view: converter_view.folder(pinned, view)
 
 
 def view_of(world: Path, **files: Any) -> Path:
@@ -144,11 +145,12 @@ def test_what_is_right_or_damaged_is_shown_as_it_is(world: Path, shown: Callable
 
 
 def test_an_environment_of_ones_own_tells_its_transformers(world: Path, tree: Callable[[str], Path]) -> None:
-    work, lock = work_in(world, spec.Environment(path="./own"), tree("b11434")), records.Lock(llama_cpp=PIN, models=())
+    work = work_in(world, spec.Environment(path="./own"), tree("b11434"))
+    pinned = PinnedJob(work, records.Lock(llama_cpp=PIN, models=()))
     view = view_of(world, tokenizer_config={"extra_special_tokens": ["<a>"]})
-    assert converter_view.folder(work, lock, view) != view, "an unknown one counts as old"
+    assert converter_view.folder(pinned, view) != view, "an unknown one counts as old"
     (world / "own" / "lib" / "python3.12" / "site-packages" / "transformers-5.23.0.dist-info").mkdir(parents=True)
-    assert converter_view.folder(work, lock, view) == view
+    assert converter_view.folder(pinned, view) == view
 
 
 def test_a_vocabulary_in_tokenizer_json_alone_cuts_texts_as_its_own_tokenizer(

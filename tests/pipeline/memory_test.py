@@ -13,20 +13,24 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator import cli_options
-from llamacpp_orchestrator.context import Work
 from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.lock import file as lock_file
-from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.models import hub as models_hub
 from llamacpp_orchestrator.models.safetensors import safetensors_header
 from llamacpp_orchestrator.models.selection import Snapshot
 from llamacpp_orchestrator.pipeline import build as pipeline_build
+from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import memory as pipeline_memory
 from llamacpp_orchestrator.pipeline import memory_model
+from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.pipeline.memory_model import Weight
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system import limits
+from llamacpp_orchestrator.system.command import script_env
+from llamacpp_orchestrator.system.scheduler import Outcome
+from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.settings import Index
@@ -152,24 +156,24 @@ def test_upstream_takes_what_is_estimated(
         makers.edit(model / "config.json", architectures=["MixtralForCausalLM"], num_local_experts=4, num_experts_per_tok=2)
     root = tree("b11434")
     command = commands.model_command(str(python), root, model, world / "out.gguf", outtype, "m", ())
-    had = peak(command.argv, commands.environment(shared_cache / "home"))
+    had = peak(command.argv, script_env(shared_cache / "home"))
     header = safetensors_header(model / "model.safetensors")
     need = memory_model.conversion(memory_model.weights([header]), outtype)
     assert had <= need <= 1.6 * had, f"had {had}, estimated {need}"
 
 
-def job_at_work(file: Path, orchestrate: Orchestrate) -> tuple[Work, Lock]:
+def job_at_work(file: Path, orchestrate: Orchestrate) -> PinnedJob:
     assert orchestrate("lock", file).code == 0
     lock = lock_file.read(lock_file.path_for(file))
     assert lock
-    return cli_options.load(file, {}), lock
+    return PinnedJob(cli_options.load(file, {}), lock)
 
 
 def test_estimates_of_a_job_before_and_after_it_has_run(orchestrate: Orchestrate, job: Job, data: Path, copy: Copy) -> None:
     model, lora = copy("tiny-llama"), copy("lora-a", "lora")
     models = {"source": str(model), "outtype": "f16", "quantize": ["Q8_0"], "mmproj": "f16", "loras": [str(lora)]}
-    work, lock = job_at_work(job(models, binaries={"backend": "source"}), orchestrate)
-    needs = {build.output.kind: pipeline_memory.of_build(work, lock, build) for build in pipeline_build.builds(work, lock)}
+    pinned = job_at_work(job(models, binaries={"backend": "source"}), orchestrate)
+    needs = {build.output.kind: pipeline_memory.of_build(pinned, build) for build in pipeline_build.builds(pinned)}
     numbers = 32000 * 64
     assert needs["model"] == needs["mmproj"] == int(memory_model.INTERPRETER + memory_model.MARGIN * 6 * numbers)
     assert needs["quantized"] == int(memory_model.PROGRAM + memory_model.MARGIN * 6 * numbers)
@@ -177,7 +181,7 @@ def test_estimates_of_a_job_before_and_after_it_has_run(orchestrate: Orchestrate
     # Of what has gone, or is no header, nothing is known; its own step tells that.
     (lora / "adapter_model.safetensors").write_bytes(b"no header at all")
     (model / "model.safetensors").unlink()
-    assert {pipeline_memory.of_build(work, lock, build) for build in pipeline_build.builds(work, lock)} == {0}
+    assert {pipeline_memory.of_build(pinned, build) for build in pipeline_build.builds(pinned)} == {0}
 
 
 def test_the_vision_tower_alone_decides_for_a_projector(orchestrate: Orchestrate, job: Job, copy: Copy) -> None:
@@ -185,8 +189,8 @@ def test_the_vision_tower_alone_decides_for_a_projector(orchestrate: Orchestrate
     makers.tensors(
         model / "model.safetensors", lambda found: found | {"vision_tower.patch.weight": makers.zeros(1 << 10, 1 << 10)}
     )
-    work, lock = job_at_work(job({"source": str(model), "outtype": "bf16", "mmproj": "bf16"}), orchestrate)
-    needs = {build.output.kind: pipeline_memory.of_build(work, lock, build) for build in pipeline_build.builds(work, lock)}
+    pinned = job_at_work(job({"source": str(model), "outtype": "bf16", "mmproj": "bf16"}), orchestrate)
+    needs = {build.output.kind: pipeline_memory.of_build(pinned, build) for build in pipeline_build.builds(pinned)}
     assert needs["mmproj"] == int(memory_model.INTERPRETER + memory_model.MARGIN * 4 * (1 << 20)) < needs["model"]
 
 
@@ -194,21 +198,21 @@ def test_pickles_are_not_looked_into(orchestrate: Orchestrate, job: Job, copy: C
     model = copy("tiny-llama")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     size = (model / "pytorch_model.bin").stat().st_size
-    work, lock = job_at_work(job({"source": str(model), "outtype": "f32", "trust_remote_code": True}), orchestrate)
-    (build,) = pipeline_build.builds(work, lock)
-    assert pipeline_memory.of_build(work, lock, build) == int(memory_model.INTERPRETER + memory_model.MARGIN * 4 * (size // 2))
+    pinned = job_at_work(job({"source": str(model), "outtype": "f32", "trust_remote_code": True}), orchestrate)
+    (build,) = pipeline_build.builds(pinned)
+    assert pipeline_memory.of_build(pinned, build) == int(memory_model.INTERPRETER + memory_model.MARGIN * 4 * (size // 2))
 
 
 def test_what_is_in_the_hub_s_cache_is_known_before_it_has_a_view(orchestrate: Orchestrate, job: Job, hub: Hub) -> None:
-    work, lock = job_at_work(job({"source": "org/unseen", "outtype": "bf16"}), orchestrate)
-    (build,) = pipeline_build.builds(work, lock)
-    assert pipeline_memory.of_build(work, lock, build) == 0
-    (pin,) = lock.models
+    pinned = job_at_work(job({"source": "org/unseen", "outtype": "bf16"}), orchestrate)
+    (build,) = pipeline_build.builds(pinned)
+    assert pipeline_memory.of_build(pinned, build) == 0
+    (pin,) = pinned.lock.models
     for file in pin.files:
         cached = models_hub.cached(Snapshot(source="org/unseen", commit=pin.commit), file)
         cached.parent.mkdir(parents=True, exist_ok=True)
         cached.write_bytes(hub.files[file.path])
-    assert pipeline_memory.of_build(work, lock, build) == int(memory_model.INTERPRETER + memory_model.MARGIN * 8 * 32000 * 64)
+    assert pipeline_memory.of_build(pinned, build) == int(memory_model.INTERPRETER + memory_model.MARGIN * 8 * 32000 * 64)
 
 
 def test_a_file_that_is_to_be_quantized_tells_by_itself(
@@ -221,22 +225,22 @@ def test_a_file_that_is_to_be_quantized_tells_by_itself(
     assert answer.code == 0, answer.err
     for step in ("convert model-f32.gguf", "quantize model-Q8_0.gguf", "verify model-Q8_0.gguf"):
         assert f"{step} takes about" in answer.err
-    work, lock = job_at_work(file, orchestrate)
+    pinned = job_at_work(file, orchestrate)
     (model / "model.safetensors").unlink()
-    base, quantized = pipeline_build.builds(work, lock, force=True)
-    assert pipeline_memory.of_build(work, lock, base) == 0
-    assert pipeline_memory.of_build(work, lock, quantized) == int(memory_model.PROGRAM + memory_model.MARGIN * 2 * 32000 * 64)
+    base, quantized = pipeline_build.builds(pinned)
+    assert pipeline_memory.of_build(pinned, base) == 0
+    assert pipeline_memory.of_build(pinned, quantized) == int(memory_model.PROGRAM + memory_model.MARGIN * 2 * 32000 * 64)
     size = base.output.path.stat().st_size
     assert (
         pipeline_memory.of_matrix(quantized)
-        == pipeline_memory.of_check(work, lock, quantized, base.output)
+        == pipeline_memory.of_check(pinned, quantized, base.output)
         == memory_model.loading(size)
     )
     deep = msgspec.structs.replace(quantized.output, model=msgspec.structs.replace(quantized.output.model, verify="logits"))
     asked = msgspec.structs.replace(quantized, output=deep)
-    assert pipeline_memory.of_check(work, lock, asked, None) == memory_model.comparing([], 0)
+    assert pipeline_memory.of_check(pinned, asked, None) == memory_model.comparing([], 0)
     base.output.path.write_bytes(b"GGUF, but cut")
-    assert pipeline_memory.of_build(work, lock, quantized) == 0
+    assert pipeline_memory.of_build(pinned, quantized) == 0
 
 
 def test_a_bound_that_is_set_and_one_of_what_is_free(world: Path) -> None:
@@ -246,18 +250,18 @@ def test_a_bound_that_is_set_and_one_of_what_is_free(world: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [-9, 1])
-def test_who_was_killed_is_told_what_was_estimated(code: int) -> None:
-    def act(tell: Tell) -> str:
+def test_who_was_killed_is_told_what_was_estimated(code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def act(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
         raise CommandFailed("`convert` was killed", code=code, hint="the log")
 
-    step = pipeline_memory.told(Step(name="x", action=act, memory=lambda: 4_000 * MILLION), 8_000 * MILLION)
+    monkeypatch.setitem(graph.ACTIONS, "convert", act)
+    monkeypatch.setattr(graph, "need", lambda run, step: 4_000 * MILLION)
+    run = JobRun(pinned=None, logs=tmp_path, converter=None, locks=None, memory=8_000 * MILLION)  # type: ignore[arg-type]
     with pytest.raises(CommandFailed) as failed:
-        step.action(lambda text: None)
+        graph.perform(run, Step(kind="convert", key="x"), {}, lambda text: None)
     assert failed.value.message == "`convert` was killed" and failed.value.code == code
     words = ("4.0 GB", "8.0 GB", "--memory", "--jobs 1")
     assert all(word in failed.value.hint for word in words) if code == -9 else failed.value.hint == "the log"
-    fine = pipeline_memory.told(Step(name="x", action=lambda tell: "done", memory=5), 8)
-    assert fine.action(lambda text: None) == "done"
 
 
 def test_a_job_in_too_little_memory_runs_one_by_one_and_says_so(orchestrate: Orchestrate, job: Job, data: Path) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.system.scheduler import DONE
+from llamacpp_orchestrator.system.scheduler import Bounds
 from llamacpp_orchestrator.system.scheduler import Claim
 from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.system.scheduler import Outcome
+from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import admitted
 from llamacpp_orchestrator.system.scheduler import run
+from tests.stage.steps import Act
+from tests.stage.steps import run_all
 
 
 def claims(text: str) -> dict[str, Claim]:
@@ -63,8 +70,9 @@ class Room:
 
     def __init__(self) -> None:
         self.lock, self.now, self.most, self.alone = threading.Lock(), dict[str, int](), 0, dict[str, set[str]]()
+        self.memory: dict[str, Callable[[], int]] = {}
 
-    def step(self, name: str, memory: int, seconds: float = 0.01, heavy: bool = True) -> Step:
+    def step(self, name: str, memory: int, seconds: float = 0.01, heavy: bool = True) -> tuple[Step, Act]:
         """A step that looks around while it is at work."""
 
         def act(tell: Tell) -> str:
@@ -78,14 +86,15 @@ class Room:
                 del self.now[name]
             return "done"
 
-        return Step(name=name, action=act, heavy=heavy, memory=lambda: memory)
+        self.memory[name] = lambda: memory
+        return Step(kind=name, heavy=heavy), act
 
 
 def test_what_does_not_fit_waits_and_what_never_fits_runs_alone() -> None:
     room, seen = Room(), list[Event]()
     steps = [room.step(f"small {number}", 3) for number in range(6)]
     steps += [room.step("huge", 25), room.step("large", 9), *(room.step(f"late {number}", 2) for number in range(6))]
-    ended = run(steps, 8, False, seen.append, 10)
+    ended = run_all(steps, Bounds(jobs=8, memory=10), seen.append, room.memory)
     assert {event.status for event in ended} == {"done"} and len(ended) == 14
     assert room.alone["huge"] == {"huge"} and room.most == 25
     (note,) = [event for event in seen if event.status == "note"]
@@ -97,14 +106,15 @@ def test_what_does_not_fit_waits_and_what_never_fits_runs_alone() -> None:
 def test_a_large_one_is_not_starved_by_small_ones() -> None:
     room, order = Room(), list[str]()
     steps = [room.step("first", 6, 0.05), room.step("large", 8), *(room.step(f"small {number}", 2) for number in range(50))]
-    run(steps, 4, False, lambda event: order.append(event.step) if event.status == "started" else None, 10)
+    started = lambda event: order.append(event.step) if event.status == "started" else None  # noqa: E731
+    run_all(steps, Bounds(jobs=4, memory=10), started, room.memory)
     # Beside the large one only one small one fits, so one passes while the first is at work.
     assert order.index("large") <= 8 and room.most <= 10
 
 
 def test_without_a_bound_only_the_places_count() -> None:
     room = Room()
-    run([room.step(str(number), 1 << 50, 0.05) for number in range(4)], 4, False, lambda event: None)
+    run_all([room.step(str(number), 1 << 50, 0.05) for number in range(4)], Bounds(jobs=4), memory=room.memory)
     assert room.most > 1 << 50
 
 
@@ -115,14 +125,21 @@ def test_a_need_is_asked_for_once_what_it_depends_on_has_ended() -> None:
         known.append(7)
         return "done"
 
-    asked: list[int] = []
     steps = [
-        Step(
-            name="convert", action=lambda tell: "done", needs=("fetch",), heavy=True, memory=lambda: asked.append(known[0]) or 7
-        ),
-        Step(name="fetch", action=fetch),
+        (Step(kind="convert", needs=("fetch",), heavy=True), lambda tell: "done"),
+        (Step(kind="fetch"), fetch),
     ]
-    assert [event.status for event in run(steps, 1, False, lambda event: None, 10)] == ["done", "done"] and asked == [7]
+    asked: list[int] = []
+    needs = {"convert": lambda: asked.append(known[0]) or 7}
+    assert [event.status for event in run_all(steps, Bounds(memory=10), memory=needs)] == ["done", "done"] and asked == [7]
+
+
+def test_what_a_step_learns_is_there_for_those_that_come_after() -> None:
+    def perform(step: Step, outcomes: Outcomes, tell: Tell) -> Outcome:
+        return Outcome("done", sorted(outcome.value for outcome in outcomes.values()) if step.needs else step.key)
+
+    steps = [Step(kind="look", key=key) for key in "ba"] + [Step(kind="join", needs=("look a", "look b"))]
+    assert run(steps, perform, Bounds(jobs=2), lambda event: None)[-1].outcome == Outcome("done", ["a", "b"])
 
 
 @pytest.mark.parametrize("keep_going", [True, False])
@@ -131,20 +148,21 @@ def test_a_failure_ends_the_waiting_unless_told_to_go_on(keep_going: bool) -> No
         raise OrchestrateError("broke", "mend it")
 
     room = Room()
-    steps = [Step(name="bad", action=fail, heavy=True, memory=9), *(room.step(str(number), 9) for number in range(3))]
-    ended = {event.step: (event.status, event.text) for event in run(steps, 8, keep_going, lambda event: None, 10)}
+    steps = [(Step(kind="bad", heavy=True), fail), *(room.step(str(number), 9) for number in range(3))]
+    bounds = Bounds(jobs=8, memory=10, keep_going=keep_going)
+    ended = {event.step: (event.status, event.text) for event in run_all(steps, bounds, memory=room.memory | {"bad": lambda: 9})}
     assert ended["bad"] == ("failed", "broke")
     assert {ended[str(number)] for number in range(3)} == {("done", "") if keep_going else ("blocked", "by bad")}
 
 
 def test_three_thousand_steps_cost_little() -> None:
-    steps = [Step(name="environment", action=lambda tell: "done")]
+    steps = [Step(kind="environment")]
     for number in range(1000):
         needs = ("environment", f"fetch {number}")
-        steps.append(Step(name=needs[1], action=lambda tell: "done"))
-        steps.append(Step(name=f"convert {number}", action=lambda tell: "done", needs=needs, heavy=True, memory=3))
-        steps.append(Step(name=f"verify {number}", action=lambda tell: "done", needs=(f"convert {number}",)))
+        steps.append(Step(kind="fetch", key=str(number)))
+        steps.append(Step(kind="convert", key=str(number), needs=needs, heavy=True))
+        steps.append(Step(kind="verify", key=str(number), needs=(f"convert {number}",)))
     began = time.process_time()
-    ended = run(steps, 2, False, lambda event: None, 10)
+    ended = run(steps, lambda step, outcomes, tell: DONE, Bounds(jobs=2, memory=10), lambda event: None, lambda step: 3)
     assert len(ended) == 3001 and {event.status for event in ended} == {"done"}
     assert (time.process_time() - began) / len(steps) < 0.003

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
+from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.verify import gguf as verify_gguf
 from llamacpp_orchestrator.verify import levels
 from llamacpp_orchestrator.verify.levels import Subject
@@ -113,7 +113,7 @@ def _outputs(world: Path, cache: Path, python: Path) -> None:
         views=(world / "sound",),
         python=str(python),
         tree=tree,
-        env=commands.environment(cache / "home"),
+        env=script_env(cache / "home"),
         scratch=world,
         log=world / "verify.log",
     )

@@ -1,0 +1,82 @@
+"""A job with its lock: where the things lie on this machine that the lock names."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator.context import Context
+from llamacpp_orchestrator.environment.pin import python_in
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.lock.records import EnvironmentPin
+from llamacpp_orchestrator.lock.records import FilesPin
+from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.system.command import script_env
+from llamacpp_orchestrator.util.store import Store
+
+
+class PinnedJob(msgspec.Struct, frozen=True):
+    """A job on this machine with the lock that says exactly what it means; none of the paths need be there yet."""
+
+    context: Context
+    lock: Lock
+
+    @property
+    def tag(self) -> str:
+        """The build of llama.cpp."""
+        return self.lock.llama_cpp.tag
+
+    @property
+    def store(self) -> Store:
+        """The cache."""
+        return self.context.store
+
+    @property
+    def tree(self) -> Path:
+        """The converter tree."""
+        return self.store.entry("source", self.lock.llama_cpp.key())
+
+    @property
+    def python(self) -> Path:
+        """The interpreter that runs the scripts: the built one, or the user's own."""
+        if self.lock.environment is None:
+            return python_in(self.context.folder(str(self.context.job.environment.path)))
+        return self.python_of(self.lock.environment)
+
+    def python_of(self, pin: EnvironmentPin) -> Path:
+        """The interpreter of a built environment."""
+        return python_in(self.store.entry("environments", pin.pin().digest()) / "venv")
+
+    @property
+    def environment_key(self) -> str:
+        """What tells the environment of the scripts from any other; of a user's own only its path is known."""
+        own = f"unpinned {self.context.job.environment.path}"
+        return self.lock.environment.pin().digest() if self.lock.environment else own
+
+    @property
+    def script_env(self) -> tuple[tuple[str, str], ...]:
+        """The variables of every converter: its home for models is an empty folder of our cache."""
+        return script_env(self.store.folder("home"))
+
+    def home(self, remote: bool = False) -> Path:
+        """The folder besides its own that a converter may write to.
+
+        Code that a model brought (`remote`) must not reach what others load.
+        """
+        folder = self.store.folder("home") / "modules" if remote else self.store.folder("home")
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def files(self, wanted: Wanted) -> FilesPin:
+        """The locked files of one model or adapter; KeyError when the lock does not know it."""
+        return self.lock.files(wanted)
+
+    def view(self, wanted: Wanted, name: str) -> Path:
+        """The folder that a converter is shown for some files; its own name goes into the GGUF."""
+        pin = self.files(wanted)
+        origin = str(self.context.folder(wanted.source)) if spec.is_folder(wanted.source) else ""
+        key = msgspec.json.encode([name, origin, pin.commit, pin.files])
+        return self.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name

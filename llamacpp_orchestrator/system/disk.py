@@ -1,0 +1,49 @@
+"""What will be written to the disks of this machine, and whether there is room for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.util.units import size
+
+MARGIN = 50_000_000
+
+
+class Need(msgspec.Struct, frozen=True):
+    """Bytes that will be written below a folder, and for what; an estimate when `exact` is false."""
+
+    folder: str
+    bytes: int
+    what: str
+    exact: bool = True
+
+
+def check_space(needs: Iterable[Need]) -> None:
+    """Raise OrchestrateError when a disk cannot hold what will be written to it, saying how much is missing where."""
+    disks: dict[int, list[Need]] = {}
+    for need in needs:
+        disks.setdefault(existing(need.folder).stat().st_dev, []).append(need)
+    lines = []
+    for group in disks.values():
+        wanted, free = sum(need.bytes for need in group) + MARGIN, shutil.disk_usage(existing(group[0].folder)).free
+        if wanted > free:
+            parts = ", ".join(f"{size(need.bytes)} for {need.what}" for need in sorted(group, key=lambda need: -need.bytes)[:4])
+            lines.append(
+                f"{existing(group[0].folder)}: need {size(wanted)}, have {size(free)}, {size(wanted - free)} missing ({parts})"
+            )
+    if lines:
+        raise OrchestrateError(
+            "the disk cannot hold this job: " + "; ".join(lines),
+            "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder",
+        )
+
+
+def existing(folder: str | Path) -> Path:
+    """The nearest folder that is there already: a path itself, or what it will be made in."""
+    path = Path(folder).absolute()
+    return next((parent for parent in (path, *path.parents) if parent.exists()), path)
