@@ -18,12 +18,12 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.util.tag import Tag
-from tests.conftest import NOWHERE
-from tests.conftest import TAG
-from tests.conftest import Answer
-from tests.stage.github import GitHub
-from tests.stage.github import git
-from tests.stage.github import release
+from tests.support import NOWHERE
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import git
+from tests.support.stage.github import release
 
 REPO = "https://github.com/ggml-org/llama.cpp"
 API = "/repos/ggml-org/llama.cpp/releases"

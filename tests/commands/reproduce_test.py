@@ -15,7 +15,7 @@ from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import Answer
+from tests.support.answer import Answer
 
 Run = Callable[..., Answer]
 

@@ -19,7 +19,7 @@ from llamacpp_orchestrator.convert.failures import explain
 from llamacpp_orchestrator.convert.known_failures import WORDS
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.system.diagnose import LONGEST
-from tests import makers
+from tests.support import makers
 
 Spoil = Callable[[Path], Any]
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"

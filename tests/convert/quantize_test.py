@@ -26,8 +26,8 @@ from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import TAG
-from tests.conftest import Answer
+from tests.support import TAG
+from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

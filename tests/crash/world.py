@@ -15,8 +15,8 @@ import yaml
 
 from llamacpp_orchestrator.util.store import TAG as CACHE_TAG
 from llamacpp_orchestrator.util.store import file_sha256
-from tests.bench.world import World as Bench
 from tests.crash.scene import Scene
+from tests.support.scratch import World as Bench
 
 LIMIT_SECONDS = 240
 # Python's compiled modules stay, as uv's cache does: they are no entries of ours, and cost most of a cold run's time.

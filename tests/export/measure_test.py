@@ -17,7 +17,7 @@ from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import Answer
+from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.export import ollama
-from tests.conftest import Answer
-from tests.stage.hub import Hub
+from tests.support.answer import Answer
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

@@ -30,23 +30,23 @@ from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system.settings import SERVERS
 from llamacpp_orchestrator.util import archive
 from llamacpp_orchestrator.util import download
-from tests.conftest import NOWHERE
-from tests.conftest import TAG
-from tests.conftest import Answer
-from tests.crash.full import mounted
-from tests.crash.full import possible
-from tests.faults.source_test import TREE
-from tests.faults.source_test import write
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import Route
-from tests.stage.github import git
-from tests.stage.github import release
-from tests.stage.hub import MODEL
-from tests.util.download_test import EVIL
-from tests.util.download_test import File
-from tests.util.download_test import tarball
-from tests.util.download_test import zipped
+from tests.support import NOWHERE
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.archives import EVIL
+from tests.support.archives import File
+from tests.support.archives import tarball
+from tests.support.archives import zipped
+from tests.support.disks import mounted
+from tests.support.disks import possible
+from tests.support.stage.fixtures import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import Route
+from tests.support.stage.github import git
+from tests.support.stage.github import release
+from tests.support.stage.hub import MODEL
+from tests.support.stage.trees import SMALL
+from tests.support.stage.trees import commit
 
 Orchestrate = Callable[..., Answer]
 Told = Callable[..., str]
@@ -75,7 +75,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = root / "ggml-org" / "llama.cpp"
     place.mkdir(parents=True)
     git("init", "-q", "-b", "master", at=place)
-    write(place, TREE, TAG)
+    commit(place, SMALL, TAG)
     git("config", "uploadpack.allowFilter", "true", at=place)
     return root
 

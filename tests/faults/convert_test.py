@@ -22,13 +22,13 @@ import pytest
 from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.util.store import file_sha256
-from tests import makers
-from tests.conftest import Answer
-from tests.crash import full
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support import disks
+from tests.support import makers
+from tests.support.answer import Answer
+from tests.support.stage.fixtures import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -320,7 +320,7 @@ def filled(disk: Path, there: Callable[[], Any], wait: Path) -> Iterator[None]:
     ballast.unlink()
 
 
-@pytest.mark.skipif(not full.possible(), reason="needs the rights to make a disk")
+@pytest.mark.skipif(not disks.possible(), reason="needs the rights to make a disk")
 def test_82_a_disk_that_fills_up(
     orchestrate: Orchestrate, job: Job, released: Callable[..., dict[str, str]], ready: Path, data: Path, told: Told
 ) -> None:
@@ -329,7 +329,7 @@ def test_82_a_disk_that_fills_up(
     file = job(
         {"source": str(data / "tiny-llama"), "outtype": "f16", "quantize": ["Q8_0"]}, binaries=released(ODD), output="disk/dist"
     )
-    with full.mounted(disk, 80):
+    with disks.mounted(disk, 80):
         assert orchestrate("run", file).code == 0
         before = {path.name: file_sha256(path) for path in (disk / "dist").iterdir()}
         with filled(disk, lambda: list(disk.glob("dist/.*.stage")), wait):
@@ -345,6 +345,6 @@ def test_82_a_disk_that_fills_up(
         }
         assert not list(disk.glob("dist/.*"))
         assert orchestrate("run", file, "--force").code == 0
-    with full.mounted(ready / "small", 1):
+    with disks.mounted(ready / "small", 1):
         told("82 the disk is too small", orchestrate("run", job(str(data / "tiny-llama"), output="small")))
         assert left(ready / "small") == []

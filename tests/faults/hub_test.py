@@ -22,13 +22,13 @@ from llamacpp_orchestrator.models import hub_session
 from llamacpp_orchestrator.system.settings import load
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.store import file_sha256
-from tests.conftest import NOWHERE
-from tests.conftest import Answer
-from tests.crash import full
-from tests.stage.hub import COMMIT
-from tests.stage.hub import LARGE
-from tests.stage.hub import Hub
-from tests.stage.hub import blob as git_name
+from tests.support import NOWHERE
+from tests.support import disks
+from tests.support.answer import Answer
+from tests.support.stage.hub import COMMIT
+from tests.support.stage.hub import LARGE
+from tests.support.stage.hub import Hub
+from tests.support.stage.hub import blob as git_name
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -390,12 +390,12 @@ def test_55_56_a_run_that_is_ended_while_it_downloads(
     assert not list(models.rglob("*incomplete"))
 
 
-@pytest.mark.skipif(not full.possible(), reason="only root can make a small disk")
+@pytest.mark.skipif(not disks.possible(), reason="only root can make a small disk")
 def test_58_a_disk_that_is_too_small(
     hub: Hub, asked: Path, world: Path, orchestrate: Orchestrate, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = world.parent / "hf"
-    with full.mounted(place, 3):
+    with disks.mounted(place, 3):
         answer = orchestrate("run", asked)
         said = told("58 a small disk", answer)
         assert re.search(r"need [\d.]+ MB, have [\d.]+ MB", answer.err) and str(place) in answer.err and "HF_HOME" in said

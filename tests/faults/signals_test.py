@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.system import sandbox
-from tests.conftest import Answer
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support.answer import Answer
+from tests.support.stage.fixtures import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

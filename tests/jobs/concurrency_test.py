@@ -17,11 +17,11 @@ import pytest
 from filelock import FileLock
 
 from llamacpp_orchestrator.util.store import file_sha256
-from tests.conftest import Answer
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support.answer import Answer
+from tests.support.stage.fixtures import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

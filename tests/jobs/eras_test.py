@@ -16,11 +16,11 @@ import pytest
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import ROOT
-from tests.conftest import Answer
-from tests.makers import edit
-from tests.stage import trees
-from tests.stage.github import GitHub
+from tests.support import ROOT
+from tests.support.answer import Answer
+from tests.support.makers import edit
+from tests.support.stage import trees
+from tests.support.stage.github import GitHub
 
 # A tag, where its real tree comes from (the oldest out of the package that carried it in October 2024), and when it was made.
 ERAS = {

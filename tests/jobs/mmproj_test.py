@@ -14,7 +14,7 @@ from llamacpp_orchestrator.convert import failures
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import Answer
+from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

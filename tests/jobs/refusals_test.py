@@ -22,7 +22,7 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import scheduler
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Step
-from tests.conftest import Answer
+from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
 posix_only = pytest.mark.skipif(os.name == "nt", reason="speaks to a POSIX shell")

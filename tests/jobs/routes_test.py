@@ -13,13 +13,13 @@ import pytest
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.source import tree as source_tree
-from tests.conftest import TAG
-from tests.conftest import Answer
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import git
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.stage.fixtures import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import git
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 
 @pytest.mark.parametrize("filters", ["true", "false"])

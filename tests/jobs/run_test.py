@@ -18,8 +18,8 @@ import pytest
 
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests import makers
-from tests.conftest import Answer
+from tests.support import makers
+from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

@@ -16,12 +16,12 @@ import yaml
 
 from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.lock import file as lock_file
-from tests.conftest import NOWHERE
-from tests.conftest import ROOT
-from tests.conftest import TAG
-from tests.conftest import Answer
-from tests.stage.github import GitHub
-from tests.stage.hub import Hub
+from tests.support import NOWHERE
+from tests.support import ROOT
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.stage.github import GitHub
+from tests.support.stage.hub import Hub
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):

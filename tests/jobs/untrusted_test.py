@@ -20,9 +20,9 @@ from llamacpp_orchestrator.models import remote_code
 from llamacpp_orchestrator.models import selection
 from llamacpp_orchestrator.models import weight_files
 from llamacpp_orchestrator.system.scheduler import Event
-from tests.fuzz.adapter_test import BASE
-from tests.fuzz.adapter_test import CONFIG
-from tests.fuzz.adapter_test import TENSORS
+from tests.support.adapters import BASE
+from tests.support.adapters import CONFIG
+from tests.support.adapters import TENSORS
 
 # Clears the screen, sets a title, begins a sequence in one byte, turns the direction, breaks the line, is half a letter.
 HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\u2028f\rg\udc80h\x7f[/red]"

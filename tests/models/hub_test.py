@@ -36,12 +36,12 @@ from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
-from tests.stage.hub import COMMIT
-from tests.stage.hub import LARGE
-from tests.stage.hub import MODEL
-from tests.stage.hub import Hub
-from tests.stage.hub import blob
-from tests.stage.hub import safetensors
+from tests.support.stage.hub import COMMIT
+from tests.support.stage.hub import LARGE
+from tests.support.stage.hub import MODEL
+from tests.support.stage.hub import Hub
+from tests.support.stage.hub import blob
+from tests.support.stage.hub import safetensors
 
 BASE = ("config.json", "model.safetensors", "tokenizer.json")
 

@@ -23,8 +23,8 @@ from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import Answer
-from tests.makers import edit
+from tests.support.answer import Answer
+from tests.support.makers import edit
 
 ROPE = {"rope_theta": 500_000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
 NESTED = {"rope_theta": 500_000.0, "rope_type": "linear", "factor": 2.0}

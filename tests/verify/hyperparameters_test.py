@@ -20,11 +20,12 @@ from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify import hyperparameters
 from llamacpp_orchestrator.verify import levels
 from llamacpp_orchestrator.verify.gguf import Contents
-from tests import makers
+from tests.support import ROOT
+from tests.support import makers
 
 Tree = Callable[[str], Path]
 TAGS = ("b9760", "b11434")
-MAKER = Path(__file__).parents[1] / "architectures.py"
+MAKER = ROOT / "tests" / "support" / "architectures.py"
 LLAMA = {
     "general.architecture": "llama", "llama.block_count": 2, "llama.embedding_length": 64, "llama.attention.head_count": 4,
     "llama.attention.head_count_kv": 2, "llama.attention.layer_norm_rms_epsilon": 1e-05, "llama.rope.freq_base": 500000.0,

@@ -21,8 +21,8 @@ from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.verify import gguf as verify_gguf
 from llamacpp_orchestrator.verify import levels
 from llamacpp_orchestrator.verify.levels import Subject
-from tests.conftest import TAG
-from tests.conftest import Answer
+from tests.support import TAG
+from tests.support.answer import Answer
 
 Run = Callable[..., Answer]
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
@@ -222,7 +222,7 @@ echo "$@" >&2
     ],
 )
 def test_loading(tmp_path: Path, level: str, words: str, outcome: str) -> None:
-    from tests.verify.gguf_test import gguf
+    from tests.support.gguf_bytes import gguf
 
     (tmp_path / "x.gguf").write_bytes(gguf())
     tool = tmp_path / "llama-completion"
@@ -247,7 +247,7 @@ def test_loading(tmp_path: Path, level: str, words: str, outcome: str) -> None:
 
 
 def test_what_cannot_be_loaded_alone_is_a_note(tmp_path: Path) -> None:
-    from tests.verify.gguf_test import gguf
+    from tests.support.gguf_bytes import gguf
 
     for name, architecture, kind in (("p.gguf", "clip", "model"), ("a.gguf", "llama", "adapter")):
         (tmp_path / name).write_bytes(gguf(keys=[("general.architecture", 8, architecture)]))
@@ -267,7 +267,7 @@ def test_what_cannot_be_loaded_alone_is_a_note(tmp_path: Path) -> None:
     ],
 )
 def test_what_has_no_next_token_to_compare_is_a_note(tmp_path: Path, architecture: str, more: dict[str, Any], said: str) -> None:
-    from tests.verify.gguf_test import gguf
+    from tests.support.gguf_bytes import gguf
 
     (tmp_path / "x.gguf").write_bytes(gguf(keys=[("general.architecture", 8, architecture)]))
     tool = tmp_path / "llama-completion"
@@ -281,7 +281,7 @@ def test_what_has_no_next_token_to_compare_is_a_note(tmp_path: Path, architectur
 
 
 def test_what_was_not_loaded_is_not_compared_either(tmp_path: Path) -> None:
-    from tests.verify.gguf_test import gguf
+    from tests.support.gguf_bytes import gguf
 
     files = (tmp_path / "p.gguf",)
     files[0].write_bytes(gguf(keys=[("general.architecture", 8, "clip")]))

@@ -25,10 +25,10 @@ from llamacpp_orchestrator.verify import logits
 from llamacpp_orchestrator.verify.logits import Answer as Said
 from llamacpp_orchestrator.verify.logits import Position
 from llamacpp_orchestrator.verify.logits import Sides
-from tests.conftest import Answer
-from tests.makers import edit
-from tests.makers import tensors
-from tests.verify.gguf_test import gguf
+from tests.support.answer import Answer
+from tests.support.gguf_bytes import gguf
+from tests.support.makers import edit
+from tests.support.makers import tensors
 
 Run = Callable[..., Answer]
 
