@@ -27,6 +27,7 @@ from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.system.host import Host
 from tests.support import TAG
+from tests.support.programs import script
 from tests.support.stage.github import git
 
 GCC = Toolchain(cc="cc", cxx="c++", version="c++ (Debian 12.2.0) 12.2.0")
@@ -179,13 +180,6 @@ def test_flags_and_secrets_of_the_user_reach_no_compiler(monkeypatch: pytest.Mon
 def test_this_machine_has_a_compiler() -> None:
     found = binaries_toolchain.toolchain(host.detect())
     assert found.version and found.said().startswith(found.version)
-
-
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in compilers are shell scripts")

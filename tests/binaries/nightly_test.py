@@ -21,6 +21,7 @@ from llamacpp_orchestrator.util.tag import Tag
 from tests.support import NOWHERE
 from tests.support import TAG
 from tests.support.answer import Answer
+from tests.support.programs import IDLE
 from tests.support.stage.github import GitHub
 from tests.support.stage.github import git
 from tests.support.stage.github import release
@@ -143,7 +144,7 @@ def test_by_packages_latest_is_the_newest_that_there_is(releases: GitHub) -> Non
 def test_the_lock_holds_the_build_and_fits_its_release(
     github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, linux: None
 ) -> None:
-    github.archive = release("#!/bin/sh\n[ \"$1\" = --version ] && { echo 'version: 11434'; exit 0; }\n")
+    github.archive = release(IDLE + "# of a nightly release\n")
     github.named = {"v0.4.0": f"{TAG}\n".encode()}
     place = github.root / "ggml-org" / "llama.cpp"
     git("tag", "-f", "b11435", TAG, at=place)

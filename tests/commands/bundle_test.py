@@ -25,7 +25,7 @@ from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.util.store import Store
 from tests.support import NOWHERE
 from tests.support.answer import Answer
-from tests.support.stage.fixtures import TOOL
+from tests.support.programs import TOOL
 from tests.support.stage.github import GitHub
 from tests.support.stage.github import release
 from tests.support.stage.hub import Hub

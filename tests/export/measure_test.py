@@ -18,6 +18,7 @@ from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
 from tests.support.answer import Answer
+from tests.support.programs import script
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -173,19 +174,15 @@ def test_a_tool_that_ends_before_its_words_are_written(
     text: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    script, real = world / "perplexity.sh", binaries.tool
+    real = binaries.tool
 
     def tool(work: Work, lock: Lock, name: str) -> Path:
         if name != "llama-perplexity":
             return real(work, lock, name)
         # It writes where a program in the fence may, and names what it starts where such a program is told of folders.
         monkeypatch.setenv("LD_LIBRARY_PATH", str(real(work, lock, name).parent))
-        script.write_text(
-            f'#!/bin/sh\necho "$@" >> calls\n[ "$(grep -c -- --kl-divergence\\  calls)" = "{times}" ] && exit 0\n'
-            f'exec "{real(work, lock, name)}" "$@"\n'
-        )
-        script.chmod(0o755)
-        return script
+        ends = f'[ "$(grep -c -- --kl-divergence\\  calls)" = "{times}" ] && exit 0'
+        return script(world / "perplexity.sh", 'echo "$@" >> calls', ends, f'exec "{real(work, lock, name)}" "$@"')
 
     monkeypatch.setattr("llamacpp_orchestrator.pipeline.binaries.tool", tool)
     model = {"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": {"text": "words.txt", "chunks": 1}}

@@ -25,6 +25,7 @@ from llamacpp_orchestrator.util.store import file_sha256
 from tests.support import NOWHERE
 from tests.support import disks
 from tests.support.answer import Answer
+from tests.support.folders import remains
 from tests.support.stage.hub import COMMIT
 from tests.support.stage.hub import LARGE
 from tests.support.stage.hub import Hub
@@ -78,7 +79,7 @@ def trusted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 def stray(world: Path) -> list[str]:
     """What a failure must not leave: outputs, parts, and anything beside the work and the hub's cache."""
-    found = [*world.parent.rglob("*.gguf*"), *world.parent.rglob("*incomplete"), *world.parent.rglob("*.stage")]
+    found = remains(world.parent, also=("*.gguf*", "*incomplete"))
     found += [path for path in world.parent.iterdir() if path.name not in ("work", "hf", "config.yaml")]
     return [str(path) for path in found]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.answer import Answer
-from tests.support.stage.fixtures import TOOL
+from tests.support.programs import TOOL
 from tests.support.stage.github import GitHub
 from tests.support.stage.github import release
 from tests.support.stage.hub import Hub

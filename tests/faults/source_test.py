@@ -20,7 +20,9 @@ import yaml
 
 from tests.support import NOWHERE
 from tests.support.answer import Answer
+from tests.support.folders import remains
 from tests.support.programs import installed
+from tests.support.programs import script
 from tests.support.rights import NOBODY
 from tests.support.rights import somebody
 from tests.support.stage.github import git
@@ -64,9 +66,7 @@ def upstream(cache: Path, world: Path) -> Path:
 @pytest.fixture
 def ask(world: Path, upstream: Path) -> Ask:
     """Write a job whose lock needs nothing but the tree: its Python is the user's own, which has whatever is looked for."""
-    (world / "venv" / "bin").mkdir(parents=True)
-    (world / "venv" / "bin" / "python").write_text("#!/bin/sh\n", encoding="utf-8")
-    (world / "venv" / "bin" / "python").chmod(0o755)
+    script(world / "venv" / "bin" / "python")
     (world / "model").mkdir()
     for name, content in MODEL.items():
         (world / "model" / name).write_bytes(content)
@@ -83,7 +83,7 @@ def ask(world: Path, upstream: Path) -> Ask:
 def half_made(cache: Path, world: Path) -> list[Path]:
     """What a failure must not leave: a lock, scratch folders, parts, entries without their mark."""
     entries = [path for path in (cache / "source").glob("*") if not (path / "complete.json").exists()]
-    return [*entries, *cache.rglob("*.part"), *world.glob("*.lock.yaml")]
+    return [*entries, *remains(cache), *world.glob("*.lock.yaml")]
 
 
 @pytest.fixture

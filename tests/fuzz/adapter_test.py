@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from tests.fuzz.common import fuzzed
 from tests.fuzz.common import json_bytes
 from tests.fuzz.common import json_text
 from tests.fuzz.common import reading
+from tests.support import makers
 from tests.support.adapters import BASE
 from tests.support.adapters import CONFIG
 from tests.support.adapters import TENSORS
@@ -32,8 +32,7 @@ def test_adapters(said: tuple[bytes, Any, bytes]) -> None:
         (here / "adapter").mkdir()
         (here / "base").mkdir()
         (here / "adapter" / "adapter_config.json").write_bytes(config)
-        header = json_bytes(tensors)
-        (here / "adapter" / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(256))
+        (here / "adapter" / "adapter_model.safetensors").write_bytes(makers.safetensors(json_bytes(tensors), bytes(256)))
         (here / "base" / "config.json").write_bytes(base)
         found = reading(lambda: adapter.check(here / "adapter", here / "base", "mine", "org/base"))
         assert found is None or all(len(note) < 1000 for note in found.notes)

@@ -31,7 +31,7 @@ from llamacpp_orchestrator.verify import logits
 from tests.support import ROOT
 from tests.support.answer import Answer
 from tests.support.makers import edit
-from tests.support.stage.fixtures import TOOL
+from tests.support.programs import TOOL
 from tests.support.stage.github import GitHub
 from tests.support.stage.github import release
 

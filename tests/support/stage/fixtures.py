@@ -18,14 +18,6 @@ from tests.support.stage.github import GitHub
 from tests.support.stage.github import git
 from tests.support.stage.hub import Hub
 
-# Copies what it is given, as a quantization to the type that the file has already would.
-TOOL = """#!/bin/sh
-[ "$1" = --version ] && { echo "version: 11434"; exit 0; }
-echo "[ 1/ 2] x"
-[ "$3" = Q9 ] && { echo "invalid ftype"; exit 1; }
-cp "$1" "$2"
-"""
-
 
 @pytest.fixture
 def linux(monkeypatch: pytest.MonkeyPatch) -> None:
