@@ -16,8 +16,7 @@ from tests.bench import picture
 from tests.bench import table
 from tests.bench.relay import relay
 from tests.bench.table import Row
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support import ROOT
 
 
 def row(name: str, ratio: float = 0.5, goal: float = 1.0) -> Row:

@@ -16,7 +16,7 @@ from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli
 from llamacpp_orchestrator.commands import doctor
 from llamacpp_orchestrator.job import loader
-from tests.conftest import Answer
+from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

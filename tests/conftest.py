@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import msgspec
 import platformdirs
 import pytest
 import yaml
@@ -28,27 +25,15 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.util.store import Store
-from tests.stage import TAG as TAG
-from tests.stage import trees
-from tests.stage.fixtures import github as github
-from tests.stage.fixtures import hub as hub
-from tests.stage.fixtures import linux as linux
-from tests.stage.fixtures import repository as repository
-
-ROOT = Path(__file__).resolve().parents[1]
-NOWHERE = "http://127.0.0.1:9"
-
-
-class Answer(msgspec.Struct):
-    """What one command said: its exit code and both streams."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        """stdout as the one JSON document that it must be."""
-        return json.loads(self.out)
+from tests.support import NOWHERE
+from tests.support import ROOT
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.stage import trees
+from tests.support.stage.fixtures import github as github
+from tests.support.stage.fixtures import hub as hub
+from tests.support.stage.fixtures import linux as linux
+from tests.support.stage.fixtures import repository as repository
 
 
 @pytest.fixture(scope="session")
@@ -230,8 +215,3 @@ def built(
 def recorder(built: dict[str, Any], shared_cache: Path) -> Path:
     """The tag's own llama-perplexity."""
     return next((shared_cache / "builds").rglob("llama-perplexity*"))
-
-
-def installed(name: str) -> Path:
-    """A program that lies beside the interpreter that runs the tests."""
-    return Path(sys.executable).with_name(name + (".exe" if os.name == "nt" else ""))

@@ -15,8 +15,8 @@ from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.system import settings
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml") if not path.name.endswith(".lock.yaml"))
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from llamacpp_orchestrator import inside
+from tests.support import ROOT
 
-PACKAGE = Path(__file__).resolve().parents[1] / "llamacpp_orchestrator"
+PACKAGE = ROOT / "llamacpp_orchestrator"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
 MOST_LINES, MOST_FUNCTION, MEDIAN_FUNCTION, MOST_BEHAVIOUR = 350, 60, 9, 3
@@ -111,3 +112,17 @@ def test_folders_lie_as_they_are_drawn() -> None:
 def test_what_a_newcomer_is_sent_to_is_there() -> None:
     named = re.findall(r"`([\w/]+\.py)`", DRAWN)
     assert len(named) > 15 and not [name for name in named if not (PACKAGE / name).is_file()]
+
+
+def test_no_test_lends_to_another() -> None:
+    lent = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [part for alias in node.names for part in alias.name.split(".")]
+            else:
+                continue
+            lent += [f"{path.name}: {name}" for name in names if name == "conftest" or name.endswith("_test")]
+    assert not lent

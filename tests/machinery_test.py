@@ -25,8 +25,8 @@ from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.util import background
 from llamacpp_orchestrator.util import store
 from llamacpp_orchestrator.util.store import Store
-from tests.stage.steps import Act
-from tests.stage.steps import run_all
+from tests.support.stage.steps import Act
+from tests.support.stage.steps import run_all
 
 
 def test_an_entry_is_made_once_even_by_many_at_once(tmp_path: Path) -> None:

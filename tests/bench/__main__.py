@@ -22,10 +22,10 @@ from tests.bench import setup
 from tests.bench import startup
 from tests.bench import table
 from tests.bench import traffic
-from tests.bench.clock import ROOT
-from tests.bench.clock import Failed
 from tests.bench.table import Row
-from tests.bench.world import World
+from tests.support import ROOT
+from tests.support.scratch import Failed
+from tests.support.scratch import World
 
 GROUPS: dict[str, Callable[[World], Iterator[Row]]] = {
     "startup": startup.rows,

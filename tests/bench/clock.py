@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,13 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
+from tests.support.scratch import run
+
 # What the console script does; the folder comes first on the path of `python -c` as well, so both sides look there.
 ENTRY = (sys.executable, "-c", "import sys; from llamacpp_orchestrator.__main__ import entry; sys.exit(entry())")
-
-
-class Failed(Exception):
-    """A command that ended badly: nothing was measured."""
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,15 +25,6 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     cpu: float
     peak: int
-
-
-def run(argv: Sequence[str], env: Mapping[str, str], cwd: Path = ROOT) -> str:
-    """stdout of a command."""
-    done = subprocess.run(argv, capture_output=True, env=dict(env), cwd=cwd, check=False, encoding="utf-8", errors="replace")
-    if done.returncode:
-        said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-        raise Failed(f"`{' '.join(argv)[:200]}` ended with {done.returncode}:\n{said}")
-    return done.stdout
 
 
 def timed(argv: Sequence[str], env: Mapping[str, str], cwd: Path = ROOT) -> float:

@@ -9,7 +9,7 @@ from tests.bench.clock import ours
 from tests.bench.clock import turns
 from tests.bench.table import Row
 from tests.bench.table import compared
-from tests.bench.world import World
+from tests.support.scratch import World
 
 ADAPTERS = 20
 

@@ -13,14 +13,14 @@ from llamacpp_orchestrator.system.scheduler import Bounds
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import run
 from tests.bench import world as worlds
-from tests.bench.clock import Failed
 from tests.bench.clock import orchestrate
 from tests.bench.clock import ours
 from tests.bench.clock import probed
 from tests.bench.table import Row
 from tests.bench.table import compared
 from tests.bench.table import limited
-from tests.bench.world import World
+from tests.support.scratch import Failed
+from tests.support.scratch import World
 
 MANY, FEW = 300, 30
 PAIRS = 5

@@ -18,15 +18,15 @@ from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.system import settings
 from tests.bench import world as worlds
 from tests.bench.clock import ENTRY
-from tests.bench.clock import Failed
 from tests.bench.clock import orchestrate
 from tests.bench.clock import ours
-from tests.bench.clock import run
 from tests.bench.clock import timed
 from tests.bench.clock import turns
 from tests.bench.table import Row
 from tests.bench.table import compared
-from tests.bench.world import World
+from tests.support.scratch import Failed
+from tests.support.scratch import World
+from tests.support.scratch import run
 
 ADAPTERS = 9
 EACH = 1 << 30

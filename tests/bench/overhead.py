@@ -18,7 +18,7 @@ from tests.bench.clock import turns
 from tests.bench.table import Row
 from tests.bench.table import compared
 from tests.bench.table import limited
-from tests.bench.world import World
+from tests.support.scratch import World
 
 PAIRS = 3
 MEGABYTE = 1_000_000

@@ -11,16 +11,16 @@ from pathlib import Path
 from llamacpp_orchestrator.environment.pin import python_in
 from tests.bench import upstream as upstreams
 from tests.bench import world as worlds
-from tests.bench.clock import Failed
 from tests.bench.clock import ours
-from tests.bench.clock import run
 from tests.bench.clock import timed
 from tests.bench.table import Row
 from tests.bench.table import compared
 from tests.bench.table import limited
 from tests.bench.upstream import TAGS
 from tests.bench.upstream import Upstream
-from tests.bench.world import World
+from tests.support.scratch import Failed
+from tests.support.scratch import World
+from tests.support.scratch import run
 
 REQUIREMENTS = tuple(f"requirements/requirements-{script}.txt" for script in ("convert_hf_to_gguf", "convert_lora_to_gguf"))
 IMPORTS = "import numpy, sentencepiece, torch, transformers"

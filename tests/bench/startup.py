@@ -10,7 +10,7 @@ from tests.bench.clock import timed
 from tests.bench.clock import turns
 from tests.bench.table import Row
 from tests.bench.table import compared
-from tests.bench.world import World
+from tests.support.scratch import World
 
 PAIRS = 15
 

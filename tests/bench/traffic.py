@@ -11,17 +11,17 @@ from pathlib import Path
 
 from tests.bench import upstream as upstreams
 from tests.bench import world as worlds
-from tests.bench.clock import Failed
 from tests.bench.clock import orchestrate
-from tests.bench.clock import run
 from tests.bench.relay import Counted
 from tests.bench.relay import relay
 from tests.bench.table import Row
 from tests.bench.table import compared
 from tests.bench.table import limited
-from tests.bench.world import World
-from tests.stage import TAG
-from tests.stage.hub import Hub
+from tests.support import TAG
+from tests.support.scratch import Failed
+from tests.support.scratch import World
+from tests.support.scratch import run
+from tests.support.stage.hub import Hub
 
 MEGABYTE = 1_000_000
 MODEL, ADAPTER = "org/m", "org/adapter"

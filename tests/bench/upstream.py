@@ -15,12 +15,12 @@ import msgspec
 from llamacpp_orchestrator.environment.requirements import upstream_requirements
 from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.system import settings
-from tests.bench.clock import Failed
 from tests.bench.relay import Counted
 from tests.bench.relay import relay
-from tests.stage import TAG
-from tests.stage.github import GitHub
-from tests.stage.github import git
+from tests.support import TAG
+from tests.support.scratch import Failed
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import git
 
 # The tag of all rows comes last; before it, tags whose requirements are the same.
 TAGS = ("b11382", "b11393", "b11401", TAG)

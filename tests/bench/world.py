@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import shlex
-import sys
 from collections.abc import Callable
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import yaml
 
-from llamacpp_orchestrator.environment import indexes
-from llamacpp_orchestrator.system import settings
 from tests.bench.clock import orchestrate
-from tests.bench.clock import run
 from tests.bench.clock import timed
-from tests.stage import TAG
-
-# Upstream's own pin has no build for every machine; both sides get this one.
-TORCH = "torch==2.13.0"
-NOWHERE = "http://127.0.0.1:9"
-# Variables that would change what is measured: of a user's own set-up, or of a machine that runs tests.
-DROPPED = ("ORCHESTRATE_", "HF_", "GIT_", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONPATH", "VIRTUAL_ENV", "DVC_")
-KEPT = ("ORCHESTRATE_TORCH_INDEX", "ORCHESTRATE_CONFIG")
-
-
-class World(msgspec.Struct, frozen=True, kw_only=True):
-    """The scratch folder of one benchmark."""
-
-    scratch: Path
-
-    def folder(self, name: str) -> Path:
-        """A folder in it, empty at first."""
-        made = self.scratch / name
-        made.mkdir(parents=True, exist_ok=True)
-        return made
-
-    def env(self, **more: str) -> dict[str, str]:
-        """The environment of every command: the machine's, the cache that all rows share, and what a row adds."""
-        own = {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(DROPPED)}
-        own |= {"ORCHESTRATE_CACHE_DIR": str(self.scratch / "cache"), "ORCHESTRATE_LLAMA_CPP_FROM": "pypi"}
-        own |= {"HF_HOME": str(self.scratch / "hf"), "PYTHONUTF8": "1"}
-        return own | ({} if torch_index() else {"ORCHESTRATE_TORCH_INDEX": NOWHERE}) | more
-
-
-@functools.cache
-def torch_index() -> str:
-    """PyTorch's own index for the small build, where it can be reached; else torch comes from the configured indexes."""
-    return indexes.places("cpu", settings.load(os.environ), lambda text: None)[1] or ""
-
-
-@functools.cache
-def data(scratch: Path) -> Path:
-    """tiny-llama, lora-a and lora-b, as the demo makes them."""
-    folder = scratch / "data"
-    run([sys.executable, "configs/demo_data.py", str(folder)], os.environ)
-    return folder
+from tests.support import TAG
+from tests.support.scratch import TORCH
+from tests.support.scratch import World
+from tests.support.scratch import run
 
 
 def write_job(folder: Path, *models: Mapping[str, Any], tag: str = TAG) -> Path:

@@ -27,8 +27,9 @@ from llamacpp_orchestrator.source.pin import SourcePin
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.system.host import Host
-from tests.conftest import TAG
-from tests.source.tree_test import run_git
+from tests.support import TAG
+from tests.support.programs import script
+from tests.support.stage.github import git
 
 GCC = Toolchain(cc="cc", cxx="c++", version="c++ (Debian 12.2.0) 12.2.0")
 MSVC = Toolchain(cc="", cxx="", version="Visual Studio 17.11")
@@ -182,13 +183,6 @@ def test_this_machine_has_a_compiler() -> None:
     assert found.version and found.said().startswith(found.version)
 
 
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in compilers are shell scripts")
 def test_a_toolkit_counts_where_there_is_a_gpu_and_its_compiler_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = machine(cuda="12.6", capabilities=("8.9",))
@@ -332,11 +326,11 @@ def test_a_small_llama_cpp_is_fetched_whole_built_once_and_found(
     for name in ("convert_hf_to_gguf.py", "src/other.txt"):
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_text("x\n")
-    run_git(tree, "init", "-q", "-b", "main", ".")
-    run_git(tree, "add", "-A")
-    run_git(tree, "commit", "-q", "-m", "one")
-    commit = run_git(tree, "rev-parse", "HEAD")
-    run_git(tree, "tag", "b5000")
+    git("init", "-q", "-b", "main", at=tree)
+    git("add", "-A", at=tree)
+    git("commit", "-q", "-m", "one", at=tree)
+    commit = git("rev-parse", "HEAD", at=tree).strip()
+    git("tag", "b5000", at=tree)
     monkeypatch.setenv("ORCHESTRATE_LLAMA_CPP_FROM", "git")
     monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(world / "cache"))
     work = a_work(job("org/m", binaries={"backend": "source"}))

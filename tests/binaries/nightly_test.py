@@ -18,12 +18,13 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.util.tag import Tag
-from tests.conftest import NOWHERE
-from tests.conftest import TAG
-from tests.conftest import Answer
-from tests.stage.github import GitHub
-from tests.stage.github import git
-from tests.stage.github import release
+from tests.support import NOWHERE
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.programs import IDLE
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import git
+from tests.support.stage.github import release
 
 REPO = "https://github.com/ggml-org/llama.cpp"
 API = "/repos/ggml-org/llama.cpp/releases"
@@ -143,7 +144,7 @@ def test_by_packages_latest_is_the_newest_that_there_is(releases: GitHub) -> Non
 def test_the_lock_holds_the_build_and_fits_its_release(
     github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, linux: None
 ) -> None:
-    github.archive = release("#!/bin/sh\n[ \"$1\" = --version ] && { echo 'version: 11434'; exit 0; }\n")
+    github.archive = release(IDLE + "# of a nightly release\n")
     github.named = {"v0.4.0": f"{TAG}\n".encode()}
     place = github.root / "ggml-org" / "llama.cpp"
     git("tag", "-f", "b11435", TAG, at=place)

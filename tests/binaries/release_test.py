@@ -33,6 +33,9 @@ from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.store import Store
+from tests.support.programs import EARLY
+from tests.support.programs import script
+from tests.support.programs import shell
 
 DATA = Path(__file__).parents[1] / "data"
 RELEASES = {each["tag"]: each for each in json.loads((DATA / "assets.json").read_text())}
@@ -392,7 +395,7 @@ def test_a_repository_without_releases() -> None:
 
 # --- installing ---------------------------------------------------------------------------------------------------------
 
-PROGRAM = b"#!/bin/sh\necho 'version: 3878 (d5ed2b92)' >&2\n"
+PROGRAM = EARLY.encode()
 
 
 def pack_tar(names: dict[str, bytes]) -> bytes:
@@ -478,7 +481,7 @@ def test_install_without_runtime_or_progress(tmp_path: Path) -> None:
 
 def test_install_of_other_bytes(tmp_path: Path) -> None:
     archive = publish(tmp_path / "site", "llama-b1-bin-ubuntu-x64.zip", pack_zip({"llama-cli": PROGRAM}))
-    (tmp_path / "site" / archive.name).write_bytes(pack_zip({"llama-cli": b"#!/bin/evil"}))
+    (tmp_path / "site" / archive.name).write_bytes(pack_zip({"llama-cli": b"other"}))
     with pytest.raises(IntegrityError, match=str(archive.sha256)):
         install.install(
             Choice(archive=archive, runtime=None, reason="", backend="cpu"),
@@ -533,24 +536,19 @@ def test_find_tool_lists_what_there_is(tmp_path: Path) -> None:
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the stand-ins for programs are shell scripts")
 
 
-def program(folder: Path, text: str, name: str = "llama-cli") -> None:
-    (folder / name).write_text(text)
-    (folder / name).chmod(0o755)
-
-
 @posix
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("llama-cli", "#!/bin/sh\necho loading\necho 'version: 3878 (d5ed2b92)' >&2\necho built\n", "version: 3878 (d5ed2b92)"),
-        ("quantize", "#!/bin/sh\necho 'usage: quantize [--help]'; exit 1\n", "quantize"),
-        ("main", "#!/bin/sh\necho 'error: unknown argument: --version' >&2; exit 1\n", "main"),
-        ("llama-server", '#!/bin/sh\necho "version: $LD_LIBRARY_PATH"\n', "version: {root}"),
+        ("llama-cli", "echo loading\necho 'version: 3878 (d5ed2b92)' >&2\necho built", "version: 3878 (d5ed2b92)"),
+        ("quantize", "echo 'usage: quantize [--help]'; exit 1", "quantize"),
+        ("main", "echo 'error: unknown argument: --version' >&2; exit 1", "main"),
+        ("llama-server", 'echo "version: $LD_LIBRARY_PATH"', "version: {root}"),
     ],
 )
 def test_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, said: str) -> None:
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
-    program(tmp_path, text, name)
+    script(tmp_path / name, text)
     assert selftest.probe(tmp_path, machine()) == said.format(root=tmp_path)
 
 
@@ -559,22 +557,22 @@ def test_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text:
     ("text", "said"),
     [
         (
-            '#!/bin/sh\necho "libc.so.6: version \\`GLIBC_2.38\' not found (required by x)" >&2; exit 1\n',
+            shell('echo "libc.so.6: version \\`GLIBC_2.38\' not found (required by x)" >&2; exit 1'),
             "needs GLIBC_2.38, newer .*glibc 2.36",
         ),
         (
-            "#!/bin/sh\necho 'x: error while loading shared libraries: libllama.so: cannot open it' >&2; exit 127\n",
+            shell("echo 'x: error while loading shared libraries: libllama.so: cannot open it' >&2; exit 127"),
             "libllama.so is missing",
         ),
-        ("#!/bin/sh\necho 'dyld[1]: Library not loaded: @rpath/libllama.dylib' >&2; exit 1\n", "libllama.dylib is missing"),
+        (shell("echo 'dyld[1]: Library not loaded: @rpath/libllama.dylib' >&2; exit 1"), "libllama.dylib is missing"),
         ("#!/nowhere/loader\n", "its loader /nowhere/loader is missing"),
-        ("#!/bin/sh\nkill -4 $$\n", "lacks instructions"),
-        ("#!/bin/sh\necho odd; exit 3\n", "odd"),
+        (shell("kill -4 $$"), "lacks instructions"),
+        (shell("echo odd; exit 3"), "odd"),
         ("\x7fELF for another processor", "another processor than x64"),
     ],
 )
 def test_probe_says_why_it_cannot_start(tmp_path: Path, text: str, said: str) -> None:
-    program(tmp_path, text)
+    script(tmp_path / "llama-cli").write_text(text)
     with pytest.raises(OrchestrateError, match=f"(?s)llama-cli cannot start.*{said}"):
         selftest.probe(tmp_path, machine(libc="glibc 2.36"))
 

@@ -13,9 +13,9 @@ import yaml
 from llamacpp_orchestrator.environment import venv
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
-from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import Answer
+from tests.support.answer import Answer
+from tests.support.folders import sums
 
 Run = Callable[..., Answer]
 
@@ -47,12 +47,12 @@ def forge(path: Path, spot: bytes, by: bytes) -> None:
 
 
 def test_an_output_is_made_again_and_is_identical(made: Path, orchestrate: Run) -> None:
-    before = {path.name: file_sha256(path) for path in made.parent.iterdir()}
+    before = sums(made.parent, "*")
     for path in (made, pipeline_receipt.receipt_path(made), made.parent / "tiny-lora-a-lora-f16.gguf"):
         answer = orchestrate("reproduce", path, "--offline")
         assert answer.code == 0, answer.err
         assert answer.out.startswith("identical ") and "f32" not in answer.err
-    assert {path.name: file_sha256(path) for path in made.parent.iterdir()} == before
+    assert sums(made.parent, "*") == before
     shown = orchestrate("reproduce", made, "--json").json()
     assert shown[0]["made"] == shown[0]["recorded"] == before[made.name]
 

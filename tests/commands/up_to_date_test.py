@@ -17,7 +17,7 @@ from llamacpp_orchestrator.commands import up_to_date
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.util import store
-from tests.conftest import Answer
+from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

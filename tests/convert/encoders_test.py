@@ -15,13 +15,13 @@ from llamacpp_orchestrator.convert import encoders
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.models import headers
 from llamacpp_orchestrator.verify import gguf
-from tests import makers
-from tests.makers import zeros
-from tests.models.headers_test import NEW
-from tests.models.headers_test import OLD
-from tests.models.headers_test import Tree
-from tests.models.headers_test import model
-from tests.models.headers_test import refusal
+from tests.support import makers
+from tests.support.makers import zeros
+from tests.support.refusals import NEW
+from tests.support.refusals import OLD
+from tests.support.refusals import Tree
+from tests.support.refusals import model
+from tests.support.refusals import refusal
 
 ST = "sentence_transformers.models."
 NEWER = "sentence_transformers.sentence_transformer.modules."

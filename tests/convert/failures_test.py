@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from llamacpp_orchestrator.convert.known_failures import WORDS
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.system.diagnose import LONGEST
-from tests import makers
+from tests.support import makers
 
 Spoil = Callable[[Path], Any]
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
@@ -152,7 +151,7 @@ MODELS: dict[str, tuple[Spoil, str, str]] = {
     "cut header": (cut(WEIGHTS, 100), "", "cut, damaged"),
     "empty": (written(WEIGHTS, b""), "", "cut, damaged"),
     "pointer": (written(WEIGHTS, POINTER), "", "Git LFS pointer"),
-    "no header": (written(WEIGHTS, struct.pack("<Q", 20) + b"x" * 100), "", "cut, damaged"),
+    "no header": (written(WEIGHTS, makers.safetensors(b"x" * 100, length=20)), "", "cut, damaged"),
     "missing tensor": (index("model.layers.9.x"), "", "in no file: 'model.layers.9.x'"),
     "missing shard": (index(file="model-00001-of-00002.safetensors"), "", "is not there: "),
     "extra tensor": (extra_beside_index, "", "index of the weight files"),

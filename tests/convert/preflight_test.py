@@ -25,9 +25,9 @@ from llamacpp_orchestrator.source.tree import TAG_MARK
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.system.interpreter import Interpreter
-from tests import makers
-from tests.conftest import Answer
-from tests.stage.hub import Hub
+from tests.support import makers
+from tests.support.answer import Answer
+from tests.support.stage.hub import Hub
 
 Tree = Callable[[str], Path]
 LLAMA = {"architectures": ["LlamaForCausalLM"], "vocab_size": 256}

@@ -26,8 +26,11 @@ from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import TAG
-from tests.conftest import Answer
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.folders import remains
+from tests.support.folders import sums
+from tests.support.programs import script
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -199,14 +202,13 @@ def test_a_matrix_is_made_on_the_processor_unless_layers_are_given_away() -> Non
 def test_a_tool_that_says_done_and_has_made_no_matrix(tmp_path: Path) -> None:
     store, tool = Store(tmp_path / "cache"), tmp_path / "llama-imatrix"
     (tmp_path / "t.txt").write_text("words")
-    tool.write_text("#!/bin/sh\necho 'tokenizes to only 1 tokens'\n")
-    tool.chmod(0o755)
+    script(tool, "echo 'tokenizes to only 1 tokens'")
     matrix = imatrix.find(spec.Imatrix(text="t.txt"), tmp_path, store, ("mine", "r"), ("b11434", "t"))
     assert matrix and matrix.name == "mine-imatrix.gguf"
     with pytest.raises(OrchestrateError, match="the text is too short: .* wrote no matrix"):
         imatrix.make(matrix, store, tool, tmp_path / "m.gguf", tmp_path / "log", lambda text: None)
     assert not imatrix.ready(matrix, store)
-    tool.write_text('#!/bin/sh\necho matrix > "$6"\n')
+    script(tool, 'echo matrix > "$6"')
     imatrix.make(matrix, store, tool, tmp_path / "m.gguf", tmp_path / "log", lambda text: None)
     stage = tmp_path / "stage"
     stage.mkdir()
@@ -238,10 +240,6 @@ def text(world: Path) -> Path:
     return world / "words.txt"
 
 
-def hidden(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.name.startswith(".")]
-
-
 def test_many_types_from_a_temporary_file_with_a_matrix(
     orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, text: Path, shared_cache: Path
 ) -> None:
@@ -257,7 +255,7 @@ def test_many_types_from_a_temporary_file_with_a_matrix(
     assert [(output["kind"], output["type"]) for output in answer.json()["outputs"]] == [("quantized", kind) for kind in kinds]
     assert "done    imatrix tiny-llama-bf16.gguf" in answer.err
     assert "note: tiny-llama-Q4_K_M.gguf: 13 tensors have rows" in answer.err
-    assert hidden(world / "dist") == [] and len(list((world / "dist").glob("*.gguf"))) == len(kinds) + 1
+    assert remains(world / "dist", also=(".*",)) == [] and len(list((world / "dist").glob("*.gguf"))) == len(kinds) + 1
     receipt = json.loads((world / "dist" / "tiny-llama-IQ2_XXS.gguf.receipt.json").read_text())
     assert any("iq2_xxs cannot hold" in note for note in receipt["notes"])
     assert [each["name"] for each in receipt["inputs"]] == ["tiny-llama-bf16.gguf", "tiny-llama-imatrix.gguf"]
@@ -270,10 +268,10 @@ def test_many_types_from_a_temporary_file_with_a_matrix(
     assert {output["status"] for output in again.json()["outputs"]} == {"current"} and "bf16" not in again.err
     assert orchestrate("verify", "dist").code == 0
     # The same matrix again, and the same bytes.
-    before = {path.name: file_sha256(path) for path in (world / "dist").glob("*.gguf")}
+    before = sums(world / "dist")
     shutil.rmtree(shared_cache / "imatrix")
     assert orchestrate("run", file, "--force").code == 0
-    assert {path.name: file_sha256(path) for path in (world / "dist").glob("*.gguf")} == before
+    assert sums(world / "dist") == before
 
 
 def test_a_given_matrix_is_pinned_by_its_content(
@@ -314,14 +312,14 @@ def test_a_failed_quantization_keeps_the_temporary_file_for_the_next_run(
     model = {"source": str(data / "tiny-llama"), "outtype": "q8_0", "quantize": ["Q4_0", "Q5_0"]}
     answer = orchestrate("run", job(model | {"quantize_args": ["--tensor-type", "x=nonsense"]}, binaries=built), "--keep-going")
     assert answer.code == 1 and "does not take these arguments" in answer.err and "'nonsense'" in answer.err
-    left = hidden(world / "dist")
+    left = remains(world / "dist", also=(".*",))
     assert len(left) == 1 and (world / "dist" / left[0] / "tiny-llama-bf16.gguf").is_file()
     again = orchestrate("run", job(model, binaries=built), "--json")
     assert again.code == 0 and not [step for step in again.json()["steps"] if "bf16" in step["name"]], again.err
-    assert hidden(world / "dist") == []
+    assert remains(world / "dist", also=(".*",)) == []
     # What nothing is to be made of any more goes, even when nothing else is to be done.
     (world / "dist" / left[0]).mkdir()
-    assert orchestrate("run", job(model, binaries=built)).code == 0 and hidden(world / "dist") == []
+    assert orchestrate("run", job(model, binaries=built)).code == 0 and remains(world / "dist", also=(".*",)) == []
 
 
 def test_a_failed_conversion_leaves_no_folder(
@@ -350,7 +348,8 @@ def test_a_split_model_is_quantized_to_a_split_one(
     answer = orchestrate("run", job(model, binaries=built), "--json")
     assert answer.code == 0, answer.err
     names = [Path(output["path"]).name for output in answer.json()["outputs"]]
-    assert len(names) > 1 and names[0] == f"tiny-llama-Q8_0-00001-of-{len(names):05}.gguf" and hidden(world / "dist") == []
+    assert len(names) > 1 and names[0] == f"tiny-llama-Q8_0-00001-of-{len(names):05}.gguf"
+    assert remains(world / "dist", also=(".*",)) == []
     # The same where the split source is kept, whether the receipt is of a first run or of an earlier version's second.
     kept = job(model | {"outtype": "bf16"}, binaries=built)
     assert orchestrate("run", kept).code == 0

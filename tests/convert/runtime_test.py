@@ -14,8 +14,8 @@ from llamacpp_orchestrator.convert import capabilities
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import runtime
 from llamacpp_orchestrator.errors import OrchestrateError
-from tests import makers
-from tests.conftest import Answer
+from tests.support import makers
+from tests.support.answer import Answer
 
 Tree = Callable[[str], Path]
 GEMMA = {"head_dim": 256, "hidden_size": 2304, "num_attention_heads": 8, "num_hidden_layers": 26}

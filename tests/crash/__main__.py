@@ -22,6 +22,7 @@ from tests.crash.scene import Scene
 from tests.crash.scene import publish
 from tests.crash.scene import scene
 from tests.crash.scene import twin
+from tests.support import disks
 
 LANES, KILLS, ROUTES = 2, 60, ("pypi", "git")
 APART = 7  # of two requests that are cut in one run: further than anything tries again
@@ -122,7 +123,7 @@ def kill_rows(here: Scene, cut: cuts.Cut, known: dict[str, Reference]) -> Iterat
 
 def full_rows(here: Scene, cut: cuts.Cut, known: dict[str, Reference]) -> Iterator[Row]:
     """Disks that are too small."""
-    if not full.possible():
+    if not disks.possible():
         print("small disks can be made by root on Linux alone: left out", file=sys.stderr)
         return
     made = worlds.make(here, "made", "pypi")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +14,7 @@ from tests.crash.kills import wrong
 from tests.crash.remains import remains
 from tests.crash.scene import Scene
 from tests.crash.world import World
+from tests.support.disks import mounted
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,22 +35,6 @@ DISKS = (
     *(Disk(size=size, output=True) for size in (1, 8, 14, 20)),
     *(Disk(size=size, cache=True, output=True) for size in (41, 58, 70)),
 )
-
-
-def possible() -> bool:
-    """Whether this user may make small disks here."""
-    return sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
-
-
-@contextlib.contextmanager
-def mounted(place: Path, size: int) -> Iterator[None]:
-    """A disk of so many MB at a place, as long as the block runs."""
-    place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(place)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def survived(scene: Scene, name: str, disk: Disk, other: Path, reference: Mapping[str, str]) -> tuple[bool, list[str]]:

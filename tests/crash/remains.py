@@ -5,37 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.crash.world import World
-
-ENDINGS, BEGINNINGS = (".stage", ".part", ".incomplete", ".new"), (".git-",)
-# The packages of an environment and what Python compiles: thousands of files, none of them ours.
-SKIPPED = ("venv", "bytecode", "builds")
+from tests.support import folders
 
 
 def remains(world: World) -> list[str]:
     """Everything that a run has left but its results."""
-    found = {str(path) for place in places(world) for path in walk(place) if half_made(path.name)}
-    return sorted(found) + [f"{path} is held" for path in (world.cache / "locks").glob("*.lock") if held(path)]
+    locks = (f"{path} is held" for path in (world.cache / "locks").glob("*.lock") if held(path))
+    return [*map(str, folders.remains(*places(world))), *locks]
 
 
 def places(world: World) -> set[Path]:
     """All folders that runs write to."""
     return {world.root, world.cache, world.output}
-
-
-def half_made(name: str) -> bool:
-    """Whether that is the name of something that is to become something else."""
-    return name.endswith(ENDINGS) or name.startswith(BEGINNINGS)
-
-
-def walk(place: Path) -> Iterator[Path]:
-    """All files and folders below a place, without the packages."""
-    for folder, folders, names in os.walk(place):
-        yield from (Path(folder) / name for name in (*folders, *names))
-        folders[:] = [name for name in folders if name not in SKIPPED]
 
 
 def held(path: Path) -> bool:

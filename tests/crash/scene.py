@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import platformdirs
 
-from tests.bench.world import TORCH
-from tests.bench.world import data
-from tests.stage import TAG
-from tests.stage.github import GitHub
-from tests.stage.github import git
-from tests.stage.github import packed
-from tests.stage.hub import Hub
+from tests.support import TAG
+from tests.support.scratch import TORCH
+from tests.support.scratch import data
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import git
+from tests.support.stage.github import packed
+from tests.support.stage.hub import Hub
 
 ADAPTERS = ("lora-a", "lora-b")
 # Once built for the tests, programs are kept; without any, nothing is quantized.

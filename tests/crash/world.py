@@ -14,9 +14,9 @@ import msgspec
 import yaml
 
 from llamacpp_orchestrator.util.store import TAG as CACHE_TAG
-from llamacpp_orchestrator.util.store import file_sha256
-from tests.bench.world import World as Bench
 from tests.crash.scene import Scene
+from tests.support import folders
+from tests.support.scratch import World as Bench
 
 LIMIT_SECONDS = 240
 # Python's compiled modules stay, as uv's cache does: they are no entries of ours, and cost most of a cold run's time.
@@ -72,7 +72,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     def sums(self) -> dict[str, str]:
         """Output → sha256."""
-        return {path.name: file_sha256(path) for path in sorted(self.output.glob("*.gguf"))}
+        return folders.sums(self.output)
 
 
 def make(scene: Scene, name: str, route: str, cache: Path | None = None, output: Path | None = None) -> World:

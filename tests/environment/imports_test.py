@@ -11,8 +11,8 @@ import pytest
 
 from llamacpp_orchestrator.environment import imports
 from llamacpp_orchestrator.errors import OrchestrateError
-from tests.conftest import TAG
-from tests.conftest import Answer
+from tests.support import TAG
+from tests.support.answer import Answer
 
 SCRIPT = """
 import sys, numpy as np

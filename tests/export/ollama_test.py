@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.export import ollama
-from tests.conftest import Answer
-from tests.stage.hub import Hub
+from tests.support import programs
+from tests.support.answer import Answer
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -198,19 +198,7 @@ def install(world: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
     def write(said: str = "success", code: int = 0, version: str = "ollama version is 0.34.1") -> Path:
         folder, calls = world / "bin", world / "calls.txt"
-        folder.mkdir(exist_ok=True)
-        script = folder / "ollama.py"
-        script.write_text(
-            "import json, os, sys\n"
-            f"if sys.argv[1:] == ['--version']:\n    print({version!r})\n    sys.exit({0 if version else 1})\n"
-            f"open({str(calls)!r}, 'a').write(json.dumps([sys.argv[1:], os.getcwd(), sorted(os.environ)]) + '\\n')\n"
-            f"print({said!r})\nsys.exit({code})\n"
-        )
-        if os.name == "nt":
-            (folder / "ollama.bat").write_text(f'@"{sys.executable}" "{script}" %*\n')
-        else:
-            (folder / "ollama").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
-            (folder / "ollama").chmod(0o755)
+        programs.ollama(folder, calls, said, code, version)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         return calls
 

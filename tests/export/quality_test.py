@@ -16,7 +16,8 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import Answer
+from tests.support.answer import Answer
+from tests.support.programs import script
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -172,19 +173,15 @@ def test_a_tool_that_ends_before_its_words_are_written(
     text: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    script, real = world / "perplexity.sh", binaries.tool
+    real = binaries.tool
 
     def tool(pinned: PinnedJob, name: str) -> Path:
         if name != "llama-perplexity":
             return real(pinned, name)
         # It writes where a program in the fence may, and names what it starts where such a program is told of folders.
         monkeypatch.setenv("LD_LIBRARY_PATH", str(real(pinned, name).parent))
-        script.write_text(
-            f'#!/bin/sh\necho "$@" >> calls\n[ "$(grep -c -- --kl-divergence\\  calls)" = "{times}" ] && exit 0\n'
-            f'exec "{real(pinned, name)}" "$@"\n'
-        )
-        script.chmod(0o755)
-        return script
+        ends = f'[ "$(grep -c -- --kl-divergence\\  calls)" = "{times}" ] && exit 0'
+        return script(world / "perplexity.sh", 'echo "$@" >> calls', ends, f'exec "{real(pinned, name)}" "$@"')
 
     monkeypatch.setattr("llamacpp_orchestrator.pipeline.binaries.tool", tool)
     model = {"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": {"text": "words.txt", "chunks": 1}}
@@ -198,7 +195,7 @@ def test_a_tool_that_ends_before_its_words_are_written(
     again = orchestrate("run", job(model, binaries=built), "--force")
     assert again.code == 1 and "its result is not whole" in again.err
 
-    script.unlink()
+    (world / "perplexity.sh").unlink()
     times = "0"  # already the unquantized one, which keeps nothing then
     last = orchestrate("run", job(model, binaries=built), "--force")
     assert last.code == 1 and "the file between could not be written" in last.err and "is the disk full?" in last.err

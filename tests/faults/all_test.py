@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import MOST_LINES
-from tests.faults.conftest import TEXTS
-from tests.faults.conftest import read
+from tests.support import ROOT
+from tests.support.texts import MOST_LINES
+from tests.support.texts import TEXTS
+from tests.support.texts import read
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests"
 FAULTS = range(1, 87)
 # Kills in a clone are what `make crash` tries.
 BY_CRASH = {25}

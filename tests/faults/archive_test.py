@@ -30,23 +30,26 @@ from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system.settings import SERVERS
 from llamacpp_orchestrator.util import archive
 from llamacpp_orchestrator.util import download
-from tests.conftest import NOWHERE
-from tests.conftest import TAG
-from tests.conftest import Answer
-from tests.crash.full import mounted
-from tests.crash.full import possible
-from tests.faults.source_test import TREE
-from tests.faults.source_test import write
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import Route
-from tests.stage.github import git
-from tests.stage.github import release
-from tests.stage.hub import MODEL
-from tests.util.download_test import EVIL
-from tests.util.download_test import File
-from tests.util.download_test import tarball
-from tests.util.download_test import zipped
+from tests.support import NOWHERE
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.archives import EVIL
+from tests.support.archives import File
+from tests.support.archives import tarball
+from tests.support.archives import zipped
+from tests.support.disks import mounted
+from tests.support.disks import possible
+from tests.support.programs import IDLE
+from tests.support.programs import NEWER
+from tests.support.programs import TOOL
+from tests.support.programs import shell
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import Route
+from tests.support.stage.github import git
+from tests.support.stage.github import release
+from tests.support.stage.hub import MODEL
+from tests.support.stage.trees import SMALL
+from tests.support.stage.trees import commit
 
 Orchestrate = Callable[..., Answer]
 Told = Callable[..., str]
@@ -59,10 +62,9 @@ ELSEWHERE = {
     42: "util/download_test.py::test_fetch_goes_on_where_it_was_cut",
 }
 API, FILES = "/repos/", "/ggml-org/llama.cpp/releases/"
-PROGRAM = '#!/bin/sh\necho "version: 11434"\n'
 PAGE = b"<!DOCTYPE html>\n<html><body>Welcome to this network. Log in!</body></html>"
 SECRET = "SWORDFISH"
-GOOD = [(f"build/bin/{name}", PROGRAM.encode(), 0, "") for name in ("llama-cli", "llama-quantize")]
+GOOD = [(f"build/bin/{name}", IDLE.encode(), 0, "") for name in ("llama-cli", "llama-quantize")]
 REAL = pytest.mark.skipif(platform.machine() != "x86_64", reason="it is about this processor")
 pytestmark = pytest.mark.skipif(host.system() != "linux", reason="the texts name Linux's archive")
 NAME = f"llama-{TAG}-bin-ubuntu-x64.tar.gz"
@@ -75,7 +77,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = root / "ggml-org" / "llama.cpp"
     place.mkdir(parents=True)
     git("init", "-q", "-b", "master", at=place)
-    write(place, TREE, TAG)
+    commit(place, SMALL, TAG)
     git("config", "uploadpack.allowFilter", "true", at=place)
     return root
 
@@ -85,7 +87,7 @@ def serving(root: Path) -> Iterator[GitHub]:
     """A server of github.com and of its API on loopback, with a good archive."""
     with GitHub(root) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        server.archive = release(PROGRAM)
+        server.archive = release(IDLE)
         yield server
         server.shutdown()
 
@@ -206,7 +208,7 @@ def test_32_no_release(site: GitHub, again: Again, told: Told, cache: Path) -> N
 
 def test_33_another_archive(site: GitHub, orchestrate: Orchestrate, again: Again, told: Told, cache: Path) -> None:
     assert orchestrate("lock", "job.yaml").code == 0 and orchestrate("exec", "job.yaml", "--", "llama-cli", "--version").code == 0
-    first, site.archive = site.archive, release(PROGRAM + "# other\n")
+    first, site.archive = site.archive, release(IDLE + "# other\n")
     for entry in cache.glob("binaries/*"):
         (entry / "complete.json").unlink()
     answer = again()
@@ -273,7 +275,7 @@ def test_34_ways_out(
     assert [path for path in after if path not in before] == [str(world / "job.lock.yaml")]
     assert not left(cache) and not [path for path in cache.rglob("*evil*") if path.is_file()]
     if name in ("tar 0", "zip device"):
-        site.archive = zipped(world / "good.zip", *GOOD).read_bytes() if site.ending == ".zip" else release(PROGRAM)
+        site.archive = zipped(world / "good.zip", *GOOD).read_bytes() if site.ending == ".zip" else release(IDLE)
         assert accepted(orchestrate, again)
 
 
@@ -349,7 +351,7 @@ def test_36_more_than_a_cap(
     monkeypatch.setitem(archive.unpack.__kwdefaults__, "cap", 10_000_000)
     monkeypatch.setattr(archive, *(("LONGEST_LIST", 10_000) if "list" in name else ("MOST_ENTRIES", 1000)))
     assert "cap" in told(name, again()) and not left(cache)
-    site.archive = zipped(world / "good.zip", *GOOD).read_bytes() if ending == ".zip" else release(PROGRAM)
+    site.archive = zipped(world / "good.zip", *GOOD).read_bytes() if ending == ".zip" else release(IDLE)
     assert accepted(orchestrate, again)
 
 
@@ -417,7 +419,7 @@ def test_37_a_page_instead_of_an_index(
 
 def test_38_a_library_that_is_a_link_to_nothing(site: GitHub, orchestrate: Orchestrate, again: Again, told: Told) -> None:
     lacking = "error while loading shared libraries: libllama.so: cannot open shared object file: No such file or directory"
-    text = f'#!/bin/sh\n[ -e "${{0%/*}}/libllama.so" ] || {{ echo "$0: {lacking}" >&2; exit 127; }}\necho version: 11434\n'
+    text = shell(f'[ -e "${{0%/*}}/libllama.so" ] || {{ echo "$0: {lacking}" >&2; exit 127; }}', "echo version: 11434")
     files: list[File] = [(f"bin/{name}", text.encode(), 0o755, "") for name in ("llama-cli", "llama-quantize")]
     link: File = ("bin/libllama.so", b"", 0o777, "libllama.so.0")
     site.archive = packed(*files, link)
@@ -533,9 +535,6 @@ def foreign() -> bytes:
     return text.replace(loader, b"/lib/ld-musl-x86_64.so.1".ljust(len(loader), b"\0"))
 
 
-NEWER = "#!/bin/sh\necho \"$0: /lib/libc.so.6: version 'GLIBC_2.99' not found (required by $0)\" >&2\nexit 1\n"
-
-
 @REAL
 @pytest.mark.parametrize(
     ("name", "text", "named"),
@@ -544,9 +543,9 @@ NEWER = "#!/bin/sh\necho \"$0: /lib/libc.so.6: version 'GLIBC_2.99' not found (r
         ("43 a processor that nobody knows", elf(999), "processor"),
         ("43 another C library", foreign, "/lib/ld-musl-x86_64.so.1"),
         ("43 a newer C library", NEWER.encode(), "GLIBC_2.99"),
-        ("43 no word", b"#!/bin/sh\nexit 3\n", "exit code 3"),
-        ("43 many words", b"#!/bin/sh\nseq 50\necho at last >&2\nexit 3\n", "at last"),
-        ("43 an instruction", b"#!/bin/sh\nkill -4 $$\n", "instructions"),
+        ("43 no word", shell("exit 3").encode(), "exit code 3"),
+        ("43 many words", shell("seq 50", "echo at last >&2", "exit 3").encode(), "at last"),
+        ("43 an instruction", shell("kill -4 $$").encode(), "instructions"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -558,7 +557,7 @@ def test_43_a_program_that_cannot_start(
     answer = again()
     answer.err = re.sub(r"`?/\S*/bin/llama-cli", "<tool>", answer.err)
     assert named in told(name, answer) and "hint:" in answer.err
-    site.archive = release(PROGRAM)
+    site.archive = release(IDLE)
     assert upgraded(orchestrate, again)
 
 
@@ -576,7 +575,7 @@ def test_58_a_disk_that_is_too_small(
     disk = world.parent / "disk"
     monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(disk / "cache"))
     more = bytes(9_000_000) if part == "what it holds" else os.urandom(9_000_000)
-    files: list[File] = [("bin/llama-cli", PROGRAM.encode(), 0o755, ""), ("bin/more", more, 0o644, "")]
+    files: list[File] = [("bin/llama-cli", IDLE.encode(), 0o755, ""), ("bin/more", more, 0o644, "")]
     made = (zip_of if ending == ".zip" else tarball)(world / f"a{ending}", *files)
     site.ending, site.archive = ending, made.read_bytes()
     name = f"llama-{TAG}-bin-ubuntu-x64{ending}"

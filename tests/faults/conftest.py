@@ -6,19 +6,19 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Answer
+from tests.support.answer import Answer
+from tests.support.texts import MOST_LINES
+from tests.support.texts import TEXTS
+from tests.support.texts import error_of
+from tests.support.texts import read
+from tests.support.texts import write
 
-TEXTS = Path(__file__).parent / "texts"
 # Set to "write" to put what is said now on record; read the difference before you commit it. A test's world has no such variable.
 WRITING = os.environ.get("ORCHESTRATE_TEXTS") == "write"
-MOST_LINES = 4
-NOBODY = 65534
 # What differs from run to run → what stands for it on record.
 VARIABLE = (
     (r"http://(?:127\.0\.0\.1|localhost):\d+", "<server>"),
@@ -64,36 +64,3 @@ def told(request: pytest.FixtureRequest, world: Path, shared_cache: Path) -> Cal
         return text
 
     return check
-
-
-@contextmanager
-def somebody() -> Iterator[None]:
-    """Have no more rights than others, for a while; root may do everything."""
-    mine = os.geteuid() == 0
-    if mine:
-        os.setresuid(NOBODY, NOBODY, 0)
-    try:
-        yield
-    finally:
-        if mine:
-            os.setresuid(0, 0, 0)
-
-
-def error_of(err: str) -> str:
-    """The last error in what a command said on stderr, from its first line on."""
-    begins = [found.start() for found in re.finditer(r"^error: ", err, re.MULTILINE)]
-    return err[begins[-1] :].rstrip() if begins else ""
-
-
-def read(file: Path) -> dict[str, str]:
-    """fault → text of a file of blocks, each below a line that begins with `== `."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    blocks = [block.partition("\n") for block in re.split(r"^== ", text, flags=re.MULTILINE)[1:]]
-    return {name: body.strip("\n") for name, _, body in blocks}
-
-
-def write(file: Path, texts: dict[str, str]) -> None:
-    """Put texts on record, in the order of their numbers."""
-    file.parent.mkdir(exist_ok=True)
-    order = sorted(texts, key=lambda name: (int((re.match(r"\d+", name) or ["0"])[0]), name))
-    file.write_text("\n".join(f"== {name}\n{texts[name]}\n" for name in order), encoding="utf-8", newline="\n")

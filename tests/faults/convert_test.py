@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -21,14 +20,16 @@ import pytest
 
 from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
-from llamacpp_orchestrator.util.store import file_sha256
-from tests import makers
-from tests.conftest import Answer
-from tests.crash import full
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support import disks
+from tests.support import makers
+from tests.support.answer import Answer
+from tests.support.folders import names
+from tests.support.folders import stage_of
+from tests.support.folders import sums
+from tests.support.programs import ODD
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -41,18 +42,6 @@ WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
 LORA = "base_model.model.model.layers.0.self_attn.q_proj"
 POSIX = pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
-# Lists types, says what llama-quantize does of rows that do not fit, kills itself or waits where it is told to, and copies.
-ODD = TOOL.replace(
-    'cp "$1" "$2"',
-    """if [ "$1" = --help ]; then
-  printf 'Allowed quantization types:\\n 15 or Q4_K_M : x\\n 7 or Q8_0 : x\\n 38 or MXFP4_MOE : x\\n'
-  exit 1
-fi
-[ "$3" = Q4_K_M ] && echo "blk.0.x - ncols 64 not divisible by 256 (required for type q4_K) -> falling back to q5_0"
-[ -e "{0}/kill" ] && kill -9 $$
-while [ "$3" = Q8_0 ] && [ -e "{0}/wait" ]; do sleep 0.02; done
-cp "$1" "$2" """,
-)
 
 
 @pytest.fixture
@@ -86,11 +75,6 @@ def once(there: Callable[[], Any], act: Callable[[Any], Any]) -> Iterator[list[A
     finally:
         over.set()
         watcher.join()
-
-
-def left(folder: Path) -> list[str]:
-    """What a failure must not leave in the output folder."""
-    return sorted(path.name for path in folder.rglob("*")) if folder.exists() else []
 
 
 def change(name: str, to: Callable[[makers.Tensor], makers.Tensor | None]) -> Spoil:
@@ -176,13 +160,13 @@ LATE: tuple[Fault, ...] = (
 
 def survive(faults: tuple[Fault, ...], model: Path, source: Path, run: Callable[[], Answer], told: Told, world: Path) -> None:
     """Run with one fault after the other, each of which is told and leaves nothing; without any the same command succeeds."""
-    before = {path.name: file_sha256(path) for path in source.iterdir()}
+    before = sums(source, "*")
     for fault, spoil, code in faults:
         shutil.rmtree(model, ignore_errors=True)
         shutil.copytree(source, model)
         spoil(model)
         said = told(fault, run(), code)
-        kept = [path for path in left(world / "dist") if not path.endswith(".stage")]
+        kept = [path for path in names(world / "dist") if not path.endswith(".stage")]
         assert not list((world / "dist").glob("*.gguf*")), fault
         assert not kept or "kept for a look" in said, (fault, kept)
         assert not (world / "EVIL").exists(), fault
@@ -191,7 +175,7 @@ def survive(faults: tuple[Fault, ...], model: Path, source: Path, run: Callable[
     answer = run()
     assert answer.code == 0, answer.err
     assert [path.suffix for path in sorted((world / "dist").iterdir())] == [".gguf", ".json"]
-    assert {path.name: file_sha256(path) for path in source.iterdir()} == before
+    assert sums(source, "*") == before
 
 
 @pytest.mark.parametrize("faults", [EARLY, LATE], ids=["73_75_76_78_79_80", "74_77_78"])
@@ -232,7 +216,7 @@ def test_85_no_base(orchestrate: Orchestrate, job: Job, ready: Path, data: Path,
     for fault, source in (("85 no base", "./base"), ("85 an adapter as its own base", str(data / "lora-a"))):
         file = job({"source": source, "name": "base", "outtype": "none", "loras": [str(data / "lora-a")]})
         told(fault, orchestrate("run", file), 2 if source == "./base" else 1)
-    assert left(ready / "dist") == []
+    assert names(ready / "dist") == []
 
 
 def converting() -> list[int]:
@@ -260,7 +244,7 @@ def test_81_a_converter_that_is_killed(orchestrate: Orchestrate, job: Job, ready
         answer = orchestrate("run", file)
     assert killed
     told("81 a converter is killed", answer)
-    assert left(ready / "dist") == []
+    assert names(ready / "dist") == []
     assert orchestrate("run", file).code == 0
 
 
@@ -293,11 +277,11 @@ def test_81_84_quantizing(
     told("84 a number that the tool lacks", orchestrate("run", asked("99")), 2)
     told("84 a type without its matrix", orchestrate("run", asked("IQ1_S")), 2)
     told("84 a number without its matrix", orchestrate("run", asked("24")), 2)
-    assert left(ready / "dist") == [] and not [path for path in hub.seen if "safetensors" in path], "nothing was downloaded"
+    assert names(ready / "dist") == [] and not [path for path in hub.seen if "safetensors" in path], "nothing was downloaded"
     file = asked("Q4_K_M", "mxfp4_moe")
     (ready / "kill").touch()
     told("81 a quantizer is killed", orchestrate("run", file, "--jobs", "1"))
-    assert left(ready / "dist") == ["m-f16.gguf", "m-f16.gguf.receipt.json"]
+    assert names(ready / "dist") == ["m-f16.gguf", "m-f16.gguf.receipt.json"]
     (ready / "kill").unlink()
     assert orchestrate("run", file).code == 0
     receipt = pipeline_receipt.read(ready / "dist" / "m-Q4_K_M.gguf")
@@ -320,31 +304,29 @@ def filled(disk: Path, there: Callable[[], Any], wait: Path) -> Iterator[None]:
     ballast.unlink()
 
 
-@pytest.mark.skipif(not full.possible(), reason="needs the rights to make a disk")
+@pytest.mark.skipif(not disks.possible(), reason="needs the rights to make a disk")
 def test_82_a_disk_that_fills_up(
     orchestrate: Orchestrate, job: Job, released: Callable[..., dict[str, str]], ready: Path, data: Path, told: Told
 ) -> None:
     disk, wait = ready / "disk", ready / "wait"
-    stage = disk / "dist" / f".{hashlib.sha256(b'tiny-llama-Q8_0.gguf').hexdigest()[:12]}.stage"
+    stage = stage_of(disk / "dist" / "tiny-llama-Q8_0.gguf")
     file = job(
         {"source": str(data / "tiny-llama"), "outtype": "f16", "quantize": ["Q8_0"]}, binaries=released(ODD), output="disk/dist"
     )
-    with full.mounted(disk, 80):
+    with disks.mounted(disk, 80):
         assert orchestrate("run", file).code == 0
-        before = {path.name: file_sha256(path) for path in (disk / "dist").iterdir()}
+        before = sums(disk / "dist", "*")
         with filled(disk, lambda: list(disk.glob("dist/.*.stage")), wait):
             told("82 the disk is full while converting", orchestrate("run", file, "--force"))
-        assert {path.name: file_sha256(path) for path in (disk / "dist").iterdir()} == before
+        assert sums(disk / "dist", "*") == before
         wait.touch()
         with filled(disk, stage.exists, wait):
             answer = orchestrate("run", file, "--force")
         answer.err = re.sub(r"cp: .*: (?=No space)", "cp: ", answer.err)  # it says more, in one way or another
         told("82 the disk is full while quantizing", answer)
-        assert {name: digest for name, digest in before.items() if name.endswith(".gguf")} == {
-            path.name: file_sha256(path) for path in (disk / "dist").iterdir() if path.suffix == ".gguf"
-        }
+        assert {name: digest for name, digest in before.items() if name.endswith(".gguf")} == sums(disk / "dist")
         assert not list(disk.glob("dist/.*"))
         assert orchestrate("run", file, "--force").code == 0
-    with full.mounted(ready / "small", 1):
+    with disks.mounted(ready / "small", 1):
         told("82 the disk is too small", orchestrate("run", job(str(data / "tiny-llama"), output="small")))
-        assert left(ready / "small") == []
+        assert names(ready / "small") == []

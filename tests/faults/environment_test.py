@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NOWHERE
-from tests.conftest import TAG
-from tests.conftest import Answer
-from tests.stage.github import git
+from tests.support import NOWHERE
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.stage.github import git
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

@@ -22,13 +22,14 @@ from llamacpp_orchestrator.models import hub_session
 from llamacpp_orchestrator.system.settings import load
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.store import file_sha256
-from tests.conftest import NOWHERE
-from tests.conftest import Answer
-from tests.crash import full
-from tests.stage.hub import COMMIT
-from tests.stage.hub import LARGE
-from tests.stage.hub import Hub
-from tests.stage.hub import blob as git_name
+from tests.support import NOWHERE
+from tests.support import disks
+from tests.support.answer import Answer
+from tests.support.folders import remains
+from tests.support.stage.hub import COMMIT
+from tests.support.stage.hub import LARGE
+from tests.support.stage.hub import Hub
+from tests.support.stage.hub import blob as git_name
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -78,7 +79,7 @@ def trusted(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 def stray(world: Path) -> list[str]:
     """What a failure must not leave: outputs, parts, and anything beside the work and the hub's cache."""
-    found = [*world.parent.rglob("*.gguf*"), *world.parent.rglob("*incomplete"), *world.parent.rglob("*.stage")]
+    found = remains(world.parent, also=("*.gguf*", "*incomplete"))
     found += [path for path in world.parent.iterdir() if path.name not in ("work", "hf", "config.yaml")]
     return [str(path) for path in found]
 
@@ -390,12 +391,12 @@ def test_55_56_a_run_that_is_ended_while_it_downloads(
     assert not list(models.rglob("*incomplete"))
 
 
-@pytest.mark.skipif(not full.possible(), reason="only root can make a small disk")
+@pytest.mark.skipif(not disks.possible(), reason="only root can make a small disk")
 def test_58_a_disk_that_is_too_small(
     hub: Hub, asked: Path, world: Path, orchestrate: Orchestrate, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = world.parent / "hf"
-    with full.mounted(place, 3):
+    with disks.mounted(place, 3):
         answer = orchestrate("run", asked)
         said = told("58 a small disk", answer)
         assert re.search(r"need [\d.]+ MB, have [\d.]+ MB", answer.err) and str(place) in answer.err and "HF_HOME" in said

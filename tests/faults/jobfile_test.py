@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llamacpp_orchestrator.pipeline import receipt
-from tests.conftest import Answer
-from tests.faults.conftest import somebody
+from tests.support.answer import Answer
+from tests.support.rights import somebody
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Answer
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support.answer import Answer
+from tests.support.programs import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

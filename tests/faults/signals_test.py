@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.system import sandbox
-from tests.conftest import Answer
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support.answer import Answer
+from tests.support.folders import remains
+from tests.support.programs import SLOW
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -32,10 +33,6 @@ Job = Callable[..., Path]
 ELSEWHERE = {83: "jobs/run_test.py::test_a_signal_ends_everything_and_the_next_run_goes_on"}  # all three while it converts
 POLL_SECONDS, DEADLINE_SECONDS = 0.02, 60.0
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-# Waits where it is told to: for good, as far as any test is concerned.
-SLOW = TOOL.replace('cp "$1"', '[ -n "$3" ] && [ -e "{0}/wait" ] && sleep 600\ncp "$1"').replace(
-    'echo "[ 1/ 2]', '[ "$1" = -m ] && { [ -e "{0}/wait" ] && sleep 600; exit 0; }\necho "[ 1/ 2]'
-)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 RELEASED = pytest.mark.skipif(platform.machine() != "x86_64", reason="the release has an archive for one kind of machine")
@@ -67,7 +64,7 @@ def interrupt(number: signal.Signals, there: Callable[[], Any], world: Path, *ar
 
 def hidden(world: Path) -> list[Path]:
     """What a command that was ended must not leave beside its outputs."""
-    return [*world.glob("dist/.*"), *world.rglob("*.part"), *world.rglob("*.incomplete")]
+    return remains(world, also=("dist/.*",))
 
 
 @pytest.fixture

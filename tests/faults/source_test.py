@@ -18,13 +18,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import NOWHERE
-from tests.conftest import Answer
-from tests.conftest import installed
-from tests.faults.conftest import NOBODY
-from tests.faults.conftest import somebody
-from tests.stage.github import git
-from tests.stage.hub import MODEL
+from tests.support import NOWHERE
+from tests.support.answer import Answer
+from tests.support.folders import remains
+from tests.support.programs import installed
+from tests.support.programs import script
+from tests.support.rights import NOBODY
+from tests.support.rights import somebody
+from tests.support.stage.github import git
+from tests.support.stage.hub import MODEL
+from tests.support.stage.trees import SMALL
+from tests.support.stage.trees import commit
 
 Orchestrate = Callable[..., Answer]
 Told = Callable[..., str]
@@ -37,12 +41,6 @@ ELSEWHERE = {
     29: "source/tree_test.py::test_the_users_configuration_and_hooks_have_no_say",
 }
 STRANGER = 12345
-TREE = {
-    "convert_hf_to_gguf.py": "print(1)\n",
-    "convert_lora_to_gguf.py": "print(2)\n",
-    "conversion/base.py": "base = 1\n",
-    "LICENSE": "MIT\n",
-}
 
 
 @pytest.fixture
@@ -59,28 +57,16 @@ def upstream(cache: Path, world: Path) -> Path:
     root = world.parent / "upstream"
     root.mkdir()
     git("init", "-q", "-b", "master", at=root)
-    write(root, {"LICENSE": "MIT\n"}, "b3000")
-    write(root, TREE, "b5000")
+    commit(root, {"LICENSE": "MIT\n"}, "b3000")
+    commit(root, SMALL, "b5000")
     git("config", "uploadpack.allowFilter", "true", at=root)
     return root
-
-
-def write(root: Path, texts: dict[str, str], *tag: str) -> str:
-    """Commit files under a tag, and answer the commit."""
-    for name, text in texts.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(text.encode())
-    for words in (("add", "-A"), ("commit", "-q", "--allow-empty", "-m", "one"), ("tag", *tag)):
-        git(*words, at=root)
-    return git("rev-parse", "HEAD", at=root).strip()
 
 
 @pytest.fixture
 def ask(world: Path, upstream: Path) -> Ask:
     """Write a job whose lock needs nothing but the tree: its Python is the user's own, which has whatever is looked for."""
-    (world / "venv" / "bin").mkdir(parents=True)
-    (world / "venv" / "bin" / "python").write_text("#!/bin/sh\n", encoding="utf-8")
-    (world / "venv" / "bin" / "python").chmod(0o755)
+    script(world / "venv" / "bin" / "python")
     (world / "model").mkdir()
     for name, content in MODEL.items():
         (world / "model" / name).write_bytes(content)
@@ -97,7 +83,7 @@ def ask(world: Path, upstream: Path) -> Ask:
 def half_made(cache: Path, world: Path) -> list[Path]:
     """What a failure must not leave: a lock, scratch folders, parts, entries without their mark."""
     entries = [path for path in (cache / "source").glob("*") if not (path / "complete.json").exists()]
-    return [*entries, *cache.rglob("*.part"), *world.glob("*.lock.yaml")]
+    return [*entries, *remains(cache), *world.glob("*.lock.yaml")]
 
 
 @pytest.fixture
@@ -150,7 +136,7 @@ def test_20_a_tag_that_was_moved(
     assert orchestrate("lock", file).code == 0
     before, kept = git("rev-parse", "b5000", at=upstream).strip(), lock.read_bytes()
     shutil.rmtree(cache)
-    after = write(upstream, {"conversion/base.py": "base = 2\n"}, "-f", "b5000")
+    after = commit(upstream, {"conversion/base.py": "base = 2\n"}, "-f", "b5000")
     answer = orchestrate("run", file)
     assert before in answer.err and after in answer.err and answer.err.count("error: the tag") == 1
     told("20 moved tag", answer)
@@ -324,7 +310,7 @@ def test_31_a_tag_older_than_the_script_for_adapters(
     ask: Ask, upstream: Path, world: Path, data: Path, orchestrate: Orchestrate, told: Told
 ) -> None:
     (upstream / "convert_lora_to_gguf.py").unlink()
-    write(upstream, {}, "b4500")
+    commit(upstream, {}, "b4500")
     file = ask(tag="b4500", source=str(data / "tiny-llama"), loras=[str(data / "lora-a")])
     said = told("31 no script for adapters", orchestrate("run", file), code=2)
     assert "convert_lora_to_gguf.py" in said and "b4500" in said and not list((world / "dist").glob("*.gguf"))

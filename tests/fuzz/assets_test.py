@@ -12,15 +12,13 @@ from llamacpp_orchestrator.binaries import release
 from llamacpp_orchestrator.binaries import selection
 from llamacpp_orchestrator.binaries.selection import Asset
 from llamacpp_orchestrator.system.host import Host
-from llamacpp_orchestrator.system.settings import Index
-from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
-from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import json_text
 from tests.fuzz.common import reading
 from tests.fuzz.common import words
 from tests.fuzz.server import saying
+from tests.fuzz.server import settings
 
 NAMES = (
     "llama-b11434-bin-ubuntu-x64.tar.gz", "llama-b11434-bin-ubuntu-cuda-12.8-x64.tar.gz", "llama-b11434-bin-win-cpu-x64.zip",
@@ -52,14 +50,6 @@ names = st.builds(
     st.sampled_from(NAMES),
     versions,
 )
-
-
-def settings(url: str) -> Settings:
-    """A machine whose every server is the one at a URL."""
-    with folder() as here:
-        return Settings(
-            cache=here, github=(url,), github_api=(url,), huggingface=(url,), index=Index(index_urls=(f"{url}/simple",))
-        )
 
 
 def chosen(assets: tuple[Asset, ...]) -> None:

@@ -26,6 +26,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 
 from llamacpp_orchestrator import console
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.util import yaml_reader
 
 T = TypeVar("T")
 Test = Callable[..., None]
@@ -33,6 +34,8 @@ EXAMPLES, ROUND = 60, 500
 SECONDS = 1.0  # of the processor, for one input; by the clock a busy machine may need more
 MEMORY = 1 << 31
 MOST_LINES, MOST_LETTERS = 4, 1500
+# Of the mistakes of a job file the first are told at once, how many more there are, and what to do.
+JOB_LINES, JOB_LETTERS = yaml_reader.MAX_LINES + 1, 5000
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
 SUITE = settings(
     max_examples=EXAMPLES, derandomize=True, database=None, deadline=timedelta(seconds=10), suppress_health_check=QUIET

@@ -7,14 +7,14 @@ import os
 from hypothesis import strategies as st
 
 from llamacpp_orchestrator.system import settings
+from tests.fuzz.common import JOB_LETTERS
+from tests.fuzz.common import JOB_LINES
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import reading
 from tests.fuzz.common import spoilt
 from tests.fuzz.common import words
 from tests.fuzz.common import yaml_text
-from tests.fuzz.job_test import MOST_LETTERS
-from tests.fuzz.job_test import MOST_LINES
 
 CONFIG = {
     "cache_dir": "~/cache",
@@ -41,7 +41,7 @@ def test_the_config_file(text: bytes) -> None:
     with folder() as here:
         (here / "config.yaml").write_bytes(text)
         environ = {"ORCHESTRATE_CONFIG": str(here / "config.yaml"), "PIP_CONFIG_FILE": os.devnull}
-        reading(lambda: settings.load(environ), MOST_LINES, MOST_LETTERS)
+        reading(lambda: settings.load(environ), JOB_LINES, JOB_LETTERS)
 
 
 @fuzzed(spoilt(st.just(PIP)) | st.binary(max_size=200))

@@ -14,7 +14,7 @@ from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import reading
 from tests.fuzz.common import spoilt
-from tests.verify.gguf_test import gguf
+from tests.support.gguf_bytes import gguf
 
 KEYS = (
     ("general.architecture", 8, "llama"), ("general.name", 8, "x"), ("general.alignment", 4, 32), ("general.file_type", 4, 1),

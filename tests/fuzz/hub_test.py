@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from llamacpp_orchestrator.models import hub
-from tests.fuzz.assets_test import settings
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import json_text
 from tests.fuzz.common import reading
 from tests.fuzz.server import saying
+from tests.fuzz.server import settings
 
 COMMIT = "1" * 40
 INFO: dict[str, Any] = {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": "config.json"}], "gated": False}

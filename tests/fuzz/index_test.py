@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.source import pypi
-from tests.fuzz.assets_test import settings
 from tests.fuzz.common import altered
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import json_bytes
 from tests.fuzz.common import reading
 from tests.fuzz.common import spoilt
 from tests.fuzz.server import saying
+from tests.fuzz.server import settings
 
 HTML, JSON = "text/html", "application/vnd.pypi.simple.v1+json"
 FILES: list[dict[str, Any]] = [

@@ -11,7 +11,8 @@ from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.util import units
-from llamacpp_orchestrator.util import yaml_reader
+from tests.fuzz.common import JOB_LETTERS
+from tests.fuzz.common import JOB_LINES
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import reading
 from tests.fuzz.common import words
@@ -44,13 +45,11 @@ JOB: dict[str, Any] = {
     ],
 }
 FILE = Path("/nowhere/job.yaml")
-# Of the mistakes of a job file the first are told at once, how many more there are, and what to do.
-MOST_LINES, MOST_LETTERS = yaml_reader.MAX_LINES + 1, 5000
 
 
 @fuzzed(yaml_text(JOB))
 def test_the_job_file(text: bytes) -> None:
-    job = reading(lambda: loader.parse(text, FILE), MOST_LINES, MOST_LETTERS)
+    job = reading(lambda: loader.parse(text, FILE), JOB_LINES, JOB_LETTERS)
     for output in layout.outputs(job, FILE.parent) if job else ():
         assert output.path.is_relative_to(spec.folder(job.output, FILE.parent)) and len(output.path.name.encode()) <= 255
 

@@ -13,7 +13,7 @@ from tests.fuzz.common import fuzzed
 from tests.fuzz.common import reading
 from tests.fuzz.common import words
 from tests.fuzz.common import yaml_text
-from tests.lock.file_test import a_lock
+from tests.support.locks import a_lock
 
 LOCK: dict[str, Any] = {"version": 1, **msgspec.to_builtins(a_lock())}
 

@@ -15,12 +15,12 @@ from llamacpp_orchestrator.models import remote_code
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.models import weight_files
 from llamacpp_orchestrator.verify import tokenizer
-from tests.fuzz.adapter_test import BASE
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed
 from tests.fuzz.common import json_text
 from tests.fuzz.common import reading
 from tests.fuzz.common import spoilt
+from tests.support.adapters import BASE
 
 CONFIG: dict[str, Any] = {
     **BASE,

@@ -14,7 +14,10 @@ import pypi_simple  # noqa: F401
 import requests  # noqa: F401
 
 from llamacpp_orchestrator.models import hub_session
+from llamacpp_orchestrator.system.settings import Index
+from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
+from tests.fuzz.common import folder
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -74,3 +77,11 @@ def saying(**says: Any) -> Iterator[Server]:
         yield found
     finally:
         download.BACKOFF_SECONDS, hub_session.WAIT_SECONDS = waits
+
+
+def settings(url: str) -> Settings:
+    """A machine whose every server is the one at a URL."""
+    with folder() as here:
+        return Settings(
+            cache=here, github=(url,), github_api=(url,), huggingface=(url,), index=Index(index_urls=(f"{url}/simple",))
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from typing import Any
 
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from tests.fuzz.common import json_bytes
 from tests.fuzz.common import json_text
 from tests.fuzz.common import reading
 from tests.fuzz.common import spoilt
+from tests.support import makers
 
 HEADER: dict[str, Any] = {
     "__metadata__": {"format": "pt"},
@@ -37,7 +37,7 @@ def files(draw: Any, *headers: Any, body: int = 20) -> bytes:
     """A safetensors file around an altered header, which may promise another length than it has."""
     header = json_bytes(draw(altered(*headers)))
     length = draw(st.sampled_from((len(header), len(header), len(header), *LENGTHS)))
-    return struct.pack("<Q", length) + header + bytes(body)
+    return makers.safetensors(header, bytes(body), length)
 
 
 @fuzzed(files(HEADER) | spoilt(files(HEADER)) | st.binary(max_size=100))

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from llamacpp_orchestrator.util.store import file_sha256
-from tests.conftest import Answer
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support.answer import Answer
+from tests.support.folders import remains
+from tests.support.folders import sums
+from tests.support.programs import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -60,16 +61,6 @@ def site(folder: Path, text: str) -> str:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(text, encoding="utf-8")
     return str(folder)
-
-
-def left(*places: Path) -> list[str]:
-    endings = (".stage", ".part", ".incomplete", ".new")
-    found = [path for place in places for path in place.rglob("*") if "venv" not in path.parts]
-    return [str(path) for path in found if path.name.endswith(endings) or path.name.startswith(".git-")]
-
-
-def sums(folder: Path) -> dict[str, str]:
-    return {path.name: file_sha256(path) for path in folder.glob("*.gguf")}
 
 
 @pytest.fixture
@@ -112,7 +103,7 @@ def test_eight_runs_at_once_make_and_fetch_everything_once(
     assert set(sums(world / "one")) == {"m-f16.gguf", "m-Q8_0.gguf"}
     assert set(sums(world / "two")) == {"m-Q8_0.gguf"}
     assert end(begin("verify", "one", "two", cwd=world)).code == 0
-    assert left(cold, world / "one", world / "two", Path(os.environ["HF_HOME"])) == []
+    assert remains(cold, world / "one", world / "two", Path(os.environ["HF_HOME"])) == []
 
 
 @linux_only
@@ -122,7 +113,7 @@ def test_four_set_up_one_environment(job: Job, data: Path, cold: Path, world: Pa
     assert [answer.code for answer in answers] == [0] * (RUNS // 2), "\n".join(answer.err for answer in answers if answer.code)
     made = [log for log in (cold / "logs").rglob("environment.log") if "pip sync" in log.read_text(encoding="utf-8")]
     assert [log.read_text(encoding="utf-8").count("pip sync") for log in made] == [1]
-    assert left(cold) == []
+    assert remains(cold) == []
 
 
 @pytest.fixture
@@ -165,7 +156,7 @@ def test_of_two_runs_for_one_file_one_waits_and_says_so(
         said = next(line for line in waiting.stderr if "making this file" in line or "error" in line)
         assert "another run is making this file; waiting for it" in said and not list(world.glob("dist/*"))
     assert end(waiting).code == 0
-    assert sums(world / "dist") == good and left(world) == []
+    assert sums(world / "dist") == good and remains(world) == []
 
 
 @linux_only
@@ -174,7 +165,7 @@ def test_locks_that_somebody_removes_cost_no_bytes(alone: Path, good: dict[str, 
     assert {answer.code for answer in answers} <= {0, 1} and not any("Traceback" in answer.err for answer in answers)
     assert sums(world / "dist") in (good, {})
     assert end(begin("run", alone, cwd=world)).code == 0
-    assert sums(world / "dist") == good and left(world) == []
+    assert sums(world / "dist") == good and remains(world) == []
 
 
 @linux_only
@@ -182,21 +173,21 @@ def test_locks_that_somebody_removes_cost_no_bytes(alone: Path, good: dict[str, 
 def test_a_disk_that_refuses_locks_is_told(error: str, alone: Path, good: dict[str, str], tmp_path: Path, world: Path) -> None:
     answer = end(begin("run", alone, cwd=world, PYTHONPATH=site(tmp_path / "site", NO_LOCKS.format(error=error))))
     assert answer.code == 1 and "the cache's disk has no locks" in answer.err and "ORCHESTRATE_CACHE_DIR" in answer.err
-    assert not sums(world / "dist") and left(world) == []
+    assert not sums(world / "dist") and remains(world) == []
 
 
 @linux_only
 def test_on_a_system_without_locks_a_file_stands_for_one(alone: Path, good: dict[str, str], tmp_path: Path, world: Path) -> None:
     answers = together(alone, world, PYTHONPATH=site(tmp_path / "site", NO_LOCKS.format(error="ENOSYS")))
     assert [answer.code for answer in answers] == [0, 0], answers[0].err + answers[1].err
-    assert sums(world / "dist") == good and left(world) == []
+    assert sums(world / "dist") == good and remains(world) == []
 
 
 @linux_only
 def test_a_clock_that_jumps(alone: Path, good: dict[str, str], tmp_path: Path, world: Path) -> None:
     answers = together(alone, world, PYTHONPATH=site(tmp_path / "site", JUMPS))
     assert [answer.code for answer in answers] == [0, 0], answers[0].err + answers[1].err
-    assert sums(world / "dist") == good and left(world) == []
+    assert sums(world / "dist") == good and remains(world) == []
     again = end(begin("run", alone, cwd=world))
     assert again.code == 0 and "current convert" in again.err
 

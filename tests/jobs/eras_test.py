@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from llamacpp_orchestrator.lock import file as lock_file
-from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import ROOT
-from tests.conftest import Answer
-from tests.makers import edit
-from tests.stage import trees
-from tests.stage.github import GitHub
+from tests.support import ROOT
+from tests.support.answer import Answer
+from tests.support.folders import sums
+from tests.support.makers import edit
+from tests.support.stage import trees
+from tests.support.stage.github import GitHub
 
 # A tag, where its real tree comes from (the oldest out of the package that carried it in October 2024), and when it was made.
 ERAS = {
@@ -73,7 +73,7 @@ def test_base_and_adapter_are_what_the_scripts_make_by_hand(
     for command in commands:
         bare = command.replace(str(world / "dist"), str(world / "by-hand"))
         subprocess.run(bare, shell=True, check=True, env=environment, capture_output=True)
-    ours, theirs = ({path.name: file_sha256(path) for path in (world / folder).glob("*.gguf")} for folder in ("dist", "by-hand"))
+    ours, theirs = (sums(world / folder) for folder in ("dist", "by-hand"))
     assert ours == theirs and len(ours) == 3
     assert any("/info/refs" in path for path in upstream.seen)
 

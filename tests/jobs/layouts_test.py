@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.verify import gguf
-from tests import genuine
-from tests.conftest import Answer
-from tests.makers import save_anew
-from tests.makers import small_decoder
+from tests.support import genuine
+from tests.support.answer import Answer
+from tests.support.makers import save_anew
+from tests.support.makers import small_decoder
 
 SIZES = {
     "hidden_size": 32,

@@ -19,9 +19,10 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
-from tests.conftest import Answer
+from tests.support import ROOT
+from tests.support.answer import Answer
 
-INSIDE = Path(__file__).parents[1] / "inside"
+INSIDE = ROOT / "tests" / "inside"
 NEEDED = ("xllamacpp", "peft", "transformers==4.57.6", "torch==2.13.0", "sentencepiece")
 
 

@@ -28,12 +28,12 @@ from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.mirrors import first_answer
 from llamacpp_orchestrator.util.store import Store
-from tests.conftest import NOWHERE
-from tests.conftest import Answer
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support import NOWHERE
+from tests.support.answer import Answer
+from tests.support.programs import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

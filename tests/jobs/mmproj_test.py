@@ -14,7 +14,8 @@ from llamacpp_orchestrator.convert import failures
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import Answer
+from tests.support import makers
+from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -49,11 +50,8 @@ def seeing(copy: Copy, demo_data: ModuleType) -> Path:
         shapes |= {f"{part}.weight": (WIDTH,), f"{part}.bias": (WIDTH,)}
     for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
         shapes |= {f"{layer}.self_attn.{part}.weight": (WIDTH, WIDTH), f"{layer}.self_attn.{part}.bias": (WIDTH,)}
-    raw = (model / "model.safetensors").read_bytes()
-    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            shapes[name.replace("model.", "model.text_model.", 1)] = tuple(tensor["shape"])
+    for name, (_, shape, _) in makers.read(model / "model.safetensors").items():
+        shapes[name.replace("model.", "model.text_model.", 1)] = tuple(shape)
     demo_data.write_safetensors(model / "model.safetensors", shapes, "BF16", 5)
     return model
 

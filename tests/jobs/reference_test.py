@@ -28,14 +28,15 @@ from llamacpp_orchestrator.system.command import clean_env
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify import logits
-from tests.conftest import Answer
-from tests.makers import edit
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import release
+from tests.support import ROOT
+from tests.support.answer import Answer
+from tests.support.makers import edit
+from tests.support.programs import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import release
 
 Run = Callable[..., Answer]
-INSIDE = Path(__file__).parents[1] / "inside"
+INSIDE = ROOT / "tests" / "inside"
 MODELS = ("llama", "headed", "gemma2")
 
 

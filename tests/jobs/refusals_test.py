@@ -22,8 +22,8 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.scheduler import Bounds
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Step
-from tests.conftest import Answer
-from tests.stage.steps import run_all
+from tests.support.answer import Answer
+from tests.support.stage.steps import run_all
 
 Orchestrate = Callable[..., Answer]
 posix_only = pytest.mark.skipif(os.name == "nt", reason="speaks to a POSIX shell")

@@ -13,13 +13,14 @@ import pytest
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.source import tree as source_tree
-from tests.conftest import TAG
-from tests.conftest import Answer
-from tests.stage.fixtures import TOOL
-from tests.stage.github import GitHub
-from tests.stage.github import git
-from tests.stage.github import release
-from tests.stage.hub import Hub
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.programs import NEWER
+from tests.support.programs import TOOL
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import git
+from tests.support.stage.github import release
+from tests.support.stage.hub import Hub
 
 
 @pytest.mark.parametrize("filters", ["true", "false"])
@@ -158,10 +159,10 @@ def test_outputs_are_loaded_where_the_job_says_so(
 def test_a_tool_that_cannot_start_and_a_backend_that_is_not_there(
     linux: None, github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path
 ) -> None:
-    github.archive = release("#!/bin/sh\necho \"libc.so.6: version 'GLIBC_2.38' not found\" >&2\nexit 1\n")
+    github.archive = release(NEWER)
     asked = {"source": str(data / "tiny-llama"), "quantize": ["Q8_0"]}
     answer = orchestrate("run", job(asked, binaries={"backend": "cpu"}))
-    assert answer.code == 1 and "GLIBC_2.38" in answer.err
+    assert answer.code == 1 and "GLIBC_2.99" in answer.err
     answer = orchestrate("run", job(asked, binaries={"backend": "vulkan"}, name="v.yaml"))
     assert answer.code in (1, 2) and "vulkan" in answer.err and "hint:" in answer.err
     answer = orchestrate("run", job(asked, binaries={"backend": "none"}, name="n.yaml"))

@@ -18,25 +18,21 @@ import pytest
 
 from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
-from tests import makers
-from tests.conftest import Answer
+from tests.support import makers
+from tests.support.answer import Answer
+from tests.support.folders import remains
+from tests.support.folders import stage_of
+from tests.support.folders import sums
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
 Copy = Callable[..., Path]
+OUTPUTS = (".*", "*.gguf")  # what no failure may leave in any folder
 
 
 def the_whole_job(data: Path) -> list[Any]:
     llama = {"source": str(data / "tiny-llama"), "loras": [str(data / "lora-a"), str(data / "lora-b")]}
     return [{"source": str(data / "all-MiniLM-L6-v2"), "outtype": ["f16", "q8_0"]}, llama]
-
-
-def sums(folder: Path) -> dict[str, str]:
-    return {path.name: file_sha256(path) for path in folder.glob("*.gguf")}
-
-
-def leftovers(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.name.startswith(".") or path.suffix == ".gguf"]
 
 
 def test_a_whole_job_is_built_then_current_and_verified(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
@@ -163,7 +159,7 @@ def test_a_sharded_model(orchestrate: Orchestrate, job: Job, copy: Copy, world: 
     assert gguf.check(world / "dist" / "model-f16.gguf").tensors == len(names)
     (model / "model-00002-of-00002.safetensors").unlink()
     answer = orchestrate("run", job({"source": "./model", "outtype": "f16"}, name="broken.yaml", output="other"))
-    assert answer.code == 1 and "model-00002-of-00002.safetensors" in answer.err and leftovers(world / "other") == []
+    assert answer.code == 1 and "model-00002-of-00002.safetensors" in answer.err and remains(world / "other", also=OUTPUTS) == []
 
 
 def test_a_mamba_without_any_tokenizer_uses_the_built_in_vocabulary(
@@ -249,7 +245,7 @@ def test_a_broken_model_fails_with_cause_and_remedy_and_leaves_nothing(
     answer = orchestrate("run", job({"source": "./model", "outtype": "f16"}))
     assert answer.code in (1, 2)
     assert cause in answer.err and remedy in answer.err and "Traceback" not in answer.err
-    assert leftovers(world / "dist") == [] and not (world / "EVIL").exists()
+    assert remains(world / "dist", also=OUTPUTS) == [] and not (world / "EVIL").exists()
 
 
 def test_nan_weights_are_caught_though_upstream_is_content(orchestrate: Orchestrate, job: Job, copy: Copy, world: Path) -> None:
@@ -258,11 +254,12 @@ def test_nan_weights_are_caught_though_upstream_is_content(orchestrate: Orchestr
     weights.write_bytes(raw[:-2] + b"\xc0\x7f")
     answer = orchestrate("run", job({"source": "./model", "outtype": "f16"}))
     assert answer.code == 1 and "failed  verify model-f16.gguf" in answer.err and "holds NaN" in answer.err
-    stage = orchestrate_stage(world / "dist" / "model-f16.gguf")
-    assert leftovers(world / "dist") == [stage.name, "model-f16.gguf"] and f"{stage / 'model-f16.gguf'}" in answer.err
+    stage = stage_of(world / "dist" / "model-f16.gguf")
+    assert remains(world / "dist", also=OUTPUTS) == [stage, stage / "model-f16.gguf"]
+    assert f"{stage / 'model-f16.gguf'}" in answer.err
     weights.write_bytes(raw)
     assert orchestrate("lock", world / "job.yaml", "--upgrade").code == 0 and orchestrate("run", world / "job.yaml").code == 0
-    assert leftovers(world / "dist") == ["model-f16.gguf"]
+    assert remains(world / "dist", also=OUTPUTS) == [world / "dist" / "model-f16.gguf"]
 
 
 def test_an_adapter_of_another_base_is_refused(orchestrate: Orchestrate, job: Job, copy: Copy, data: Path, world: Path) -> None:
@@ -271,7 +268,7 @@ def test_an_adapter_of_another_base_is_refused(orchestrate: Orchestrate, job: Jo
     (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     answer = orchestrate("run", job({"source": "./model", "outtype": "none", "loras": [str(data / "lora-a")]}))
     assert answer.code == 1 and "was not trained on model" in answer.err and "tiny-llama" in answer.err
-    assert leftovers(world) == []
+    assert remains(world, also=OUTPUTS) == []
 
 
 def test_keep_going_makes_what_it_can_and_tells_every_failure(
@@ -374,7 +371,7 @@ def test_a_signal_ends_everything_and_the_next_run_goes_on(
     child.send_signal(number)
     _, said = child.communicate(timeout=30)
     assert child.returncode == code, said
-    assert b"Traceback" not in said and leftovers(world / "dist") == []
+    assert b"Traceback" not in said and remains(world / "dist", also=OUTPUTS) == []
     assert orchestrate("run", file).code == 0
 
 
@@ -384,19 +381,13 @@ def test_a_killed_run_is_healed_by_the_next(orchestrate: Orchestrate, job: Job, 
     good = sums(world / "dist")
     final = world / "dist" / "tiny-llama-f16.gguf"
     receipt = final.with_name(final.name + ".receipt.json")
-    stage = orchestrate_stage(final)
+    stage = stage_of(final)
     stage.mkdir()
     # As after a kill between the renames: the receipt is in the stage folder, the file half way.
     receipt.rename(stage / receipt.name)
     final.rename(stage / final.name)
     assert orchestrate("run", file).code == 0
     assert sums(world / "dist") == good and not stage.exists() and receipt.is_file()
-
-
-def orchestrate_stage(final: Path) -> Path:
-    import hashlib
-
-    return final.parent / f".{hashlib.sha256(final.name.encode()).hexdigest()[:12]}.stage"
 
 
 def test_no_secret_reaches_a_converter_a_log_a_lock_or_a_receipt(

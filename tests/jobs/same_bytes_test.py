@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,12 +15,13 @@ import yaml
 
 from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.lock import file as lock_file
-from tests.conftest import NOWHERE
-from tests.conftest import ROOT
-from tests.conftest import TAG
-from tests.conftest import Answer
-from tests.stage.github import GitHub
-from tests.stage.hub import Hub
+from tests.support import NOWHERE
+from tests.support import ROOT
+from tests.support import TAG
+from tests.support.answer import Answer
+from tests.support.folders import sums
+from tests.support.stage.github import GitHub
+from tests.support.stage.hub import Hub
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,10 +43,6 @@ WAYS = (
 )
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.gguf")}
-
-
 @pytest.mark.skipif(os.name == "nt", reason="a home is named otherwise there")
 def test_every_way_gives_the_same_bytes(github: GitHub, hub: Hub, data: Path, world: Path) -> None:
     made: dict[str, dict[str, str]] = {}
@@ -65,7 +61,7 @@ def test_every_way_gives_the_same_bytes(github: GitHub, hub: Hub, data: Path, wo
         argv = [sys.executable, "-m", "llamacpp_orchestrator", "run", "job.yaml", *way.options]
         done = subprocess.run(argv, cwd=work, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (way.name, done.stderr)
-        made[way.name] = digests(work / "dist")
+        made[way.name] = sums(work / "dist")
     first = made[WAYS[0].name]
     assert len(first) == 4
     assert made == dict.fromkeys(made, first)

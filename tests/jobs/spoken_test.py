@@ -22,9 +22,9 @@ from llamacpp_orchestrator.verify import templates
 from llamacpp_orchestrator.verify import tokenizer
 from llamacpp_orchestrator.verify import tokens
 from llamacpp_orchestrator.verify import words
-from tests.conftest import ROOT
-from tests.conftest import Answer
-from tests.makers import edit
+from tests.support import ROOT
+from tests.support.answer import Answer
+from tests.support.makers import edit
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from llamacpp_orchestrator.models import remote_code
 from llamacpp_orchestrator.models import selection
 from llamacpp_orchestrator.models import weight_files
 from llamacpp_orchestrator.system.scheduler import Event
-from tests.fuzz.adapter_test import BASE
-from tests.fuzz.adapter_test import CONFIG
-from tests.fuzz.adapter_test import TENSORS
+from tests.support import makers
+from tests.support.adapters import BASE
+from tests.support.adapters import CONFIG
+from tests.support.adapters import TENSORS
 
 # Clears the screen, sets a title, begins a sequence in one byte, turns the direction, breaks the line, is half a letter.
 HOSTILE = "a\x1b[2Jb\x1b]0;title\x07c\x9b31md\u202ee\u2028f\rg\udc80h\x7f[/red]"
@@ -119,8 +119,7 @@ def test_a_huge_front_matter_is_not_read_to_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("said", [*ELSEWHERE, "x" * 5000, {"a": "b"}, ["\x1b"]])
 @pytest.mark.parametrize("key", ["base_model_name_or_path", "peft_type", "init_lora_weights"])
 def test_what_an_adapter_names_is_only_told(key: str, said: Any, tmp_path: Path) -> None:
-    header = json.dumps(TENSORS).encode()
-    (tmp_path / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(256))
+    (tmp_path / "adapter_model.safetensors").write_bytes(makers.safetensors(json.dumps(TENSORS).encode(), bytes(256)))
     (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | {key: said}), encoding="utf-8")
     (tmp_path / "config.json").write_text(json.dumps(BASE | {"hidden_size": 16}), encoding="utf-8")
     with pytest.raises(OrchestrateError) as caught:

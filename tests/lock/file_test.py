@@ -11,42 +11,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from llamacpp_orchestrator.binaries.release import Asset
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
-from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
-from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.records import EnvironmentPin
-from llamacpp_orchestrator.lock.records import FilesPin
-from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.models.hub import HubFile
-from llamacpp_orchestrator.source.pin import SourcePin
-from tests.conftest import TAG
-from tests.conftest import Answer
+from tests.support.answer import Answer
+from tests.support.locks import JOB
+from tests.support.locks import REQUIREMENTS
+from tests.support.locks import a_lock
 
 Run = Callable[..., Answer]
-REPO = "https://github.com/ggml-org/llama.cpp"
-REQUIREMENTS = (
-    f"numpy==1.26.4 \\\n    --hash=sha256:{'1' * 64}\ntorch==2.13.0 ; sys_platform == 'linux' \\\n    --hash=sha256:{'2' * 64}\n"
-)
-JOB = loader.parse(
-    b"version: 1\nllama_cpp: {tag: b11434}\nmodels: [{source: org/m, quantize: [Q4_0], loras: [org/l]}]\n", Path("job.yaml")
-)
-
-
-def a_lock() -> Lock:
-    base, adapter = records.all_wanted(JOB)
-    return Lock(
-        llama_cpp=SourcePin(tag=TAG, repo=REPO, tree="3" * 64, commit="c" * 40),
-        environment=EnvironmentPin(upstream="4" * 64, torch="cpu", python="3.11", requirements=REQUIREMENTS),
-        assets=(Asset(name="llama-b11434-bin-ubuntu-x64.tar.gz", url="https://h/a.tar.gz", size=5, sha256="5" * 64),),
-        models=(
-            FilesPin(wanted=base, commit="a" * 40, files=(HubFile(path="config.json", size=2, oid="b" * 40),)),
-            FilesPin(wanted=adapter, commit="d" * 40, files=(HubFile(path="adapter_config.json", size=2, sha256="6" * 64),)),
-        ),
-    )
 
 
 def test_what_is_written_reads_back_and_is_the_same_text(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.util.store import write_atomically
-from tests.bench.clock import ROOT
 from tests.matrix import checkpoints
 from tests.matrix import table
 from tests.matrix import world as worlds
@@ -18,6 +17,7 @@ from tests.matrix.checkpoints import ARCHITECTURES
 from tests.matrix.table import LAYOUTS
 from tests.matrix.table import Cell
 from tests.matrix.world import World
+from tests.support import ROOT
 
 RESULTS = ROOT / "benchmarks" / "matrix.md"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tests import genuine
+from tests.support import genuine
 
 SMALL = {
     "hidden_size": 64,

@@ -25,15 +25,15 @@ from llamacpp_orchestrator.environment import python_version
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.system.command import clean_env
-from tests.bench.clock import ROOT
-from tests.bench.world import torch_index
-from tests.stage import trees
-from tests.stage.github import GitHub
+from tests.support import NOWHERE
+from tests.support import ROOT
+from tests.support.scratch import torch_index
+from tests.support.stage import trees
+from tests.support.stage.github import GitHub
 
 OVERRIDES = ("torch==2.13.0", "sentencepiece==0.2.0")
 JUDGE = ("transformers==5.23.0", "xllamacpp==2026.10.11549", "torch==2.13.0", "sentencepiece==0.2.1")
 INSIDE = ROOT / "tests" / "inside"
-NOWHERE = "http://127.0.0.1:9"
 # A tag, and where its tree comes from: the oldest out of the package that carried it in October 2024.
 TAGS = {"b3878": "0.3.1", "b9821": "", "b10605": "", "b11434": ""}
 NEWEST = "b11434"

@@ -22,6 +22,7 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
+from tests.support import makers
 
 MODULES = tuple(f"model.layers.{layer}.{name}" for layer in (0, 1, 10) for name in ("self_attn.q_proj", "mlp.up_proj"))
 
@@ -173,29 +174,6 @@ def test_what_was_done_is_told() -> None:
     assert note == "scaled as PEFT does (rsLoRA, alpha_pattern): 6 B matrices times 2 to 4, in a copy of the adapter"
 
 
-def write(path: Path, content: dict[str, tuple[str, bytes]], metadata: dict[str, str]) -> None:
-    at = 0
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    for name, (dtype, raw) in content.items():
-        width = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1}[dtype]
-        header[name] = {"dtype": dtype, "shape": [len(raw) // width], "data_offsets": [at, at + len(raw)]}
-        at += len(raw)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(raw for _, raw in content.values()))
-
-
-def read(path: Path) -> tuple[dict[str, tuple[str, bytes]], dict[str, str]]:
-    raw = path.read_bytes()
-    (length,) = struct.unpack("<Q", raw[:8])
-    header = json.loads(raw[8 : 8 + length])
-    metadata = header.pop("__metadata__", {})
-    spans = {name: [8 + length + at for at in each["data_offsets"]] for name, each in header.items()}
-    assert all(
-        start % {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}.get(header[name]["dtype"], 1) == 0 for name, (start, _) in spans.items()
-    )
-    return {name: (header[name]["dtype"], raw[start:end]) for name, (start, end) in spans.items()}, metadata
-
-
 @pytest.mark.parametrize("metadata", [{}, {"format": "pt", "a": "b"}])
 def test_the_copy_holds_products_and_leaves_all_else_byte_for_byte(
     metadata: dict[str, str], tmp_path: Path, numeric: str
@@ -203,22 +181,26 @@ def test_the_copy_holds_products_and_leaves_all_else_byte_for_byte(
     numbers = [0.5, -1.25, 3.0]
     kinds = {"F64": struct.pack("<3d", *numbers), "F32": struct.pack("<3f", *numbers), "F16": struct.pack("<3e", *numbers)}
     kinds["BF16"] = b"".join(struct.pack("<f", number)[2:] for number in numbers)
-    content = {f"{name}.{what}": (name, raw) for name, raw in kinds.items() for what in ("A", "B")} | {"odd": ("I8", b"\1\2\3")}
+    content: dict[str, makers.Tensor] = {f"{name}.{what}": (name, [3], raw) for name, raw in kinds.items() for what in ("A", "B")}
+    content["odd"] = ("I8", [3], b"\1\2\3")
     origin, entry = tmp_path / "bot", tmp_path / "entry"
     for folder in (origin, entry):
         folder.mkdir()
-    write(origin / "adapter_model.safetensors", content, metadata)
+    makers.write(origin / "adapter_model.safetensors", content, metadata)
     (origin / "adapter_config.json").write_text('{"r": 3, "alpha_pattern": {"x": 1}, "name": "\u00e9"}', encoding="utf-8")
     factors = {f"{name}.B": math.sqrt(3) for name in kinds}
     (entry / adapter_staging.FACTORS).write_text(json.dumps(factors), encoding="utf-8")
     process.capture(Command((numeric, str(inside.path("scale_adapter")), str(origin), str(entry / "bot"))), timeout=100)
-    copied, told = read(entry / "bot" / "adapter_model.safetensors")
-    assert told == metadata and copied.keys() == content.keys()
+    copied = makers.read(entry / "bot" / "adapter_model.safetensors")
+    header, begin = makers.header_of(entry / "bot" / "adapter_model.safetensors")
+    assert header.pop("__metadata__", {}) == metadata and copied.keys() == content.keys()
+    widths = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+    assert not [name for name, said in header.items() if (begin + said["data_offsets"][0]) % widths[said["dtype"]]]
     (root,) = struct.unpack("<f", struct.pack("<f", math.sqrt(3)))
-    for name, (dtype, raw) in copied.items():
+    for name, (dtype, shape, raw) in copied.items():
         if name in factors:
-            assert dtype == "F32" and raw == struct.pack("<3f", *(number * root for number in numbers)), name
+            assert (dtype, shape) == ("F32", [3]) and raw == struct.pack("<3f", *(number * root for number in numbers)), name
         else:
-            assert (dtype, raw) == content[name]
+            assert (dtype, shape, raw) == content[name]
     config = json.loads((entry / "bot" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config == {"r": 3, "name": "\u00e9", "use_rslora": False, "alpha_pattern": {}, "rank_pattern": {}}

@@ -17,7 +17,7 @@ from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.pipeline import adapter_staging
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.util.store import file_sha256
-from tests.conftest import Answer
+from tests.support.answer import Answer
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 ALONE, MERGE, INITIAL = "cannot be merged", "merge_and_unload", "path_initial_model_for_weight_conversion"

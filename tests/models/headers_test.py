@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import quantized
-from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.models import headers
 from llamacpp_orchestrator.models.weight_files import INDEX
-from tests import makers
-from tests.makers import zeros
+from tests.support import makers
+from tests.support.makers import zeros
+from tests.support.refusals import LLAMA
+from tests.support.refusals import NEW
+from tests.support.refusals import OLD
+from tests.support.refusals import Tree
+from tests.support.refusals import model
+from tests.support.refusals import refusal
 
-Tree = Callable[[str], Path]
 Q, NORM = "model.layers.0.self_attn.q_proj", "model.norm.weight"
 PLAIN = {"model.embed_tokens.weight": zeros(8, 4), f"{Q}.weight": zeros(4, 4), NORM: zeros(4)}
-LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"]}
-OLD, NEW = "0.3.1", "b11434"  # the former has the scripts of b3878
-
-
-def model(folder: Path, tensors: dict[str, makers.Tensor], index: Any = None, **config: Any) -> Path:
-    """A folder with a config, weights if there are any, and an index if one is given."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**LLAMA, **config}))
-    if tensors:
-        makers.write(folder / "model.safetensors", tensors)
-    if index is not None:
-        (folder / INDEX).write_text(json.dumps(index))
-    return folder
-
-
-def refusal(tree: Tree, tag: str, folder: Path, **more: Any) -> str:
-    """What is said of a model before it is converted, with the way out; "" when nothing is."""
-    try:
-        preflight.check_model(preflight.Subject(tree=tree(tag), tag=tag, folder=folder, source="org/m", **more))
-    except OrchestrateError as error:
-        return f"{error.message}\n{error.hint}"
-    return ""
 
 
 def renamed(prefix: str, inside: str = "") -> dict[str, makers.Tensor]:

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import re
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -36,12 +35,13 @@ from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
-from tests.stage.hub import COMMIT
-from tests.stage.hub import LARGE
-from tests.stage.hub import MODEL
-from tests.stage.hub import Hub
-from tests.stage.hub import blob
-from tests.stage.hub import safetensors
+from tests.support import makers
+from tests.support.stage.hub import COMMIT
+from tests.support.stage.hub import LARGE
+from tests.support.stage.hub import MODEL
+from tests.support.stage.hub import Hub
+from tests.support.stage.hub import blob
+from tests.support.stage.hub import safetensors
 
 BASE = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -320,18 +320,18 @@ def test_the_index_of_a_folder(tmp_path: Path, index: bytes, kind: type[Orchestr
         (LFS + b"v1\noid sha256:0\n", IntegrityError, "Git LFS pointer, not weights"),
         (b"", IntegrityError, r"\(0 bytes\) is not a safetensors file"),
         (bytes(100), IntegrityError, "is not a safetensors file"),
-        (struct.pack("<Q", 1 << 60) + bytes(100), IntegrityError, "is not a safetensors file"),
-        (struct.pack("<Q", 4) + b"abcd", IntegrityError, "damaged header"),
-        (struct.pack("<Q", 2) + b"[]", IntegrityError, "damaged header"),
-        (struct.pack("<Q", 8) + b'{"a": 1}', IntegrityError, "damaged header"),
-        (struct.pack("<Q", 30) + b'{"a": {"data_offsets": [0, 4]}}'[:30] + bytes(4), IntegrityError, "damaged header"),
+        (makers.safetensors(b"", bytes(100), 1 << 60), IntegrityError, "is not a safetensors file"),
+        (makers.safetensors(b"abcd"), IntegrityError, "damaged header"),
+        (makers.safetensors(b"[]"), IntegrityError, "damaged header"),
+        (makers.safetensors(b'{"a": 1}'), IntegrityError, "damaged header"),
+        (makers.safetensors(b'{"a": {"data_offsets": [0, 4]}', bytes(4)), IntegrityError, "damaged header"),
         (
-            struct.pack("<Q", 50) + b'{"a":{"dtype":4,"shape":[1],"data_offsets":[0,4]}}' + bytes(4),
+            makers.safetensors(b'{"a":{"dtype":4,"shape":[1],"data_offsets":[0,4]}}', bytes(4)),
             IntegrityError,
             "damaged header",
         ),
-        (struct.pack("<Q", 54) + b'{"a":{"dtype":"F32","shape":"1","data_offsets":[0,4]}}' + bytes(4), IntegrityError, "damaged"),
-        (struct.pack("<Q", 22) + b'{"__metadata__":{}}   ', OrchestrateError, "holds no tensors"),
+        (makers.safetensors(b'{"a":{"dtype":"F32","shape":"1","data_offsets":[0,4]}}', bytes(4)), IntegrityError, "damaged"),
+        (makers.safetensors(b'{"__metadata__":{}}   '), OrchestrateError, "holds no tensors"),
     ],
 )
 def test_whole_weights(tmp_path: Path, content: bytes, kind: type[OrchestrateError] | None, message: str) -> None:

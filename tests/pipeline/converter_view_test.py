@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,8 +23,9 @@ from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.verify import gguf
-from tests.conftest import Answer
-from tests.makers import edit
+from tests.support.answer import Answer
+from tests.support.folders import sums
+from tests.support.makers import edit
 
 ROPE = {"rope_theta": 500_000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
 NESTED = {"rope_theta": 500_000.0, "rope_type": "linear", "factor": 2.0}
@@ -41,24 +41,20 @@ def layouts(copy: Callable[..., Path]) -> dict[str, Path]:
     return {"older": older, "newer": newer}
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()}
-
-
 def test_both_layouts_give_the_same_bytes_and_the_users_files_stay(
     layouts: dict[str, Path], orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path
 ) -> None:
-    before = digests(layouts["newer"])
+    before = sums(layouts["newer"], "*")
     files = {}
     for name, path in layouts.items():
         model = {"source": str(path), "outtype": "f16", "loras": [str(data / "lora-a")]}
         done = orchestrate("run", job(model, name=f"{name}.yaml", output=name), "--json")
         assert done.code == 0, done.err
-        files[name] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (world / name).glob("*.gguf")}
+        files[name] = sums(world / name)
         noted = "translated for this tag: rope_parameters as rope_theta and rope_scaling" in done.err
         assert noted == (name == "newer")
     assert files["older"] == files["newer"] and len(files["newer"]) == 2
-    assert digests(layouts["newer"]) == before
+    assert sums(layouts["newer"], "*") == before
     metadata = gguf.contents([world / "newer" / "m-f16.gguf"]).metadata
     assert metadata["llama.rope.freq_base"] == 500_000 and metadata["llama.rope.scaling.factor"] == 2
     receipt = json.loads((world / "newer" / "m-f16.gguf.receipt.json").read_text())

@@ -35,9 +35,9 @@ from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
-from tests import makers
-from tests.conftest import Answer
-from tests.stage.hub import Hub
+from tests.support import makers
+from tests.support.answer import Answer
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]

@@ -19,8 +19,8 @@ from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify import held
 from llamacpp_orchestrator.verify.gguf import Contents
 from llamacpp_orchestrator.verify.gguf import Tensor
-from tests import makers
-from tests.conftest import Answer
+from tests.support import makers
+from tests.support.answer import Answer
 
 BASE = "base_model: org/base\n"
 

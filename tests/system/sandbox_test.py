@@ -23,8 +23,8 @@ from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import Fence
 from llamacpp_orchestrator.system.command import Limits
 from llamacpp_orchestrator.system.command import clean_env
-from tests import makers
-from tests.conftest import Answer
+from tests.support import makers
+from tests.support.answer import Answer
 
 LINUX = sys.platform == "linux"
 KERNEL = json.loads(subprocess.run([sys.executable, sandbox.LAYER], capture_output=True, check=True).stdout) if LINUX else {}

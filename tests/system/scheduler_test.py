@@ -19,8 +19,8 @@ from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import admitted
 from llamacpp_orchestrator.system.scheduler import run
-from tests.stage.steps import Act
-from tests.stage.steps import run_all
+from tests.support.stage.steps import Act
+from tests.support.stage.steps import run_all
 
 
 def claims(text: str) -> dict[str, Claim]:

@@ -8,7 +8,6 @@ import stat
 import sys
 import tarfile
 import threading
-import zipfile
 from collections.abc import Callable
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -24,6 +23,10 @@ from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.util import archive
 from llamacpp_orchestrator.util import download
+from tests.support.archives import EVIL
+from tests.support.archives import File
+from tests.support.archives import tarball
+from tests.support.archives import zipped
 
 BODY = bytes(range(256)) * 4000
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -365,27 +368,6 @@ def test_stop_ends_a_download_and_keeps_its_part(server: Server, tmp_path: Path)
 
 # --- archives -----------------------------------------------------------------------------------------------------------
 
-File = tuple[str, bytes | None, int, str]  # name, content (None: folder), mode, target of a link
-
-
-def tarball(path: Path, *files: File, kind: bytes = b"") -> Path:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content, mode, target in files:
-            info = tarfile.TarInfo(name)
-            info.mode, info.linkname, info.size = mode, target, len(content or b"")
-            info.type = kind or (tarfile.SYMTYPE if target else tarfile.DIRTYPE if content is None else tarfile.REGTYPE)
-            tar.addfile(info, io.BytesIO(content or b""))
-    return path
-
-
-def zipped(path: Path, *files: File, kind: int = 0) -> Path:
-    with zipfile.ZipFile(path, "w") as file:
-        for name, content, mode, target in files:
-            info = zipfile.ZipInfo(name)
-            info.external_attr = ((kind or (stat.S_IFLNK if target else 0)) | mode) << 16
-            file.writestr(info, target.encode() if target else content or b"")
-    return path
-
 
 GOOD: tuple[File, ...] = (
     ("top/", None, 0o755, ""),
@@ -460,21 +442,6 @@ def test_unpack_copies_where_links_are_not_allowed(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "dest/first").read_bytes() == b"run"
     assert (tmp_path / "dest/data/libx.so").read_bytes() == b"lib"
     assert not (tmp_path / "dest/lost").exists()
-
-
-EVIL: list[tuple[File, ...]] = [
-    (("../evil", b"x", 0o644, ""),),
-    (("a/../../evil", b"x", 0o644, ""),),
-    (("/evil", b"x", 0o644, ""),),
-    (("..\\evil", b"x", 0o644, ""),),
-    (("C:evil", b"x", 0o644, ""),),
-    (("evil" * 64, b"x", 0o644, ""),),
-    (("a", b"", 0o777, "../evil"),),
-    (("a", b"", 0o777, "/etc/passwd"),),
-    (("a", b"", 0o777, "C:\\evil"),),
-    (("d/e/a", b"", 0o777, "f/../../../evil"),),
-    (("a", b"", 0o777, "."), ("a/b", b"", 0o777, "../evil")),
-]
 
 
 @pytest.mark.parametrize("make", [tarball, zipped])

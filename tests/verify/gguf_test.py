@@ -6,9 +6,7 @@ import json
 import struct
 import time
 from collections.abc import Callable
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,35 +14,10 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.verify import gguf as verify_gguf
-from tests.conftest import TAG
-
-ARCH = ("general.architecture", 8, "llama")
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value.encode())) + value.encode()
-
-
-def value(kind: int, held: Any) -> bytes:
-    if kind == 8:
-        return text(held)
-    if kind == 9:
-        item, items = held
-        return struct.pack("<IQ", item, len(items)) + b"".join(value(item, one) for one in items)
-    return struct.pack("<" + verify_gguf.SCALARS[kind], held)
-
-
-def gguf(
-    tensors: Sequence[tuple[str, Sequence[int], int, int]] = (("a", (4,), 0, 0),),
-    keys: Sequence[tuple[str, int, Any]] = (ARCH,),
-    data: bytes = bytes(32),
-    version: int = 3,
-) -> bytes:
-    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
-    head += b"".join(text(key) + struct.pack("<I", kind) + value(kind, held) for key, kind, held in keys)
-    for name, shape, kind, offset in tensors:
-        head += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
-    return head + bytes(-len(head) % 32) + data
+from tests.support import TAG
+from tests.support.gguf_bytes import ARCH
+from tests.support.gguf_bytes import gguf
+from tests.support.gguf_bytes import text
 
 
 def saved(path: Path, content: bytes) -> Path:

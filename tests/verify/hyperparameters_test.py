@@ -20,11 +20,12 @@ from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify import hyperparameters
 from llamacpp_orchestrator.verify import levels
 from llamacpp_orchestrator.verify.gguf import Contents
-from tests import makers
+from tests.support import ROOT
+from tests.support import makers
 
 Tree = Callable[[str], Path]
 TAGS = ("b9760", "b11434")
-MAKER = Path(__file__).parents[1] / "architectures.py"
+MAKER = ROOT / "tests" / "support" / "architectures.py"
 LLAMA = {
     "general.architecture": "llama", "llama.block_count": 2, "llama.embedding_length": 64, "llama.attention.head_count": 4,
     "llama.attention.head_count_kv": 2, "llama.attention.layer_norm_rms_epsilon": 1e-05, "llama.rope.freq_base": 500000.0,
@@ -233,8 +234,7 @@ def test_the_head_is_the_sources(tied: bool | None, head: str, kept: bool, said:
     embedding = makers.zeros(4, 8)
     heads = {"same": embedding, "other": ("F32", [4, 8], struct.pack("<32f", *range(32))), "short": makers.zeros(2, 8)}
     weights = {"model.embed_tokens.weight": embedding} | ({"lm_head.weight": heads[head]} if head in heads else {})
-    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-    makers.tensors(tmp_path / "model.safetensors", lambda old: weights)
+    makers.write(tmp_path / "model.safetensors", weights)
     (tmp_path / "config.json").write_text(json.dumps(SAID | ({} if tied is None else {"tie_word_embeddings": tied})))
     tensors = {"output.weight": (tmp_path, gguf.Tensor("output.weight", 0, 0, 0))} if kept else {}
     found = hyperparameters.check(tmp_path, Contents(metadata=LLAMA, tensors=tensors), tmp_path)

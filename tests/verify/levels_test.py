@@ -15,38 +15,32 @@ from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.verify import gguf as verify_gguf
 from llamacpp_orchestrator.verify import levels
 from llamacpp_orchestrator.verify.levels import Subject
-from tests.conftest import TAG
-from tests.conftest import Answer
+from tests.support import TAG
+from tests.support import makers
+from tests.support.answer import Answer
+from tests.support.gguf_bytes import gguf
+from tests.support.programs import completion
 
 Run = Callable[..., Answer]
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 
 
-def weights(folder: Path) -> tuple[dict[str, Any], bytes]:
-    path = folder / "model.safetensors"
-    return safetensors.safetensors_header(path), path.read_bytes()[safetensors.data_begin(path) :]
-
-
 def rewrite(folder: Path, drop: str = "", half: str = "") -> None:
     """Leave out the tensors that begin so, or keep only the first half of the rows of one."""
-    header, data = weights(folder)
-    made, kept = {}, b""
-    for name, value in header.items():
-        if name == "__metadata__" or (drop and name.startswith(drop)):
-            continue
-        start, end = value["data_offsets"]
-        if name == half:
-            value, end = value | {"shape": [value["shape"][0] // 2, *value["shape"][1:]]}, start + (end - start) // 2
-        made[name] = value | {"data_offsets": [len(kept), len(kept) + end - start]}
-        kept += data[start:end]
-    text = json.dumps(made).encode()
-    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + kept)
+
+    def changed(weights: dict[str, makers.Tensor]) -> dict[str, makers.Tensor]:
+        kept = {name: tensor for name, tensor in weights.items() if not drop or not name.startswith(drop)}
+        if half:
+            dtype, (rows, *rest), content = kept[half]
+            kept[half] = (dtype, [rows // 2, *rest], content[: len(content) // 2])
+        return kept
+
+    makers.tensors(folder / "model.safetensors", changed)
 
 
 def change(path: Path, **keys: Any) -> None:
@@ -202,13 +196,6 @@ def test_adapters_and_encoders(orchestrate: Run, job: Callable[..., Path], data:
     assert "its alpha is 16.0, where the source's is 7" in complaint(views=(data, world / "other"))
 
 
-PROGRAM = """#!/bin/sh
-case "$*" in --help) echo "usage: -no-cnv"; exit 0;; esac
-echo "$@" >&2
-{words}
-"""
-
-
 @pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
 @pytest.mark.parametrize(
     ("level", "words", "outcome"),
@@ -222,12 +209,9 @@ echo "$@" >&2
     ],
 )
 def test_loading(tmp_path: Path, level: str, words: str, outcome: str) -> None:
-    from tests.verify.gguf_test import gguf
-
     (tmp_path / "x.gguf").write_bytes(gguf())
     tool = tmp_path / "llama-completion"
-    tool.write_text(PROGRAM.format(words=words))
-    tool.chmod(0o755)
+    completion(tool, words)
     subject = Subject(
         kind="quantized",
         files=(tmp_path / "x.gguf",),
@@ -247,8 +231,6 @@ def test_loading(tmp_path: Path, level: str, words: str, outcome: str) -> None:
 
 
 def test_what_cannot_be_loaded_alone_is_a_note(tmp_path: Path) -> None:
-    from tests.verify.gguf_test import gguf
-
     for name, architecture, kind in (("p.gguf", "clip", "model"), ("a.gguf", "llama", "adapter")):
         (tmp_path / name).write_bytes(gguf(keys=[("general.architecture", 8, architecture)]))
         subject = Subject(kind=kind, files=(tmp_path / name,), of=(tmp_path / name,), level="load", find=lambda name: tmp_path)
@@ -267,12 +249,9 @@ def test_what_cannot_be_loaded_alone_is_a_note(tmp_path: Path) -> None:
     ],
 )
 def test_what_has_no_next_token_to_compare_is_a_note(tmp_path: Path, architecture: str, more: dict[str, Any], said: str) -> None:
-    from tests.verify.gguf_test import gguf
-
     (tmp_path / "x.gguf").write_bytes(gguf(keys=[("general.architecture", 8, architecture)]))
     tool = tmp_path / "llama-completion"
-    tool.write_text(PROGRAM.format(words="exit 0"))
-    tool.chmod(0o755)
+    completion(tool, "exit 0")
     files, log = (tmp_path / "x.gguf",), tmp_path / "log"
     subject = Subject(kind="quantized", files=files, of=files, level="logits", log=log, find=lambda name: tool, **more)
     found = levels.check(subject, warm_worker.run_alone, lambda text: None)
@@ -281,8 +260,6 @@ def test_what_has_no_next_token_to_compare_is_a_note(tmp_path: Path, architectur
 
 
 def test_what_was_not_loaded_is_not_compared_either(tmp_path: Path) -> None:
-    from tests.verify.gguf_test import gguf
-
     files = (tmp_path / "p.gguf",)
     files[0].write_bytes(gguf(keys=[("general.architecture", 8, "clip")]))
     subject = Subject(kind="model", files=files, of=files, level="logits", find=lambda name: tmp_path)

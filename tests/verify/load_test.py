@@ -15,6 +15,7 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.verify import load
 from llamacpp_orchestrator.verify.gguf import Checks
+from tests.support.programs import script
 
 NEW, OLD, OLDEST = ("llama-completion", "llama-cli", "llama-embedding"), ("llama-cli", "llama-embedding"), ("llama-cli",)
 
@@ -94,8 +95,7 @@ def test_an_encoder_that_has_loaded_is_well(tmp_path: Path, architecture: str, c
     tool, model, log = tmp_path / "llama-embedding", tmp_path / "x.gguf", tmp_path / "log"
     log.write_text("error loading model: of another run\n")
     model.write_bytes(b"x")
-    tool.write_text(f"#!/bin/sh\n[ $1 = --help ] && exit 1\necho '{GOOD}'\nexit {code}\n")
-    tool.chmod(0o755)
+    script(tool, "[ $1 = --help ] && exit 1", f"echo '{GOOD}'", f"exit {code}")
     checks = Checks(version=3, tensors=1, architecture=architecture, name="", kind="", size=1)
     load.check([model], (), checks, lambda name: tool, log)
     assert GOOD in log.read_text()

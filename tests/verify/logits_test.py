@@ -25,10 +25,11 @@ from llamacpp_orchestrator.verify import logits
 from llamacpp_orchestrator.verify.logits import Answer as Said
 from llamacpp_orchestrator.verify.logits import Position
 from llamacpp_orchestrator.verify.logits import Sides
-from tests.conftest import Answer
-from tests.makers import edit
-from tests.makers import tensors
-from tests.verify.gguf_test import gguf
+from tests.support.answer import Answer
+from tests.support.gguf_bytes import gguf
+from tests.support.makers import edit
+from tests.support.makers import tensors
+from tests.support.programs import script
 
 Run = Callable[..., Answer]
 
@@ -179,9 +180,6 @@ def test_what_is_compared_lies_beyond_the_window(reach: list[int], vocabulary: i
     assert logits.context(reach, vocabulary) == tokens
 
 
-PROGRAM = "#!/bin/sh\n{}\n"
-
-
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -197,8 +195,7 @@ def test_what_cannot_be_compared_is_told_and_leaves_nothing(tmp_path: Path, word
     scratch.mkdir()
     (tmp_path / "x.gguf").write_bytes(gguf())
     (tmp_path / "good").write_bytes(record())
-    tool.write_text(PROGRAM.format(words))
-    tool.chmod(0o755)
+    script(tool, words)
     # The interpreter of the tests has no torch.
     files, log = (tmp_path / "x.gguf",), tmp_path / "log"
     by = Interpreter(python=sys.executable, run=warm_worker.run_alone, scratch=scratch, log=log)

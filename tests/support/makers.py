@@ -30,24 +30,40 @@ def ramp(*shape: int) -> Tensor:
     return "F32", list(shape), (struct.pack("<64f", *period) * (count // 64 + 1))[: 4 * count]
 
 
-def write(path: Path, contents: dict[str, Tensor]) -> None:
-    """Write a safetensors file."""
-    header, body = {}, b""
+def safetensors(header: bytes, body: bytes = b"", length: int | None = None) -> bytes:
+    """The bytes of a safetensors file around any header, which may state another length than its own."""
+    return struct.pack("<Q", len(header) if length is None else length) + header + body
+
+
+def packed(contents: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """The bytes of a safetensors file with tensors."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    body = b""
     for name, (kind, shape, content) in contents.items():
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(body), len(body) + len(content)]}
         body += content
-    text = json.dumps(header).encode()
+    return safetensors(json.dumps(header).encode(), body)
+
+
+def write(path: Path, contents: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    path.write_bytes(packed(contents, metadata))
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file with its metadata, and where its data begin."""
+    raw = path.read_bytes()
+    begin = 8 + struct.unpack("<Q", raw[:8])[0]
+    return json.loads(raw[8:begin]), begin
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file."""
-    raw = path.read_bytes()
-    end = 8 + struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8:end])
+    header, begin = header_of(path)
     header.pop("__metadata__", None)
-    return {name: (said["dtype"], said["shape"], raw[end:][slice(*said["data_offsets"])]) for name, said in header.items()}
+    data = path.read_bytes()[begin:]
+    return {name: (said["dtype"], said["shape"], data[slice(*said["data_offsets"])]) for name, said in header.items()}
 
 
 def tensors(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
@@ -155,5 +171,4 @@ def small_decoder(model: Path, config: dict[str, Any]) -> None:
     for name, shape in shapes.items():
         count = 4 * math.prod(shape)
         body[name] = ("F32", shape, (block * (count // len(block) + 1))[:count])
-    (model / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
-    tensors(model / "model.safetensors", lambda _: body)
+    write(model / "model.safetensors", body)

@@ -14,7 +14,15 @@ from llamacpp_orchestrator.source import tree as source_tree
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.util import archive
 from llamacpp_orchestrator.util import download
-from tests.stage.github import git
+from tests.support.stage.github import git
+
+# Enough for a tree to pass as upstream's.
+SMALL = {
+    "convert_hf_to_gguf.py": "print(1)\n",
+    "convert_lora_to_gguf.py": "print(2)\n",
+    "conversion/base.py": "base = 1\n",
+    "LICENSE": "MIT\n",
+}
 
 
 def checkout(tag: str, dest: Path) -> None:
@@ -51,3 +59,13 @@ def history(root: Path, trees: Mapping[str, tuple[Path, str]]) -> None:
         shutil.copytree(tree, place, dirs_exist_ok=True)
         for words in (("add", "-A"), ("commit", "-q", "-m", tag), ("tag", tag)):
             git(*words, at=place, GIT_COMMITTER_DATE=time)
+
+
+def commit(root: Path, texts: dict[str, str], *tag: str) -> str:
+    """Commit files under a tag, and answer the commit."""
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(text.encode())
+    for words in (("add", "-A"), ("commit", "-q", "--allow-empty", "-m", "one"), ("tag", *tag)):
+        git(*words, at=root)
+    return git("rev-parse", "HEAD", at=root).strip()

@@ -1,3 +1,1 @@
 """What the driver talks to, on loopback only, with real content behind it."""
-
-TAG = "b11434"

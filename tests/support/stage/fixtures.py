@@ -13,18 +13,10 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.system import host
-from tests.stage import TAG
-from tests.stage.github import GitHub
-from tests.stage.github import git
-from tests.stage.hub import Hub
-
-# Copies what it is given, as a quantization to the type that the file has already would.
-TOOL = """#!/bin/sh
-[ "$1" = --version ] && { echo "version: 11434"; exit 0; }
-echo "[ 1/ 2] x"
-[ "$3" = Q9 ] && { echo "invalid ftype"; exit 1; }
-cp "$1" "$2"
-"""
+from tests.support import TAG
+from tests.support.stage.github import GitHub
+from tests.support.stage.github import git
+from tests.support.stage.hub import Hub
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import struct
 import threading
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from llamacpp_orchestrator.models.safetensors import LFS
+from tests.support import makers
 
 COMMIT = "a" * 40
 KEY = "key-of-the-newer-store"
@@ -22,11 +22,8 @@ LARGE = 1000  # what is larger is served the LFS way
 
 
 def safetensors(*names: str) -> bytes:
-    header = {
-        name: {"dtype": "F32", "shape": [512], "data_offsets": [at * 2048, at * 2048 + 2048]} for at, name in enumerate(names)
-    }
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(2048 * len(names))
+    """A file of weights with so many tensors of zeros."""
+    return makers.packed({name: makers.zeros(512) for name in names})
 
 
 MODEL = {"config.json": b"{}", "README.md": b"hello", "tokenizer.json": b"{1}", "model.safetensors": safetensors("a", "b")}
