@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.util.disk import shortage
 from llamacpp_orchestrator.util.units import size
 
 # Bits per weight, from ggml's block layouts; K-quants and IQ types mix, so theirs are upstream's averages, rounded up.
@@ -133,12 +133,9 @@ def check_space(found: Iterable[Need]) -> None:
         disks.setdefault(existing(need.folder).stat().st_dev, []).append(need)
     lines = []
     for group in disks.values():
-        wanted, free = sum(need.bytes for need in group) + MARGIN, shutil.disk_usage(existing(group[0].folder)).free
-        if wanted > free:
+        if lacking := shortage(existing(group[0].folder), sum(need.bytes for need in group) + MARGIN):
             parts = ", ".join(f"{size(need.bytes)} for {need.what}" for need in sorted(group, key=lambda need: -need.bytes)[:4])
-            lines.append(
-                f"{existing(group[0].folder)}: need {size(wanted)}, have {size(free)}, {size(wanted - free)} missing ({parts})"
-            )
+            lines.append(f"{lacking} ({parts})")
     if lines:
         raise OrchestrateError(
             "the disk cannot hold this job: " + "; ".join(lines),

@@ -16,19 +16,12 @@ from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import run as run_steps
-from llamacpp_orchestrator.util import download
 
 
 def carry_out(steps: list[Step], options: Options, report: Reporter, memory: int = 0) -> list[Event]:
     """Run steps, as many at a time as the options or the processors allow; answers the last event of each."""
     cores, known = host.resources()
-    return run_steps(steps, options.jobs or (cores if known else 1), options.keep_going, report, memory, _halt)
-
-
-def _halt() -> None:
-    """Let no download and no child go on behind our back, whatever it is that ends us."""
-    download.STOP.set()
-    process.stop_all()
+    return run_steps(steps, options.jobs or (cores if known else 1), options.keep_going, report, memory, process.stop_all)
 
 
 def log_folder(work: Work) -> Path:

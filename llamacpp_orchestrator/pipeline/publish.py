@@ -20,7 +20,7 @@ from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.system.interpreter import Run
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import log_of
-from llamacpp_orchestrator.util.archive import look_for_stop
+from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.store import remove
 
 
