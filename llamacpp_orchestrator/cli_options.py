@@ -108,13 +108,11 @@ def shown(flags: dict[str, Any]) -> Iterator[Reporter]:
 def ending() -> Iterator[None]:
     """Let a signal end a command in good order, with all that it has begun."""
     from llamacpp_orchestrator.system import process
-    from llamacpp_orchestrator.util import download
 
     with process.stoppable():
         try:
             yield
         except Stopped:
-            download.STOP.set()
             process.stop_all()
             raise
 

@@ -23,6 +23,7 @@ from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.util import background
+from llamacpp_orchestrator.util import hashing
 from llamacpp_orchestrator.util import store
 from llamacpp_orchestrator.util.store import Store
 from tests.support.stage.steps import Act
@@ -72,12 +73,12 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     kept, file = Store(tmp_path / "c"), tmp_path / "f"
     file.write_bytes(b"a")
     first = kept.sha256(file)
-    assert kept.sha256(file) == first == store.file_sha256(file)
+    assert kept.sha256(file) == first == hashing.file_sha256(file)
     file.write_bytes(b"bb")
-    assert kept.sha256(file) == store.file_sha256(file) != first
+    assert kept.sha256(file) == hashing.file_sha256(file) != first
     for memo in (tmp_path / "c" / "memo").iterdir():
         memo.write_text("damaged")
-    assert kept.sha256(file) == store.file_sha256(file)
+    assert kept.sha256(file) == hashing.file_sha256(file)
 
 
 def test_a_digest_is_believed_once_the_disks_clock_has_gone_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,13 +300,6 @@ def test_work_aside_goes_on_beside_and_ends_with_its_result_or_its_failure() -> 
     failed = background.begin(broken)
     with pytest.raises(OrchestrateError, match="no"):
         failed()
-
-
-@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
-def test_the_digest_of_a_file_of_any_size(tmp_path: Path, size: int) -> None:
-    content = bytes(index % 251 for index in range(size))
-    (tmp_path / "file").write_bytes(content)
-    assert store.file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
 def test_an_entry_that_another_makes_anew_while_it_is_looked_at_is_waited_for(tmp_path: Path) -> None:

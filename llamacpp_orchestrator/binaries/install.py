@@ -21,6 +21,8 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import archive
 from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util.disk import need_room
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.mirrors import first_answer
 from llamacpp_orchestrator.util.store import Store
 
@@ -35,7 +37,7 @@ def pin(asset: Asset, store: Store, settings: Settings, tell: Tell) -> Asset:
     with fetched(asset, store, settings, tell) as file, _gone_if_bad(file):
         # A cut file has a digest too, and a lock with that would hold for ever.
         archive.check(file)
-        return msgspec.structs.replace(asset, sha256=download.sha256_of(file), size=file.stat().st_size)
+        return msgspec.structs.replace(asset, sha256=file_sha256(file), size=file.stat().st_size)
 
 
 def file_of(asset: Asset, store: Store) -> Path:
@@ -90,7 +92,7 @@ def install(choice: Choice, dest: Path, store: Store, settings: Settings, tell: 
     wanted, before = _wanted(choice), 0
     total, lacking = sum(asset.size for asset in wanted), [asset for asset in wanted if not file_of(asset, store).is_file()]
     if len(lacking) > 1:
-        archive.need_room(store.root, total, f"to download {' and '.join(asset.name for asset in lacking)}")
+        need_room(store.root, total, f"to download {' and '.join(asset.name for asset in lacking)}")
     with contextlib.ExitStack() as held:
         files = []
         for asset in wanted:

@@ -53,7 +53,8 @@ from llamacpp_orchestrator.system.scheduler import performing
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.util import archive
 from llamacpp_orchestrator.util import download
-from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.cancel import look_for_stop
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import link
 from llamacpp_orchestrator.util.yaml_reader import nearest
 
@@ -210,7 +211,7 @@ def _add(tar: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> None
 
 
 def _read(content: IO[bytes], count: int) -> bytes:
-    archive.look_for_stop()
+    look_for_stop()
     return content.read(count)
 
 

@@ -19,7 +19,6 @@ from llamacpp_orchestrator.system.scheduler import Perform
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import run as run_steps
-from llamacpp_orchestrator.util import download
 
 
 def carry_out(
@@ -33,13 +32,7 @@ def carry_out(
     """Run steps, as many at a time as the options or the processors allow and within `memory` bytes; the last event of each."""
     cores, known = host.resources()
     bounds = Bounds(jobs=options.jobs or (cores if known else 1), memory=memory, keep_going=options.keep_going)
-    return run_steps(steps, perform, bounds, report, need, _halt)
-
-
-def _halt() -> None:
-    """Let no download and no child go on behind our back, whatever it is that ends us."""
-    download.STOP.set()
-    process.stop_all()
+    return run_steps(steps, perform, bounds, report, need, process.stop_all)
 
 
 def log_folder(context: Context) -> Path:

@@ -25,8 +25,8 @@ from llamacpp_orchestrator.system.command import UNLIMITED
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import Limits
 from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import Store
-from llamacpp_orchestrator.util.store import file_sha256
 
 TOOL, SOURCE = "{llama-imatrix}", "{source}"
 FOLDER = "imatrix"

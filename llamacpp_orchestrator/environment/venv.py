@@ -26,7 +26,7 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
 from llamacpp_orchestrator.system.settings import Settings
-from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.hashing import file_sha256
 
 COMPILE = ("pip", "compile", "--quiet", "--no-config", "--universal", "--generate-hashes", "--no-header", "--no-annotate")
 PROBED = ("numpy", "sentencepiece", "torch", "transformers", "safetensors")

@@ -34,7 +34,7 @@ def read(path: Path) -> Lock | None:
     if path.exists() and not path.is_file():
         raise LockError(f"{path.name} is a folder, a pipe or a device, not a lock", "move it away and run `orchestrate lock`")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -43,7 +43,7 @@ def read(path: Path) -> Lock | None:
 
 
 def _built(data: Any) -> Lock:
-    lock = msgspec.convert(data, Lock)
+    lock = msgspec.convert(data, Lock, strict=False)
     for place, complaint in _complaints(lock):
         raise ValueError(f"{complaint} - at `{place}`")
     return lock

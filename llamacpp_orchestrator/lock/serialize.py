@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from collections.abc import Iterator
 from typing import Any
 from typing import TypeVar
 
 import msgspec
+import yaml
 
 from llamacpp_orchestrator.errors import LockError
-from llamacpp_orchestrator.util.yaml_reader import conflict
+from llamacpp_orchestrator.util import yaml_reader
+from llamacpp_orchestrator.util.yaml_reader import Reading
 
 T = TypeVar("T")
 AGAIN = "remove it and run `orchestrate lock` again"
@@ -19,47 +20,26 @@ AGAIN = "remove it and run `orchestrate lock` again"
 
 def load(text: str, name: str, build: Callable[[Any], T]) -> T:
     """What `build` makes of the data in a lock's text; LockError with the line, where an error ends in " - at `$.path`"."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-    lines: dict[str, int] = {}
+    reading = Reading(file=name)
     try:
-        root = loader.get_single_node()
-        if root is None:
+        if not yaml_reader.compose(reading, text, getattr(yaml, "CBaseLoader", yaml.BaseLoader)):
             raise ValueError("it is empty")
-        for place, line in _places(root, "$", set()):
-            if lines.setdefault(place, line) != line:
-                raise ValueError(f"the key stands twice - at `{place}`")
-        return build(loader.construct_document(root))
-    except (yaml.YAMLError, msgspec.ValidationError, RecursionError, ValueError, AttributeError) as error:
-        if line := conflict(text):
+        if not reading.complaints:
+            return build(reading.data)
+        line, problem, _ = reading.complaints[0]
+    except (yaml.YAMLError, msgspec.ValidationError, RecursionError, ValueError) as error:
+        if line := yaml_reader.conflict(text):
             message = f"{name}:{line}: a merge has left both sides of a conflict in the lock"
             raise LockError(message, f"keep one side (git checkout --ours, or --theirs, -- {name}), or {AGAIN}") from error
         mark = getattr(error, "problem_mark", None)
-        said = str(getattr(error, "problem", "") or error)
-        found = re.search(r" - at `(?:key in )?([^`]+)`", said)
-        line = mark.line + 1 if mark else lines.get(found[1], 1) if found else 1
-        raise LockError(f"{name}:{line}: the lock is damaged: {said}", f"restore it, or {AGAIN}") from error
-    finally:
-        loader.dispose()
-
-
-def _places(node: Any, place: str, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """The line of every value by its path, as msgspec writes paths; ValueError where an alias brings a value twice."""
-    if id(node) in seen:
-        raise ValueError(f"it has an alias, which a lock never has - at `{place}`")
-    seen.add(id(node))
-    yield place, node.start_mark.line + 1
-    pairs = node.value if isinstance(node.value, list) else ()
-    for index, item in enumerate(pairs):
-        key, value = item if isinstance(item, tuple) else (None, item)
-        yield from _places(value, f"{place}.{key.value}" if key else f"{place}[{index}]", seen)
+        problem = str(getattr(error, "problem", "") or error)
+        place = re.search(r" - at `(?:key in )?\$\.?([^`]*)`", problem)
+        line = mark.line + 1 if mark else yaml_reader.line_of(reading, place[1]) if place else 1
+    raise LockError(f"{name}:{line}: the lock is damaged: {problem}", f"restore it, or {AGAIN}")
 
 
 def dump(plain: dict[str, Any]) -> str:
     """Plain data as a lock's text; equal data give equal bytes."""
-    import yaml
-
     class Dumper(yaml.SafeDumper):
         pass
 

@@ -42,8 +42,10 @@ from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.background import load
+from llamacpp_orchestrator.util.cancel import STOP
+from llamacpp_orchestrator.util.cancel import wait
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.mirrors import first_answer
-from llamacpp_orchestrator.util.store import file_sha256
 
 Tell = Callable[[str], None]
 AT_ONCE = 4
@@ -127,7 +129,7 @@ class Tally(msgspec.Struct):
         """Add bytes to a file, 0 for a sign of life; ends the download of this file when it is of no use any more."""
         self.done[path] += amount
         self.heard[path] = time.monotonic()
-        if self.failures or download.STOP.is_set():
+        if self.failures or STOP.is_set():
             raise Stopped(signal.SIGINT)
 
 
@@ -179,8 +181,7 @@ def _fetch_group(fetch_one: Callable[[HubFile], None], group: list[HubFile], tal
             report()
             if time.monotonic() - max(tuple(tally.heard.values()), default=math.inf) > hub_session.XET_SECONDS:
                 hub_session.leave_xet()
-            if download.STOP.wait(0.05):
-                raise Stopped(signal.SIGINT)
+            wait(0.05)
     finally:
         late = time.monotonic() + ENDING_SECONDS
         for thread in threads:  # the others end at their next bytes, and the library takes their parts away

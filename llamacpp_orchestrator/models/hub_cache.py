@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.models.selection import HubFile
 from llamacpp_orchestrator.models.selection import Snapshot
-from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util.hashing import file_digest
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import link
 
 Sha256 = Callable[[Path], str]  # of a file; what has not changed since it was read last need not be read again
@@ -88,10 +87,6 @@ def place(snapshot: Snapshot, file: HubFile, origin: Path) -> None:
 
 def digest_of(path: Path, file: HubFile) -> str:
     """The digest of a file in the kind that its record has: sha256, or the sha1 that git gives a blob."""
-    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as opened:
-        while chunk := opened.read(1 << 20):
-            if download.STOP.is_set():
-                raise Stopped(signal.SIGINT)
-            digest.update(chunk)
-    return digest.hexdigest()
+    if file.sha256:
+        return file_sha256(path)
+    return file_digest(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False))

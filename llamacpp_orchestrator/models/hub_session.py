@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Callable
 from typing import Any
 from typing import TypeVar
@@ -13,11 +12,11 @@ import msgspec
 
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.models.hub_cache import cache_folder
 from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.background import load
+from llamacpp_orchestrator.util.cancel import wait
 
 T = TypeVar("T")
 HUB = "https://huggingface.co"
@@ -85,10 +84,7 @@ def asking(ask: Callable[[], T], place: Place, tries: int = TRIES) -> T:
             if final or turn == tries - 1:
                 raise explain(cause, status, place) from error
             asked = str(getattr(response, "headers", {}).get("Retry-After", ""))
-            if download.STOP.wait(
-                min(float(asked), download.LONGEST_WAIT) if re.fullmatch("[0-9]{1,9}", asked) else WAIT_SECONDS * 4**turn
-            ):
-                raise Stopped(signal.SIGINT) from error
+            wait(min(float(asked), download.LONGEST_WAIT) if re.fullmatch("[0-9]{1,9}", asked) else WAIT_SECONDS * 4**turn)
     raise AssertionError("unreachable")
 
 

@@ -35,8 +35,8 @@ from llamacpp_orchestrator.system.scheduler import Outcome
 from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util import background
-from llamacpp_orchestrator.util.archive import look_for_stop
-from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.cancel import look_for_stop
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify import held
 from llamacpp_orchestrator.verify import levels

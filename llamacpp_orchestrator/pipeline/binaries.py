@@ -20,8 +20,8 @@ from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.util.hashing import folder_sha256
 from llamacpp_orchestrator.util.store import MARK
-from llamacpp_orchestrator.util.store import folder_sha256
 from llamacpp_orchestrator.util.store import remove
 from llamacpp_orchestrator.util.store import write_atomically
 

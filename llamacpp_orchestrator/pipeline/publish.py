@@ -17,7 +17,7 @@ from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.build import is_current
 from llamacpp_orchestrator.system.scheduler import Tell
-from llamacpp_orchestrator.util.archive import look_for_stop
+from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.store import remove
 
 

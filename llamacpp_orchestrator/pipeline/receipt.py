@@ -10,7 +10,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import write_atomically
 
 SUFFIX = ".receipt.json"

@@ -7,7 +7,6 @@ import functools
 import os
 import re
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -22,7 +21,6 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.source.tree import PATTERNS
 from llamacpp_orchestrator.source.tree import utc
@@ -30,8 +28,8 @@ from llamacpp_orchestrator.source.tree import wanted
 from llamacpp_orchestrator.source.tree import whole
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.settings import Settings
-from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.background import load
+from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.mirrors import first_answer
 from llamacpp_orchestrator.util.tag import Tag
 
@@ -232,8 +230,7 @@ def _talk(child: Any, end: Callable[[], None], url: str, limit: float) -> tuple[
     try:
         while reader.is_alive():
             reader.join(0.1)
-            if download.STOP.is_set():
-                raise Stopped(signal.SIGINT)
+            look_for_stop()
             if time.monotonic() > late:
                 raise NetworkError(f"{anonymous(url)} gave no whole answer in {limit:.0f} s", ELSEWHERE, 504)
     finally:

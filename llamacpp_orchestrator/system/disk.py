@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.util.disk import shortage
 from llamacpp_orchestrator.util.units import size
 
 MARGIN = 50_000_000
@@ -30,12 +30,9 @@ def check_space(needs: Iterable[Need]) -> None:
         disks.setdefault(existing(need.folder).stat().st_dev, []).append(need)
     lines = []
     for group in disks.values():
-        wanted, free = sum(need.bytes for need in group) + MARGIN, shutil.disk_usage(existing(group[0].folder)).free
-        if wanted > free:
+        if lacking := shortage(existing(group[0].folder), sum(need.bytes for need in group) + MARGIN):
             parts = ", ".join(f"{size(need.bytes)} for {need.what}" for need in sorted(group, key=lambda need: -need.bytes)[:4])
-            lines.append(
-                f"{existing(group[0].folder)}: need {size(wanted)}, have {size(free)}, {size(wanted - free)} missing ({parts})"
-            )
+            lines.append(f"{lacking} ({parts})")
     if lines:
         raise OrchestrateError(
             "the disk cannot hold this job: " + "; ".join(lines),

@@ -23,6 +23,7 @@ from llamacpp_orchestrator.system import child_guard
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.util.cancel import STOP
 
 TAIL_LINES = 20
 TRACEBACK, LONGEST_TRACEBACK = "Traceback (most recent call last)", 300
@@ -31,7 +32,6 @@ ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if h
 
 _children: set[subprocess.Popen[bytes]] = set()
 _children_lock = threading.Lock()
-_stopping = threading.Event()
 
 
 def capture(command: Command, timeout: float = 60.0) -> str:
@@ -108,7 +108,7 @@ def known(child: subprocess.Popen[bytes]) -> Iterator[None]:
     with _children_lock:
         _remember(child)
     try:
-        if _stopping.is_set():
+        if STOP.is_set():
             stop(child)
         yield
     finally:
@@ -155,7 +155,7 @@ def stop(child: subprocess.Popen[bytes]) -> None:
 
 def stop_all() -> None:
     """End every child, and let no new one start; for the moment when a signal asks us to go."""
-    _stopping.set()
+    STOP.set()
     with _children_lock:
         children = list(_children)
     for child in children:
@@ -206,7 +206,7 @@ def _start(command: Command, *, stdin: int, stdout: int, stderr: int | IO[bytes]
     # A group of its own lets us end a child together with whatever it starts, and keeps the terminal's ^C from it:
     # the driver decides what ends, and in which order.
     flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-    if _stopping.is_set():
+    if STOP.is_set():
         raise OrchestrateError("stopping")
     try:
         with _children_lock:

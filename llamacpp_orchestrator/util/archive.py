@@ -9,11 +9,9 @@ import lzma
 import posixpath
 import re
 import shutil
-import signal
 import stat
 import struct
 import tarfile
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,14 +22,13 @@ from types import SimpleNamespace
 from typing import IO
 from typing import cast
 
-from llamacpp_orchestrator.errors import FULL
 from llamacpp_orchestrator.errors import IntegrityError
-from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.util.cancel import look_for_stop
+from llamacpp_orchestrator.util.disk import NO_ROOM
+from llamacpp_orchestrator.util.disk import full
+from llamacpp_orchestrator.util.disk import need_room
 from llamacpp_orchestrator.util.units import size
-
-STOP = threading.Event()  # set on a signal; every loop over chunks looks at it
 
 CHUNK = 1 << 18
 CAP = 20_000_000_000
@@ -46,7 +43,6 @@ MOST_ENTRIES = 200_000
 # What may be read at once: a header of a tar, whose size it says itself, and the list at the end of a zip.
 LONGEST_HEADER, LONGEST_LIST = 1 << 20, 1 << 26
 HEADERS = 1 << 30  # a tar may have so much besides contents
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
 TRUST_HINT = "nothing of it is used: take another tag, or get it from a place that you trust (ORCHESTRATE_GITHUB_URL)"
 Entry = tuple[str, int, "IO[bytes] | None", "str | None"]  # name, mode, content, target of a link
 
@@ -88,19 +84,6 @@ def check(archive: Path, cap: int = CAP) -> None:
                     raise _too_large(archive, cap)
 
 
-def need_room(folder: Path, need: int, what: str) -> None:
-    """Raise OrchestrateError where a disk cannot take so many bytes, with how many it has."""
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        message = f"{folder}: need {size(need)} {what}, have {size(free)}, {size(need - free)} missing"
-        raise OrchestrateError(message, FULL)
-
-
-def full(folder: Path, when: str) -> OrchestrateError:
-    """The disk that is full though it seemed to have room, or nothing had said how much it would take."""
-    return OrchestrateError(f"{folder}: no space left on its disk {when}, have {size(shutil.disk_usage(folder).free)}", FULL)
-
-
 def _unpacked(archive: Path) -> int:
     """What an archive says that it unpacks to; 0 where it does not say."""
     if archive.suffix in ZIPS:
@@ -136,12 +119,6 @@ def _damaged(archive: Path, error: Exception) -> IntegrityError:
     said = getattr(error, "strerror", "") or str(error)
     why = "".join(said.splitlines()[:1]).rstrip(":") or type(error).__name__
     return IntegrityError(f"{archive.name} is damaged: {why}", "run the same command again to download it anew")
-
-
-def look_for_stop() -> None:
-    """Raise Stopped once a signal has asked us to end."""
-    if STOP.is_set():
-        raise Stopped(signal.SIGINT)
 
 
 def _entries(archive: Path, cap: int) -> Generator[Entry, None, None]:

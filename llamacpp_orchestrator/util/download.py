@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
@@ -17,12 +16,13 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.util.archive import CHUNK
-from llamacpp_orchestrator.util.archive import NO_ROOM
-from llamacpp_orchestrator.util.archive import STOP as STOP
-from llamacpp_orchestrator.util.archive import full
-from llamacpp_orchestrator.util.archive import look_for_stop
-from llamacpp_orchestrator.util.archive import need_room
 from llamacpp_orchestrator.util.background import load
+from llamacpp_orchestrator.util.cancel import look_for_stop
+from llamacpp_orchestrator.util.cancel import wait
+from llamacpp_orchestrator.util.disk import NO_ROOM
+from llamacpp_orchestrator.util.disk import full
+from llamacpp_orchestrator.util.disk import need_room
+from llamacpp_orchestrator.util.hashing import file_sha256
 
 if TYPE_CHECKING:
     import requests
@@ -52,14 +52,14 @@ def get_json(url: str, *, token: str | None = None, settings_hint: str = "") -> 
         try:
             with _request("GET", url, token, {"Accept": "application/json"}) as response:
                 if attempt < ATTEMPTS and _passing(response):
-                    _wait(_delay(response, attempt))
+                    wait(_delay(response, attempt))
                     continue
                 _refuse(response, hint)
                 return _json(response, hint)
         except _cut() as error:
             if attempt == ATTEMPTS:
                 raise NetworkError(f"{anonymous(url)} cannot be read: {_why(error)}", hint) from error
-            _wait(BACKOFF_SECONDS * attempt)
+            wait(BACKOFF_SECONDS * attempt)
     raise AssertionError("unreachable")
 
 
@@ -103,7 +103,7 @@ def fetch(
     url: str, dest: Path, *, sha256: str | None, size: int = 0, token: str | None = None, progress: Progress | None = None
 ) -> str:
     """Bring a URL to `dest`, resumed from `dest.part`, checked, then renamed; the sha256. NetworkError, IntegrityError."""
-    if sha256 and dest.is_file() and sha256_of(dest) == sha256.lower():
+    if sha256 and dest.is_file() and file_sha256(dest) == sha256.lower():
         return sha256.lower()
     part = dest.with_name(dest.name + ".part")
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -136,16 +136,6 @@ def fetch(
 def counted(tell: Callable[[str], None]) -> Progress:
     """How far a download is, told in bytes."""
     return lambda done, total: tell(f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB")
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            look_for_stop()
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _request(method: str, url: str, token: str | None, headers: dict[str, str], **how: Any) -> requests.Response:
@@ -234,11 +224,6 @@ def _why(error: BaseException) -> str:
     return f"{kind}: {text.splitlines()[0][:200]}"
 
 
-def _wait(seconds: float) -> None:
-    STOP.wait(seconds)
-    look_for_stop()
-
-
 def _length(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
@@ -257,7 +242,7 @@ def _receive(url: str, part: Path, size: int, token: str | None, progress: Progr
                 kept = f"; {_length(part)} bytes are kept" if _length(part) else ""
                 message = f"{anonymous(url)} could not be downloaded: {_why(error)}{kept}"
                 raise NetworkError(message, NETWORK_HINT, status) from error
-        _wait(BACKOFF_SECONDS * failures)
+        wait(BACKOFF_SECONDS * failures)
 
 
 def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: str | None, progress: Progress) -> None:
@@ -271,7 +256,7 @@ def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: 
             part.unlink(missing_ok=True)
             raise ConnectionError("what was kept of an earlier attempt does not fit")
         if _passing(response):
-            _wait(_delay(response, 0))
+            wait(_delay(response, 0))
             from requests import HTTPError
 
             raise HTTPError(f"HTTP {status}{_until(response)}", response=response)
@@ -332,7 +317,7 @@ def _check(url: str, part: Path, name: str, sha256: str | None, size: int) -> st
     if not begins or not begins.startswith(magic):
         what = "something else" if begins else "0 bytes"
         raise IntegrityError(f"{anonymous(url)} sent {what} instead of {name}", PORTAL_HINT)
-    digest = sha256_of(part)
+    digest = file_sha256(part)
     if sha256 and digest != sha256.lower():
         raise IntegrityError(f"{anonymous(url)} has sha256 {digest}, expected {sha256.lower()}", CHANGED_HINT)
     if size and _length(part) != size:

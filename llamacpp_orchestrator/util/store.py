@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.util.hashing import file_sha256
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
 ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "bundles")
@@ -118,27 +119,6 @@ def _state(path: Path) -> str:
     # The third time is the system's own: who sets the second back, as copying programs do, moves it.
     found = path.stat()
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        # One buffer for all of it: a megabyte that is made anew for each read costs a fifth of the time.
-        buffer = bytearray(max(1, min(1 << 20, os.fstat(file.fileno()).st_size)))
-        view = memoryview(buffer)
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-    return digest.hexdigest()
-
-
-def folder_sha256(root: Path, wanted: Callable[[str], bool] = lambda name: True) -> str:
-    """The sha256 over the sorted paths (with slashes) and contents of the wanted files below a folder."""
-    digest = hashlib.sha256()
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    for name in filter(wanted, names):
-        digest.update(f"{name}\0{file_sha256(root / name)}\n".encode())
-    return digest.hexdigest()
 
 
 def write_atomically(path: Path, text: str) -> None:

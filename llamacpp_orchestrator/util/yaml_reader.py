@@ -7,7 +7,6 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -25,6 +24,9 @@ BARE = {
     **dict.fromkeys(("no", "off", "false"), "false"), **dict.fromkeys(("yes", "on", "true"), "true"), "null": "nothing",
 }  # fmt: skip
 NULLS = ("~", "null", "Null", "NULL")
+ALIAS = ("anchors and aliases (& and *) are not taken", "write the value out; one that begins with & or * needs quotes")
+PROPERTY = re.compile(r"&|![^\s,]*")  # what a node has no other word for: begins with it, and is an anchor or a tag
+SECOND = ("a second document begins here", "put what follows into a file of its own")
 KINDS = {dict: "keys with values", list: "a list", str: "text", type(None): "nothing"}
 
 
@@ -49,19 +51,22 @@ def shown(text: str) -> str:
 
 
 def say(reading: Reading, where: str, text: str, hint: str = "") -> None:
-    """Note one complaint about the value at a key path; where it is absent, the line of what should hold it."""
-    known = where
-    while known and known not in reading.lines:
-        shorter = re.sub(r"(\.|^)[^.\[]+$|\[\d+\]$", "", known)
-        known = shorter if shorter != known else ""
-    line = reading.lines.get(known, 1)
-    reading.complaints.append((line, f"{reading.file}:{line}: {shown(where) + ': ' if where else ''}{text}", hint))
+    """Note one complaint about the value at a key path."""
+    reading.complaints.append((line_of(reading, where), f"{shown(where) + ': ' if where else ''}{text}", hint))
+
+
+def line_of(reading: Reading, where: str) -> int:
+    """The line of the value at a key path; where it is absent, that of what should hold it."""
+    while where and where not in reading.lines:
+        shorter = re.sub(r"(\.|^)[^.\[]+$|\[\d+\]$", "", where)
+        where = shorter if shorter != where else ""
+    return reading.lines.get(where, 1)
 
 
 def done(reading: Reading) -> None:
     """Raise the complaints as one JobError, in the file's order, with what to do about the first; no complaint is fine."""
     ordered = sorted(reading.complaints, key=lambda complaint: complaint[0])
-    lines = [text for _, text, _ in ordered]
+    lines = [f"{reading.file}:{line}: {text}" for line, text, _ in ordered]
     if len(lines) > MAX_LINES:
         left = ordered[MAX_LINES - 1 :]
         lines[MAX_LINES - 1 :] = [f"and {len(left)} more, the next in line {left[0][0]}"]
@@ -69,29 +74,62 @@ def done(reading: Reading) -> None:
         raise JobError("\n".join(lines), ordered[0][2] or reading.way)
 
 
+class _Composer(yaml.BaseLoader):
+    """Nodes with their places, no deeper than MAX_DEPTH."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node; MarkedYAMLError where it lies too deep."""
+        if self.depth > MAX_DEPTH:
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise _refused(event, f"nested more than {MAX_DEPTH} deep", "is a bracket missing, or an indent wrong?")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
 def read(text: bytes, file: str, way: str = "") -> Reading:
     """A YAML document as plain data; JobError with line and column for what is no such document."""
     reading = Reading(file=file, way=way)
     decoded = _decoded(text, file)
-    events = yaml.parse(decoded, Loader=yaml.SafeLoader)
     try:
-        next(events)
-        if isinstance(next(events), yaml.StreamEndEvent):
+        if not compose(reading, decoded, _Composer):
             raise JobError(f"{file}: the file is empty", "`orchestrate init` writes one to start from")
-        reading.data = _value(reading, events, next(events), "", 0)
-        next(events)
-        if not isinstance(extra := next(events), yaml.StreamEndEvent):
-            raise _refused(file, extra, "a second document begins here", "put what follows into a file of its own")
     except yaml.reader.ReaderError as error:
         line = decoded.count("\n", 0, error.position) + 1
         raise JobError(f"{file}:{line}: a control character, which YAML does not allow", "remove it from this line") from error
     except yaml.MarkedYAMLError as error:
         if line := conflict(decoded):
             raise JobError(f"{file}:{line}: a merge has left both sides of a conflict here", "keep one of them") from error
-        line, column = _place(error.problem_mark)
-        problem = str(error.problem)[:MAX_PROBLEM]
-        raise JobError(f"{file}:{line}:{column}: not YAML: {problem}", _mend(problem)) from error
+        problem, hint = explain(error)
+        mark: Any = error.problem_mark
+        raise JobError(f"{file}:{mark.line + 1}:{mark.column + 1}: {problem}", hint) from error
     return reading
+
+
+def compose(reading: Reading, text: str, loader: Any) -> bool:
+    """Read the one document of a text by its nodes, False where there is none; YAMLError, as `explain` tells it."""
+    node = yaml.compose(text, Loader=loader)
+    if node is not None:
+        reading.data = _value(reading, text, node, "")
+    return node is not None
+
+
+def explain(error: yaml.MarkedYAMLError) -> tuple[str, str]:
+    """What is wrong with a document, and what to do about it."""
+    problem = str(error.problem)[:MAX_PROBLEM]
+    if error.note:
+        return problem, error.note
+    if isinstance(error, yaml.composer.ComposerError):
+        return ALIAS if "alias" in problem or "anchor" in problem else SECOND
+    if "'\\t'" in problem:
+        return f"not YAML: {problem}", "indent with spaces, not tabs"
+    if "cannot start any token" in problem:
+        return f"not YAML: {problem}", "put the value in quotes"
+    hint = "look there and on the line before for an open quote or bracket, a missing colon, or another indent"
+    return f"not YAML: {problem}", hint
 
 
 def conflict(text: str) -> int:
@@ -99,14 +137,6 @@ def conflict(text: str) -> int:
     found = re.search(r"^<{7} ", text, re.MULTILINE)
     between = found and re.search(r"^={7}$", text[found.end() :], re.MULTILINE)
     return text.count("\n", 0, found.start()) + 1 if found and between else 0
-
-
-def _mend(problem: str) -> str:
-    if "'\\t'" in problem:
-        return "indent with spaces, not tabs"
-    if "cannot start any token" in problem:
-        return "put the value in quotes"
-    return "look there and on the line before for an open quote or bracket, a missing colon, or another indent"
 
 
 def _decoded(text: bytes, file: str) -> str:
@@ -119,63 +149,51 @@ def _decoded(text: bytes, file: str) -> str:
         raise JobError(f"{file}:{line}: the file is not UTF-8", "save it as UTF-8 in your editor") from error
 
 
-def _refused(file: str, event: yaml.Event, what: str, hint: str) -> JobError:
-    line, column = _place(event.start_mark)
-    return JobError(f"{file}:{line}:{column}: {what}", hint)
+def _refused(at: Any, problem: str, hint: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark, note=hint)
 
 
-def _place(mark: Any) -> tuple[int, int]:
-    return (mark.line + 1, mark.column + 1) if mark else (1, 1)
+def _check_bare(text: str, node: yaml.Node) -> None:
+    if match := PROPERTY.match(text, node.start_mark.index):
+        tag = f"the tag {shown(match[0])} is not taken", "leave the tag out; a value that begins with ! needs quotes"
+        raise _refused(node, *(ALIAS if match[0] == "&" else tag))
 
 
-def _value(reading: Reading, events: Iterator[Any], event: Any, where: str, depth: int) -> Any:
-    if isinstance(event, yaml.AliasEvent) or event.anchor:
-        hint = "write the value out; one that begins with & or * needs quotes"
-        raise _refused(reading.file, event, "anchors and aliases (& and *) are not taken", hint)
-    if event.tag is not None:
-        hint = "leave the tag out; a value that begins with ! needs quotes"
-        raise _refused(reading.file, event, f"the tag {shown(event.tag)} is not taken", hint)
-    if depth > MAX_DEPTH:
-        raise _refused(reading.file, event, f"nested more than {MAX_DEPTH} deep", "is a bracket missing, or an indent wrong?")
-    reading.lines.setdefault(where, event.start_mark.line + 1)
-    if isinstance(event, yaml.ScalarEvent):
-        return _scalar(reading, event, where)
-    if isinstance(event, yaml.SequenceStartEvent):
-        items: list[Any] = []
-        while not isinstance(item := next(events), yaml.SequenceEndEvent):
-            items.append(_value(reading, events, item, f"{where}[{len(items)}]", depth + 1))
-        return items
-    return _mapping(reading, events, where, depth)
+def _value(reading: Reading, text: str, node: yaml.Node, where: str) -> Any:
+    _check_bare(text, node)
+    reading.lines.setdefault(where, node.start_mark.line + 1)
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(reading, node, where)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(reading, text, item, f"{where}[{index}]") for index, item in enumerate(node.value)]
+    return _mapping(reading, text, node, where)
 
 
-def _scalar(reading: Reading, event: yaml.ScalarEvent, where: str) -> str | None:
-    if re.search("[\ud800-\udfff]", event.value):
-        raise _refused(reading.file, event, "half a character, written as \\uD800 to \\uDFFF", "write the character itself")
-    text, plain = str(event.value), event.implicit[0]
+def _scalar(reading: Reading, node: yaml.ScalarNode, where: str) -> str | None:
+    text, plain = str(node.value), not node.style
+    if re.search("[\ud800-\udfff]", text):
+        raise _refused(node, "half a character, written as \\uD800 to \\uDFFF", "write the character itself")
     if plain and (text in NULLS or (text.lower() in BARE and text in (text.lower(), text.capitalize(), text.upper()))):
         reading.bare[where] = text
     return None if plain and text in ("", *NULLS) else text
 
 
-def _mapping(reading: Reading, events: Iterator[Any], where: str, depth: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _mapping(reading: Reading, text: str, node: yaml.Node, where: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     first: dict[str, int] = {}
-    while not isinstance(event := next(events), yaml.MappingEndEvent):
-        if not isinstance(event, yaml.ScalarEvent):
-            raise _refused(reading.file, event, "a key must be plain text", "write it as `key: value`")
-        key, line = event.value, _place(event.start_mark)[0]
-        path = f"{where}.{key}" if where else key
-        if event.anchor or event.tag is not None:
-            _value(reading, events, event, path, depth)
-        twice = key in first
-        first.setdefault(key, line)
+    for key, item in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _refused(key, "a key must be plain text", "write it as `key: value`")
+        path, line = f"{where}.{key.value}" if where else key.value, key.start_mark.line + 1
+        _check_bare(text, key)
         reading.lines.setdefault(path, line)
-        value = _value(reading, events, next(events), path, depth + 1)
-        if twice:
-            say(reading, path, f"the key stands twice, on line {first[key]} and on line {line}", "keep one of the two")
+        value = _value(reading, text, item, path)
+        if key.value in first:
+            say(reading, path, f"the key stands twice, on line {first[key.value]} and on line {line}", "keep one of the two")
         elif value is not None:
-            found[key] = value
-    return found
+            values[key.value] = value
+        first.setdefault(key.value, line)
+    return values
 
 
 def nearest(word: str, known: typing.Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from llamacpp_orchestrator import cli_options
 from llamacpp_orchestrator.commands import up_to_date
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
-from llamacpp_orchestrator.util import store
+from llamacpp_orchestrator.util.hashing import file_sha256
 from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
@@ -58,7 +58,7 @@ def test_a_finished_job_says_what_it_said_before(done: Path, orchestrate: Orches
         f"convert {name}": "current" for name in ("tiny-llama-f16.gguf", "tiny-llama-a-lora-f16.gguf")
     }
     assert [output["sha256"] for output in quick["outputs"]] == [
-        store.file_sha256(folder / name) for name in ("tiny-llama-f16.gguf", "tiny-llama-a-lora-f16.gguf")
+        file_sha256(folder / name) for name in ("tiny-llama-f16.gguf", "tiny-llama-a-lora-f16.gguf")
     ]
     both = orchestrate("run", done, done, "--json").json()
     assert len(both["steps"]) == len(both["outputs"]) == 4 and both["status"] == "ok"

@@ -129,7 +129,7 @@ def test_folder(tmp_path: Path) -> None:
         ("a: &x 1", "job.yaml:1:4: anchors and aliases"),
         ("a: *x", "job.yaml:1:4: anchors and aliases"),
         ("&k a: 1", "job.yaml:1:1: anchors and aliases"),
-        ("!!str a: 1", "the tag tag:yaml.org,2002:str is not taken"),
+        ("!!str a: 1", "job.yaml:1:1: the tag !!str is not taken"),
         ("a: !!python/object/apply:os.system [touch x]", "job.yaml:1:4: the tag"),
         ("a: 1\n---\nb: 1\n", "job.yaml:2:1: a second document"),
         ("? [a, b]\n: 1\n", "a key must be plain text"),

@@ -121,7 +121,7 @@ def test_a_cache_below_a_file_is_told(orchestrate: Orchestrate, world: Path, mon
 def test_a_lock_with_an_alias_is_damaged(text: str, tmp_path: Path) -> None:
     path = tmp_path / "job.lock.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(LockError, match="it has an alias"):
+    with pytest.raises(LockError, match="anchors and aliases"):
         lock_file.read(path)
 
 

@@ -32,6 +32,15 @@ def test_what_is_written_reads_back_and_is_the_same_text(tmp_path: Path) -> None
     assert diff.stale_reasons(JOB, a_lock()) == []
 
 
+def test_a_byte_order_mark_moves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "job.lock.yaml"
+    path.write_text(lock_file.text_of(a_lock()), encoding="utf-8-sig")
+    assert lock_file.read(path) == a_lock()
+    path.write_text("version: &a 1\n", encoding="utf-8-sig")
+    with pytest.raises(LockError, match="anchors and aliases"):
+        lock_file.read(path)
+
+
 @pytest.mark.parametrize("end", ["\x85", "\u2028", "\r", "\n", " \n"])
 def test_every_end_of_a_line_reads_back(tmp_path: Path, end: str) -> None:
     lock = msgspec.structs.replace(a_lock(), llama_cpp=msgspec.structs.replace(a_lock().llama_cpp, repo=f"a{end}b{end}"))

@@ -34,7 +34,7 @@ from llamacpp_orchestrator.models.selection import select_files
 from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
-from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util import cancel
 from tests.support import makers
 from tests.support.stage.hub import COMMIT
 from tests.support.stage.hub import LARGE
@@ -595,7 +595,7 @@ def test_a_hostile_lock_leads_nowhere(server: Hub) -> None:
 
 def test_a_stop_ends_a_stalled_download_at_once(server: Hub) -> None:
     found, server.fault = listed(server), "stall"
-    timer = threading.Timer(0.5, download.STOP.set)
+    timer = threading.Timer(0.5, cancel.STOP.set)
     timer.start()
     started = time.monotonic()
     try:
@@ -613,7 +613,7 @@ def test_a_stop_ends_a_stalled_download_at_once(server: Hub) -> None:
             listed(server)
     finally:
         timer.join()
-        download.STOP.clear()
+        cancel.STOP.clear()
         server.over.set()
 
 

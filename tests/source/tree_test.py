@@ -28,7 +28,7 @@ from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.source import tree
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
-from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util import cancel
 
 # A thread that reads from a git which was ended the wrong way dies of it, and that is all there is to see.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -387,14 +387,14 @@ def test_a_silent_git_server_meets_the_time_limit(server: Server, monkeypatch: p
 
 def test_a_stop_ends_git(server: Server) -> None:
     server.status = 0
-    timer = threading.Timer(0.4, download.STOP.set)
+    timer = threading.Timer(0.4, cancel.STOP.set)
     timer.start()
     try:
         with pytest.raises(Stopped):
             git.resolve(server.url + "/x", "b5000", settings(), nothing)
     finally:
         timer.join()
-        download.STOP.clear()
+        cancel.STOP.clear()
 
 
 @pytest.mark.parametrize(

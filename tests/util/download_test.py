@@ -22,6 +22,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.util import archive
+from llamacpp_orchestrator.util import cancel
 from llamacpp_orchestrator.util import download
 from tests.support.archives import EVIL
 from tests.support.archives import File
@@ -104,7 +105,7 @@ def other() -> Iterator[Server]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.001)
     yield
-    download.STOP.clear()
+    cancel.STOP.clear()
 
 
 cut = answer(200, BODY[:300_000], Content_Length=str(len(BODY)), ETag='"one"')
@@ -358,7 +359,7 @@ def test_stop_ends_a_download_and_keeps_its_part(server: Server, tmp_path: Path)
     server.routes["/f.bin"] = ranged
 
     def progress(done: int, total: int) -> None:
-        download.STOP.set()
+        cancel.STOP.set()
 
     with pytest.raises(Stopped) as caught:
         download.fetch(f"{server.url}/f.bin", tmp_path / "f.bin", sha256=SHA, progress=progress)
@@ -533,6 +534,6 @@ def test_unpack_cut_and_clashing(tmp_path: Path) -> None:
 
 def test_stop_ends_unpacking(tmp_path: Path) -> None:
     packed = tarball(tmp_path / "a.tar.gz", *GOOD)
-    archive.STOP.set()
+    cancel.STOP.set()
     with pytest.raises(Stopped):
         archive.unpack(packed, tmp_path / "dest")
