@@ -13,6 +13,7 @@ from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli_options
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.util.units import size
 
 FILE = click.Path(path_type=Path, readable=False)  # what cannot be read is told where it is read
@@ -159,7 +160,7 @@ def setup(job: Path, **flags: Any) -> None:
 @click.option("--deep", is_flag=True, help="Also hash again what they were made from: converter tree, models, adapters.")
 @click.option(
     "--level",
-    type=click.Choice(("structure", "content", "load", "logits")),
+    type=click.Choice(check_levels.LEVELS),
     help="Also compare them with their source, load them, or compare what they say next.",
 )
 @cli_options.speaking

@@ -189,7 +189,9 @@ def test_llama_quantize_is_explained(said: str, hint: str) -> None:
 
 
 def test_the_quantize_command_names_its_output_and_keeps_a_split() -> None:
-    asked = commands.quantize_command(Path("/b/llama-quantize"), Path("/o/a.gguf"), Path("/s/b.gguf"), "Q4_K_M", True)
+    asked = commands.quantize_command(
+        Path("/b/llama-quantize"), Path("/o/a.gguf"), Path("/s/b.gguf"), "Q4_K_M", spec.Model(source="a/b"), True
+    )
     assert asked.argv[1:] == ("--keep-split", str(Path("/o/a.gguf")), str(Path("/s/b.gguf")), "Q4_K_M")
     assert dict(asked.env)["LD_LIBRARY_PATH"].startswith(str(Path("/b")))
 
@@ -295,7 +297,7 @@ def test_sizes_are_estimated_from_the_weights(kind: str, share: float) -> None:
     made = build.Build(
         output=output,
         name="x",
-        command=commands.quantize_command(Path("q"), Path("a"), Path("b"), "c", False),
+        command=commands.quantize_command(Path("q"), Path("a"), Path("b"), "c", job.models[0]),
         shown=(),
         inputs=(),
         recipes=("",),

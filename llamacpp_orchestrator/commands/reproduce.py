@@ -21,6 +21,7 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import diff
@@ -149,18 +150,18 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
     if build is None:
         raise JobError(f"{context.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
     files = [build.output.path.parent / file.name for file in receipt.files]
-    find = functools.partial(binaries.tool, pinned) if level in spec.RUNNING else None
+    find = functools.partial(binaries.tool, pinned) if level in check_levels.RUNNING else None
     subject = actions.subject(pinned, build, files, log_of(f"verify {build.name}", context.store.folder("logs")), find)
     if find and not binaries.ready(pinned):
         raise JobError(
             f"the programs of {pinned.tag}, which `{level}` needs, are not on this machine",
             f"get them with: {context.command('setup')}",
         )
-    if build.of and not subject.of and level != levels.STRUCTURE:
+    if build.of and not subject.of and level != check_levels.STRUCTURE:
         raise JobError(
             f"{receipt.path} was made from a temporary file, which is gone", "reproduce it, or check it with --level structure"
         )
-    judges = (Path(subject.reference),) if level == levels.LOGITS else ()
+    judges = (Path(subject.reference),) if level in check_levels.COMPARING else ()
     if judges and lock.reference is None:
         way = f"set `verify: logits` for {build.output.model.name} in {context.file.name}, then: {context.command('setup')}"
         raise JobError(f"{lock_file.path_for(context.file).name} pins nothing to compare next tokens with", way)
@@ -168,7 +169,7 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         if missing := [path for path in paths if not path.exists()]:
             raise JobError(f"{missing[0]} is not on this machine", f"bring it here first: {context.command(command)}")
     lock_tree.get_tree(context, lock.llama_cpp, lambda text: None)  # anew, where it was changed since
-    if not build.of or level == levels.LOGITS:
+    if not build.of or level in check_levels.COMPARING:
         _show(pinned, build)
     folder = context.store.folder("downloads")
     with tempfile.TemporaryDirectory(dir=folder, prefix="verify-", ignore_cleanup_errors=True) as scratch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.source.tree import SCRIPTS
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import tool_env
@@ -44,8 +45,9 @@ def adapter_command(
 
 
 def quantize_command(
-    tool: Path, source: Path, outfile: Path, quantized: str, split: bool, args: tuple[str, ...] = (), matrix: str = ""
+    tool: Path, source: Path, outfile: Path, type_: str, model: Model, split: bool = False, matrix: str = ""
 ) -> Command:
     """The call that makes one type of one file; always with all three arguments, or the tool picks a name by itself."""
-    kept = (*(("--keep-split",) if split else ()), *(("--imatrix", matrix) if matrix else ()), *args)
-    return Command((str(tool), *kept, str(source), str(outfile), quantized), cwd=str(outfile.parent), env=tool_env(tool))
+    options = (*(("--keep-split",) if split else ()), *(("--imatrix", matrix) if matrix else ()), *model.quantize_args)
+    argv = (str(tool), *options, str(source), str(outfile), type_)
+    return Command(argv, cwd=str(outfile.parent), env=tool_env(tool))

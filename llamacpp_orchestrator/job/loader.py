@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import spec
@@ -148,7 +149,7 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
         if "none" in model.outtype and (len(model.outtype) > 1 or model.quantize or not (model.loras or model.mmproj)):
             alone = "`none` stands alone: no other type, nothing to quantize, and adapters to convert"
             yaml_reader.say(reading, f"{where}.outtype", alone)
-        elif model.verify in spec.RUNNING and job.binaries.backend == "none":
+        elif model.verify in check_levels.RUNNING and job.binaries.backend == "none":
             yaml_reader.say(
                 reading, f"{where}.verify", f"`{model.verify}` needs the tag's programs, and binaries.backend is none"
             )
@@ -194,7 +195,7 @@ def _place(path: Path) -> str:
 
 def _check_quantize(model: Model, where: str, reading: Reading) -> None:
     matrix = model.imatrix
-    for key in ("imatrix", "quantize_args"):
+    for key in spec.OF_QUANTIZE:
         if getattr(model, key) and not model.quantize:
             yaml_reader.say(reading, f"{where}.{key}", "nothing uses it: no type stands under `quantize`")
     if matrix and (matrix.file is None) == (matrix.text is None):

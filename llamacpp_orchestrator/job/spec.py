@@ -7,14 +7,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job.fields import folder as folder
 from llamacpp_orchestrator.job.fields import is_folder as is_folder
 from llamacpp_orchestrator.util import tag
 
 BACKENDS = ("auto", "cuda", "vulkan", "rocm", "sycl", "openvino", "metal", "cpu", "none", "source")
-VERIFY = ("auto", "structure", "content", "load", "logits")
-RUNNING = ("load", "logits")  # those of them that run the tag's programs
+VERIFY = (check_levels.AUTO, *check_levels.LEVELS)
+# What is of no use where nothing is quantized.
+OF_QUANTIZE = ("imatrix", "quantize_args")
 UNQUANTIZED = ("f32", "bf16", "f16")
 BETWEEN = "bf16"  # what is quantized where no unquantized file is wanted
 # Every tag's llama-quantize refuses these without an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp);
@@ -146,7 +148,7 @@ class Model(Record, frozen=True, kw_only=True):
             extra={"words": VERIFY},
             extra_json_schema={"enum": list(VERIFY)},
         ),
-    ] = "auto"
+    ] = check_levels.AUTO
     loras: Annotated[tuple[Lora, ...], Meta(description="Adapters of this model")] = ()
 
 

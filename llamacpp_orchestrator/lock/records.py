@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from llamacpp_orchestrator.binaries.selection import Asset
 from llamacpp_orchestrator.environment.pin import Pin
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.models.selection import HubFile
@@ -125,9 +126,9 @@ def names(job: Job) -> dict[Wanted, str]:
 
 def uses_binaries(job: Job) -> bool:
     """Whether anything in the job runs a program of the tag."""
-    return any(model.quantize or model.verify in spec.RUNNING for model in job.models)
+    return any(model.quantize or model.verify in check_levels.RUNNING for model in job.models)
 
 
 def uses_reference(job: Job) -> bool:
     """Whether anything in the job is compared with what its source says next."""
-    return any(model.verify == "logits" for model in job.models)
+    return any(model.verify in check_levels.COMPARING for model in job.models)

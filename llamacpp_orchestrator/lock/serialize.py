@@ -40,6 +40,7 @@ def load(text: str, name: str, build: Callable[[Any], T]) -> T:
 
 def dump(plain: dict[str, Any]) -> str:
     """Plain data as a lock's text; equal data give equal bytes."""
+
     class Dumper(yaml.SafeDumper):
         pass
 

@@ -77,11 +77,11 @@ def quantize_output(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Ou
     assert build.of is not None
     shards = pipeline_build.shards(build.of)
     draft = build.stage / build.output.path.name
-    matrix, args = build.matrix, build.output.model.quantize_args
+    matrix = build.matrix
     if matrix:
         imatrix.lay(matrix, run.pinned.store, build.stage)
     word, tool = matrix.name if matrix else "", run.tool("llama-quantize")
-    command = commands.quantize_command(tool, shards[0], draft, build.output.type, len(shards) > 1, args, word)
+    command = commands.quantize_command(tool, shards[0], draft, build.output.type, build.output.model, len(shards) > 1, word)
     command = sandbox.around(command, system_limits.limits(run.pinned.context.settings), shards, (build.stage,))
     notes = quantize.run(command, run.log(f"quantize {key}"), tell)
     notes += _kept(run, build, matrix) if matrix else ()

@@ -15,6 +15,7 @@ from llamacpp_orchestrator import translation
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.layout import Output
@@ -93,18 +94,19 @@ def verb(build: Build) -> str:
 
 def needs_programs(build: Build) -> bool:
     """Whether an output cannot be made, or not be checked as the job says, without the release's programs."""
-    return bool(build.of) or build.output.model.verify in spec.RUNNING
+    return bool(build.of) or build.output.model.verify in check_levels.RUNNING
 
 
 def is_compared(build: Build) -> bool:
     """Whether the next tokens of an output are compared with its source's, in the reference environment."""
-    return build.output.model.verify == "logits"
+    return build.output.model.verify in check_levels.COMPARING
 
 
 def is_loaded(build: Build, stale: Iterable[Build]) -> bool:
     """Whether an output is loaded to check it; `auto` does where the programs come anyway for the outputs that are `stale`."""
     model = build.output.model
-    return model.verify in spec.RUNNING or bool(model.verify == "auto" and model.quantize and any(map(needs_programs, stale)))
+    by_chance = model.verify == check_levels.AUTO and model.quantize and any(map(needs_programs, stale))
+    return model.verify in check_levels.RUNNING or bool(by_chance)
 
 
 def passed_on(output: Output) -> tuple[str, ...]:
@@ -240,12 +242,12 @@ def _quantized(pinned: PinnedJob, output: Output, others: Iterable[Build]) -> Bu
     inputs = (Input(name=of.name, digest=of.recipe), *([Input(name=matrix.name, digest=matrix.digest)] if matrix else []))
 
     def command(source: Path, split: bool) -> Command:
-        return commands.quantize_command(Path(TOOL), source, draft, output.type, split, model.quantize_args, word)
+        return commands.quantize_command(Path(TOOL), source, draft, output.type, model, split, word)
 
     # The recipe is the one of before the source was there, in how many files ever it came; receipts may have the other.
     ways, files = [command(of.output.path, False)], shards(of.output)
     ways += [command(files[0], True)] if len(files) > 1 else []
-    shown = [portable(way.argv, known) for way in ways]
+    shown = [portable(way.deciding, known) for way in ways]
     return Build(
         output=output,
         name=_name(pinned.context, output),
@@ -254,7 +256,7 @@ def _quantized(pinned: PinnedJob, output: Output, others: Iterable[Build]) -> Bu
         inputs=inputs,
         recipes=tuple(_recipe(pinned, words, inputs) for words in shown),
         # It is compared with the source itself, which is otherwise needed only for what it is made of.
-        needs=source_of(model) if model.verify == "logits" else (),
+        needs=source_of(model) if model.verify in check_levels.COMPARING else (),
         of=of.output,
         matrix=matrix,
     )

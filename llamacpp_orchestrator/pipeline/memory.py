@@ -55,7 +55,7 @@ def of_matrix(build: Build) -> int:
 def of_check(pinned: PinnedJob, build: Build, base: layout.Output | None) -> int:
     """The bytes that it takes to load an output, an adapter with its base, or to compare it with its source."""
     files = _size([*build.stage.glob("*.gguf"), *(pipeline_build.shards(base) if base else [])])
-    if build.output.model.verify != "logits":
+    if not pipeline_build.is_compared(build):
         return memory_model.loading(files)
     return memory_model.comparing(_source(pinned, build.output.model), files)
 

@@ -9,6 +9,7 @@ from llamacpp_orchestrator.convert import capabilities
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import quantized
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import tree as lock_tree
@@ -81,7 +82,7 @@ def _subject(pinned: PinnedJob, model: spec.Model, view: Path) -> preflight.Subj
         source=wanted.source,
         args=model.args,
         weights=wanted.weights,
-        compared=model.verify != "structure",
+        compared=model.verify != check_levels.STRUCTURE,
         mmproj=bool(model.mmproj),
         trees=pinned.store.folder("source"),
     )

@@ -40,12 +40,21 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """A program call as data; `env` is the whole environment it gets, `None` for `cwd` means ours, for `fence` none."""
+    """A program call as data; `env` is the whole environment it gets, `None` for `cwd` means ours, for `fence` none.
+
+    The last `idle` words change nothing of what comes out.
+    """
 
     argv: tuple[str, ...]
     cwd: str | None = None
     env: tuple[tuple[str, str], ...] = ()
     fence: Fence | None = None
+    idle: int = 0
+
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """The words that decide what comes out."""
+        return self.argv[: len(self.argv) - self.idle]
 
     def __str__(self) -> str:
         return _windows(self.argv) if os.name == "nt" else shlex.join(self.argv)

@@ -13,6 +13,12 @@ import msgspec
 from llamacpp_orchestrator.convert import encoders
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.job.check_levels import AUTO
+from llamacpp_orchestrator.job.check_levels import CONTENT
+from llamacpp_orchestrator.job.check_levels import LEVELS
+from llamacpp_orchestrator.job.check_levels import LOAD
+from llamacpp_orchestrator.job.check_levels import LOGITS
+from llamacpp_orchestrator.job.check_levels import STRUCTURE
 from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.models import headers
 from llamacpp_orchestrator.models import safetensors
@@ -36,8 +42,6 @@ from llamacpp_orchestrator.verify import words
 from llamacpp_orchestrator.verify.gguf import Contents
 from llamacpp_orchestrator.verify.tensors import Sides
 
-AUTO, STRUCTURE, CONTENT, LOAD, LOGITS = "auto", "structure", "content", "load", "logits"
-LEVELS = (STRUCTURE, CONTENT, LOAD, LOGITS)
 TENSOR_MAP = "tensor_map"
 # Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
 PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")

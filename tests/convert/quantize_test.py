@@ -87,9 +87,8 @@ def test_tensors_that_a_type_cannot_hold_are_noted(lines: list[str], notes: list
 
 
 def test_the_command_with_a_matrix_and_arguments() -> None:
-    asked = commands.quantize_command(
-        Path("/b/q"), Path("/o/a.gguf"), Path("/s/b.gguf"), "IQ1_S", True, ("--pure",), "imatrix/m.gguf"
-    )
+    model = spec.Model(source="a/b", quantize_args=("--pure",))
+    asked = commands.quantize_command(Path("/b/q"), Path("/o/a.gguf"), Path("/s/b.gguf"), "IQ1_S", model, True, "imatrix/m.gguf")
     assert asked.argv[1:5] == ("--keep-split", "--imatrix", "imatrix/m.gguf", "--pure") and asked.argv[-1] == "IQ1_S"
 
 
