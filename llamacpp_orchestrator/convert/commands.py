@@ -49,5 +49,6 @@ def quantize_command(
 ) -> Command:
     """The call that makes one type of one file; always with all three arguments, or the tool picks a name by itself."""
     options = (*(("--keep-split",) if split else ()), *(("--imatrix", matrix) if matrix else ()), *model.quantize_args)
-    argv = (str(tool), *options, str(source), str(outfile), type_)
-    return Command(argv, cwd=str(outfile.parent), env=tool_env(tool))
+    threads = (str(model.quantize_threads),) if model.quantize_threads else ()
+    argv = (str(tool), *options, str(source), str(outfile), type_, *threads)
+    return Command(argv, cwd=str(outfile.parent), env=tool_env(tool), idle=len(threads))

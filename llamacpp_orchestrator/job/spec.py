@@ -16,7 +16,7 @@ from llamacpp_orchestrator.util import tag
 BACKENDS = ("auto", "cuda", "vulkan", "rocm", "sycl", "openvino", "metal", "cpu", "none", "source")
 VERIFY = (check_levels.AUTO, *check_levels.LEVELS)
 # What is of no use where nothing is quantized.
-OF_QUANTIZE = ("imatrix", "quantize_args")
+OF_QUANTIZE = ("imatrix", "quantize_args", "quantize_threads")
 UNQUANTIZED = ("f32", "bf16", "f16")
 BETWEEN = "bf16"  # what is quantized where no unquantized file is wanted
 # Every tag's llama-quantize refuses these without an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp);
@@ -122,6 +122,13 @@ class Model(Record, frozen=True, kw_only=True):
     quantize_args: Annotated[
         tuple[Annotated[str, Meta(extra={"check": fields.quantize_word})], ...], Meta(description="Passed to llama-quantize")
     ] = ()
+    quantize_threads: Annotated[
+        int,
+        Meta(
+            description="How many processors llama-quantize takes for one file; 0 for all",
+            extra=fields.matching(r"\d{1,4}", "a number of processors", fields.PLAIN_NUMBER),
+        ),
+    ] = 0
     imatrix: Annotated[
         Imatrix | None,
         Meta(description="Which weights matter, for llama-quantize", extra={"short": lambda text: {"file": text}}),

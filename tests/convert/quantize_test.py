@@ -92,6 +92,14 @@ def test_the_command_with_a_matrix_and_arguments() -> None:
     assert asked.argv[1:5] == ("--keep-split", "--imatrix", "imatrix/m.gguf", "--pure") and asked.argv[-1] == "IQ1_S"
 
 
+def test_the_number_of_threads_comes_last_and_decides_nothing() -> None:
+    one, other = (
+        commands.quantize_command(Path("q"), Path("a"), Path("b"), "Q4_0", spec.Model(source="a/b", quantize_threads=threads))
+        for threads in (0, 3)
+    )
+    assert other.argv == (*one.argv, "3") and other.deciding == one.deciding == one.argv
+
+
 @pytest.mark.parametrize(
     ("text", "kept", "between"),
     [
@@ -118,6 +126,8 @@ def test_an_unquantized_file_that_nobody_asks_for_is_temporary(text: str, kept: 
         ("quantize: [Q4_0, iq1_s, Q2_K_S]", "iq1_s, Q2_K_S cannot be made without an importance matrix"),
         ("imatrix: x.gguf", "models[0].imatrix: nothing uses it"),
         ("quantize_args: [--pure]", "models[0].quantize_args: nothing uses it"),
+        ("quantize_threads: 2", "models[0].quantize_threads: nothing uses it"),
+        ("quantize: [Q4_0]\n    quantize_threads: many", "models[0].quantize_threads: expected a number of processors"),
         ("quantize: [Q4_0]\n    imatrix: {chunks: 5}", "expected `file` or `text`"),
         ("quantize: [Q4_0]\n    imatrix: {file: a, text: b}", "and not both"),
         ("quantize: [Q4_0]\n    imatrix: {file: a, chunks: 5}", "made from a `text`"),

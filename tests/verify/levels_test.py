@@ -15,6 +15,7 @@ from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.verify import gguf as verify_gguf
@@ -274,7 +275,7 @@ def test_what_was_not_loaded_is_not_compared_either(tmp_path: Path) -> None:
         ("content", ("structure", "content")),
         ("load", ("structure", "content", "load")),
         ("auto", ("structure", "content", "load")),
-        ("logits", levels.LEVELS),
+        ("logits", check_levels.LEVELS),
     ],
 )
 def test_a_level_holds_all_before_it(level: str, names: tuple[str, ...]) -> None:
