@@ -177,6 +177,6 @@ def test_nothing_of_a_changed_tree_is_run_for_a_check(made: Path, orchestrate: R
     assert lock
     script = shared_cache / "source" / lock.llama_cpp.key() / "gguf-py" / "gguf" / "__init__.py"
     before = script.read_bytes()
-    script.write_bytes(before + f"\nopen({str(world / 'EVIL')!r}, 'w')\n".encode())
+    script.write_bytes(before + f"\nopen({str(world / 'MARK')!r}, 'w')\n".encode())
     assert orchestrate("verify", made, "--level", "content").code == 0
-    assert not (world / "EVIL").exists() and script.read_bytes() == before
+    assert not (world / "MARK").exists() and script.read_bytes() == before

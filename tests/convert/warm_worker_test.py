@@ -72,7 +72,7 @@ def test_what_python_compiles_lies_apart_and_what_lies_beside_a_script_is_not_ta
     shutil.copytree(tree("b11434"), root)
     (root / "probed.py").write_text("SAID = 'good'\n", encoding="utf-8")
     planted = tmp_path / "planted.py"
-    planted.write_text("SAID = 'evil'\n", encoding="utf-8")
+    planted.write_text("SAID = 'other'\n", encoding="utf-8")
     beside = root / "__pycache__" / f"probed.{sys.implementation.cache_tag}.pyc"
     py_compile.compile(str(planted), str(beside), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     probe = root / "probe.py"

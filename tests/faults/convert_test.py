@@ -107,9 +107,9 @@ def own_code(file: str, **more: Any) -> Spoil:
     def spoil(folder: Path) -> None:
         if not (folder / file).exists():
             (folder / file).write_text("{}", encoding="utf-8")
-        named = {"auto_map": {"AutoTokenizer": ["evil.Evil", None], "AutoProcessor": "evil.Evil"}}
+        named = {"auto_map": makers.OWN_CODE}
         makers.edit(folder / file, **(dict.fromkeys(more, named) or named))
-        (folder / "evil.py").write_text(f"open({str(folder.parent / 'EVIL')!r}, 'w')\nclass Evil: pass\n", encoding="utf-8")
+        makers.bring_code(folder, folder.parent / "MARK")
 
     return spoil
 
@@ -169,7 +169,7 @@ def survive(faults: tuple[Fault, ...], model: Path, source: Path, run: Callable[
         kept = [path for path in names(world / "dist") if not path.endswith(".stage")]
         assert not list((world / "dist").glob("*.gguf*")), fault
         assert not kept or "kept for a look" in said, (fault, kept)
-        assert not (world / "EVIL").exists(), fault
+        assert not (world / "MARK").exists(), fault
     shutil.rmtree(model)
     shutil.copytree(source, model)
     answer = run()

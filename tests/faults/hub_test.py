@@ -182,7 +182,7 @@ def test_49_a_login_in_an_address_is_not_shown(
         ("62 up", ("../x",)),
         ("62 up, from below", ("a/../../x",)),
         ("62 another drive", ("C:x",)),
-        ("62 the root", ("/x",)),
+        ("62 the root", ("/nowhere/x",)),
         ("62 backslashes", ("..\\x",)),
         ("62 a zero byte", ("x\0.json",)),
         ("62 a line break", ("x\n.json",)),

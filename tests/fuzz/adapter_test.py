@@ -18,14 +18,14 @@ from tests.support.adapters import BASE
 from tests.support.adapters import CONFIG
 from tests.support.adapters import TENSORS
 
-# What takes a backtracking engine for ever on a name such as the module's.
-SLOW = ("(a+)+b", "(.*)*x", "(\\w+\\.?)+!", "(.|.)*!", "(a|a)*!", "((.*)+)+!", "(\\w*_?)*!", ".*.*.*.*.*.*.*.*!")
-slow = st.sampled_from(SLOW).map(
+# What is refused by its form, and harmless here: a repeat of what is in brackets, and more repeats than are taken.
+REFUSED = ("(a)+b", "(ab)*x", "(\\w)+!", "(a|b)*", "((a)+)+", "(a){2}", "a*b*c*d*")
+refused = st.sampled_from(REFUSED).map(
     lambda pattern: json_bytes(CONFIG | {"alpha_pattern": {pattern: 4}, "rank_pattern": {pattern: 4}})
 )
 
 
-@fuzzed(st.tuples(json_text(CONFIG) | slow, altered(TENSORS), json_text(BASE)))
+@fuzzed(st.tuples(json_text(CONFIG) | refused, altered(TENSORS), json_text(BASE)))
 def test_adapters(said: tuple[bytes, Any, bytes]) -> None:
     config, tensors, base = said
     with folder() as here:

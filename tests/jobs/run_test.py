@@ -205,9 +205,8 @@ def truncated(model: Path) -> None:
 
 
 def with_code(model: Path) -> None:
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
-    (model / "evil.py").write_text(f"open({str(model.parent / 'EVIL')!r}, 'w')\nclass Evil: pass\n")
+    makers.edit(model / "config.json", auto_map=makers.OWN_CODE)
+    makers.bring_code(model, model.parent / "MARK")
 
 
 def pickled(model: Path) -> None:
@@ -245,7 +244,7 @@ def test_a_broken_model_fails_with_cause_and_remedy_and_leaves_nothing(
     answer = orchestrate("run", job({"source": "./model", "outtype": "f16"}))
     assert answer.code in (1, 2)
     assert cause in answer.err and remedy in answer.err and "Traceback" not in answer.err
-    assert remains(world / "dist", also=OUTPUTS) == [] and not (world / "EVIL").exists()
+    assert remains(world / "dist", also=OUTPUTS) == [] and not (world / "MARK").exists()
 
 
 def test_nan_weights_are_caught_though_upstream_is_content(orchestrate: Orchestrate, job: Job, copy: Copy, world: Path) -> None:
@@ -338,9 +337,9 @@ def test_a_changed_tree_in_the_cache_is_repaired(
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
     assert orchestrate("run", file).code == 0
     script = shared_cache / "source" / "package-b11434" / "convert_hf_to_gguf.py"
-    script.write_text(script.read_text() + f"\nopen({str(world / 'EVIL')!r}, 'w')\n")
+    script.write_text(script.read_text() + f"\nopen({str(world / 'MARK')!r}, 'w')\n")
     assert orchestrate("run", file, "--force").code == 0
-    assert not (world / "EVIL").exists() and "EVIL" not in script.read_text()
+    assert not (world / "MARK").exists() and "MARK" not in script.read_text()
 
 
 def test_what_was_put_beside_the_scripts_is_not_taken_for_a_part_of_them(
@@ -348,13 +347,13 @@ def test_what_was_put_beside_the_scripts_is_not_taken_for_a_part_of_them(
 ) -> None:
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
     assert orchestrate("run", file).code == 0
-    tree, evil = shared_cache / "source" / "package-b11434", f"open({str(world / 'EVIL')!r}, 'w')\n"
+    tree, planted = shared_cache / "source" / "package-b11434", f"open({str(world / 'MARK')!r}, 'w')\n"
     for name in ("torch.py", "sitecustomize.py", "conversion/__pycache__/base.cpython-311.pyc", "numpy/__init__.py"):
         place = tree / name
         place.parent.mkdir(exist_ok=True)
-        place.write_text(evil, encoding="utf-8")
+        place.write_text(planted, encoding="utf-8")
         assert orchestrate("run", file, "--force").code == 0
-        assert not (world / "EVIL").exists() and not place.exists()
+        assert not (world / "MARK").exists() and not place.exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")

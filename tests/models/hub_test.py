@@ -218,7 +218,7 @@ def test_code_and_pickles_only_with_permission() -> None:
 
 
 def test_adapter_files() -> None:
-    names = ("adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json", "optimizer.pt", "evil.py")
+    names = ("adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json", "optimizer.pt", "own.py")
     assert select(*names, kind="adapter") == ("README.md", "adapter_config.json", "adapter_model.safetensors")
 
 
@@ -242,7 +242,7 @@ def test_adapter_files() -> None:
         ((*BASE, "Model.safetensors"), {}, "one file on many disks", "remove one"),
         *(
             ((*BASE, name), {}, "could leave its folder", "")
-            for name in ("../x", "/abs", "C:x", "a\\b", "a//b", "a/../b", "a\nb")
+            for name in ("../x", "/nowhere/x", "C:x", "a\\b", "a//b", "a/../b", "a\nb")
         ),
     ],
 )
@@ -268,7 +268,7 @@ def look(path: Path) -> Snapshot:
 
 
 def test_a_folder_is_pinned_by_content(tmp_path: Path) -> None:
-    more = {"evil.py": b"x", "checkpoint-1/optimizer.pt": b"x", "runs.2024": b"x", "1_Pooling/config.json": b"{}"}
+    more = {"own.py": b"x", "checkpoint-1/optimizer.pt": b"x", "runs.2024": b"x", "1_Pooling/config.json": b"{}"}
     folder = folder_of(tmp_path / "model", {**MODEL, **more})
     found = look(folder)
     assert (found.source, found.commit) == (str(folder), "")
@@ -320,7 +320,7 @@ def test_the_index_of_a_folder(tmp_path: Path, index: bytes, kind: type[Orchestr
         (LFS + b"v1\noid sha256:0\n", IntegrityError, "Git LFS pointer, not weights"),
         (b"", IntegrityError, r"\(0 bytes\) is not a safetensors file"),
         (bytes(100), IntegrityError, "is not a safetensors file"),
-        (makers.safetensors(b"", bytes(100), 1 << 60), IntegrityError, "is not a safetensors file"),
+        (makers.safetensors(b"", bytes(100), 1000), IntegrityError, "is not a safetensors file"),
         (makers.safetensors(b"abcd"), IntegrityError, "damaged header"),
         (makers.safetensors(b"[]"), IntegrityError, "damaged header"),
         (makers.safetensors(b'{"a": 1}'), IntegrityError, "damaged header"),
@@ -349,7 +349,7 @@ def test_whole_weights(tmp_path: Path, content: bytes, kind: type[OrchestrateErr
 def test_code_in_a_config_needs_permission() -> None:
     models_remote_code.check_remote_code({"architectures": ["X"], "auto_map": {}}, "org/m")
     with pytest.raises(OrchestrateError, match="org/m wants to run Python code") as caught:
-        models_remote_code.check_remote_code({"auto_map": {"AutoModel": "evil.X"}}, "org/m")
+        models_remote_code.check_remote_code({"auto_map": {"AutoModel": "own.X"}}, "org/m")
     assert "trust_remote_code: true" in caught.value.hint
 
 
@@ -361,7 +361,7 @@ def refuse(*args: object) -> None:
 def test_a_view_holds_its_files_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...]
 ) -> None:
-    origin = folder_of(tmp_path / "origin", {**MODEL, "evil.py": b"x", "1_Pooling/config.json": b"{}"})
+    origin = folder_of(tmp_path / "origin", {**MODEL, "own.py": b"x", "1_Pooling/config.json": b"{}"})
     for name in without:
         monkeypatch.setattr(os, name, refuse)
     files = tuple(HubFile(path=name, size=0) for name in ("config.json", "1_Pooling/config.json"))
@@ -376,7 +376,7 @@ def test_a_view_holds_its_files_and_nothing_else(
 def test_a_view_stays_in_its_folder_and_of_what_is_there(tmp_path: Path) -> None:
     origin = folder_of(tmp_path / "origin", MODEL)
     with pytest.raises(OrchestrateError, match="could leave its folder"):
-        models_view.make_view([HubFile(path="../evil", size=0)], origin, tmp_path / "view")
+        models_view.make_view([HubFile(path="../beside", size=0)], origin, tmp_path / "view")
     with pytest.raises(OrchestrateError, match="is gone"):
         models_view.make_view([HubFile(path="gone.json", size=0)], origin, tmp_path / "view")
 
@@ -391,7 +391,7 @@ def test_a_view_on_a_full_disk_is_no_success(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_listing_is_pinned_and_fetched(server: Hub, cache: Path) -> None:
-    server.files |= {"evil.py": b"x", "pytorch_model.bin": b"x" * 5000}
+    server.files |= {"own.py": b"x", "pytorch_model.bin": b"x" * 5000}
     found, seen = listed(server), list[str]()
     assert found.commit == COMMIT
     assert huggingface_hub.get_session().timeout.read == hub_session.LIMIT_SECONDS
@@ -535,7 +535,7 @@ def test_a_bad_download_leaves_nothing_and_the_next_run_is_good(
     found, server.fault = listed(server), fault
     with pytest.raises(kind, match=message):
         fetched(server, found)
-    assert not list(tmp_path.rglob("*escaped*"))
+    assert not list(tmp_path.rglob("*beside*"))
     assert not (cache / "models--org--m" / "snapshots" / COMMIT / "model.safetensors").exists()
     server.fault = ""
     assert fetched(server, found) == MODEL
@@ -588,7 +588,7 @@ def test_the_index_on_the_hub_says_which_files_are_the_weights(server: Hub) -> N
 
 
 def test_a_hostile_lock_leads_nowhere(server: Hub) -> None:
-    snapshot = Snapshot(source="org/m", commit=COMMIT, files=(HubFile(path="../../../evil", size=1),))
+    snapshot = Snapshot(source="org/m", commit=COMMIT, files=(HubFile(path="../beside", size=1),))
     with pytest.raises(OrchestrateError, match="could leave its folder"):
         fetched(server, snapshot)
 

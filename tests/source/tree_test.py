@@ -100,7 +100,7 @@ def files(root: Path) -> dict[str, str]:
         ("models/ggml-vocab-gpt-neox.gguf", True),
         ("models/ggml-vocab-llama-spm.gguf", True),
         ("conversion/__pycache__/base.cpython-311.pyc", False),
-        ("conversion/../../evil", False),
+        ("conversion/../../beside", False),
         ("convert_hf_to_gguf_update.py", False),
         ("tree.sha256", False),
     ],

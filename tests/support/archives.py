@@ -9,19 +9,26 @@ import zipfile
 from pathlib import Path
 
 File = tuple[str, bytes | None, int, str]  # name, content (None: folder), mode, target of a link
-EVIL: list[tuple[File, ...]] = [
-    (("../evil", b"x", 0o644, ""),),
-    (("a/../../evil", b"x", 0o644, ""),),
-    (("/evil", b"x", 0o644, ""),),
-    (("..\\evil", b"x", 0o644, ""),),
-    (("C:evil", b"x", 0o644, ""),),
-    (("evil" * 64, b"x", 0o644, ""),),
-    (("a", b"", 0o777, "../evil"),),
-    (("a", b"", 0o777, "/etc/passwd"),),
-    (("a", b"", 0o777, "C:\\evil"),),
-    (("d/e/a", b"", 0o777, "f/../../../evil"),),
-    (("a", b"", 0o777, "."), ("a/b", b"", 0o777, "../evil")),
-]
+# Members that would lie beside the folder that they are unpacked into, as files, or as links to there; {beside} is that path.
+STRAYS: tuple[tuple[File, ...], ...] = (
+    (("../beside", b"x", 0o644, ""),),
+    (("a/../../beside", b"x", 0o644, ""),),
+    (("{beside}", b"x", 0o644, ""),),
+    (("..\\beside", b"x", 0o644, ""),),
+    (("C:beside", b"x", 0o644, ""),),
+    (("x" * 256, b"x", 0o644, ""),),
+    (("a", b"", 0o777, "../beside"),),
+    (("a", b"", 0o777, "{beside}"),),
+    (("a", b"", 0o777, "C:beside"),),
+    (("d/e/a", b"", 0o777, "f/../../../beside"),),
+    (("a", b"", 0o777, "."), ("a/b", b"", 0o777, "../beside")),
+)
+
+
+def stray(number: int, beside: Path) -> tuple[File, ...]:
+    """One kind of stray members."""
+    there = beside.as_posix()
+    return tuple((name.format(beside=there), data, mode, to.format(beside=there)) for name, data, mode, to in STRAYS[number])
 
 
 def tarball(path: Path, *files: File, kind: bytes = b"") -> Path:

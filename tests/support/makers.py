@@ -94,6 +94,21 @@ def names(path: Path) -> list[str]:
     return list(read(path))
 
 
+# How a config names code that its model brings along.
+OWN_CODE = {"AutoTokenizer": ["own.Own", None], "AutoProcessor": "own.Own"}
+
+
+def bring_code(model: Path, mark: Path) -> None:
+    """Put Python code beside a model: where it is run it leaves a mark, or says on stdout that it may not."""
+    lines = (
+        "try:",
+        f"    open({str(mark)!r}, 'w').close()",
+        "except OSError as error:",
+        "    print('own code:', type(error).__name__)",
+    )
+    (model / "own.py").write_text("\n".join((*lines, "class Own: pass", "")), encoding="utf-8")
+
+
 def byte_tokenizer(model: Path, *added: int) -> None:
     """Give a model a tokenizer of GPT-2's kind that knows the 256 bytes, and some added tokens by number."""
     (model / "tokenizer.model").unlink(missing_ok=True)

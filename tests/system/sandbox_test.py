@@ -234,20 +234,6 @@ def test_doctor_says_what_fence_there_is(orchestrate: Callable[..., Answer]) -> 
     assert line.startswith("ok") and ("Landlock" in line) and "none of your tokens" in line
 
 
-EVIL = """
-import os
-def attempt(act):
-    try:
-        act()
-        return "done"
-    except OSError as error:
-        return type(error).__name__
-import socket
-print("evil", attempt(lambda: open({beside!r}, "w")), attempt(socket.socket), "hf_secret" in str(os.environ), flush=True)
-class Evil: pass
-"""
-
-
 @landlock
 @seccomp
 def test_code_that_a_model_brings_stays_in_the_fence_when_it_may_run(
@@ -256,12 +242,11 @@ def test_code_that_a_model_brings_stays_in_the_fence_when_it_may_run(
 ) -> None:  # fmt: skip
     model = copy("tiny-llama")
     (model / "tokenizer.model").unlink()
-    makers.edit(model / "config.json", architectures=["LLaDAModelLM"], auto_map={"AutoTokenizer": ["evil.Evil", None]})
-    makers.edit(model / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]})
-    (model / "evil.py").write_text(EVIL.format(beside=str(world / "EVIL")), encoding="utf-8")
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    makers.edit(model / "config.json", architectures=["LLaDAModelLM"], auto_map=makers.OWN_CODE)
+    makers.edit(model / "tokenizer_config.json", auto_map=makers.OWN_CODE)
+    makers.bring_code(model, world / "MARK")
     answer = orchestrate("run", job({"source": "./model", "outtype": "f16", "trust_remote_code": True}))
-    assert answer.code == 1 and not (world / "EVIL").exists()
+    assert answer.code == 1 and not (world / "MARK").exists()
     logs = [path.read_text(encoding="utf-8", errors="replace") for path in (shared_cache / "logs").rglob("*.log")]
-    said = [line for text in logs for line in text.splitlines() if line.startswith("evil ")]
-    assert said and set(said) == {"evil PermissionError PermissionError False"}
+    said = [line for text in logs for line in text.splitlines() if line.startswith("own code: ")]
+    assert said and set(said) == {"own code: PermissionError"}

@@ -110,7 +110,7 @@ class Route(BaseHTTPRequestHandler):
                 entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
                 entry |= {"xetHash": "b" * 64} if self.server.xet else {}
             if self.server.fault == "oid-escape":
-                entry["oid"] = "../../../escaped"
+                entry["oid"] = "../beside"
             listed.append(entry)
         if self.server.fault == "page-tree":
             return self.page()
@@ -134,14 +134,14 @@ class Route(BaseHTTPRequestHandler):
             return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
         if fault == "pointer" and len(content) > LARGE:
             content = LFS + b"v1\noid sha256:00\n"
-        known = {"X_Repo_Commit": "../../../../escaped" if fault == "commit-escape" else commit}
+        known = {"X_Repo_Commit": "../beside" if fault == "commit-escape" else commit}
         if len(content) > LARGE:
-            digest = "../../../../escaped" if fault == "etag-escape" else hashlib.sha256(content).hexdigest()
+            digest = "../beside" if fault == "etag-escape" else hashlib.sha256(content).hexdigest()
             if self.server.xet:
                 known |= {"X_Xet_Hash": "b" * 64, "Link": f'<{self.keys()}/{commit}>; rel="xet-auth"'}
             known |= {"X_Linked_Size": str(len(content)), "X_Linked_ETag": f'"{digest}"'}
             return self.reply(302, b"", ETag='"x"', Location=f"{self.server.store}/store/{name}", **known)
-        etag = "../../../../escaped" if fault == "etag-escape" else blob(content)
+        etag = "../beside" if fault == "etag-escape" else blob(content)
         return self.reply(200, content, ETag=f'"{etag}"', **known)
 
     def resolve_other(self, repo: str, name: str) -> None:
