@@ -40,7 +40,6 @@ from llamacpp_orchestrator.system.command import clean_env
 from llamacpp_orchestrator.system.disk import existing
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
-from llamacpp_orchestrator.util.background import load
 from llamacpp_orchestrator.util.mirrors import first_answer
 from llamacpp_orchestrator.util.tag import Tag
 from llamacpp_orchestrator.util.units import size
@@ -245,10 +244,10 @@ def _moved(context: Context, wanted: records.Wanted, now: str) -> str:
 def _package(url: str, project: str) -> str:
     if url.startswith("file:"):
         return f"{url} is a folder"
-    file = indexes.listed(url, project)
-    if not file:
-        raise NetworkError(f"{anonymous(url)} cannot be reached, or has no page for {project}")
-    return f"{anonymous(url)}: {project}, data from {download.probe(file[-1].url)}"
+    files = pypi.files(url, project)
+    if not files:
+        raise NetworkError(f"{anonymous(url)} lists no file of {project}")
+    return f"{anonymous(url)}: {project}, data from {download.probe(files[-1].url)}"
 
 
 def _compiler(found: host.Host) -> str:
@@ -269,13 +268,7 @@ def _servers(settings: Settings) -> Iterator[Probe]:
 
 
 def _greet(url: str) -> str:
-    load("requests")
-    import requests
-
-    try:
-        status = requests.get(url, timeout=(5, 10), stream=True).status_code
-    except requests.RequestException as error:
-        raise NetworkError(f"{anonymous(url)} cannot be reached ({type(error).__name__})") from error
+    status = download.status(url)
     if status >= 500:
         raise NetworkError(f"{anonymous(url)} answers {status}", status=status)
     return f"{anonymous(url)} answers {status}"

@@ -19,10 +19,11 @@ from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.system.command import clean_env
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
-from llamacpp_orchestrator.util.background import load
+from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.mirrors import first_answer
 
 if TYPE_CHECKING:
@@ -49,17 +50,9 @@ def pages(index: Index) -> tuple[str, ...]:
 
 def listed(url: str, project: str) -> list[DistributionPackage]:
     """The files that an index has of a project; none when it cannot be read."""
-    # That is left to uv, which asks the same index again and explains.
-    load("requests", "pypi_simple")
-    import requests
-    from pypi_simple import NoSuchProjectError
-    from pypi_simple import PyPISimple
-    from pypi_simple import UnsupportedRepoVersionError
-
     try:
-        with PyPISimple(url) as client:
-            return client.get_project_page(project, timeout=15).packages
-    except (requests.RequestException, NoSuchProjectError, UnsupportedRepoVersionError, LookupError, ValueError):
+        return pypi.files(url, project, attempts=1)
+    except NetworkError:  # that is left to uv, which asks the same index again and explains
         return []
 
 
@@ -87,14 +80,11 @@ def torch_indexes(torch: str, settings: Settings) -> tuple[str, ...]:
 
 def _reachable(urls: tuple[str, ...], project: str, tell: Callable[[str], None]) -> str | None:
     """The first index that has a page for a project within a few seconds."""
-    load("requests")
-    import requests
 
     def ask(url: str) -> str:
-        with contextlib.suppress(requests.RequestException):
-            if not url.startswith("http") or requests.get(f"{url}/{project}/", timeout=(5, 10), stream=True).status_code < 400:
-                return url
-        raise NetworkError(f"{anonymous(url)} does not answer")
+        if url.startswith("http") and (status := download.status(f"{url}/{project}/")) >= 400:
+            raise NetworkError(f"{anonymous(url)} answers {status}")
+        return url
 
     with contextlib.suppress(NetworkError):
         return first_answer(urls, ask, tell) if urls else None

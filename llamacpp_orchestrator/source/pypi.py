@@ -41,9 +41,9 @@ def find(tag: str, settings: Settings) -> tuple[str, str]:
     number = Tag(tag).build
     if number is None:
         raise JobError(f"the pypi route has release tags (bNNNN) only, not {tag}", GIT)
-    files = _sdists(settings)
-    if number not in files or number < FIRST:
-        usable = sorted(known for known in files if known >= FIRST)
+    builds = _sdists(settings)
+    if number not in builds or number < FIRST:
+        usable = sorted(known for known in builds if known >= FIRST)
         if not usable:
             raise OrchestrateError(f"the package index has no {PACKAGE} from b{FIRST} on", GIT)
         near = ", ".join(f"b{known}" for known in sorted(sorted(usable, key=lambda known: abs(known - number))[:4]))
@@ -51,7 +51,7 @@ def find(tag: str, settings: Settings) -> tuple[str, str]:
             f"{PACKAGE} has no tag {tag}; nearest: {near} ({len(usable)} tags from b{usable[0]} to b{usable[-1]})",
             f"packages before b{FIRST} lack the scripts; {GIT}",
         )
-    url, digest, _ = files[number]
+    url, digest, _ = builds[number]
     return f"{PACKAGE}=={number}.0.0 sha256:{digest}", url
 
 
@@ -95,41 +95,41 @@ def _unpack_tree(packed: Path, dest: Path) -> None:
         inner.rmdir()
 
 
+def files(index: str, project: str, attempts: int = download.ATTEMPTS) -> list[DistributionPackage]:
+    """What an index lists of a project; NetworkError where that cannot be read, of status 404 where it does not have it."""
+    load("requests", "pypi_simple")
+    import pypi_simple
+
+    url = f"{index}/{project}/"
+    response = download.get(url, accept=pypi_simple.ACCEPT_ANY, attempts=attempts)
+    try:
+        return pypi_simple.ProjectPage.from_response(response, project).packages
+    except (pypi_simple.UnsupportedRepoVersionError, LookupError, ValueError) as error:
+        message = f"{anonymous(url)} is no page of a package index ({type(error).__name__})"
+        raise NetworkError(message, download.NETWORK_HINT) from error
+
+
 def _sdists(settings: Settings) -> dict[int, tuple[str, str, str]]:
     """Build number → (URL, sha256, upload time or "") over all configured indexes, the first that has a file winning."""
-    load("requests", "pypi_simple")
-    import requests
-    from pypi_simple import NoSuchProjectError
-    from pypi_simple import PyPISimple
-    from requests.adapters import HTTPAdapter
-    from urllib3 import Retry
-
-    found: dict[int, tuple[str, str, str]] = {}
+    usable: dict[int, tuple[str, str, str]] = {}
     failures: list[str] = []
     for index in (*settings.index.index_urls, *settings.index.extra_index_urls):
         if not index.startswith("http"):
             continue
-        again = HTTPAdapter(max_retries=Retry(total=2, backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504)))
         try:
-            with requests.Session() as session:
-                session.mount("http://", again)
-                session.mount("https://", again)
-                client = PyPISimple(index, session=session)
-                packages = client.get_project_page(PACKAGE, timeout=30).packages
-                usable = _usable(packages)
-                if not packages:  # any page reads as one without files
-                    failures.append(f"{anonymous(index)} lists no file of it; a login page of this network?")
-                elif not usable:
-                    failures.append(f"{anonymous(index)} lists no source archive of it with its sha256")
-                found = {**usable, **found}
-        except NoSuchProjectError:
-            failures.append(f"{anonymous(index)} does not have it")
-        except (requests.RequestException, LookupError, ValueError) as error:
-            failures.append(f"{anonymous(index)}: {type(error).__name__}")
-    if not found:
+            packages = files(index, PACKAGE)
+            if not packages:  # any page reads as one without files
+                failures.append(f"{anonymous(index)} lists no file of it; a login page of this network?")
+            elif not (here := _usable(packages)):
+                failures.append(f"{anonymous(index)} lists no source archive of it with its sha256")
+            else:
+                usable = {**here, **usable}
+        except NetworkError as error:
+            failures.append(f"{anonymous(index)} does not have it" if error.status == 404 else error.message)
+    if not usable:
         hint = "set an index that can be reached (PIP_INDEX_URL), or use the git route (ORCHESTRATE_LLAMA_CPP_FROM=git)"
         raise NetworkError(f"no package index has {PACKAGE} ({'; '.join(failures) or 'none is configured'})", hint)
-    return found
+    return usable
 
 
 def _usable(packages: Iterable[DistributionPackage]) -> dict[int, tuple[str, str, str]]:

@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
 ATTEMPTS = 3  # in a row without a single byte of progress
 BACKOFF_SECONDS = 0.5
 LONGEST_WAIT = 30.0
-TIMEOUT = (10.0, 30.0)
+TIMEOUT, GREETING = (10.0, 30.0), (5.0, 10.0)  # seconds to connect, and for each answer
 # A drip of bytes never times out by itself: less than this in so many seconds counts as a cut.
 SLOWEST_BYTES = 60_000
 SLOWEST_SECONDS = 60.0
@@ -46,29 +46,44 @@ NETWORK_HINT = "see that the address can be reached from here (HTTPS_PROXY, or a
 
 
 def get_json(url: str, *, token: str | None = None, settings_hint: str = "") -> Any:
-    """The JSON document at a URL; NetworkError with the HTTP status and, where a limit was hit, when it ends."""
-    hint = settings_hint or NETWORK_HINT
-    for attempt in range(1, ATTEMPTS + 1):
+    """The JSON document at a URL; NetworkError as `get` raises it, or with what came instead."""
+    return _json(get(url, token=token, hint=settings_hint), settings_hint or NETWORK_HINT)
+
+
+def get(
+    url: str, *, token: str | None = None, accept: str = "application/json", hint: str = "", attempts: int = ATTEMPTS
+) -> requests.Response:
+    """The whole answer of a URL; NetworkError with the HTTP status and, where a limit was hit, when it ends."""
+    for attempt in range(1, attempts + 1):
         try:
-            with _request("GET", url, token, {"Accept": "application/json"}) as response:
-                if attempt < ATTEMPTS and _passing(response):
+            with _request("GET", url, token, {"Accept": accept}) as response:
+                if attempt < attempts and _passing(response):
                     wait(_delay(response, attempt))
                     continue
-                _refuse(response, hint)
-                return _json(response, hint)
+                _refuse(response, hint or NETWORK_HINT)
+                response.content  # noqa: B018 - read while a cut can be mended
+                return response
         except _cut() as error:
-            if attempt == ATTEMPTS:
-                raise NetworkError(f"{anonymous(url)} cannot be read: {_why(error)}", hint) from error
+            if attempt == attempts:
+                raise NetworkError(f"{anonymous(url)} cannot be read: {_why(error)}", hint or NETWORK_HINT) from error
             wait(BACKOFF_SECONDS * attempt)
     raise AssertionError("unreachable")
 
 
+def status(url: str) -> int:
+    """The HTTP status with which a URL answers within seconds; NetworkError when nothing does."""
+    try:
+        with _request("GET", url, None, {}, timeout=GREETING) as response:
+            return response.status_code
+    except _cut() as error:
+        raise NetworkError(f"{anonymous(url)} cannot be reached ({type(error).__name__})", NETWORK_HINT) from error
+
+
 def _json(response: requests.Response, hint: str) -> Any:
-    content = response.content
     try:
         return response.json()
     except (ValueError, RecursionError) as error:
-        what = "sent a web page instead of JSON" if _is_page(content) else "sent something that is not JSON"
+        what = "sent a web page instead of JSON" if _is_page(response.content) else "sent something that is not JSON"
         raise NetworkError(f"{anonymous(response.url)} {what}; a login page of this network?", hint) from error
 
 
@@ -148,7 +163,7 @@ def _request(method: str, url: str, token: str | None, headers: dict[str, str], 
     from requests.exceptions import InvalidURL
 
     session = _session(token)
-    how |= {"auth": authorize if token else None, "timeout": TIMEOUT, "stream": True}
+    how = {"auth": authorize if token else None, "timeout": TIMEOUT, "stream": True} | how
     try:
         return session.request(method, url, headers={"User-Agent": "llamacpp-orchestrator", **headers}, **how)
     except ValueError as error:  # also where a redirect leads to no address at all

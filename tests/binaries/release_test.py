@@ -8,11 +8,8 @@ import re
 import stat
 import sys
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,9 @@ from llamacpp_orchestrator.util.store import Store
 from tests.support.programs import EARLY
 from tests.support.programs import script
 from tests.support.programs import shell
+from tests.support.server import Route
+from tests.support.server import Server
+from tests.support.server import answer
 
 DATA = Path(__file__).parents[1] / "data"
 RELEASES = {each["tag"]: each for each in json.loads((DATA / "assets.json").read_text())}
@@ -207,33 +207,8 @@ def test_no_candidates_for_other_names() -> None:
 # --- a release on a server ----------------------------------------------------------------------------------------------
 
 
-class Github:
-    """The release API and the downloads, on loopback; `files` are those that exist, by path."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, tuple[int, bytes, dict[str, str]]] = {}
-        self.seen: list[tuple[str, str, str]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.seen.append((self.command, self.path, self.headers.get("Authorization", "")))
-                status, body, headers = outer.files.get(self.path, (404, b"", {}))
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.httpd.server_port}"
-        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
+class Github(Server):
+    """The release API and the downloads, on loopback."""
 
     def settings(self, cache: Path) -> Settings:
         return Settings(cache=cache, github=(self.url,), github_api=(f"{self.url}/api",), index=Index())
@@ -242,16 +217,14 @@ class Github:
         found = [
             {"name": name, "size": 5, "digest": None, "browser_download_url": f"https://github.com/x/{name}"} for name in names
         ]
-        self.files[f"{path}{tag}"] = (200, json.dumps({"id": 7, "assets": found}).encode(), {})
+        self.routes[f"{path}{tag}"] = answer(200, json.dumps({"id": 7, "assets": found}).encode())
 
 
 @pytest.fixture
 def github(monkeypatch: pytest.MonkeyPatch) -> Iterator[Github]:
     monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.001)
-    made = Github()
-    yield made
-    made.httpd.shutdown()
-    made.httpd.server_close()
+    with Github() as made:
+        yield made
 
 
 def test_fetch_assets(github: Github, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,14 +240,14 @@ def test_fetch_assets(github: Github, tmp_path: Path, monkeypatch: pytest.Monkey
         {"name": "c.zip", "size": 6, "digest": None, "browser_download_url": "https://github.com/y"},
         {"name": "half.zip", "size": 0, "digest": None, "browser_download_url": "https://github.com/z", "state": "starter"},
     ]
-    github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b1%2F2"] = (200, json.dumps({"assets": listed}).encode(), {})
+    github.routes["/api/repos/ggml-org/llama.cpp/releases/tags/b1%2F2"] = answer(200, json.dumps({"assets": listed}).encode())
     found = binaries_release.fetch_assets("b1/2", REPO + ".git", github.settings(tmp_path), nothing)
     where = "https://github.com/ggml-org/llama.cpp/releases/download/b1%2F2"  # no mirror: the list goes into the lock
     assert found == (
         Asset(name="a b.zip", url=f"{where}/a%20b.zip", size=5, sha256="ab" * 32),
         Asset(name="c.zip", url=f"{where}/c.zip", size=6),
     )
-    assert github.seen[0][2] == ""
+    assert "authorization" not in github.seen[0][2]
     plain = Settings(cache=tmp_path, github_api=(f"{github.url}/api",), index=Index())
     assert [asset.url for asset in binaries_release.fetch_assets("b1/2", REPO, plain, nothing)] == [
         "https://github.com/x",
@@ -287,11 +260,12 @@ def test_fetch_assets(github: Github, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["GITHUB_TOKEN", "GH_TOKEN"])
-def test_the_token_goes_to_the_api_of_github_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+def test_the_token_goes_to_the_api_of_github_only(
+    github: Github, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
     for each in ("GITHUB_TOKEN", "GH_TOKEN"):
         monkeypatch.delenv(each, raising=False)
     monkeypatch.setenv(name, "T0KEN")
-    github = Github()
     # A proxy on loopback sees what would be sent to each host; it could not by https, so here the token was issued by http.
     monkeypatch.setattr(binaries_release, "GITHUB_API", "http://api.github.com")
     for host, token in (
@@ -303,13 +277,12 @@ def test_the_token_goes_to_the_api_of_github_only(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
         path = f"{host}/repos/ggml-org/llama.cpp/releases/tags/b9"
-        github.files[path] = (200, b'{"assets": []}', {})
+        github.routes[path] = answer(200, b'{"assets": []}')
         assert (
             binaries_release.fetch_assets("b9", REPO, Settings(cache=tmp_path, github_api=(host,), index=Index()), nothing) == ()
         )
-        assert github.seen[-1] == ("GET", path, token)
-    github.httpd.shutdown()
-    github.httpd.server_close()
+        method, asked, headers = github.seen[-1]
+        assert (method, asked, headers.get("authorization", "")) == ("GET", path, token)
 
 
 def test_fetch_assets_of_many_pages(github: Github, tmp_path: Path) -> None:
@@ -318,34 +291,34 @@ def test_fetch_assets_of_many_pages(github: Github, tmp_path: Path) -> None:
     base = "/api/repos/ggml-org/llama.cpp/releases"
     for page, part in ((1, names[:100]), (2, names[100:])):
         listed = [{"name": name, "size": 1, "browser_download_url": "https://github.com/x"} for name in part]
-        github.files[f"{base}/7/assets?per_page=100&page={page}"] = (200, json.dumps(listed).encode(), {})
+        github.routes[f"{base}/7/assets?per_page=100&page={page}"] = answer(200, json.dumps(listed).encode())
     assert [asset.name for asset in binaries_release.fetch_assets("b9", REPO, github.settings(tmp_path), nothing)] == names
 
 
-LIMITED = (403, b"{}", {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1700000000"})
+LIMITED = answer(403, b"{}", X_RateLimit_Remaining="0", X_RateLimit_Reset="1700000000")
 
 
 def test_a_spent_rate_limit_is_no_obstacle(github: Github, tmp_path: Path) -> None:
-    github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = LIMITED
+    github.routes["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = LIMITED
     name = "llama-b3878-bin-ubuntu-x64.zip"
     path = f"/ggml-org/llama.cpp/releases/download/b3878/{name}"
-    github.files[path] = (302, b"", {"Location": "/store"})
-    github.files["/store"] = (200, b"12345", {})
+    github.routes[path] = answer(302, Location="/store")
+    github.routes["/store"] = answer(200, b"12345")
     assert binaries_release.fetch_assets("b3878", REPO, github.settings(tmp_path), nothing) == (
         Asset(name=name, url="https://github.com" + path, size=5),
     )
 
 
 def test_a_login_page_that_answers_to_every_name_is_no_release(github: Github, tmp_path: Path) -> None:
-    github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = (200, b"<html>log in</html>", {})
+    github.routes["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = answer(200, b"<html>log in</html>")
     for name in (*binaries_release.candidates("b3878"), binaries_release.NO_ARCHIVE):
-        github.files[f"/ggml-org/llama.cpp/releases/download/b3878/{name}"] = (200, b"<html>log in</html>", {})
+        github.routes[f"/ggml-org/llama.cpp/releases/download/b3878/{name}"] = answer(200, b"<html>log in</html>")
     with pytest.raises(NetworkError, match="login page"):
         binaries_release.fetch_assets("b3878", REPO, github.settings(tmp_path), nothing)
 
 
 def test_a_spent_rate_limit_and_no_file(github: Github, tmp_path: Path) -> None:
-    github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = LIMITED
+    github.routes["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = LIMITED
     with pytest.raises(NetworkError, match="resets at 2023-11-14 22:13 UTC") as caught:
         binaries_release.fetch_assets("b3878", REPO, github.settings(tmp_path), nothing)
     assert "GITHUB_TOKEN" in caught.value.hint
@@ -355,20 +328,20 @@ def test_a_spent_rate_limit_and_no_file(github: Github, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("route", "said"),
     [
-        ((404, b"{}", {}), "has no release b3878, or it is still being filled"),
-        ((401, b"{}", {}), "token is missing or not accepted"),
-        ((200, b'{"message": "hello"}', {}), "not a release"),
-        ((200, b"[]", {}), "not a release"),
+        (answer(404, b"{}"), "has no release b3878, or it is still being filled"),
+        (answer(401, b"{}"), "token is missing or not accepted"),
+        (answer(200, b'{"message": "hello"}'), "not a release"),
+        (answer(200, b"[]"), "not a release"),
         (
-            (200, b'{"id": 1, "assets": [{"name": "a", "size": "5", "browser_download_url": "https://h/a"}]}', {}),
+            answer(200, b'{"id": 1, "assets": [{"name": "a", "size": "5", "browser_download_url": "https://h/a"}]}'),
             "not a release",
         ),
     ],
 )
-def test_fetch_assets_refused(github: Github, tmp_path: Path, answer: tuple[int, bytes, dict[str, str]], said: str) -> None:
-    github.files["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = answer
+def test_fetch_assets_refused(github: Github, tmp_path: Path, route: Route, said: str) -> None:
+    github.routes["/api/repos/ggml-org/llama.cpp/releases/tags/b3878"] = route
     with pytest.raises(NetworkError, match=said):
         binaries_release.fetch_assets("b3878", REPO, github.settings(tmp_path), nothing)
     assert [command for command, _, _ in github.seen] == ["GET"]

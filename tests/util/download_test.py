@@ -7,11 +7,8 @@ import os
 import stat
 import sys
 import tarfile
-import threading
 from collections.abc import Callable
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -29,77 +26,32 @@ from tests.support.archives import File
 from tests.support.archives import stray
 from tests.support.archives import tarball
 from tests.support.archives import zipped
+from tests.support.server import Asked
+from tests.support.server import Route
+from tests.support.server import Server
+from tests.support.server import answer
+from tests.support.server import in_turn
 
 BODY = bytes(range(256)) * 4000
 SHA = hashlib.sha256(BODY).hexdigest()
-Route = Callable[["Server", BaseHTTPRequestHandler], None]
 
 
-class Server:
-    """A server on loopback whose routes are functions; it keeps the headers of each request."""
-
-    def __init__(self) -> None:
-        self.routes: dict[str, Route] = {}
-        self.seen: list[tuple[str, str, dict[str, str]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.seen.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
-                outer.routes[self.path.split("?")[0]](outer, self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.httpd.server_port}"
-        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
-
-    def times(self, path: str) -> int:
-        return sum(1 for _, each, _ in self.seen if each == path)
-
-
-def answer(status: int = 200, body: bytes = b"", **headers: str) -> Route:
-    def route(server: Server, request: BaseHTTPRequestHandler) -> None:
-        request.send_response(status)
-        for name, value in {"Content_Length": str(len(body)), **headers}.items():
-            if value:
-                request.send_header(name.replace("_", "-"), value)
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(body)
-
-    return route
-
-
-def in_turn(*routes: Route) -> Route:
-    """The first route for the first request, and so on; the last for all that follow."""
-    left = list(routes)
-    return lambda server, request: (left.pop(0) if len(left) > 1 else left[0])(server, request)
-
-
-def ranged(server: Server, request: BaseHTTPRequestHandler) -> None:
+def ranged(request: Asked) -> None:
     start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
     where = {"Content_Range": f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"} if start else {}
-    answer(206 if start else 200, BODY[start:], ETag='"one"', **where)(server, request)
+    answer(206 if start else 200, BODY[start:], ETag='"one"', **where)(request)
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.httpd.shutdown()
-    made.httpd.server_close()
+    with Server() as made:
+        yield made
 
 
 @pytest.fixture
 def other() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.httpd.shutdown()
-    made.httpd.server_close()
+    with Server() as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
