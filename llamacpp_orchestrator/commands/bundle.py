@@ -30,7 +30,6 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import records
@@ -241,7 +240,7 @@ def opened(file: Path, context: Context) -> Context:
     folders = {
         pin.wanted.source: folder / "models" / str(number)
         for number, pin in enumerate(lock.models)
-        if spec.is_folder(pin.wanted.source)
+        if pin.wanted.is_folder
     }
     names = frozenset(path.name for path in (folder / "archives").glob("*"))
     return msgspec.structs.replace(context, settings=settings, folders=folders, archives=names)
@@ -313,12 +312,12 @@ def _place(pinned: PinnedJob, folder: Path) -> None:
         if (packed := folder / "archives" / asset.name).is_file():
             link(packed, install.file_of(asset, pinned.store))
     for number, pin in enumerate(pinned.lock.models):
-        if not spec.is_folder(pin.wanted.source):
+        if not pin.wanted.is_folder:
             _into_hub_cache(pin, folder / "models" / str(number))
 
 
 def _into_hub_cache(pin: FilesPin, folder: Path) -> None:
-    snapshot = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
+    snapshot = pin.snapshot
     for file in hub.missing(snapshot):
         hub.place(snapshot, file, folder / file.path)
 

@@ -67,9 +67,9 @@ def needed_environments(lock: Lock, stale: list[Build]) -> Iterator[tuple[Enviro
 
 def missing_files(pin: FilesPin) -> tuple[hub.HubFile, ...]:
     """The files of a pin that are not on this machine yet."""
-    if spec.is_folder(pin.wanted.source):
+    if pin.wanted.is_folder:
         return ()
-    return hub.missing(hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files))
+    return hub.missing(pin.snapshot)
 
 
 def missing_bytes(pin: FilesPin) -> int:

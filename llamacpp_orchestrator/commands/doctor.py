@@ -24,7 +24,6 @@ from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import records
@@ -166,7 +165,7 @@ def _probes(context: Context, found: host.Host) -> Iterator[Probe]:
             ask = functools.partial(_release, context, one, found)
             yield Probe(name="binaries", setting=SETTINGS["api"], ask=ask, needed=records.uses_binaries(job))
     for wanted in records.all_wanted(job):
-        for endpoint in settings.huggingface if not spec.is_folder(wanted.source) else ():
+        for endpoint in settings.huggingface if not wanted.is_folder else ():
             one = msgspec.structs.replace(settings, huggingface=(endpoint,))
             yield Probe(name=wanted.source, setting=SETTINGS["hub"], ask=functools.partial(_files, context, wanted, one))
     for url in settings.index.index_urls if records.uses_reference(job) else ():

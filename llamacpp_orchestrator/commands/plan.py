@@ -18,7 +18,6 @@ from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.convert import preflight
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import resolve as lock_resolve
@@ -80,7 +79,7 @@ def make(pinned: PinnedJob, force: bool = False) -> Plan:
 
 def _fetched(key: str, pin: FilesPin) -> PlannedStep:
     missing = missing_bytes(pin)
-    where = "" if spec.is_folder(pin.wanted.source) else f" at {pin.commit}"
+    where = "" if pin.wanted.is_folder else f" at {pin.commit}"
     detail = f"{pin.wanted.source}{where}, {len(pin.files)} files, {size(sum(file.size for file in pin.files))}"
     return PlannedStep(name=f"fetch {key}", status="run" if missing else "cached", detail=detail, download=missing)
 

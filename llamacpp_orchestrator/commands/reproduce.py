@@ -23,7 +23,6 @@ from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import loader
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
@@ -218,8 +217,8 @@ def recheck(path: Path, settings: Settings) -> list[str]:
 
 
 def _changed(context: Context, pin: FilesPin) -> Iterator[str]:
-    local = spec.is_folder(pin.wanted.source)
-    snapshot = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
+    local = pin.wanted.is_folder
+    snapshot = pin.snapshot
     for file in pin.files:
         path = context.folder(pin.wanted.source) / file.path if local else hub.cached(snapshot, file)
         if not path.is_file():

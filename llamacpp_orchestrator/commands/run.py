@@ -26,7 +26,6 @@ from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.export import ollama
 from llamacpp_orchestrator.job import layout
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import neighbours
@@ -207,7 +206,7 @@ def unproven(context: Context, before: Lock | None, lock: Lock) -> Lock:
     known = {pin.wanted for pin in before.models} if before else set()
     for output in (build.output for build in filter(pipeline_build.is_current, pipeline_build.builds(PinnedJob(context, lock)))):
         known |= {records.base_wanted(output.model), *([records.lora_wanted(output.lora)] if output.lora else [])}
-    kept = tuple(pin for pin in lock.models if pin.wanted in known or not spec.is_folder(pin.wanted.source))
+    kept = tuple(pin for pin in lock.models if pin.wanted in known or not pin.wanted.is_folder)
     return msgspec.structs.replace(lock, models=kept)
 
 

@@ -26,7 +26,6 @@ from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.export import CarryOut
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import resolve as lock_resolve
@@ -267,8 +266,8 @@ def licensed(card: str) -> str:
 def text(pinned: PinnedJob, handoff: Handoff) -> str | None:
     """What a Modelfile says; None while the files of its source that it is written from are not here."""
     pin = _source(pinned.lock, handoff)
-    at = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
-    here = spec.is_folder(pin.wanted.source) or not hub.missing(at, pinned.store.sha256)
+    at = pin.snapshot
+    here = pin.wanted.is_folder or not hub.missing(at, pinned.store.sha256)
     return _text(pinned.context, pin, handoff, lambda line: None) if here else None
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import IntegrityError
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
@@ -18,7 +17,7 @@ from llamacpp_orchestrator.models import selection
 
 def local_folders(context: Context) -> dict[Wanted, Path]:
     """Where the files lie that come from folders."""
-    return {wanted: context.folder(wanted.source) for wanted in records.all_wanted(context.job) if spec.is_folder(wanted.source)}
+    return {wanted: context.folder(wanted.source) for wanted in records.all_wanted(context.job) if wanted.is_folder}
 
 
 def listed(context: Context, wanted: Wanted) -> FilesPin:

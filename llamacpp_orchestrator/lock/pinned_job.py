@@ -9,7 +9,6 @@ import msgspec
 
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.environment.pin import python_in
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
@@ -77,6 +76,6 @@ class PinnedJob(msgspec.Struct, frozen=True):
     def view(self, wanted: Wanted, name: str) -> Path:
         """The folder that a converter is shown for some files; its own name goes into the GGUF."""
         pin = self.files(wanted)
-        origin = str(self.context.folder(wanted.source)) if spec.is_folder(wanted.source) else ""
+        origin = str(self.context.folder(wanted.source)) if wanted.is_folder else ""
         key = msgspec.json.encode([name, origin, pin.commit, pin.files])
         return self.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name

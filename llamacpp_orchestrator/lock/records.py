@@ -14,6 +14,7 @@ from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.models.selection import HubFile
+from llamacpp_orchestrator.models.selection import Snapshot
 from llamacpp_orchestrator.source.pin import Commit
 from llamacpp_orchestrator.source.pin import Sha256
 from llamacpp_orchestrator.source.pin import SourcePin
@@ -45,6 +46,11 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weights: bool = True
     remote_code: bool = False
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether they lie in a folder of the user's own; else in a repository of the hub."""
+        return spec.is_folder(self.source)
+
 
 class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The files of one model or adapter, at one commit or with the content of one folder; `unread` are weights beside them."""
@@ -53,6 +59,11 @@ class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     commit: Commit = ""
     files: tuple[HubFile, ...]
     unread: tuple[str, ...] = ()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The same files as the hub's cache knows them."""
+        return Snapshot(source=self.wanted.source, commit=self.commit, files=self.files)
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -233,7 +233,7 @@ ACTIONS = {"source": _source, "environment": _environment, "reference": _referen
 
 def look(context: Context, wanted: Wanted, tell: Tell = lambda text: None) -> FilesPin:
     """The files that a source holds now; those in a folder are examined too, before anything is downloaded."""
-    if spec.is_folder(wanted.source):
+    if wanted.is_folder:
         found = local_folders.listed(context, wanted)
         examine(context.folder(wanted.source), wanted, found.files)
         return found
@@ -251,10 +251,10 @@ def origin(context: Context, pin: FilesPin, tell: Tell, look: Look = lambda fold
     `look` sees the small files before the weights are fetched, and then all of them.
     """
     wanted = pin.wanted
-    if spec.is_folder(wanted.source):
+    if wanted.is_folder:
         look(context.folder(wanted.source), pin.files)
         return context.folder(wanted.source)
-    folder, locked = Path(), hub.Snapshot(source=wanted.source, commit=pin.commit, files=pin.files)
+    folder, locked = Path(), pin.snapshot
     if hub.missing(locked) and not context.settings.offline and (moved := hub.moved(locked, wanted.revision, context.settings)):
         tell(f"note: {moved}; the locked commit is used; to move on: {context.command('lock', '--upgrade', 'models')}")
     light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))

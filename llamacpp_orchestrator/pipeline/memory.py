@@ -15,7 +15,6 @@ from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models.safetensors import safetensors_header
-from llamacpp_orchestrator.models.selection import Snapshot
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import memory_model
 from llamacpp_orchestrator.pipeline.build import Build
@@ -78,10 +77,10 @@ def _of_files(pinned: PinnedJob, wanted: Wanted, name: str) -> tuple[Weight, ...
     if pickles:
         return (Weight("", "BF16", min(max(pickles) // 2, MOST_UNKNOWN)),)
     files = [file for file in pin.files if file.path.endswith(".safetensors")]
-    if spec.is_folder(wanted.source):
+    if wanted.is_folder:
         own = [pinned.context.folder(wanted.source) / file.path for file in files]
     else:
-        snapshot = Snapshot(source=wanted.source, commit=pin.commit, files=pin.files)
+        snapshot = pin.snapshot
         own = [hub.cached(snapshot, file) for file in files]
     view = pinned.view(wanted, name)
     return _headers(_files([view / file.path for file in files]) or _files(own))
