@@ -18,7 +18,7 @@ PACKAGE = ROOT / "llamacpp_orchestrator"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 NAMES = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
 MOST_LINES, MOST_FUNCTION, MEDIAN_FUNCTION, MOST_BEHAVIOUR = 350, 60, 9, 3
-MOST_AT_ROOT, MOST_IN_FOLDER = 10, 14
+MOST_AT_ROOT, MOST_IN_FOLDER, MOST_PARAMETERS = 10, 14, 8
 DRAWN = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 # Errors and records are data; so is what another library makes us derive from.
 DATA = ("Struct", "Record", "Error", "Exception", "Stopped", "CommandFailed", "Session", "SafeDumper", "BaseLoader", "Protocol")
@@ -57,6 +57,22 @@ def test_functions_are_short() -> None:
     found = functions()
     assert not [function for function in found if function[1] > MOST_FUNCTION]
     assert statistics.median(lines for _, lines in found) <= MEDIAN_FUNCTION
+
+
+def parameters(node: ast.FunctionDef) -> list[ast.arg]:
+    return [arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) if arg.arg != "self"]
+
+
+def test_functions_take_few_things_and_a_job_comes_with_its_lock() -> None:
+    signatures = {
+        f"{path.name}:{node.name}": parameters(node)
+        for path in MODULES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert not [name for name, args in signatures.items() if len(args) > MOST_PARAMETERS]
+    types = {name: [ast.unparse(arg.annotation) for arg in args if arg.annotation] for name, args in signatures.items()}
+    assert not [name for name, words in types.items() if "Context" in words and any(word.startswith("Lock") for word in words)]
 
 
 def test_few_classes_behave() -> None:

@@ -19,6 +19,7 @@ from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import neighbours
 from llamacpp_orchestrator.lock import resolve as lock_resolve
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.lock.resolve import Resolution
 from llamacpp_orchestrator.system.scheduler import Event
@@ -35,7 +36,8 @@ def settle(
     """
     path = lock_file.path_for(context.file)
     old = lock_file.read(path) if options.read_lock else None
-    stale = diff.stale_reasons(context.job, old) + lock_resolve.unpinned_reasons(context, old if options.locked else None)
+    stale = diff.stale_reasons(context.job, old)
+    stale += lock_resolve.unpinned_reasons(PinnedJob(context, old)) if old and options.locked else []
     if options.locked and options.upgrade:
         raise JobError("--locked and --upgrade exclude each other", "leave one of them out")
     if options.locked and stale:

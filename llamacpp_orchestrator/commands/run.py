@@ -78,13 +78,14 @@ def run(context: Context, options: Options, report: Reporter) -> Result:
     lock, events, errors = settle(context, options, report)
     if lock is None:
         return summary.result(began, events, errors)
+    pinned = PinnedJob(context, lock)
     result: Result | None = None
     try:
-        result = _run(PinnedJob(context, lock), options, report, began, events)
+        result = _run(pinned, options, report, began, events)
         return result
     finally:
         if options.write_lock and (result is None or result.errors):
-            unlock(context, before, lock)
+            unlock(pinned, before)
 
 
 def _run(pinned: PinnedJob, options: Options, report: Reporter, began: float, events: list[Event]) -> Result:
@@ -198,23 +199,23 @@ def _tidying(report: Reporter, steps: list[Step], stale: list[Build], begin: Cal
     return show
 
 
-def unproven(context: Context, before: Lock | None, lock: Lock) -> Lock:
-    """A lock without the folders that it has and `before` had not, and of which there is no output.
+def unproven(pinned: PinnedJob, before: Lock | None) -> Lock:
+    """The lock without the folders that it has and `before` had not, and of which there is no output.
 
     What is wrong with such a folder is told only when it is converted. Once repaired, it is pinned as it is then.
     """
     known = {pin.wanted for pin in before.models} if before else set()
-    for output in (build.output for build in filter(pipeline_build.is_current, pipeline_build.builds(PinnedJob(context, lock)))):
+    for output in (build.output for build in filter(pipeline_build.is_current, pipeline_build.builds(pinned))):
         known |= {records.base_wanted(output.model), *([records.lora_wanted(output.lora)] if output.lora else [])}
-    kept = tuple(pin for pin in lock.models if pin.wanted in known or not pin.wanted.is_folder)
-    return msgspec.structs.replace(lock, models=kept)
+    kept = tuple(pin for pin in pinned.lock.models if pin.wanted in known or not pin.wanted.is_folder)
+    return msgspec.structs.replace(pinned.lock, models=kept)
 
 
-def unlock(context: Context, before: Lock | None, lock: Lock) -> None:
+def unlock(pinned: PinnedJob, before: Lock | None) -> None:
     """Take what is `unproven` out of the lock that a failed run has written; what another has written since is left alone."""
-    path, left = lock_file.path_for(context.file), unproven(context, before, lock)
+    path, left = lock_file.path_for(pinned.context.file), unproven(pinned, before)
     with contextlib.suppress(OrchestrateError):
-        if left != lock and lock_file.read(path) == lock:
+        if left != pinned.lock and lock_file.read(path) == pinned.lock:
             lock_file.write(path, left)
 
 

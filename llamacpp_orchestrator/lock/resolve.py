@@ -26,6 +26,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
@@ -192,11 +193,10 @@ def _lacking(resolution: Resolution) -> bool:
     return bool(_unpinned(context, tag, assets)) or not _fits(context, tag, assets)
 
 
-def unpinned_reasons(context: Context, lock: Lock | None) -> list[str]:
+def unpinned_reasons(pinned: PinnedJob) -> list[str]:
     """Why a lock cannot vouch for the programs that this machine would use: no digest of them was published or locked."""
-    if not (lock and lock.assets and records.uses_binaries(context.job)):
-        return []
-    lacking = _unpinned(context, lock.llama_cpp.tag, lock.assets)
+    context, assets = pinned.context, pinned.lock.assets
+    lacking = _unpinned(context, pinned.tag, assets) if assets and records.uses_binaries(context.job) else []
     return [f"{asset.name}: no digest was published, and none is locked yet (`orchestrate run` does it)" for asset in lacking]
 
 
