@@ -192,7 +192,7 @@ def _show(work: Work, lock: Lock, build: pipeline_build.Build) -> None:
     local_folders.drift(here, lock)
     for wanted, name in build.needs or pipeline_build.source_of(model):
         try:
-            setup.fetch_action(here, lock, wanted, name)(lambda text: None)
+            setup.fetch_action(here, lock, lock.files(wanted), name)(lambda text: None)
         except NetworkError as error:
             again = f"bring them here, and make it again: {work.command('run', '--force')}"
             raise JobError(f"the files of {wanted.source} are not on this machine", again) from error

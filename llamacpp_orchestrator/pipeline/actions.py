@@ -20,6 +20,7 @@ from llamacpp_orchestrator.pipeline import converter_view
 from llamacpp_orchestrator.pipeline import preflight
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline import receipt_words
+from llamacpp_orchestrator.pipeline import trial
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.publish import Bench
 from llamacpp_orchestrator.pipeline.publish import drop_temporary
@@ -28,7 +29,6 @@ from llamacpp_orchestrator.pipeline.publish import publish
 from llamacpp_orchestrator.pipeline.publish import release
 from llamacpp_orchestrator.system import limits as system_limits
 from llamacpp_orchestrator.system import sandbox
-from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.scheduler import NOTE
 from llamacpp_orchestrator.system.scheduler import Action
 from llamacpp_orchestrator.system.scheduler import Tell
@@ -47,8 +47,6 @@ def convert_action(bench: Bench, build: Build) -> Action:
         if not prepare(bench, build, tell):
             return "current"
         work, lock, log = bench.work, bench.lock, bench.log(f"convert {build.name}")
-        asked = bench.log(f"tokenizer {build.name}")
-        preflight.check_tokenizer(work, lock, build, bench.hashes, bench.converter, asked)
         found = adapter_staging.judge(work, lock, build)
         notes = (*preflight.notes(work, lock, build), *found.notes)
         for note in notes:
@@ -58,7 +56,7 @@ def convert_action(bench: Bench, build: Build) -> Action:
         )
         try:
             command = converter_view.command(work, lock, build, adapter_staging.command(work, lock, build, found))
-            bench.converter(_fenced(bench, build, command), log, tell)
+            trial.convert(bench, build, converter_view.fenced(work, build, command, build.stage), log, tell)
         finally:
             if notes and log.exists():
                 with log.open("a", encoding="utf-8") as file:
@@ -66,13 +64,6 @@ def convert_action(bench: Bench, build: Build) -> Action:
         return "done"
 
     return action
-
-
-def _fenced(bench: Bench, build: Build, command: Command) -> Command:
-    remote = build.output.model.trust_remote_code
-    asked = msgspec.structs.replace(command, env=pipeline_build.converter_env(bench.work))
-    places = (build.stage, pipeline_build.home(bench.work, remote))
-    return sandbox.around(asked, system_limits.limits(bench.work.settings), write=places)
 
 
 def quantize_action(bench: Bench, build: Build, tool: Callable[[], Path]) -> Action:

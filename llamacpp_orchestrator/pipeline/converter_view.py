@@ -24,6 +24,8 @@ from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.models.selection import HubFile
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.system import limits as system_limits
+from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.translation import Reader
 from llamacpp_orchestrator.translation import Translation
@@ -150,3 +152,10 @@ def options(work: Work, lock: Lock, build: Build) -> tuple[str, ...]:
     names = safetensors.read_json(view / "config.json").get("architectures")
     classes = capabilities.converter(tree, str(names[0])) if isinstance(names, list) and names else []
     return tuple(word for word in encoders.options(view, tree, classes) if word not in build.command.argv)
+
+
+def fenced(work: Work, build: Build, command: Command, place: Path) -> Command:
+    """A call of upstream's script in its fence, which may write into one place."""
+    remote = build.output.model.trust_remote_code
+    asked = msgspec.structs.replace(command, env=pipeline_build.converter_env(work))
+    return sandbox.around(asked, system_limits.limits(work.settings), write=(place, pipeline_build.home(work, remote)))

@@ -22,7 +22,7 @@ from llamacpp_orchestrator.pipeline import actions
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import memory
-from llamacpp_orchestrator.pipeline import preflight as pipeline_preflight
+from llamacpp_orchestrator.pipeline import trial
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.publish import Bench
 from llamacpp_orchestrator.pipeline.setup import binaries_step
@@ -40,7 +40,7 @@ ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "ad
 
 
 def scripts(work: Work, lock: Lock, stale: list[Build]) -> list[Path]:
-    """All that the environment's Python will run to convert some outputs: upstream's scripts, and ours about a tokenizer."""
+    """What the environment's Python will run to convert some outputs: upstream's scripts, and ours that loads a tokenizer."""
     converted = [build for build in stale if not build.of]
     kinds = sorted({"adapter" if build.output.lora else "model" for build in converted})
     names = [{file.path for file in lock.files(build.needs[0][0]).files} for build in converted]
@@ -48,7 +48,7 @@ def scripts(work: Work, lock: Lock, stale: list[Build]) -> list[Path]:
     asked = any("tokenizer.json" in each and "tokenizer.model" not in each for each in names)
     return [
         *(pipeline_build.tree(work, lock) / SCRIPTS[kind] for kind in kinds),
-        *([inside.path(pipeline_preflight.HASHER)] if asked else []),
+        *([inside.path("rendering")] if asked else []),
     ]
 
 
@@ -75,8 +75,8 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
     after: tuple[str, ...] = () if "source" in ended or _ordinary(stale) else ("source",)
     # A type that the tool may not have is told before gigabytes come for nothing.
     after += ("binaries",) if any(build.of and build.output.type.upper() not in quantize.ALWAYS for build in stale) else ()
-    for (wanted, name), step in _fetched(stale, names).items():
-        made.append(Step(name=step, action=fetch_action(work, lock, wanted, name), needs=after))
+    for source, step in _fetched(stale, names).items():
+        made += _brought(bench, stale, source, step, after)
     for build in stale:
         log = bench.log(f"{pipeline_build.verb(build)} {build.name}")
         if build.of:
@@ -93,6 +93,20 @@ def of_run(bench: Bench, stale: list[Build], ended: frozenset[str]) -> list[Step
         made.append(memory.told(asked, bench.memory))
         made.append(_verified(bench, build, stale, Step(name=step, action=action, log=log)))
     return made
+
+
+def _brought(bench: Bench, stale: list[Build], source: tuple[Wanted, str], step: str, after: tuple[str, ...]) -> list[Step]:
+    """The steps that bring a source here; where weights must come, upstream is asked about its small files before."""
+    work, lock, (wanted, name) = bench.work, bench.lock, source
+    pin, title = lock.files(wanted), step.partition(" ")[2]
+    tried = trial.builds(stale, source, pin)
+    if not tried:
+        return [Step(name=step, action=fetch_action(work, lock, pin, name), needs=after)]
+    small, log = trial.small(pin), bench.log(f"check {title}")
+    inspect = Step(name=f"inspect {title}", action=fetch_action(work, lock, small, name), needs=after)
+    needs = ("environment", inspect.name)
+    check = Step(name=f"check {title}", action=trial.action(bench, tried, small, log), needs=needs, heavy=True, log=log)
+    return [inspect, check, Step(name=step, action=fetch_action(work, lock, pin, name), needs=(*after, check.name))]
 
 
 def _then(act: Callable[[], None], steps: list[Step]) -> list[Step]:

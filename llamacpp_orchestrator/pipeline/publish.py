@@ -27,9 +27,8 @@ from llamacpp_orchestrator.util.store import remove
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
     """Where one run makes things: its log folder, its converter, the locks that it holds, and whether it may overwrite.
 
-    `waiting` has for each temporary output what is still to be made of it, `notes` what a receipt is to tell, `hashes` the
-    digests of tokenizers; `warm` begins to load what conversions need, where that can be done once for all; `memory` is how
-    many bytes all that runs at a time may take.
+    `waiting` has for each temporary output what is still to be made of it, `notes` what a receipt is to tell; `warm` begins to
+    load what conversions need, where that can be done once for all; `memory` is how many bytes all that runs at a time may take.
     """
 
     work: Work
@@ -40,7 +39,6 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
     waiting: dict[Path, set[Path]] = {}
     notes: dict[Path, tuple[str, ...]] = {}
     force: bool = False
-    hashes: dict[Path, str] = {}
     jobs: int = 0
     warm: Callable[[], None] | None = None
     memory: int = 0

@@ -19,8 +19,8 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.records import EnvironmentPin
+from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
-from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.pipeline import binaries
@@ -101,11 +101,11 @@ def binaries_step(work: Work, lock: Lock, log: Path, jobs: int = 0) -> Step:
     return Step(name="binaries", action=binaries.action(work, lock, log, jobs), log=log if binaries.from_source(work) else None)
 
 
-def fetch_action(work: Work, lock: Lock, wanted: Wanted, name: str) -> Action:
-    """Bring the files of a model or adapter here, examine them, and make the view that a converter is shown."""
+def fetch_action(work: Work, lock: Lock, pin: FilesPin, name: str) -> Action:
+    """Bring files of a model or adapter here, examine them, and make the view that a converter is shown."""
 
     def action(tell: Tell) -> str:
-        pin = lock.files(wanted)
+        wanted = pin.wanted
         view = pipeline_build.view(work, pin, name)
 
         def unhealthy(entry: Path) -> str:
