@@ -20,7 +20,7 @@ REPORT = "or report it to llama.cpp with the log"
 # Upstream's functions that read options and small files alone. MiniMax looks at a tensor in set_vocab (b11434:
 # conversion/minimax.py), which its error names.
 SMALL = re.compile(r">(?:load_hparams|get_model_architecture|find_hparam|split_str_to_n_bytes|set_vocab)\b|>(?:main|<module>)$")
-TENSORS = re.compile(r"tensor|weight")
+TENSORS = re.compile(r"\.safetensors|_tensors|weight_map")
 Rows = tuple[tuple[str, str, str], ...]
 
 # Which script failed ("lora", "hf" or either), the way through upstream's functions (>main>write>...), and the error or the line

@@ -37,6 +37,7 @@ ELSEWHERE = ("--mistral-format", "--remote", "--print-supported-models", "--dspa
 # As text, as one of a list, or in brackets.
 BASE_MODEL = r"^base_model:\s*(?:-[ \t]*|\[[ \t]*)?[\"']?([\w.-]+/[\w.-]+)"
 LONGEST_FRONT = 1 << 16
+EMBEDDING = "model.embed_tokens.weight"
 LIST, MMPROJ = "--print-supported-models", "--mmproj"
 NEWER = "pin a newer tag"
 USAGE = 2  # argparse's own exit code
@@ -190,6 +191,10 @@ def check_weights(subject: Subject, config: dict[str, Any], weights: headers.Wei
     if named and weights.stored and not (subject.folder / str(named)).exists():
         message = f"{subject.source}: config.json names other weights than are read (transformers_weights: {quoted(named)})"
         raise OrchestrateError(message, "rename that file to model.safetensors, alone in a folder with the model's other files")
+    embedding, size = weights.stored.get(EMBEDDING), config_keys.flat(config).get("vocab_size")
+    if embedding and embedding.shape and isinstance(size, int) and embedding.shape[0] < size:
+        message = f"{subject.source}: its embedding has {embedding.shape[0]} rows, its config a vocabulary of {size}"
+        raise OrchestrateError(message, "use config and weights of one model; were tokens added? resize it and save both again")
     headers.check(weights, subject.source, lambda text: capabilities.reads(subject.tree, claimed(config), text))
 
 
@@ -253,19 +258,20 @@ def takes_vocabulary(subject: Subject) -> bool:
 
 
 def refusal(subject: Subject, where: str, error: CommandFailed) -> OrchestrateError:
-    """A script's failure in terms of the job: JobError for options that it does not take, else with the tags that know more."""
+    """A script's failure in terms of the job: JobError for what it asks for in vain, else with the tags that know more."""
     if error.code == USAGE:
         return JobError(f"{where}: {error.message}", error.hint, error.log)
     said = text_of(error.log)[-LONGEST_FRONT:] if error.log else ""
     lacking = next((match[1] for pattern in UNKNOWN if (match := re.search(pattern, said))), "")
     if not lacking:
         return error
-    if subject.mmproj:
+    if subject.mmproj or MMPROJ in _flags(subject):
         config = read_json(subject.folder / "config.json")
-        if not any(config.get(key) for key in ("vision_config", "audio_config")):
-            message = f"{subject.source} has no vision or audio part: its config.json says {quoted(lacking)}"
-            return error.retold(message, "leave `mmproj` out for this model")
-        return error.retold(f"{subject.tag} has no projector for {quoted(lacking)}", f"{NEWER}, or leave `mmproj` out")
+        if any(config.get(key) for key in ("vision_config", "audio_config")):
+            message = f"{where}: {subject.tag} has no projector for {quoted(lacking)}"
+            return JobError(message, f"{NEWER}, or leave `mmproj` out", error.log)
+        message = f"{where} has no vision or audio part: its config.json says {quoted(lacking)}"
+        return JobError(message, "leave `mmproj` out for this model", error.log)
     if capabilities.knows(subject.tree, lacking):
         part = "it may make only its projector (`args: [--mmproj]`); the language model is a repository of its own then"
         return error.retold(error.message, f"{part}; or {error.hint}")

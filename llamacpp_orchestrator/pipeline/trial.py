@@ -35,13 +35,15 @@ def small(pin: FilesPin) -> FilesPin:
     return msgspec.structs.replace(pin, files=files)
 
 
-def builds(stale: Iterable[Build], need: tuple[Wanted, str], pin: FilesPin) -> list[Build]:
-    """One output of each kind that a script makes of a model whose weights are still to come; [] where they are here."""
+def builds(stale: Iterable[Build], source: tuple[Wanted, str], pin: FilesPin) -> list[Build]:
+    """One output of each kind that is to be tried: all that need weights which are still to come, and projectors in any case.
+
+    With the weights at hand a conversion tells the same as soon; only that a model has no projector is told before the rest.
+    """
     snapshot = hub.Snapshot(source=pin.wanted.source, commit=pin.commit, files=pin.files)
-    if spec.is_folder(pin.wanted.source) or not set(hub.missing(snapshot)).difference(small(pin).files):
-        return []
-    converted = [build for build in stale if not build.of and not build.output.lora and build.needs[0] == need]
-    return list({build.output.kind: build for build in converted}.values())
+    come = not spec.is_folder(pin.wanted.source) and not set(hub.missing(snapshot)).issubset(small(pin).files)
+    converted = [build for build in stale if not build.of and not build.output.lora and build.needs[0] == source]
+    return list({build.output.kind: build for build in converted if come or build.output.kind == "mmproj"}.values())
 
 
 def convert(bench: Bench, build: Build, command: Command, log: Path, tell: Tell) -> None:

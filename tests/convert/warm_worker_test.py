@@ -21,7 +21,6 @@ from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.models.hub import HubFile
 from llamacpp_orchestrator.pipeline import build
 from llamacpp_orchestrator.pipeline import graph
-from llamacpp_orchestrator.pipeline import preflight
 from llamacpp_orchestrator.source import pin
 from llamacpp_orchestrator.source import tree as source_tree
 from llamacpp_orchestrator.system.command import Command
@@ -106,14 +105,14 @@ def the_lock(work: Work, names: tuple[str, ...]) -> records.Lock:
     )
 
 
-HASHER = inside.path(preflight.HASHER)
+LOADER = inside.path("rendering")
 
 
 @pytest.mark.parametrize(
     ("more", "files", "names"),
     [
         ("outtype: f16", ("tokenizer.model", "tokenizer.json"), {"convert_hf_to_gguf.py"}),
-        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", HASHER.name}),
+        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", LOADER.name}),
         ("outtype: none\n    loras: [org/a]", ("tokenizer.model",), {"convert_lora_to_gguf.py"}),
         ("loras: [org/a]", (), {"convert_hf_to_gguf.py", "convert_lora_to_gguf.py"}),
     ],
@@ -123,7 +122,7 @@ def test_what_will_be_asked_for(tmp_path: Path, more: str, files: tuple[str, ...
     lock = the_lock(work, files)
     found = graph.scripts(work, lock, build.builds(work, lock))
     assert {path.name for path in found} == names
-    assert all(path == HASHER or path.parent == build.tree(work, lock) for path in found)
+    assert all(path == LOADER or path.parent == build.tree(work, lock) for path in found)
 
 
 def test_it_begins_when_the_last_of_what_it_needs_is_here() -> None:
