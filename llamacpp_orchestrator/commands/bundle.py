@@ -238,9 +238,7 @@ def opened(file: Path, context: Context) -> Context:
         context.settings, offline=True, index=Index(index_urls=(), find_links=(str(folder / "wheels"),))
     )
     folders = {
-        pin.wanted.source: folder / "models" / str(number)
-        for number, pin in enumerate(lock.models)
-        if pin.wanted.is_folder
+        pin.wanted.source: folder / "models" / str(number) for number, pin in enumerate(lock.models) if pin.wanted.is_folder
     }
     names = frozenset(path.name for path in (folder / "archives").glob("*"))
     return msgspec.structs.replace(context, settings=settings, folders=folders, archives=names)

@@ -27,6 +27,7 @@ from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import memory as pipeline_memory
+from llamacpp_orchestrator.pipeline import trial
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.results import PlannedStep
@@ -62,8 +63,12 @@ def make(pinned: PinnedJob, force: bool = False) -> Plan:
     outputs = pipeline_build.outputs(pinned, force)
     stale = outputs.stale
     steps = _setup(pinned, stale) if stale else []
-    for key, (wanted, _) in graph.fetches(pinned, stale).items():
-        steps.append(_fetched(key, pinned.files(wanted)))
+    for key, source in graph.fetches(pinned, stale).items():
+        pin = pinned.files(source[0])
+        if trial.builds(stale, source, pin):
+            steps.append(PlannedStep(name=f"inspect {key}", status="run", detail="its small files"))
+            steps.append(PlannedStep(name=f"check {key}", status="run", detail="whether the tag's script takes it"))
+        steps.append(_fetched(key, pin))
     for build in outputs.builds:
         steps += [step for step in _matrix(pinned, build, outputs) if step not in steps]
         steps += _made(pinned, build, build.output.path in outputs.current)

@@ -193,7 +193,7 @@ def _show(pinned: PinnedJob, build: pipeline_build.Build) -> None:
     local_folders.drift(offline)
     for wanted, name in build.needs or pipeline_build.source_of(model):
         try:
-            setup.bring(offline, wanted, name, lambda text: None)
+            setup.bring(offline, offline.files(wanted), name, lambda text: None)
         except NetworkError as error:
             again = f"bring them here, and make it again: {pinned.context.command('run', '--force')}"
             raise JobError(f"the files of {wanted.source} are not on this machine", again) from error

@@ -13,18 +13,10 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.source.tree import SCRIPTS
+from llamacpp_orchestrator.util.store import text_of
 
 BASES = ("ModelBase", "TextModel", "Model")
 MAPS = ("TEXT_MODEL_MAP", "MMPROJ_MODEL_MAP")
-# How many words an option takes, by its action; "count" and the like never stand in these scripts.
-WORDLESS = ("store_true", "store_false", "store_const", "help", "version")
-
-# Ways to a vocabulary that a BPE tokenizer.json does not go: they want other files, or serve architectures named beside them.
-OTHER_WAYS = (
-    "_set_vocab_sentencepiece", "_set_vocab_llama_hf", "_set_vocab_mistral", "_set_vocab_glmedge", "_set_vocab_hybriddna",
-    "_set_vocab_interns1", "SpecialVocab",
-)  # fmt: skip
-
 # Kinds of rope scaling that change every text → a word without which no script can write them. `dynamic` changes only what
 # is longer than the model's own context, and no tag writes it.
 SCALINGS = {"linear": "linear", "yarn": "yarn", "longrope": "long_factor", "su": "long_factor", "llama3": "low_freq_factor"}
@@ -32,21 +24,6 @@ SCALINGS = {"linear": "linear", "yarn": "yarn", "longrope": "long_factor", "su":
 Classes = dict[str, ast.ClassDef]
 # Python 3.11 counts the depth of the trees that threads build at once together, and fails where that does not add up.
 _building = threading.Lock()
-
-
-class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """One `add_argument` of a script: its names, how many words follow it (-1: cannot be told), and the words that it takes."""
-
-    names: tuple[str, ...]
-    words: int = 1
-    choices: tuple[str, ...] = ()
-
-
-class Architectures(msgspec.Struct, frozen=True, kw_only=True):
-    """The names of architectures that a tag converts: as models, and as projectors (`--mmproj`)."""
-
-    text: frozenset[str]
-    mmproj: frozenset[str]
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,47 +56,21 @@ def texts(nodes: list[ast.expr]) -> tuple[str, ...]:
     return tuple(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
-def options(tree: Path, kind: str) -> tuple[Option, ...]:
-    """The options of one of the two scripts in their order, positional ones too; () when its source does not say."""
-    return _options(_parsed(tree / SCRIPTS[kind]))
-
-
-@functools.lru_cache(maxsize=4)  # asked for each of a job's adapters; the module is one as long as the script is
-def _options(script: ast.Module) -> tuple[Option, ...]:
-    asked = (node for node in ast.walk(script) if isinstance(node, ast.Call))
-    found = [call for call in asked if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
-    return tuple(_option(call) for call in found if call.args and len(texts(call.args)) == len(call.args))
-
-
-def _option(call: ast.Call) -> Option:
-    said = {word.arg: word.value for word in call.keywords}
-    choices = said.get("choices")
-    action = said.get("action", ast.Constant("store"))
-    known = isinstance(action, ast.Constant) and action.value in ("store", "append", *WORDLESS)
-    words = 0 if isinstance(action, ast.Constant) and action.value in WORDLESS else 1
-    listed = texts(choices.elts) if isinstance(choices, (ast.List, ast.Tuple)) else ()
-    plain = isinstance(choices, (ast.List, ast.Tuple)) and len(listed) == len(choices.elts)
-    return Option(names=texts(call.args), words=words if known and "nargs" not in said else -1, choices=listed if plain else ())
+def options(tree: Path, kind: str) -> tuple[str, ...]:
+    """The names of the options of one of the two scripts in their order, by its text; () when that does not say."""
+    calls = re.findall(r"add_argument\(\s*((?:[\"'][\w-]+[\"'],?\s*)+)", text_of(tree / SCRIPTS[kind]))
+    return tuple(name for call in calls for name in re.findall(r"[\"'](-[\w-]+)", call))
 
 
 def outtypes(tree: Path, kind: str) -> tuple[str, ...]:
-    """The values that this tag's script takes for `--outtype`; () when it does not say."""
-    return next((option.choices for option in options(tree, kind) if "--outtype" in option.names), ())
+    """The values that this tag's script takes for `--outtype`; () when its text does not say."""
+    listed = re.search(r"[\"']--outtype[\"'][^)]*?choices=\[([^\]]*)\]", text_of(tree / SCRIPTS[kind]))
+    return tuple(re.findall(r"\w+", listed[1])) if listed else ()
 
 
-def architectures(tree: Path) -> Architectures | None:
-    """The registry of a tag: the maps of `conversion/`, or the classes of the one script; None when it cannot be read whole."""
-    maps = {name: _map(_parsed(tree / "conversion" / "__init__.py"), name) for name in MAPS}
-    if any(maps.values()):
-        text, mmproj = (frozenset(maps[name] or {}) for name in MAPS)
-        return Architectures(text=text, mmproj=mmproj) if all(maps.values()) else None
-    known = _classes(_sources(tree))
-    registered = [(name, _registered(node)) for name, node in known.items()]
-    if not any(names for _, names in registered) or any(names is None for _, names in registered):
-        return None
-    text = frozenset(each for name, names in registered if not _is_mmproj(known, name) for each in names or ())
-    mmproj = frozenset(each for name, names in registered if _is_mmproj(known, name) for each in names or ())
-    return Architectures(text=text, mmproj=mmproj)
+def chooses_adapter_type(tree: Path) -> bool:
+    """Whether `--outtype auto` of an adapter can end well: the base's code asks matrices for `dim()`, which a LoRA's may lack."""
+    return "tensor.dim()" not in text_of(core(tree)) or "def dim(" in text_of(tree / SCRIPTS["adapter"])
 
 
 def _map(module: ast.Module, name: str) -> dict[str, str] | None:
@@ -245,14 +196,6 @@ def functions(tree: Path, name: str) -> list[ast.FunctionDef]:
     return [node for node in ast.walk(core_module(tree)) if isinstance(node, ast.FunctionDef) and node.name == name]
 
 
-def hashes(tree: Path) -> frozenset[str]:
-    """The digests by which a tag knows pre-tokenizers; empty when they cannot be found."""
-    found = [
-        node for node in ast.walk(core_module(tree)) if isinstance(node, ast.FunctionDef) and node.name == "get_vocab_base_pre"
-    ]
-    return frozenset(text for node in found for text in compared(node, ("chkhsh",)) if len(text) == 64)
-
-
 def core(tree: Path) -> Path:
     """The file in which `get_vocab_base_pre` stands."""
     path = tree / "conversion" / "base.py"
@@ -276,6 +219,16 @@ def mentions(tree: Path, text: str) -> bool:
     return any(text.encode() in path.read_bytes() for path in _sources(tree) if path.is_file())
 
 
+def knows(tree: Path, name: str) -> bool:
+    """Whether the sources of the converter name something, such as an architecture or a digest, at all."""
+    return any(mentions(tree, f"{quote}{name}{quote}") for quote in "\"'")
+
+
+def architectures(tree: Path) -> frozenset[str]:
+    """All that may be names of architectures in the sources of the converter."""
+    return frozenset(name for path in _sources(tree) for name in re.findall(r"[\"']([A-Z]\w{4,})[\"']", text_of(path)))
+
+
 def within(node: ast.AST) -> Iterator[str]:
     """Every text that stands in a part of a source."""
     for each in ast.walk(node):
@@ -285,40 +238,8 @@ def within(node: ast.AST) -> Iterator[str]:
 
 def layouts(tree: Path) -> frozenset[str]:
     """Names of files by which a tag recognizes models that are not in Transformers' layout; it reads them in its own way."""
-    found: set[str] = set()
-    for path in sorted((tree / "conversion").glob("*.py")):
-        if b"register_hparams_loader(" in path.read_bytes():
-            functions = {node.name: node for node in _parsed(path).body if isinstance(node, ast.FunctionDef)}
-            matchers = [word for node in functions.values() for call in node.decorator_list for word in _matchers(call)]
-            for matcher in matchers:
-                found.update(within(functions.get(ast.unparse(matcher), matcher)))
-    return frozenset(text for text in found - {"config.json"} if text.endswith(".json"))
-
-
-def _matchers(call: ast.expr) -> list[ast.expr]:
-    return call.args if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("register_hparams_loader") else []
-
-
-def reads_gpt2(classes: list[ast.ClassDef], special: tuple[str, ...]) -> bool:
-    """Whether a class is certain to end in the base's `_set_vocab_gpt2`, given a tokenizer that is nothing else.
-
-    A class that names one of the `special` words, or tries this way and goes on when it fails, has exceptions of its own.
-    """
-    if any(_overridden(classes, name) for name in ("get_vocab_base", "get_vocab_base_pre")):
-        return False
-    ways: set[str] = set()
-    while found := method(classes, "set_vocab"):
-        owner, function = found
-        tried = [name for node in ast.walk(function) if isinstance(node, ast.Try) for line in node.body for name in called(line)]
-        if "_set_vocab_gpt2" in tried or not set(special).isdisjoint(within(function)):
-            return False
-        ways |= {name for name in called(function) if "vocab" in name}
-        if "set_vocab" not in ways:
-            break
-        # It leaves the rest to the class above.
-        ways.remove("set_vocab")
-        classes = classes[[node.name for node in classes].index(owner) + 1 :]
-    return "_set_vocab_gpt2" in ways and ways <= {"_set_vocab_gpt2", *OTHER_WAYS}
+    asked = r"\(dir_model / \"([\w.]+\.json)\"\)\.is_file"
+    return frozenset(name for path in _sources(tree) for name in re.findall(asked, text_of(path))) - {"config.json"}
 
 
 def effective(classes: list[ast.ClassDef]) -> list[ast.FunctionDef]:
@@ -336,11 +257,6 @@ def scalings(classes: list[ast.ClassDef]) -> frozenset[str]:
     """The kinds of rope scaling that a class writes; the others it passes over."""
     words = {text for function in effective(classes) for text in within(function)}
     return frozenset(kind for kind, word in SCALINGS.items() if word in words)
-
-
-def _overridden(classes: list[ast.ClassDef], name: str) -> bool:
-    found, base = method(classes, name), method(classes, "_set_vocab_gpt2")
-    return found is None or base is None or found[0] != base[0]
 
 
 def called(where: ast.AST) -> set[str]:

@@ -22,6 +22,19 @@ def model_command(python: str, tree: Path, view: Path, outfile: Path, outtype: s
     return Command((python, str(tree / SCRIPTS["model"]), str(view), *options), cwd=str(outfile.parent))
 
 
+def vocabulary_command(command: Command, view: Path, outfile: Path) -> Command:
+    """A model's call on its small files alone: all but its tensors is read, and the vocabulary written.
+
+    Of the type it is only seen whether the script takes it: b3878 looks into the weights for `auto`.
+    """
+    python, script, _, *options = command.argv
+    places = {options.index("--outfile") + 1: str(outfile)}
+    if options[(at := options.index("--outtype") + 1)] == "auto":
+        places[at] = "f16"
+    words = [places.get(at, word) for at, word in enumerate(options)]
+    return Command((python, script, str(view), "--vocab-only", *words), cwd=str(outfile.parent), env=command.env)
+
+
 def metadata(args: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
     """Arguments of a model without `--metadata FILE`, as argparse lets one write that, and the file; "" where there is none."""
     kept: list[str] = []

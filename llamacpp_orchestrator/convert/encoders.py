@@ -182,7 +182,7 @@ def _labels(config: dict[str, Any], classes: Sequence[ast.ClassDef]) -> tuple[st
 
 def options(folder: Path, tree: Path, classes: Sequence[ast.ClassDef]) -> tuple[str, ...]:
     """The option of this tag's script without which it would drop the Dense modules of a model."""
-    known = any(DENSE_OPTION in option.names for option in capabilities.options(tree, "model"))
+    known = DENSE_OPTION in capabilities.options(tree, "model")
     dense = any(module.kind == "Dense" for module in modules(folder))
     return (DENSE_OPTION,) if dense and known and takes_option(classes) else ()
 

@@ -17,6 +17,10 @@ FRAME = re.compile(r'^ *File "(.+)", line \d+, in (\S+)$')
 ERROR = re.compile(r"[A-Za-z_][\w.]*(?::.*)?")
 UPSTREAM = re.compile(r"(?:.*[/\\])?((?:conversion|gguf)[/\\]\w+\.py|convert_\w+_to_gguf\.py)")
 REPORT = "or report it to llama.cpp with the log"
+# Upstream's functions that read options and small files alone. MiniMax looks at a tensor in set_vocab (b11434:
+# conversion/minimax.py), which its error names.
+SMALL = re.compile(r">(?:load_hparams|get_model_architecture|find_hparam|split_str_to_n_bytes|set_vocab)\b|>(?:main|<module>)$")
+TENSORS = re.compile(r"\.safetensors|_tensors|weight_map")
 Rows = tuple[tuple[str, str, str], ...]
 
 # Which script failed ("lora", "hf" or either), the way through upstream's functions (>main>write>...), and the error or the line
@@ -216,3 +220,14 @@ def reading(found: Failure) -> tuple[str, str]:
             if re.fullmatch(function, name):
                 return what, remedy
     return READING[-1][1:]
+
+
+def is_certain(code: int, tail: str) -> bool:
+    """Whether a script that was shown a model without its weights would fail with them as well; in doubt it may not."""
+    found = failure(tail)
+    if found is None:
+        return code > 0  # it has ended by itself, with its own words for that
+    said = f"{found.error}\n{found.line}"
+    if re.search(r"KeyError: .*\n.*hparams\[|config not found in hparams", said):
+        return True
+    return bool(SMALL.search("".join(f">{name}" for _, name in found.frames))) and not TENSORS.search(said)

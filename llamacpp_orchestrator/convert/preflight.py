@@ -6,18 +6,20 @@ import contextlib
 import difflib
 import re
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from llamacpp_orchestrator.convert import arguments
 from llamacpp_orchestrator.convert import capabilities
 from llamacpp_orchestrator.convert import config_keys
 from llamacpp_orchestrator.convert import encoders
 from llamacpp_orchestrator.convert import positions
 from llamacpp_orchestrator.convert import quantized
 from llamacpp_orchestrator.convert import runtime
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
@@ -35,8 +37,12 @@ ELSEWHERE = ("--mistral-format", "--remote", "--print-supported-models", "--dspa
 # As text, as one of a list, or in brackets.
 BASE_MODEL = r"^base_model:\s*(?:-[ \t]*|\[[ \t]*)?[\"']?([\w.-]+/[\w.-]+)"
 LONGEST_FRONT = 1 << 16
-LIST = "--print-supported-models"
 EMBEDDING = "model.embed_tokens.weight"
+LIST, MMPROJ = "--print-supported-models", "--mmproj"
+NEWER = "pin a newer tag"
+USAGE = 2  # argparse's own exit code
+# What a tag says that it does not know: an architecture, or the digest of a pre-tokenizer.
+UNKNOWN = (r"Model (\S+) is not supported", r"pre-tokenizer was not recognized[\s\S]*?chkhsh:\s+([0-9a-f]{64})")
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,28 +65,38 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
 def check_job(job: Job, tag: str, file: str, tree: Path) -> None:
     """Raise JobError for a script, a type or an option that this tag does not have, with those that it does."""
     for model in job.models:
-        for kind in ("model", *(["adapter"] if model.loras else [])):
+        asked = [("model", model.name, model.outtype, model.args), ("model", model.name, model.mmproj, ())]
+        for kind, name, types, args in [*asked, *(("adapter", lora.name, lora.outtype, lora.args) for lora in model.loras)]:
             if not (tree / SCRIPTS[kind]).is_file():
                 lacking = f"{file}: {model.name}: {tag} has no {SCRIPTS[kind]}, which converts {kind}s"
                 raise JobError(lacking, "set `llama_cpp.tag` to a newer one; from b3878 on all have it")
-        asked = [("model", model.name, each) for each in model.outtype if each != "none"]
-        asked += [("model", model.name, each) for each in model.mmproj]
-        asked += [("adapter", lora.name, each) for lora in model.loras for each in lora.outtype]
-        for kind, name, outtype in asked:
-            known = capabilities.outtypes(tree, kind)
-            if known and outtype not in known:
-                also = "; types such as Q4_K_M belong under `quantize`" if "_" in outtype and kind == "model" else ""
-                raise JobError(
-                    f"{file}: {name}: {tag} has no outtype `{outtype}` for {kind}s",
-                    f"it has {', '.join(known)}{also}",
-                )
-            if kind == "adapter" and outtype == "auto" and not arguments.chooses_adapter_type(tree):
-                message = f"{file}: {name}: {job.llama_cpp.tag} cannot choose the type of an adapter by itself (outtype auto)"
-                raise JobError(message, f"name one: {', '.join(each for each in known if each != 'auto')}")
-        for kind, name, args in [("model", model.name, model.args), *(("adapter", each.name, each.args) for each in model.loras)]:
-            if found := arguments.complaint(capabilities.options(tree, kind), args):
-                what, hint = found
-                raise JobError(f"{file}: {name}: {SCRIPTS[kind]} of {tag} {what}", hint)
+            for what, hint in (*_types(tree, tag, kind, types), *_options(tree, tag, kind, args)):
+                raise JobError(f"{file}: {name}: {what}", hint)
+        if model.mmproj and (known := capabilities.options(tree, "model")) and MMPROJ not in known:
+            message = f"{file}: {model.name}: {tag} cannot make projectors (its script has no {MMPROJ})"
+            raise JobError(message, "pin a newer tag, or leave `mmproj` out")
+
+
+def _types(tree: Path, tag: str, kind: str, types: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """What is to be said of types that a script does not have, and which it has."""
+    known = capabilities.outtypes(tree, kind)
+    for outtype in types:
+        if known and outtype not in (*known, "none"):
+            also = "; types such as Q4_K_M belong under `quantize`" if "_" in outtype and kind == "model" else ""
+            yield f"{tag} has no outtype `{outtype}` for {kind}s", f"it has {', '.join(known)}{also}"
+        if outtype == "auto" and kind == "adapter" and not capabilities.chooses_adapter_type(tree):
+            named = ", ".join(name for name in known if name != "auto")
+            yield f"{tag} cannot choose the type of an adapter by itself (outtype auto)", f"name one: {named}"
+
+
+def _options(tree: Path, tag: str, kind: str, args: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """What is to be said of options that a script does not have; the rest about them its own parser says once it is asked."""
+    known = capabilities.options(tree, kind)
+    for name in (word.partition("=")[0] for word in args if known and re.fullmatch(r"--[^ ]+", word)):
+        if not any(option.startswith(name) for option in known):
+            near = difflib.get_close_matches(name, known, 3, 0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
+            yield f"{SCRIPTS[kind]} of {tag} has no option `{name}`", hint
 
 
 def check_model(subject: Subject) -> None:
@@ -88,15 +104,14 @@ def check_model(subject: Subject) -> None:
     flags = _flags(subject)
     if flags.isdisjoint(ELSEWHERE):
         config = read_json(subject.folder / "config.json")
-        check_architecture(subject, config, "--mmproj" in flags)
+        check_architecture(subject, config)
         weights = headers.read(subject.folder) if subject.weights and "--vocab-only" not in flags else headers.Weights()
         check_weights(subject, config, weights)
-        if "--mmproj" in flags or subject.mmproj:
+        if MMPROJ in flags or subject.mmproj:
             headers.check_vision(weights, subject.source, subject.tag, subject.tree)
-        if "--mmproj" not in flags and "--vocab-only" not in flags:
+        if MMPROJ not in flags and "--vocab-only" not in flags:
             check_scaling(subject, config)
             check_quantization(subject, config, weights)
-            check_vocabulary(subject, config, weights)
             check_numbers(subject, config)
             check_encoder(subject, config, whole=bool(weights.stored))
 
@@ -104,7 +119,7 @@ def check_model(subject: Subject) -> None:
 def _flags(subject: Subject) -> set[str]:
     known = capabilities.options(subject.tree, "model") if subject.weights else ()
     words = [word.partition("=")[0] for word in subject.args if word.startswith("--")]
-    return {name for word in words for option in arguments.named(known, word) for name in option.names}
+    return {name for word in words for name in known if name == word or (word not in known and name.startswith(word))}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -122,59 +137,28 @@ def claimed(config: dict[str, Any], deep: int = 2) -> list[str]:
     return found + [name for part in parts for name in claimed(part, deep - 1)]
 
 
-def check_architecture(subject: Subject, config: dict[str, Any], mmproj: bool = False) -> None:
-    """Raise OrchestrateError when the tag's own registry lacks the architecture, naming tags in the cache that have it."""
-    known, names = capabilities.architectures(subject.tree), claimed(config)
-    if known is None or not names or not config.get("architectures"):
+def check_architecture(subject: Subject, config: dict[str, Any]) -> None:
+    """Raise OrchestrateError for an architecture that the tag's sources do not name, naming tags in the cache that do."""
+    names = claimed(config)
+    if not names or not config.get("architectures") or not capabilities.mentions(subject.tree, ".register("):
         return
-    able = known.mmproj if mmproj else known.text
-    if able.intersection(names) or any((subject.folder / name).is_file() for name in capabilities.layouts(subject.tree)):
+    if any(capabilities.knows(subject.tree, name) for name in names):
         return
-    name, what = names[0], "the projector of the architecture" if mmproj else "the architecture"
-    if not mmproj and name in known.mmproj:
-        hint = "it makes only its projector: `args: [--mmproj]`; the language model is a repository of its own"
-    else:
-        hint = _elsewhere(subject, lambda tree: _knows(tree, name, mmproj))
-        near = difflib.get_close_matches(name, sorted(able), 3, 0.6)
-        hint += f"; the nearest that it knows: {', '.join(near)}" if near else ""
-        hint += f"; all that it knows: orchestrate exec JOB -- {SCRIPTS['model']} {LIST}" if _lists(subject.tree) else ""
-    raise OrchestrateError(f"{subject.source}: {subject.tag} does not know {what} {quoted(name)}", hint)
-
-
-def check_projector(tree: Path, tag: str, name: str, config: dict[str, Any]) -> None:
-    """Raise JobError when a tag has no projector for a model, or cannot make any, as far as its source tells."""
-    text = (tree / SCRIPTS["model"]).read_bytes()
-    if b'"--mmproj"' not in text:
-        raise JobError(
-            f"{name}: {tag} cannot make projectors (its script has no --mmproj)", "pin a newer tag, or leave `mmproj` out"
-        )
-    registry = capabilities.architectures(tree)
-    known = registry.mmproj if registry else frozenset()
-    vision = config.get("vision_config")
-    named = (vision.get("architectures") if isinstance(vision, dict) else None) or config.get("architectures")
-    if not known or not isinstance(named, list) or not named or named[0] in known:
+    if any((subject.folder / name).is_file() for name in capabilities.layouts(subject.tree)):
         return
-    if not any(config.get(key) for key in ("vision_config", "audio_config")):
-        raise JobError(
-            f"{name} has no vision or audio part: its config.json says {quoted(named[0])}", "leave `mmproj` out for this model"
-        )
-    raise JobError(f"{name}: {tag} has no projector for {quoted(named[0])}", "pin a newer tag, or leave `mmproj` out")
+    hint = elsewhere(subject, lambda tree: capabilities.knows(tree, names[0]))
+    near = difflib.get_close_matches(names[0], sorted(capabilities.architectures(subject.tree)), 3, 0.6)
+    hint += f"; the nearest that it knows: {', '.join(near)}" if near else ""
+    listed = LIST in capabilities.options(subject.tree, "model")
+    hint += f"; all that it knows: orchestrate exec JOB -- {SCRIPTS['model']} {LIST}" if listed else ""
+    raise OrchestrateError(f"{subject.source}: {subject.tag} does not know the architecture {quoted(names[0])}", hint)
 
 
-def _lists(tree: Path) -> bool:
-    return any(LIST in option.names for option in capabilities.options(tree, "model"))
-
-
-def _knows(tree: Path, name: str, mmproj: bool) -> bool:
-    known = capabilities.architectures(tree)
-    return known is not None and name in (known.mmproj if mmproj else known.text)
-
-
-def _elsewhere(subject: Subject, able: Callable[[Path], bool], otherwise: str = "pin a newer tag") -> str:
+def elsewhere(subject: Subject, able: Callable[[Path], bool], otherwise: str = NEWER) -> str:
     """What to pin instead: the tags that can do it, of those whose trees lie in the cache."""
     trees = sorted(subject.trees.iterdir()) if subject.trees and subject.trees.is_dir() else []
-    found = [path for path in trees if path != subject.tree and (path / MARK).is_file() and able(path)]
-    names = {text_of(path / TAG_MARK) or path.name.removeprefix("package-") for path in found}
+    others = [path for path in trees if path != subject.tree and (path / MARK).is_file() and able(path)]
+    names = {text_of(path / TAG_MARK) or path.name.removeprefix("package-") for path in others}
     tags = sorted(names, key=lambda name: (len(name), name))  # the oldest of them first: b9821 before b10605
     return f"set `llama_cpp.tag` to one that does: {', '.join(tags)} in the cache, or a newer one" if tags else otherwise
 
@@ -198,7 +182,7 @@ def check_scaling(subject: Subject, config: dict[str, Any]) -> None:
 
     if kind and names and subject.weights and not able(subject.tree):
         message = f"{subject.source}: {subject.tag} does not know the rope scaling {kind} of {quoted(names[0])}"
-        raise OrchestrateError(f"{message}, and would convert the model as if it had none", _elsewhere(subject, able))
+        raise OrchestrateError(f"{message}, and would convert the model as if it had none", elsewhere(subject, able))
 
 
 def check_weights(subject: Subject, config: dict[str, Any], weights: headers.Weights) -> None:
@@ -207,6 +191,10 @@ def check_weights(subject: Subject, config: dict[str, Any], weights: headers.Wei
     if named and weights.stored and not (subject.folder / str(named)).exists():
         message = f"{subject.source}: config.json names other weights than are read (transformers_weights: {quoted(named)})"
         raise OrchestrateError(message, "rename that file to model.safetensors, alone in a folder with the model's other files")
+    embedding, size = weights.stored.get(EMBEDDING), config_keys.flat(config).get("vocab_size")
+    if embedding and embedding.shape and isinstance(size, int) and embedding.shape[0] < size:
+        message = f"{subject.source}: its embedding has {embedding.shape[0]} rows, its config a vocabulary of {size}"
+        raise OrchestrateError(message, "use config and weights of one model; were tokens added? resize it and save both again")
     headers.check(weights, subject.source, lambda text: capabilities.reads(subject.tree, claimed(config), text))
 
 
@@ -236,7 +224,7 @@ def check_numbers(subject: Subject, config: dict[str, Any]) -> None:
     """Raise OrchestrateError for what no GGUF of the model's architecture can say at this tag, unless nothing is compared."""
     if not (subject.weights and subject.compared) or not (told := impossible(subject.tree, config)):
         return
-    hint = _elsewhere(subject, lambda tree: _able(tree, config), "no tag that is known here can; a newer one may")
+    hint = elsewhere(subject, lambda tree: _able(tree, config), "no tag that is known here can; a newer one may")
     way = "with `verify: structure` it is converted all the same, to a model that answers otherwise than its source"
     raise OrchestrateError(f"{subject.source}: {told[0]}; {subject.tag} has no way to write it into a GGUF", f"{hint}; {way}")
 
@@ -250,7 +238,7 @@ def impossible(tree: Path, config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _able(tree: Path, config: dict[str, Any]) -> bool:
-    return any(_knows(tree, name, False) for name in claimed(config)) and not impossible(tree, config)
+    return any(capabilities.knows(tree, name) for name in claimed(config)) and not impossible(tree, config)
 
 
 def declared_base(folder: Path, config: dict[str, Any]) -> str:
@@ -264,63 +252,28 @@ def declared_base(folder: Path, config: dict[str, Any]) -> str:
     return named if not fields.source(named) and not fields.is_folder(named) else ""
 
 
-def plain_bpe(subject: Subject, config: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer.json of a model whose vocabulary this tag is certain to read as GPT-2's kind; {} for all others."""
-    folder = subject.folder
-    if any((folder / name).is_file() for name in ("tokenizer.model", "tekken.json", "tokenizer.jsonl")):
-        return {}
-    found = read_json(folder / "tokenizer.json")
-    model = found.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("byte_fallback"):
-        return {}
-    names, known = claimed(config)[:1], capabilities.architectures(subject.tree)
-    if known is None or set(names) - known.text or len(set(claimed(config))) != 1:
-        return {}
-    special = read_json(folder / "tokenizer_config.json").get("tokenizer_class", "")
-    return found if capabilities.reads_gpt2(capabilities.converter(subject.tree, names[0]), (names[0], str(special))) else {}
-
-
-def check_vocabulary(subject: Subject, config: dict[str, Any], weights: headers.Weights) -> None:
-    """Raise OrchestrateError for a tokenizer that has more tokens than the model has rows for."""
-    inner = config.get("text_config")
-    size = {**config, **(inner if isinstance(inner, dict) else {})}.get("vocab_size")
-    if not subject.weights or not isinstance(size, int):
-        return
-    tokenizer = plain_bpe(subject, config)
-    last = _last_token(tokenizer)
-    embedding = weights.stored.get(EMBEDDING) if tokenizer else None
-    rows = embedding.shape[0] if embedding and len(embedding.shape) == 2 else None
-    hint = "tokens were added without resizing the model: use the original's tokenizer files, or resize and save both again"
-    if last >= size:
-        raise OrchestrateError(f"{subject.source}: its tokenizer has {last + 1} tokens, its config a vocabulary of {size}", hint)
-    if rows is not None and rows < size:
-        raise OrchestrateError(f"{subject.source}: its embedding has {rows} rows, its config a vocabulary of {size}", hint)
-
-
-def _last_token(tokenizer: dict[str, Any]) -> int:
-    vocabulary = tokenizer.get("model", {}).get("vocab")
-    added = tokenizer.get("added_tokens")
-    found = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    found += [each.get("id") for each in added if isinstance(each, dict)] if isinstance(added, list) else []
-    return max((each for each in found if isinstance(each, int)), default=-1)
-
-
 def takes_vocabulary(subject: Subject) -> bool:
     """Whether the script writes a vocabulary, and takes it from the model's folder in transformers' layout."""
-    return _flags(subject).isdisjoint((*ELSEWHERE, "--mmproj"))
+    return _flags(subject).isdisjoint((*ELSEWHERE, MMPROJ))
 
 
-def is_hashed(subject: Subject) -> bool:
-    """Whether this tag is certain to ask for the digest of the model's pre-tokenizer."""
-    if not takes_vocabulary(subject):
-        return False
-    return bool(capabilities.hashes(subject.tree) and plain_bpe(subject, read_json(subject.folder / "config.json")))
-
-
-def check_hash(subject: Subject, digest: str) -> None:
-    """Raise OrchestrateError when this tag does not know a pre-tokenizer by its digest, naming tags in the cache that do."""
-    known = capabilities.hashes(subject.tree)
-    if known and digest and digest not in known:
-        hint = _elsewhere(subject, lambda tree: digest in capabilities.hashes(tree))
-        also = "; if the tokenizer was changed while fine-tuning, use the original's tokenizer files"
-        raise OrchestrateError(f"{subject.source}: {subject.tag} does not know the model's tokenizer", hint + also)
+def refusal(subject: Subject, where: str, error: CommandFailed) -> OrchestrateError:
+    """A script's failure in terms of the job: JobError for what it asks for in vain, else with the tags that know more."""
+    if error.code == USAGE:
+        return JobError(f"{where}: {error.message}", error.hint, error.log)
+    said = text_of(error.log)[-LONGEST_FRONT:] if error.log else ""
+    lacking = next((match[1] for pattern in UNKNOWN if (match := re.search(pattern, said))), "")
+    if not lacking:
+        return error
+    if subject.mmproj or MMPROJ in _flags(subject):
+        config = read_json(subject.folder / "config.json")
+        if any(config.get(key) for key in ("vision_config", "audio_config")):
+            message = f"{where}: {subject.tag} has no projector for {quoted(lacking)}"
+            return JobError(message, f"{NEWER}, or leave `mmproj` out", error.log)
+        message = f"{where} has no vision or audio part: its config.json says {quoted(lacking)}"
+        return JobError(message, "leave `mmproj` out for this model", error.log)
+    if capabilities.knows(subject.tree, lacking):
+        part = "it may make only its projector (`args: [--mmproj]`); the language model is a repository of its own then"
+        return error.retold(error.message, f"{part}; or {error.hint}")
+    hint = elsewhere(subject, lambda tree: capabilities.knows(tree, lacking))
+    return error.retold(error.message, error.hint.replace(NEWER, hint, 1))

@@ -75,7 +75,10 @@ class PinnedJob(msgspec.Struct, frozen=True):
 
     def view(self, wanted: Wanted, name: str) -> Path:
         """The folder that a converter is shown for some files; its own name goes into the GGUF."""
-        pin = self.files(wanted)
-        origin = str(self.context.folder(wanted.source)) if wanted.is_folder else ""
+        return self.view_of(self.files(wanted), name)
+
+    def view_of(self, pin: FilesPin, name: str) -> Path:
+        """The same for other files than the locked ones, such as a part of them."""
+        origin = str(self.context.folder(pin.wanted.source)) if pin.wanted.is_folder else ""
         key = msgspec.json.encode([name, origin, pin.commit, pin.files])
         return self.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name

@@ -21,13 +21,13 @@ from llamacpp_orchestrator.pipeline import converter_view
 from llamacpp_orchestrator.pipeline import preflight
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline import receipt_words
+from llamacpp_orchestrator.pipeline import trial
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.pipeline.publish import prepare
 from llamacpp_orchestrator.pipeline.publish import publish
 from llamacpp_orchestrator.system import limits as system_limits
 from llamacpp_orchestrator.system import sandbox
-from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.scheduler import CURRENT
 from llamacpp_orchestrator.system.scheduler import DONE
 from llamacpp_orchestrator.system.scheduler import NOTE
@@ -47,7 +47,6 @@ def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     pinned, build, log = run.pinned, run.builds[key], run.log(f"convert {key}")
     if not prepare(run.locks, build, run.force, tell):
         return CURRENT
-    preflight.check_tokenizer(pinned, build, run.converter, run.log(f"tokenizer {key}"))
     scales = adapter_staging.judge(pinned, build)
     notes = (*preflight.notes(pinned, build), *scales.notes)
     for note in notes:
@@ -55,18 +54,12 @@ def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     adapter_staging.stage(pinned, build, scales, lambda command: run.converter(command, run.log(f"rescale {key}"), tell))
     try:
         command = converter_view.command(pinned, build, adapter_staging.command(pinned, build, scales))
-        run.converter(_fenced(pinned, build, command), log, tell)
+        trial.convert(run, build, converter_view.fenced(pinned, build, command, build.stage), log, tell)
     finally:
         if notes and log.exists():
             with log.open("a", encoding="utf-8") as file:
                 file.writelines(f"{NOTE}{note}\n" for note in notes)
     return DONE
-
-
-def _fenced(pinned: PinnedJob, build: Build, command: Command) -> Command:
-    places = (build.stage, pinned.home(build.output.model.trust_remote_code))
-    command = msgspec.structs.replace(command, env=pinned.script_env)
-    return sandbox.around(command, system_limits.limits(pinned.context.settings), write=places)
 
 
 def quantize_output(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:

@@ -23,6 +23,8 @@ from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.models.selection import HubFile
 from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.system import limits as system_limits
+from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.translation import Reader
 from llamacpp_orchestrator.translation import Translation
@@ -149,3 +151,10 @@ def options(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
     names = safetensors.read_json(view / "config.json").get("architectures")
     classes = capabilities.converter(tree, str(names[0])) if isinstance(names, list) and names else []
     return tuple(word for word in encoders.options(view, tree, classes) if word not in build.command.argv)
+
+
+def fenced(pinned: PinnedJob, build: Build, command: Command, place: Path) -> Command:
+    """A call of upstream's script in its fence, which may write into one place."""
+    command = msgspec.structs.replace(command, env=pinned.script_env)
+    places = (place, pinned.home(build.output.model.trust_remote_code))
+    return sandbox.around(command, system_limits.limits(pinned.context.settings), write=places)

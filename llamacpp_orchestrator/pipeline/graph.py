@@ -16,8 +16,8 @@ from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.pipeline import actions
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import memory
-from llamacpp_orchestrator.pipeline import preflight as pipeline_preflight
 from llamacpp_orchestrator.pipeline import setup
+from llamacpp_orchestrator.pipeline import trial
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.source.tree import SCRIPTS
@@ -29,7 +29,7 @@ from llamacpp_orchestrator.system.scheduler import log_of
 
 # What every tag's scripts have taken since b3878: with these and without options, downloads need not wait for the tree.
 ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
-ACTIONS = setup.ACTIONS | actions.ACTIONS
+ACTIONS = setup.ACTIONS | trial.ACTIONS | actions.ACTIONS
 
 
 def perform(run: JobRun, step: Step, outcomes: Outcomes, tell: Tell) -> Outcome:
@@ -55,15 +55,15 @@ def need(run: JobRun, step: Step) -> int:
 
 
 def scripts(pinned: PinnedJob, stale: list[Build]) -> list[Path]:
-    """All that the environment's Python will run to convert some outputs: upstream's scripts, and ours about a tokenizer."""
+    """What the environment's Python will run to convert some outputs: upstream's scripts, and ours that loads a tokenizer."""
     converted = [build for build in stale if not build.of]
     kinds = sorted({"adapter" if build.output.lora else "model" for build in converted})
     folders = [{file.path for file in pinned.files(build.needs[0][0]).files} for build in converted]
     # Where there is a tokenizer.model it is read without transformers' tokenizers, which take long to load.
-    hashed = any("tokenizer.json" in names and "tokenizer.model" not in names for names in folders)
+    tokenizers = any("tokenizer.json" in names and "tokenizer.model" not in names for names in folders)
     return [
         *(pinned.tree / SCRIPTS[kind] for kind in kinds),
-        *([inside.path(pipeline_preflight.HASHER)] if hashed else []),
+        *([inside.path("rendering")] if tokenizers else []),
     ]
 
 
@@ -78,8 +78,12 @@ def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ended: frozenset[st
     after: tuple[str, ...] = () if "source" in ended or _ordinary(stale) else ("source",)
     # A type that the tool may not have is told before gigabytes come for nothing.
     after += ("binaries",) if any(build.of and build.output.type.upper() not in quantize.ALWAYS for build in stale) else ()
-    fetched = {need: f"fetch {key}" for key, need in fetches(pinned, stale).items()}
-    steps += [Step(kind="fetch", key=key, needs=after) for key in fetches(pinned, stale)]
+    sources = fetches(pinned, stale)
+    fetched = {need: f"fetch {key}" for key, need in sources.items()}
+    scripts_ready = tuple(step.name for step in steps if step.kind in ("source", "environment"))
+    for key, source in sources.items():
+        tried = trial.builds(stale, source, pinned.files(source[0]))
+        steps += _brought(key, after, scripts_ready if tried else (), logs)
     here = frozenset(step.name for step in steps)
     for build in stale:
         steps += _made(pinned, build, stale, logs, tuple(fetched[need] for need in build.needs), here)
@@ -92,6 +96,15 @@ def fetches(pinned: PinnedJob, stale: Iterable[Build]) -> dict[str, tuple[Wanted
     pairs = dict.fromkeys(need for build in stale for need in build.needs)
     first = dict(reversed(pairs))
     return {names[wanted] + ("" if first[wanted] == name else f" as {name}"): (wanted, name) for wanted, name in pairs}
+
+
+def _brought(key: str, after: tuple[str, ...], question_needs: tuple[str, ...], logs: Path) -> list[Step]:
+    """The steps that bring a source here, first its small files, about which upstream is asked; () where it need not be."""
+    if not question_needs:
+        return [Step(kind="fetch", key=key, needs=after)]
+    inspect = Step(kind="inspect", key=key, needs=after)
+    check = Step(kind="check", key=key, needs=(*question_needs, inspect.name), heavy=True, log=log_of(f"check {key}", logs))
+    return [inspect, check, Step(kind="fetch", key=key, needs=(*after, check.name))]
 
 
 def _made(

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from llamacpp_orchestrator.convert import memory_model
+from llamacpp_orchestrator.convert.memory_model import Weight
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import layout
@@ -16,9 +18,7 @@ from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models.safetensors import safetensors_header
 from llamacpp_orchestrator.pipeline import build as pipeline_build
-from llamacpp_orchestrator.pipeline import memory_model
 from llamacpp_orchestrator.pipeline.build import Build
-from llamacpp_orchestrator.pipeline.memory_model import Weight
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.util.units import size
 from llamacpp_orchestrator.verify import gguf

@@ -19,7 +19,7 @@ from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import EnvironmentPin
-from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.pipeline import binaries
@@ -110,12 +110,13 @@ def programs(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
 
 def fetch(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     """Bring the files of a model or adapter here, with the view that a converter is shown."""
-    return Outcome(bring(run.pinned, *run.fetches[key], tell))
+    wanted, name = run.fetches[key]
+    return Outcome(bring(run.pinned, run.pinned.files(wanted), name, tell))
 
 
-def bring(pinned: PinnedJob, wanted: Wanted, name: str, tell: Tell) -> str:
-    """Bring the files of a model or adapter here, examine them, and make their view; "current" if all was there."""
-    pin, view = pinned.files(wanted), pinned.view(wanted, name)
+def bring(pinned: PinnedJob, pin: FilesPin, name: str, tell: Tell) -> str:
+    """Bring files of a model or adapter here, examine them, and make their view; "current" if all was there."""
+    wanted, view = pin.wanted, pinned.view_of(pin, name)
 
     def unhealthy(entry: Path) -> str:
         sound = all(hub.sound(entry / name / file.path, file, pinned.store.sha256) for file in pin.files)

@@ -15,6 +15,7 @@ from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.convert import quantize
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.convert.failures import explain
+from llamacpp_orchestrator.convert.failures import is_certain
 from llamacpp_orchestrator.convert.known_failures import WORDS
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.system.command import script_env
@@ -362,6 +363,64 @@ def test_real_failures_are_explained(
     if tag == "b11434":
         literal = {row(said) for said, _ in LITERAL.values()}
         assert {pattern for pattern, _, _ in WORDS} <= seen | literal, "a row that nothing tries"
+
+
+# What of the above a script tells of small files alone, and what it cannot.
+EARLY = {"architecture", "no architecture", "config without layers", "no tokenizer", "tokenizer.model", "unknown bytes"}
+EARLY |= {"too many tokens", "code", "option", "choice", "no value", "size", "mistral"}
+LATE = {"heads", "fewer layers", "missing shard", "cut", "value head"}
+
+
+def test_without_weights_nothing_fails_that_does_not_with_them(
+    tree: Callable[[str], Path], python: Path, data: Path, tmp_path: Path, shared_cache: Path
+) -> None:
+    env, certain = commands.environment(shared_cache / "home"), set[tuple[str, str]]()
+    warm = warm_worker.Warm(str(python), tree("b11434"), env, tmp_path / "warm.log")
+    run = warm.convert if warm_worker.can_fork("linux" if Path("/proc").is_dir() else "") else warm_worker.run_alone
+    for tag, (package, _) in TAGS.items():
+        for name in sorted(EARLY | LATE):
+            spoil, words, _ = MODELS[name]
+            model = Path(shutil.copytree(data / "tiny-llama", tmp_path / tag / name / "tiny-llama"))
+            spoil(model)
+            for file in (*model.glob("*.safetensors"), *model.glob("*.index.json")):
+                file.unlink()
+            whole = commands.model_command(str(python), tree(package), Path("x"), model / "x", "auto", "", tuple(words.split()))
+            command = commands.vocabulary_command(msgspec.structs.replace(whole, env=env), model, model.parent / "out.gguf")
+            try:
+                run(command, model.parent / "log", lambda said: None)
+                assert (model.parent / "out.gguf").read_bytes().startswith(b"GGUF")
+            except CommandFailed as error:
+                certain |= {(tag, name)} if is_certain(error.code, error.tail) else set()
+    warm.close()
+    assert certain == {(tag, name) for tag in TAGS for name in EARLY}
+
+
+TRACE = "Traceback (most recent call last):\n"
+TRACE += "".join(f'  File "convert_hf_to_gguf.py", line 1, in {name}\n    main()\n' for name in ("<module>", "main"))
+
+
+def within(function: str, line: str, error: str) -> str:
+    """The end of a script that failed in a function of one of upstream's modules."""
+    return f'{TRACE}  File "conversion/x.py", line 1, in {function}\n    {line}\n{error}'
+
+
+@pytest.mark.parametrize(
+    ("code", "tail", "certain"),
+    [
+        (1, "ERROR:hf-to-gguf:Model Foo is not supported", True),
+        (-9, "INFO:hf-to-gguf:Set model tokenizer", False),
+        (1, f"{TRACE}KeyError: 'architectures'", True),
+        (1, within("set_vocab", "f()", "ValueError: odd tokens"), True),
+        (1, within("set_vocab", "open(path)", "FileNotFoundError: 'model.safetensors.index.json'"), False),
+        (1, within("__init__", "max(name for name in self.model_tensors)", "ValueError: max() arg is an empty sequence"), False),
+        (1, within("__init__", "raise", "ValueError: vision_config / audio_config not found in hparams"), True),
+        (1, within("set_gguf_parameters", 'self.hparams["x"]', "KeyError: 'x'"), True),
+        (1, within("set_gguf_parameters", "self.numbers['x']", "KeyError: 'x'"), False),
+        (1, within("write_vocab", "raise", "ValueError: MmprojModel does not support vocab writing"), False),
+    ],
+)
+def test_what_is_certain_without_weights(code: int, tail: str, certain: bool) -> None:
+    assert is_certain(code, tail) is certain
 
 
 @pytest.mark.parametrize("place", LITERAL)

@@ -15,16 +15,11 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator.convert import capabilities
-from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.convert import preflight
-from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.convert.preflight import Subject
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.pipeline import preflight as pipeline_preflight
 from llamacpp_orchestrator.source.tree import TAG_MARK
-from llamacpp_orchestrator.system import process
-from llamacpp_orchestrator.system.command import script_env
-from llamacpp_orchestrator.system.interpreter import Interpreter
 from tests.support import makers
 from tests.support.answer import Answer
 from tests.support.stage.hub import Hub
@@ -96,10 +91,7 @@ def refused(subject: Subject) -> str:
         ("b11434", {"architectures": ["FooModel"], "a": {"b": {"c": {"architectures": ["LlamaForCausalLM"]}}}}, (), "FooModel"),
         ("b11434", {"architectures": "LlamaForCausalLM"}, (), ""),
         ("b11434", ["no object"], (), ""),
-        ("b11434", {"architectures": ["InternVisionModel"]}, (), "args: [--mmproj]"),
-        ("b11434", {"architectures": ["InternVisionModel"]}, ("--mmproj",), ""),
         ("b11434", {"architectures": ["InternVisionModel"]}, ("--mmp",), ""),
-        ("b11434", LLAMA, ("--mmproj",), "the projector of the architecture LlamaForCausalLM"),
         ("b11434", {"architectures": ["FooModel"]}, ("--mistral-format",), ""),
         ("b11434", {"architectures": ["FooModel"]}, ("--mistral",), ""),
     ],
@@ -227,127 +219,67 @@ def test_the_unquantized_model_is_named_where_it_is_declared(
     assert (f"name the unquantized model: {base};" if base else "name the model that it was made from;") in said
 
 
-@pytest.mark.parametrize(
-    ("size", "added", "rows", "words"),
-    [
-        (256, (), 256, ""),
-        (300, (256, 257), 300, ""),
-        (300, (256,), 320, ""),
-        (256, (256,), None, "its tokenizer has 257 tokens, its config a vocabulary of 256"),
-        (300, (400,), 300, "401 tokens"),
-        (300, (256,), 257, "its embedding has 257 rows, its config a vocabulary of 300"),
-        (None, (400,), None, ""),
-    ],
-)
-def test_vocabularies(
-    size: int | None, added: tuple[int, ...], rows: int | None, words: str, subject: Callable[..., Subject], data: Path
+@pytest.mark.parametrize(("size", "rows", "refuses"), [(300, 320, False), (300, 300, False), (300, 257, True), (None, 1, False)])
+def test_a_vocabulary_larger_than_the_embedding(
+    size: int | None, rows: int, refuses: bool, subject: Callable[..., Subject], data: Path
 ) -> None:
     asked = subject(config={**LLAMA, "vocab_size": size})
-    makers.byte_tokenizer(asked.folder, *added)
-    if rows:
-        shutil.copy(data / "tiny-llama" / "model.safetensors", asked.folder)
-        makers.tensors(asked.folder / "model.safetensors", lambda found: {preflight.EMBEDDING: makers.zeros(rows, 64)})
-    said = refused(asked)
-    assert words in said and bool(words) is bool(said)
+    makers.write(asked.folder / "model.safetensors", {preflight.EMBEDDING: makers.zeros(rows, 64)})
+    assert bool(refused(asked)) is refuses
+    assert not refuses or "its embedding has 257 rows, its config a vocabulary of 300" in refused(asked)
     assert refused(msgspec.structs.replace(asked, weights=False)) == ""
 
 
+def failed(folder: Path, said: str, code: int = 1) -> CommandFailed:
+    """A script's failure with its log."""
+    (folder / "log").write_text(said)
+    return CommandFailed("it failed", code=code, hint="pin a newer tag; or else", log=folder / "log")
+
+
+EYE = {"architectures": ["InternVisionModel"]}
+UNKNOWN = "BPE pre-tokenizer was not recognized!\n** chkhsh:  "
+KNOWN_BY_NEWER = 'chkhsh == "([0-9a-f]{64})"'
+
+
 @pytest.mark.parametrize(
-    ("spoil", "why"),
+    ("config", "more", "said", "code", "words"),
     [
-        (lambda folder: (folder / "tokenizer.model").touch(), "sentencepiece ignores what is too many"),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "there is none"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "it is damaged, which upstream says"),
-        (lambda folder: makers.edit(folder / "tokenizer.json", model={"type": "Unigram"}), "another kind"),
-        (lambda folder: makers.edit(folder / "tokenizer.json", model={"type": "BPE", "byte_fallback": True}), "Llama 2's kind"),
-        (lambda folder: makers.edit(folder / "config.json", architectures=["MPTForCausalLM"]), "it tries several ways"),
-        (lambda folder: makers.edit(folder / "config.json", text_config={"architectures": ["Qwen2Model"]}), "which of the two?"),
-        (lambda folder: makers.edit(folder / "tokenizer_config.json", tokenizer_class="HybridDNATokenizer"), "an exception"),
-        (lambda folder: makers.edit(folder / "tokenizer.json", model={"type": "BPE", "vocab": []}, added_tokens=None), "odd"),
+        (LLAMA, {}, "usage", 2, "job.yaml: m: it failed"),
+        (EYE, {}, "Model InternVisionModel is not supported", 1, "it may make only its projector (`args: [--mmproj]`)"),
+        (EYE, {"args": ("--mmproj",)}, "Model InternVisionModel is not supported", 2, "has no vision or audio part"),
+        (LLAMA, {"mmproj": True}, "Model LlamaForCausalLM is not supported", 2, "m has no vision or audio part: its config.json"),
+        (
+            {**LLAMA, "vision_config": {"x": 1}},
+            {"mmproj": True},
+            "Model LlamaForCausalLM is not supported",
+            2,
+            "m: b11434 has no projector for LlamaForCausalLM",
+        ),
+        (LLAMA, {}, "Model FooModel is not supported", 1, "it failed\npin a newer tag; or else"),
+        (LLAMA, {}, UNKNOWN + "0" * 64, 1, "it failed\npin a newer tag; or else"),
+        (LLAMA, {}, "something else", 1, "it failed\npin a newer tag; or else"),
     ],
 )
-def test_where_the_vocabulary_is_another_matter_nothing_is_refused(
-    spoil: Callable[[Path], None], why: str, subject: Callable[..., Subject]
+def test_a_failed_script_is_told_in_terms_of_the_job(
+    config: Any, more: dict[str, Any], said: str, code: int, words: str, subject: Callable[..., Subject], tmp_path: Path
 ) -> None:
-    asked = subject()
-    makers.byte_tokenizer(asked.folder, 999)
-    assert "1000 tokens" in refused(asked) and preflight.is_hashed(asked)
-    spoil(asked.folder)
-    assert refused(asked) == "", why
+    error = preflight.refusal(subject(config=config, **more), "job.yaml: m", failed(tmp_path, said, 2 if said == "usage" else 1))
+    assert words in f"{error.message}\n{error.hint}" and error.exit_code == code and error.log == tmp_path / "log"
 
 
-def test_the_digest_is_that_of_upstream_and_known_or_not(
-    subject: Callable[..., Subject], python: Path, cached: Path, data: Path, tmp_path: Path, shared_cache: Path
-) -> None:
-    env = script_env(shared_cache / "home")
-    asked = msgspec.structs.replace(subject(), tree=cached / "package-b9760", tag="b9760", trees=cached)
-    makers.byte_tokenizer(asked.folder)
-    interpreter = Interpreter(python=str(python), run=process.stream, env=env, scratch=tmp_path, log=tmp_path / "ours.log")
-    digest = pipeline_preflight.hash_of(asked, interpreter)
-    assert re.fullmatch("[0-9a-f]{64}", digest)
-
-    # Upstream prints the same when it gives up.
-    model = Path(shutil.copytree(data / "tiny-llama", tmp_path / "whole"))
-    makers.byte_tokenizer(model)
-    command = commands.model_command(str(python), asked.tree, model, tmp_path / "x.gguf", "f16", "x", ())
-    log = tmp_path / "upstream.log"
-    with pytest.raises(OrchestrateError, match="does not know the model's tokenizer"):
-        warm_worker.run_alone(msgspec.structs.replace(command, env=env), log, lambda said: None)
-    assert f"chkhsh:  {digest}" in log.read_text() and f"chkhsh: {digest}" in interpreter.log.read_text()
-
-    with pytest.raises(OrchestrateError, match="b9760 does not know the model's tokenizer") as error:
-        preflight.check_hash(asked, digest)
-    assert error.value.hint.startswith("pin a newer tag") and "original's tokenizer files" in error.value.hint
-    other = cached / ("a" * 40) / "conversion" / "base.py"
-    known = min(capabilities.hashes(other.parents[1]))
-    other.write_text(other.read_text(encoding="utf-8").replace(known, digest), encoding="utf-8")
-    with pytest.raises(OrchestrateError) as error:
-        preflight.check_hash(asked, digest)
-    assert f"{'a' * 40} in the cache" in error.value.hint
-    preflight.check_hash(msgspec.structs.replace(asked, tree=other.parents[1]), digest)
-    preflight.check_hash(asked, "")
-    (asked.folder / "tokenizer.json").write_text("{}")
-    assert pipeline_preflight.hash_of(asked, interpreter) == "" and not list(tmp_path.glob("a*.json"))
-
-
-@pytest.mark.parametrize("args", [(), ("--mmproj",), ("--target-model-dir", "x")])
-def test_the_digest_is_asked_for_where_the_script_does(args: tuple[str, ...], subject: Callable[..., Subject]) -> None:
-    asked = subject(args=args)
-    assert not preflight.is_hashed(asked)
-    makers.byte_tokenizer(asked.folder)
-    assert preflight.is_hashed(asked) is not bool(args)
-
-
-def test_an_unknown_tokenizer_is_told_before_the_conversion(
-    orchestrate: Callable[..., Answer], job: Callable[..., Path], copy: Callable[..., Path], world: Path, shared_cache: Path
-) -> None:
-    makers.byte_tokenizer(copy("tiny-llama"))
-    answer = orchestrate("run", job({"source": "./model", "outtype": ["f16", "bf16"]}), "--keep-going")
-    assert answer.code == 1 and answer.err.count("./model: b11434 does not know the model's tokenizer") >= 2
-    assert "Traceback" not in answer.err and not list(world.glob("dist/*"))
-    logs = {
-        path.name
-        for path in (shared_cache / "logs").glob("job-*/*")
-        if path.stat().st_mtime > (world / "job.yaml").stat().st_mtime
-    }
-    assert "tokenizer-model-f16.gguf.log" in logs and "convert-model-f16.gguf.log" not in logs
-
-
-def test_a_tokenizer_that_does_not_load_is_left_to_upstream(
-    orchestrate: Callable[..., Answer], job: Callable[..., Path], copy: Callable[..., Path]
-) -> None:
-    model = copy("tiny-llama")
-    makers.byte_tokenizer(model)
-    makers.edit(model / "tokenizer.json", pre_tokenizer={"type": "NoSuchKind"})
-    answer = orchestrate("run", job({"source": "./model", "outtype": "f16"}))
-    assert answer.code == 1 and "convert_hf_to_gguf.py" in answer.err and "failed  convert" in answer.err
+def test_tags_in_the_cache_that_know_a_tokenizer_are_named(subject: Callable[..., Subject], cached: Path, tmp_path: Path) -> None:
+    older, newer = cached / "package-b9760", cached / ("a" * 40)
+    digests = [set(re.findall(KNOWN_BY_NEWER, capabilities.core(root).read_text(encoding="utf-8"))) for root in (newer, older)]
+    unknown = failed(tmp_path, UNKNOWN + min(digests[0] - digests[1]))
+    error = preflight.refusal(msgspec.structs.replace(subject("b9760"), tree=older, trees=cached), "job.yaml: m", unknown)
+    assert error.hint == f"set `llama_cpp.tag` to one that does: {newer.name} in the cache, or a newer one; or else"
 
 
 @pytest.mark.parametrize(
     ("model", "lora", "words"),
     [
         ({"args": ["--split-max-sice", "4G"]}, {}, "job.yaml: tiny-llama: convert_hf_to_gguf.py of b11434 has no option"),
-        ({"args": ["--split-max-size"]}, {}, "wants a value after `--split-max-size`"),
+        ({"args": ["--split-max-size"]}, {}, "job.yaml: tiny-llama: this tag's script does not take an option so: --split"),
         ({}, {"args": ["--use-temp-file"]}, "job.yaml: lora-a: convert_lora_to_gguf.py of b11434 has no option"),
         ({}, {"outtype": "tq1_0"}, "lora-a: b11434 has no outtype `tq1_0` for adapters"),
         ({"outtype": "q4_k_m"}, {}, "types such as Q4_K_M belong under `quantize`"),
@@ -365,7 +297,7 @@ def test_types_and_options_that_the_tag_lacks(
     adapter = {"source": str(data / "lora-a"), **lora}
     answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [adapter], **model}))
     assert answer.code == 2 and words in answer.err and "hint:" in answer.err
-    assert not (world / "dist").exists()
+    assert not list(world.glob("dist/*"))
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.models.hub import HubFile
 from llamacpp_orchestrator.pipeline import build
 from llamacpp_orchestrator.pipeline import graph
-from llamacpp_orchestrator.pipeline import preflight
 from llamacpp_orchestrator.source import pin
 from llamacpp_orchestrator.source import tree as source_tree
 from llamacpp_orchestrator.system.command import Command
@@ -107,14 +106,14 @@ def the_lock(work: Context, names: tuple[str, ...]) -> records.Lock:
     )
 
 
-HASHER = inside.path(preflight.HASHER)
+LOADER = inside.path("rendering")
 
 
 @pytest.mark.parametrize(
     ("more", "files", "names"),
     [
         ("outtype: f16", ("tokenizer.model", "tokenizer.json"), {"convert_hf_to_gguf.py"}),
-        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", HASHER.name}),
+        ("outtype: f16", ("tokenizer.json",), {"convert_hf_to_gguf.py", LOADER.name}),
         ("outtype: none\n    loras: [org/a]", ("tokenizer.model",), {"convert_lora_to_gguf.py"}),
         ("loras: [org/a]", (), {"convert_hf_to_gguf.py", "convert_lora_to_gguf.py"}),
     ],
@@ -124,7 +123,7 @@ def test_what_will_be_asked_for(tmp_path: Path, more: str, files: tuple[str, ...
     pinned = PinnedJob(work, the_lock(work, files))
     scripts = graph.scripts(pinned, build.builds(pinned))
     assert {path.name for path in scripts} == names
-    assert all(path == HASHER or path.parent == pinned.tree for path in scripts)
+    assert all(path == LOADER or path.parent == pinned.tree for path in scripts)
 
 
 def test_it_begins_when_the_last_of_what_it_needs_is_here() -> None:

@@ -109,11 +109,9 @@ def test_models(files: dict[str, bytes]) -> None:
             (here / name).write_bytes(content)
         subject = Subject(tree=tree(), tag="b11434", folder=here, source="org/name")
         reading(lambda: preflight.check_model(subject))
-        reading(lambda: preflight.is_hashed(subject))
         config = reading(lambda: safetensors.read_json(here / "config.json"))
         if config is not None:
             reading(lambda: remote_code.check_remote_code(config, "org/name"))
-            reading(lambda: preflight.check_projector(tree(), "b11434", "mine", config))
         speech = reading(lambda: tokenizer.read(here))
         assert speech
         found = reading(lambda: tokenizer.compare(speech, METADATA, 4))

@@ -7,10 +7,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from llamacpp_orchestrator.convert import memory_model
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.models import selection
 from llamacpp_orchestrator.models import weight_files
-from llamacpp_orchestrator.pipeline import memory_model
 from tests.fuzz.common import altered
 from tests.fuzz.common import folder
 from tests.fuzz.common import fuzzed

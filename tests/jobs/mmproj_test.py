@@ -13,6 +13,7 @@ import pytest
 from llamacpp_orchestrator.convert import failures
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.verify import gguf
 from tests.support import makers
 from tests.support.answer import Answer
@@ -84,10 +85,18 @@ def test_a_model_that_does_not_see_is_told_before_anything_is_converted(
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16", "mmproj": "f16"})
     answer = orchestrate("run", file)
     assert answer.code == 2, answer.err
-    assert "failed  fetch" in answer.err and "tiny-llama has no vision or audio part" in answer.err
+    assert "failed  check" in answer.err and "tiny-llama has no vision or audio part" in answer.err
     assert not list(world.rglob("*.gguf"))
     assert orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16"}, name="fine.yaml")).code == 0
     assert "has no vision or audio part" in orchestrate("run", file, "--force").err
+
+
+def test_a_tag_without_projectors_is_told_by_its_options(tree: Callable[[str], Path]) -> None:
+    model = spec.Model(source="org/m", name="m", mmproj=("f16",))
+    asked = spec.Job(version=1, llama_cpp=spec.LlamaCpp(tag="b3878"), models=(model,))
+    preflight.check_job(asked, "b11434", "job.yaml", tree("b11434"))
+    with pytest.raises(JobError, match=r"job.yaml: m: b3878 cannot make projectors \(its script has no --mmproj\)"):
+        preflight.check_job(asked, "b3878", "job.yaml", tree("0.3.1"))
 
 
 def test_a_type_of_a_projector_is_checked(orchestrate: Orchestrate, job: Job, data: Path) -> None:
@@ -95,39 +104,6 @@ def test_a_type_of_a_projector_is_checked(orchestrate: Orchestrate, job: Job, da
     assert answer.code == 2 and "has no outtype `q4_k_m`" in answer.err
     answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "mmproj": "none"}))
     assert answer.code == 2 and "models[0].mmproj" in answer.err
-
-
-NOW = 'parser.add_argument(\n    "--mmproj", action="store_true")\n'
-TABLE = 'TEXT_MODEL_MAP: dict[str, str] = {"LlamaForCausalLM": "llama"}\n'
-TABLE += 'MMPROJ_MODEL_MAP: dict[str, str] = {"SeesForConditionalGeneration": "sees", "Eye": "eye"}\n'
-SEES: dict[str, Any] = {"architectures": ["SeesForConditionalGeneration"], "vision_config": {}}
-
-
-@pytest.mark.parametrize(
-    ("script", "table", "config", "message"),
-    [
-        (NOW, TABLE, SEES, ""),
-        (NOW, TABLE, {"architectures": ["Other"], "vision_config": {"architectures": ["Eye"]}}, ""),
-        (NOW, TABLE, {"architectures": ["Other"], "vision_config": {"x": 1}}, "b1 has no projector for Other"),
-        (NOW, TABLE, {"architectures": ["Other"], "audio_config": {"x": 1}}, "b1 has no projector for Other"),
-        (NOW, TABLE, {"architectures": ["LlamaForCausalLM"]}, "it has no vision or audio part: its config.json says Llama"),
-        (NOW, TABLE, {"architectures": []}, ""),
-        (NOW, TABLE, {}, ""),
-        (NOW, "", {"architectures": ["LlamaForCausalLM"]}, ""),
-        ("", TABLE, SEES, "b1 cannot make projectors (its script has no --mmproj)"),
-    ],
-)
-def test_what_the_tree_and_the_config_tell(script: str, table: str, config: dict[str, Any], message: str, tmp_path: Path) -> None:
-    (tmp_path / "convert_hf_to_gguf.py").write_text(script)
-    if table:
-        (tmp_path / "conversion").mkdir()
-        (tmp_path / "conversion" / "__init__.py").write_text(table)
-    if not message:
-        preflight.check_projector(tmp_path, "b1", "it", config)
-        return
-    with pytest.raises(JobError) as caught:
-        preflight.check_projector(tmp_path, "b1", "it", config)
-    assert message in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pytest
 
 from llamacpp_orchestrator import cli_options
 from llamacpp_orchestrator.convert import commands
+from llamacpp_orchestrator.convert import memory_model
+from llamacpp_orchestrator.convert.memory_model import Weight
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
@@ -23,9 +25,7 @@ from llamacpp_orchestrator.models.selection import Snapshot
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import memory as pipeline_memory
-from llamacpp_orchestrator.pipeline import memory_model
 from llamacpp_orchestrator.pipeline.job_run import JobRun
-from llamacpp_orchestrator.pipeline.memory_model import Weight
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system import limits
 from llamacpp_orchestrator.system.command import script_env

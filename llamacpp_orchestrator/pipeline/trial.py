@@ -1,0 +1,98 @@
+"""Whether upstream's own script takes a model: asked with the job's arguments on its small files, before its weights come."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator.convert import commands
+from llamacpp_orchestrator.convert import failures
+from llamacpp_orchestrator.convert import preflight
+from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.lock.records import FilesPin
+from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.models import hub
+from llamacpp_orchestrator.models import view as models_view
+from llamacpp_orchestrator.models.selection import HubFile
+from llamacpp_orchestrator.models.weight_files import INDEX
+from llamacpp_orchestrator.pipeline import converter_view
+from llamacpp_orchestrator.pipeline import setup
+from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.pipeline.job_run import JobRun
+from llamacpp_orchestrator.pipeline.preflight import subject
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.scheduler import DONE
+from llamacpp_orchestrator.system.scheduler import Outcome
+from llamacpp_orchestrator.system.scheduler import Outcomes
+from llamacpp_orchestrator.system.scheduler import Tell
+
+
+def small(pin: FilesPin) -> FilesPin:
+    """The same files without weights."""
+    files = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
+    return msgspec.structs.replace(pin, files=files)
+
+
+def builds(stale: Iterable[Build], need: tuple[Wanted, str], pin: FilesPin) -> list[Build]:
+    """One output of each kind that is to be tried: all that need weights which are still to come, and projectors in any case.
+
+    With the weights at hand a conversion tells the same as soon; only that a model has no projector is told before the rest.
+    """
+    come = not pin.wanted.is_folder and not set(hub.missing(pin.snapshot)).issubset(small(pin).files)
+    converted = [build for build in stale if not build.of and not build.output.lora and build.needs[0] == need]
+    return list({build.output.kind: build for build in converted if come or build.output.kind == "mmproj"}.values())
+
+
+def inspect(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Bring the small files of a model here, with a view of them alone."""
+    wanted, name = run.fetches[key]
+    return Outcome(setup.bring(run.pinned, small(run.pinned.files(wanted)), name, tell))
+
+
+def check(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Let the script write the vocabulary of a model out of its small files, and raise what would fail with its weights too.
+
+    What may be for want of weights alone, or for want of a vocabulary as in a projector, is left to the conversion.
+    """
+    need = run.fetches[key]
+    pin = run.pinned.files(need[0])
+    view = run.pinned.view_of(small(pin), need[1])
+    for build in builds(run.builds.values(), need, pin):
+        with tempfile.TemporaryDirectory() as scratch:
+            command = _command(run, build, converter_view.folder(run.pinned, view), Path(scratch))
+            try:
+                run.converter(command, run.log(f"check {key}"), tell)
+            except CommandFailed as error:
+                if failures.is_certain(error.code, error.tail):
+                    raise _refusal(run, build, error) from error
+    return DONE
+
+
+def convert(run: JobRun, build: Build, command: Command, log: Path, tell: Tell) -> None:
+    """Run upstream's script in its fence; a failure is told in the terms of the job."""
+    try:
+        run.converter(command, log, tell)
+    except CommandFailed as error:
+        raise _refusal(run, build, error) from error
+
+
+def _refusal(run: JobRun, build: Build, error: CommandFailed) -> Exception:
+    seen = subject(run.pinned, build.output.model, run.pinned.view(*build.needs[0]))
+    seen = msgspec.structs.replace(seen, mmproj=build.output.kind == "mmproj")
+    name = (build.output.lora or build.output.model).name
+    return preflight.refusal(seen, f"{run.pinned.context.file.name}: {name}", error)
+
+
+def _command(run: JobRun, build: Build, view: Path, scratch: Path) -> Command:
+    # Without the index: b11434 goes by it to the weights.
+    names = [path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.is_file() and path.name != INDEX]
+    models_view.make_view((HubFile(path=name, size=0) for name in names), view, scratch / view.name)
+    (scratch / "made").mkdir()
+    command = commands.vocabulary_command(build.command, scratch / view.name, scratch / "made" / "vocabulary.gguf")
+    return converter_view.fenced(run.pinned, build, command, scratch / "made")
+
+
+ACTIONS = {"inspect": inspect, "check": check}
