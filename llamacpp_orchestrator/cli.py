@@ -87,9 +87,9 @@ def convert(
     from llamacpp_orchestrator.util.store import write_atomically
 
     file = (write_job or Path("orchestrate.yaml")).absolute()
-    asked: dict[str, Any]
-    asked = {"model": model, "loras": loras, "outtypes": outtypes, "quantize": quantize, "tag": tag, "overrides": overrides}
-    text = loader.job_text(**asked, output=output, folder=file.parent)
+    words: dict[str, Any]
+    words = {"model": model, "loras": loras, "outtypes": outtypes, "quantize": quantize, "tag": tag, "overrides": overrides}
+    text = loader.job_text(**words, output=output, folder=file.parent)
     try:
         job = loader.parse(text.encode(errors="surrogateescape"), file)
         loader.check_folders(job, file)
@@ -138,8 +138,8 @@ def plan(job: Path, **flags: Any) -> None:
 
     work = cli_options.load(job, flags)
     with cli_options.shown(flags) as show:
-        found = commands_plan.preview(work, cli_options.options(flags), show)
-    console.result(found, commands_plan.lines(found), flags["as_json"])
+        planned = commands_plan.preview(work, cli_options.options(flags), show)
+    console.result(planned, commands_plan.lines(planned), flags["as_json"])
 
 
 @orchestrate.command()
@@ -179,12 +179,12 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
 
             here = settings.load(os.environ)
             if level:
-                complaints = [(path, found or reproduce.check(path, here, level)) for path, found in complaints]
+                complaints = [(path, wrong or reproduce.check(path, here, level)) for path, wrong in complaints]
             if deep:
-                complaints = [(path, found or reproduce.recheck(path, here)) for path, found in complaints]
-    checked = [results.Checked(path=str(path), complaints=tuple(found)) for path, found in complaints]
-    console.result(checked, [line for each in checked for line in each.lines()], flags["as_json"])
-    if any(found.complaints for found in checked):
+                complaints = [(path, wrong or reproduce.recheck(path, here)) for path, wrong in complaints]
+    checked = [results.Checked(path=str(path), complaints=tuple(wrong)) for path, wrong in complaints]
+    console.result(checked, [line for check in checked for line in check.lines()], flags["as_json"])
+    if any(wrong.complaints for wrong in checked):
         raise OrchestrateError("not everything is as its receipt says", "make it again: orchestrate run JOB --force")
 
 
@@ -204,9 +204,9 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
         raise JobError(f"{file.parent} is not a folder", "make it first")
     work = cli_options.load(job, flags)
     with cli_options.shown(flags) as show:
-        made = commands_bundle.pack(work, cli_options.options(flags), platform, file.absolute(), show)
-    count = made.stat().st_size
-    console.result({"path": str(made), "size": count}, [f"{size(count):>9}  {made}"], flags["as_json"])
+        packed = commands_bundle.pack(work, cli_options.options(flags), platform, file.absolute(), show)
+    count = packed.stat().st_size
+    console.result({"path": str(packed), "size": count}, [f"{size(count):>9}  {packed}"], flags["as_json"])
 
 
 @orchestrate.command(name="reproduce")
@@ -227,9 +227,9 @@ def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> 
 
     here = msgspec.structs.replace(settings.load(os.environ), offline=offline)
     with cli_options.shown(flags) as show:
-        found = reproduce.reproduce(receipt, here, job, Options(), show)
-    console.result(found, [line for each in found for line in each.lines()], flags["as_json"])
-    if any(each.made != each.recorded for each in found):
+        files = reproduce.reproduce(receipt, here, job, Options(), show)
+    console.result(files, [line for output in files for line in output.lines()], flags["as_json"])
+    if any(output.made != output.recorded for output in files):
         raise OrchestrateError("the output cannot be reproduced", "was it changed by hand, or made with another environment?")
 
 
@@ -243,9 +243,9 @@ def doctor(job: Path | None, **flags: Any) -> None:
     from llamacpp_orchestrator.system import settings
 
     with cli_options.ending():
-        found = commands_doctor.examine(cli_options.load(job, flags) if job else None, settings.load(os.environ))
-    console.result(found, [line.line() for line in found], flags["as_json"])
-    if job and (lacking := commands_doctor.lacking(found)):
+        lines = commands_doctor.examine(cli_options.load(job, flags) if job else None, settings.load(os.environ))
+    console.result(lines, [line.line() for line in lines], flags["as_json"])
+    if job and (lacking := commands_doctor.lacking(lines)):
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")
 
 
@@ -305,9 +305,9 @@ def cache_list(as_json: bool) -> None:
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.util import store
 
-    found = store.entries(_store_root())
-    lines = (f"{kind:<14}{size(count):>10}  {key}{'' if whole else '  (incomplete)'}" for kind, key, count, whole in found)
-    plain = [{"kind": kind, "key": key, "bytes": count, "complete": whole} for kind, key, count, whole in found]
+    entries = store.entries(_store_root())
+    lines = (f"{kind:<14}{size(count):>10}  {key}{'' if whole else '  (incomplete)'}" for kind, key, count, whole in entries)
+    plain = [{"kind": kind, "key": key, "bytes": count, "complete": whole} for kind, key, count, whole in entries]
     console.result(plain, lines, as_json)
 
 

@@ -80,10 +80,10 @@ def work(job: Job, file: Path, flags: dict[str, Any]) -> Context:
     from llamacpp_orchestrator.util import units
     from llamacpp_orchestrator.util.store import Store
 
-    found = msgspec.structs.replace(settings.load(os.environ), offline=flags.get("offline", False))
+    machine = msgspec.structs.replace(settings.load(os.environ), offline=flags.get("offline", False))
     if flags.get("memory"):
-        found = msgspec.structs.replace(found, memory=units.parse(flags["memory"], "--memory"))
-    return Context(job=job, file=file, settings=found, store=Store(found.cache))
+        machine = msgspec.structs.replace(machine, memory=units.parse(flags["memory"], "--memory"))
+    return Context(job=job, file=file, settings=machine, store=Store(machine.cache))
 
 
 def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Options:
@@ -130,28 +130,29 @@ def run(works: list[Context], flags: dict[str, Any], kept: bool) -> None:
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import up_to_date
     from llamacpp_orchestrator.job import loader
+    from llamacpp_orchestrator.results import Result
 
-    asked, manner = options(flags, kept), _manner(flags)
+    chosen, manner = options(flags, kept), _manner(flags)
     try:
         if len(works) > 1:
             loader.check_together([(work.job, work.file) for work in works])
-        result = up_to_date.result(works, asked, lambda event: console.plain(manner, event)) or _worked(works, asked, flags)
+        result = up_to_date.result(works, chosen, lambda event: console.plain(manner, event)) or _worked(works, chosen, flags)
     except (OrchestrateError, Stopped) as error:
         if isinstance(error, JobError) and not kept:
             loader.tell_by_option(error, works[0].file)
         if flags["as_json"]:
-            said = [str(error)] if isinstance(error, Stopped) else error.lines()
-            failed = {"status": "failed", "error": said, "seconds": 0.0, "steps": [], "outputs": [], "ollama": []}
+            words = [str(error)] if isinstance(error, Stopped) else error.lines()
+            failed = Result(status="failed", seconds=0.0, steps=(), outputs=()).document() | {"error": words}
             console.result(failed, (), as_json=True)
         raise
     finish(result, flags)
 
 
-def _worked(works: list[Context], asked: Options, flags: dict[str, Any]) -> Result:
+def _worked(works: list[Context], chosen: Options, flags: dict[str, Any]) -> Result:
     from llamacpp_orchestrator.commands import run as commands_run
 
     with shown(flags) as show:
-        return commands_run.run_all(works, asked, show)
+        return commands_run.run_all(works, chosen, show)
 
 
 def finish(result: Result, flags: dict[str, Any]) -> None:

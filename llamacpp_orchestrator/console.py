@@ -84,8 +84,8 @@ def result(value: Any, lines: Iterable[str], as_json: bool = False) -> None:
 
 def complain(error: OrchestrateError, manner: Voice) -> None:
     """An error as the user reads it: what happened, what to do, where the log is; the first of several stands last."""
-    for each in (*reversed(error.others), error):
-        first, *rest = map(plain_text, each.lines())
+    for failure in (*reversed(error.others), error):
+        first, *rest = map(plain_text, failure.lines())
         print("\n".join([f"{_paint('error:', '31', manner)} {first}", *rest]), file=sys.stderr, flush=True)
 
 

@@ -135,13 +135,13 @@ def _fetch(packing: Packing, key: str, outcomes: Outcomes, tell: Tell) -> Outcom
 
 def chosen(pinned: PinnedJob, platform: str) -> tuple[release.Asset, ...]:
     """The archives of the release that a platform would use; none where the job runs no program."""
-    asked = pinned.context.job.binaries
-    if not records.uses_binaries(pinned.context.job) or asked.backend == "none":
+    binaries = pinned.context.job.binaries
+    if not records.uses_binaries(pinned.context.job) or binaries.backend == "none":
         return ()
-    if asked.backend == "source":
+    if binaries.backend == "source":
         message = f"{pinned.context.file.name}: a bundle cannot hold programs that are built from source"
         raise JobError(message, "set binaries.backend to one with archives, such as cpu, or leave out `quantize`")
-    choice = release.choose(pinned.tag, pinned.lock.assets, machine(platform), asked.backend, asked.cuda)
+    choice = release.choose(pinned.tag, pinned.lock.assets, machine(platform), binaries.backend, binaries.cuda)
     return tuple(asset for asset in (choice.archive, choice.runtime) if asset)
 
 
@@ -272,8 +272,8 @@ def _unpack(file: Path, dest: Path, lock: Lock) -> None:
             raise IntegrityError(f"{name} in {file.name} {complaint}", AGAIN)
     if missing := [name for name in known if name.startswith("models/")]:
         raise IntegrityError(f"{file.name} lacks {missing[0]}", AGAIN)
-    if (found := source_tree.tree_digest(dest / "source")) != lock.llama_cpp.tree:
-        raise IntegrityError(f"the converter tree in {file.name} has digest {found}, locked {lock.llama_cpp.tree}", AGAIN)
+    if (digest := source_tree.tree_digest(dest / "source")) != lock.llama_cpp.tree:
+        raise IntegrityError(f"the converter tree in {file.name} has digest {digest}, locked {lock.llama_cpp.tree}", AGAIN)
 
 
 def _known(lock: Lock, dest: Path) -> Iterator[tuple[str, Callable[[Path], str]]]:
@@ -288,13 +288,13 @@ def _known(lock: Lock, dest: Path) -> Iterator[tuple[str, Callable[[Path], str]]
 
 
 def _differs(file: hub.HubFile, path: Path) -> str:
-    found, expected = hub.digest_of(path, file), file.sha256 or file.oid
-    return "" if found == expected else f"has digest {found}, locked {expected}"
+    digest, expected = hub.digest_of(path, file), file.sha256 or file.oid
+    return "" if digest == expected else f"has digest {digest}, locked {expected}"
 
 
 def _unlocked(hashes: frozenset[str], path: Path) -> str:
-    found = file_sha256(path)
-    return "" if found in hashes else f"has sha256 {found}, which is not among the lock's"
+    digest = file_sha256(path)
+    return "" if digest in hashes else f"has sha256 {digest}, which is not among the lock's"
 
 
 def _place(pinned: PinnedJob, folder: Path) -> None:

@@ -76,23 +76,24 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     needed: bool = True
 
 
-def examine(work: Context | None, settings: Settings) -> list[Line]:
+def examine(context: Context | None, settings: Settings) -> list[Line]:
     """Everything worth knowing about this machine, for one job where one is given; raises nothing."""
-    found = host.detect()
+    machine = host.detect()
+    system = " ".join(filter(None, (machine.system, machine.arch, machine.libc)))
     lines = [
-        Line(name="system", ok=found.arch != "other", said=" ".join(filter(None, (found.system, found.arch, found.libc)))),
-        Line(name="cores, memory", ok=True, said=f"{found.cores} cores, {size(found.memory)}"),
+        Line(name="system", ok=machine.arch != "other", said=system),
+        Line(name="cores, memory", ok=True, said=f"{machine.cores} cores, {size(machine.memory)}"),
         Line(name="memory bound", ok=True, said=_bound(settings)),
-        Line(name="fence", ok=True, said=_fence(found)),
-        Line(name="gpu", ok=True, said=_gpu(found)),
+        Line(name="fence", ok=True, said=_fence(machine)),
+        Line(name="gpu", ok=True, said=_gpu(machine)),
         *_programs(settings),
         _disk("cache", settings.cache),
         _disk("models", hub.cache_folder()),
     ]
-    lines += [_disk("output", work.file.parent / work.job.output)] if work else []
+    lines += [_disk("output", context.file.parent / context.job.output)] if context else []
     pool = concurrent.futures.ThreadPoolExecutor(8)
     try:
-        return lines + list(pool.map(_answer, _probes(work, found) if work else _servers(settings)))
+        return lines + list(pool.map(_answer, _probes(context, machine) if context else _servers(settings)))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # a server that gives no answer must not hold up who ends us
 
@@ -109,18 +110,18 @@ def _bound(settings: Settings) -> str:
     return f"a job may take {size(limits.bound(settings))} at a time ({'as set' if settings.memory else 'most of what is free'})"
 
 
-def _fence(found: host.Host) -> str:
-    if found.system != "linux":
-        return f"none on {found.system}: a converter may do what you may, without your tokens"
+def _fence(machine: host.Host) -> str:
+    if machine.system != "linux":
+        return f"none on {machine.system}: a converter may do what you may, without your tokens"
     kernel = json.loads(process.capture(Command((sys.executable, "-I", str(sandbox.LAYER)), env=clean_env())))
     return sandbox.said(kernel["landlock"], kernel["seccomp"])
 
 
-def _gpu(found: host.Host) -> str:
-    if found.cuda is None:
+def _gpu(machine: host.Host) -> str:
+    if machine.cuda is None:
         return "no NVIDIA driver found (conversions need none)"
-    capabilities = ", ".join(found.capabilities) or "unknown"
-    return f"NVIDIA driver for CUDA {found.cuda}, compute capability {capabilities}"
+    capabilities = ", ".join(machine.capabilities) or "unknown"
+    return f"NVIDIA driver for CUDA {machine.cuda}, compute capability {capabilities}"
 
 
 def _programs(settings: Settings) -> Iterator[Line]:
@@ -145,29 +146,29 @@ def _answer(probe: Probe) -> Line:
     try:
         return Line(name=probe.name, ok=True, said=probe.ask(), needed=probe.needed)
     except OrchestrateError as error:
-        said = f"{'; '.join(error.message.splitlines())}; set {probe.setting}"
-        return Line(name=probe.name, ok=False, said=said, needed=probe.needed)
+        text = f"{'; '.join(error.message.splitlines())}; set {probe.setting}"
+        return Line(name=probe.name, ok=False, said=text, needed=probe.needed)
 
 
-def _probes(context: Context, found: host.Host) -> Iterator[Probe]:
+def _probes(context: Context, machine: host.Host) -> Iterator[Probe]:
     """Everything that the job may have to ask, at every place that is set for it, down to the first byte of the data."""
     settings, job = context.settings, context.job
     for route in settings.llama_cpp_from:
         for url in git.addresses(job.llama_cpp.repo, settings) if route == "git" else settings.index.index_urls:
             yield Probe(name="llama.cpp", setting=SETTINGS[route], ask=functools.partial(_source, context, route, url))
     if job.binaries.backend == "source":
-        yield Probe(name="binaries", setting=SETTINGS["compiler"], ask=functools.partial(_compiler, found))
+        yield Probe(name="binaries", setting=SETTINGS["compiler"], ask=functools.partial(_compiler, machine))
     elif job.binaries.backend == "none":
         yield Probe(name="binaries", setting="", ask=lambda: "none, as the job says")
     else:
         for api in settings.github_api:
-            one = msgspec.structs.replace(settings, github_api=(api,))
-            ask = functools.partial(_release, context, one, found)
+            narrowed = msgspec.structs.replace(settings, github_api=(api,))
+            ask = functools.partial(_release, context, narrowed, machine)
             yield Probe(name="binaries", setting=SETTINGS["api"], ask=ask, needed=records.uses_binaries(job))
     for wanted in records.all_wanted(job):
         for endpoint in settings.huggingface if not wanted.is_folder else ():
-            one = msgspec.structs.replace(settings, huggingface=(endpoint,))
-            yield Probe(name=wanted.source, setting=SETTINGS["hub"], ask=functools.partial(_files, context, wanted, one))
+            narrowed = msgspec.structs.replace(settings, huggingface=(endpoint,))
+            yield Probe(name=wanted.source, setting=SETTINGS["hub"], ask=functools.partial(_files, context, wanted, narrowed))
     for url in settings.index.index_urls if records.uses_reference(job) else ():
         yield Probe(name="reference", setting=SETTINGS["packages"], ask=functools.partial(_package, url, "peft"))
     if job.environment.path is None:
@@ -191,28 +192,28 @@ def _source(context: Context, route: str, url: str) -> str:
 
 def _tag(context: Context, route: str, settings: Settings) -> str:
     """The build that a release in the job stands for: the locked one, or the one of today."""
-    asked = context.job.llama_cpp
-    if not Tag(asked.tag).is_release:
-        return asked.tag
+    llama_cpp = context.job.llama_cpp
+    if not Tag(llama_cpp.tag).is_release:
+        return llama_cpp.tag
     with contextlib.suppress(OrchestrateError):  # a lock that is damaged
         if pin := diff.fitting(context.job, lock_file.read(lock_file.path_for(context.file))).source:
             return str(pin.tag)
-    return nightly.build_of(asked.tag, asked.repo, route, settings, lambda text: None)
+    return nightly.build_of(llama_cpp.tag, llama_cpp.repo, route, settings, lambda text: None)
 
 
 def _named(context: Context, tag: str) -> str:
-    asked = context.job.llama_cpp.tag
-    return tag if tag == asked else f"{asked} is {tag}, which"
+    named = context.job.llama_cpp.tag
+    return tag if tag == named else f"{named} is {tag}, which"
 
 
-def _release(context: Context, settings: Settings, found: host.Host) -> str:
-    asked = context.job
+def _release(context: Context, settings: Settings, machine: host.Host) -> str:
+    job = context.job
     tag = _tag(context, settings.llama_cpp_from[0], settings)
-    assets = release.fetch_assets(tag, asked.llama_cpp.repo, settings, lambda text: None)
-    choice = release.choose(tag, assets, found, asked.binaries.backend, asked.binaries.cuda)
+    assets = release.fetch_assets(tag, job.llama_cpp.repo, settings, lambda text: None)
+    choice = release.choose(tag, assets, machine, job.binaries.backend, job.binaries.cuda)
     runtime = f" with {choice.runtime.name}" if choice.runtime else ""
-    sent = first_answer(install.addresses(choice.archive, settings), download.probe, lambda text: None)
-    return f"{choice.archive.name}{runtime}: {choice.reason}; data from {sent}"
+    data = first_answer(install.addresses(choice.archive, settings), download.probe, lambda text: None)
+    return f"{choice.archive.name}{runtime}: {choice.reason}; data from {data}"
 
 
 def _files(context: Context, wanted: records.Wanted, settings: Settings) -> str:
@@ -249,20 +250,20 @@ def _package(url: str, project: str) -> str:
     return f"{anonymous(url)}: {project}, data from {download.probe(files[-1].url)}"
 
 
-def _compiler(found: host.Host) -> str:
-    return f"built from source with {toolchain.toolchain(found).said()}"
+def _compiler(machine: host.Host) -> str:
+    return f"built from source with {toolchain.toolchain(machine).said()}"
 
 
 def _servers(settings: Settings) -> Iterator[Probe]:
     """Every server that is set, only greeted: without a job nothing says what it would be asked for."""
-    asked = [
+    servers = [
         *(("github", url, "git") for url in settings.github),
         *(("github api", url, "api") for url in settings.github_api),
         *(("hugging face", url, "hub") for url in settings.huggingface),
         *(("packages", url, "packages") for url in settings.index.index_urls if url.startswith("http")),
         *(("torch", f"{url}/torch/", "torch") for url in indexes.torch_indexes("cpu", settings)),
     ]
-    for name, url, setting in asked:
+    for name, url, setting in servers:
         yield Probe(name=name, setting=SETTINGS[setting], ask=functools.partial(_greet, url))
 
 
