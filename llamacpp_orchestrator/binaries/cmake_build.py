@@ -135,14 +135,24 @@ def installed_makers(venv: Path) -> tuple[str, str]:
     return str(folder / f"cmake{ending}"), str(folder / f"ninja{ending}")
 
 
-def configure_command(cmake: str, ninja: str, tree: Path, out: Path, toolchain: Toolchain, asked: tuple[str, ...]) -> Command:
+class Tools(msgspec.Struct, frozen=True):
+    """What a build is done with: the paths of CMake and Ninja, the compilers, and what CMake is told."""
+
+    cmake: str
+    ninja: str
+    toolchain: Toolchain
+    options: tuple[str, ...]
+
+
+def configure_command(tools: Tools, tree: Path, out: Path) -> Command:
     """The call that configures a build. Visual Studio has a generator of its own, which needs no prepared environment."""
-    how = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={Path(ninja).as_posix()}") if toolchain.cxx else ()
+    toolchain = tools.toolchain
+    how = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={Path(tools.ninja).as_posix()}") if toolchain.cxx else ()
     compilers = {"CC": toolchain.cc, "CXX": toolchain.cxx} if toolchain.cxx else {}
     compilers |= {"CUDACXX": toolchain.nvcc} if toolchain.nvcc else {}
     # Trees before May 2025 have the programs among the examples, later ones among the tools.
     examples = "OFF" if (tree / "tools" / "quantize").is_dir() else "ON"
-    argv = (cmake, "-S", str(tree), "-B", str(out), *how, *asked, f"-DLLAMA_BUILD_EXAMPLES={examples}")
+    argv = (tools.cmake, "-S", str(tree), "-B", str(out), *how, *tools.options, f"-DLLAMA_BUILD_EXAMPLES={examples}")
     return Command(argv, env=variables(**compilers, GIT_CEILING_DIRECTORIES=str(tree.parent)))
 
 
@@ -168,33 +178,22 @@ def explain(tail: str) -> tuple[str, str]:
     return next(((cause, remedy) for pattern, cause, remedy in KNOWN if re.search(pattern, tail)), ("", ""))
 
 
-def build(
-    tree: Path,
-    out: Path,
-    dest: Path,
-    made_with: tuple[str, str],
-    toolchain: Toolchain,
-    asked: tuple[str, ...],
-    parallel: int,
-    log: Path,
-    tell: Callable[[str], None],
-) -> None:
+def build(tools: Tools, tree: Path, out: Path, dest: Path, parallel: int, log: Path, tell: Callable[[str], None]) -> None:
     """Configure, compile and put the programs into `dest`; what was compiled stays in `out` for another try after a failure."""
-    wanted = targets(defined(tree))
-    if not wanted:
+    programs = targets(defined(tree))
+    if not programs:
         raise OrchestrateError("this llama.cpp has no programs that could be built", "choose a tag from b3878 on")
-    cmake, ninja = made_with
-    tell(f"configuring with {toolchain.said()}")
+    tell(f"configuring with {tools.toolchain.said()}")
     try:
-        process.stream(configure_command(cmake, ninja, tree, out, toolchain, asked), log)
+        process.stream(configure_command(tools, tree, out), log)
     except CommandFailed as error:
         remove(out)  # a cache of CMake's remembers what it did not find
         raise _failed(error, "CMake cannot configure llama.cpp here") from error
     try:
-        process.stream(build_command(cmake, out, wanted, parallel), log, lambda line: _tell_progress(line, tell))
+        process.stream(build_command(tools.cmake, out, programs, parallel), log, lambda line: _tell_progress(line, tell))
     except CommandFailed as error:
         raise _failed(error, "llama.cpp does not compile here") from error
-    _collect(out / "bin", dest, wanted)
+    _collect(out / "bin", dest, programs)
 
 
 def _tell_progress(line: str, tell: Callable[[str], None]) -> None:

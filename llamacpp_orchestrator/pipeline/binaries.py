@@ -123,10 +123,9 @@ def _built(pinned: PinnedJob, log: Path, jobs: int, tell: Tell) -> Path:
         scratch = pinned.store.folder("downloads") / f"build-{key}"
         log.unlink(missing_ok=True)
         tree = _source(pinned, scratch, tell)
-        made_with = _makers(pinned.context, tree, log)
         chosen = toolchain(host)
-        asked = cmake_build.options(pin, chosen)
-        cmake_build.build(tree, scratch / "out", dest, made_with, chosen, asked, cmake_build.jobs(jobs, host), log, tell)
+        tools = cmake_build.Tools(*_makers(pinned.context, tree, log), chosen, cmake_build.options(pin, chosen))
+        cmake_build.build(tools, tree, scratch / "out", dest, cmake_build.jobs(jobs, host), log, tell)
         with contextlib.suppress(OSError):  # on Windows a scanner may still hold a file; the programs are none the worse
             remove(scratch)
 

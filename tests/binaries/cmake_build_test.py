@@ -162,10 +162,10 @@ def test_words_of_a_compiler_are_explained(said: str, cause: str, remedy: str) -
 
 
 def test_visual_studio_needs_no_generator_and_a_cuda_compiler_is_named(tmp_path: Path) -> None:
-    asked = cmake_build.configure_command("cmake", "ninja", tmp_path, tmp_path / "out", MSVC, ("-DX=1",))
+    asked = cmake_build.configure_command(cmake_build.Tools("cmake", "ninja", MSVC, ("-DX=1",)), tmp_path, tmp_path / "out")
     assert "-G" not in asked.argv and "-DX=1" in asked.argv and "-DLLAMA_BUILD_EXAMPLES=ON" in asked.argv
     (tmp_path / "tools" / "quantize").mkdir(parents=True)
-    asked = cmake_build.configure_command("cmake", "ninja", tmp_path, tmp_path / "out", CUDA, ())
+    asked = cmake_build.configure_command(cmake_build.Tools("cmake", "ninja", CUDA, ()), tmp_path, tmp_path / "out")
     assert asked.argv[5:7] == ("-G", "Ninja") and "-DLLAMA_BUILD_EXAMPLES=OFF" in asked.argv
     assert dict(asked.env)["CUDACXX"] == "/c/nvcc" and dict(asked.env)["CXX"] == "c++"
 
@@ -234,10 +234,9 @@ def tree(tmp_path: Path) -> Path:
 
 def built(tree: Path, said: list[str] | None = None) -> Path:
     dest, here = tree.parent / "dest", host.detect()
-    cmake_build.build(
-        tree, tree.parent / "out", dest, cmake_build.makers(tree), binaries_toolchain.toolchain(here), cmake_build.OPTIONS, 2,
-        tree.parent / "log", (said if said is not None else []).append,
-    )  # fmt: skip
+    tools = cmake_build.Tools(*cmake_build.makers(tree), binaries_toolchain.toolchain(here), cmake_build.OPTIONS)
+    tell = (said if said is not None else []).append
+    cmake_build.build(tools, tree, tree.parent / "out", dest, 2, tree.parent / "log", tell)
     return dest
 
 
@@ -290,17 +289,8 @@ def test_cmake_and_ninja_come_as_wheels_where_the_system_has_none(
     monkeypatch.setenv("PATH", compilers)
     (tree / "CMakeLists.txt").write_text(PROGRAM)
     out = tree.parent / "other"
-    cmake_build.build(
-        tree,
-        out,
-        out / "dest",
-        (cmake, ninja),
-        binaries_toolchain.toolchain(host.detect()),
-        (),
-        1,
-        out / "log",
-        lambda text: None,
-    )
+    tools = cmake_build.Tools(cmake, ninja, binaries_toolchain.toolchain(host.detect()), ())
+    cmake_build.build(tools, tree, out, out / "dest", 1, out / "log", lambda text: None)
     assert selftest.probe(out / "dest", host.detect()).startswith("version")
 
 
