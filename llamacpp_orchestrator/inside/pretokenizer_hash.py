@@ -1,7 +1,7 @@
-"""The digest by which upstream knows a pre-tokenizer: pretokenizer_hash.py ASKED ANSWER, with the environment's python.
+"""The digest by which upstream knows a pre-tokenizer: pretokenizer_hash.py QUESTION ANSWER, with the environment's python.
 
-ASKED and ANSWER are JSON files. Asked: {"source": the tag's file with the text to tokenize, where `chktxt` stands, "model":
-folder}. Answered: the digest, which the log has as well.
+Both are JSON files. Question: {"source": the tag's file with the text to tokenize, where `chktxt` stands, "model":
+folder}. Answer: the digest, which the log has as well.
 """
 
 import ast
@@ -20,8 +20,8 @@ def text_in(source: Path) -> str:
     sys.exit(f"no chktxt in {source}")
 
 
-asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-tokens = AutoTokenizer.from_pretrained(asked["model"]).encode(text_in(Path(asked["source"])))
+question = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+tokens = AutoTokenizer.from_pretrained(question["model"]).encode(text_in(Path(question["source"])))
 digest = sha256(str(tokens).encode()).hexdigest()
 print("chkhsh:", digest)
 Path(sys.argv[2]).write_text(json.dumps(digest), encoding="utf-8")
