@@ -49,7 +49,7 @@ def settle(
         neighbours.check_lock(context.file)
     resolution = Resolution(
         context=context,
-        known=diff.fitting(context.job, old, options.upgrade),
+        partial=diff.fitting(context.job, old, options.upgrade),
         first_use=options.downloads and not options.locked and not context.settings.offline,
     )
     events = carry_out(

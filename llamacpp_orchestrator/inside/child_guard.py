@@ -11,10 +11,10 @@ import sys
 
 def left(lines):
     """The groups that began and have not ended."""
-    known = set()
+    groups = set()
     for line in lines:
-        (known.add if line.startswith(b"+") else known.discard)(int(line[1:]))
-    return known
+        (groups.add if line.startswith(b"+") else groups.discard)(int(line[1:]))
+    return groups
 
 
 def main():

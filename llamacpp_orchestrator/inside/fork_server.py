@@ -31,12 +31,12 @@ def preload(root, scripts):
     for script in [*map(Path, scripts), *Path(root, "conversion").glob("*.py")]:
         for node in ast.parse(script.read_bytes()).body:
             if isinstance(node, ast.Import):
-                wanted = [(alias.name, ()) for alias in node.names]
+                imports = [(alias.name, ()) for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                wanted = [(node.module, [alias.name for alias in node.names])]
+                imports = [(node.module, [alias.name for alias in node.names])]
             else:
                 continue
-            for module, names in wanted:
+            for module, names in imports:
                 if module.split(".")[0] not in local and module != "__future__":
                     touch(module, names)
 

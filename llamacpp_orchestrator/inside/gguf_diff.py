@@ -1,4 +1,4 @@
-"""Where two GGUF files differ, as a JSON list of lines; run by the environment's python: gguf_diff.py GGUF_PY OLD NEW."""
+"""Print where two GGUF files differ, as a JSON list of lines; run by the environment's python: gguf_diff.py GGUF_PY OLD NEW."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import numpy
 from gguf import GGUFReader
 
 
-def shown(value: Any) -> str:
+def shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -26,7 +26,7 @@ def differences(old: GGUFReader, new: GGUFReader) -> Iterator[str]:
         if name not in before or name not in after:
             yield f"metadata {name}: only in the {'first' if name in before else 'second'} file"
         elif before[name] != after[name]:
-            yield f"metadata {name}: {shown(before[name])}, now {shown(after[name])}"
+            yield f"metadata {name}: {shortened(before[name])}, now {shortened(after[name])}"
     had, has = ({tensor.name: tensor for tensor in reader.tensors} for reader in (old, new))
     for name in sorted(had.keys() | has.keys()):
         if name not in had or name not in has:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def attempt(module, names):
-    """What is wrong with a module and names in it, or None; a name may be a module of its own, or be loaded when it is read."""
+    """The trouble with a module and names in it, or None; a name may be a module of its own, or be loaded when it is read."""
     print("import", module, *names, flush=True)
     try:
         loaded = importlib.import_module(module)
@@ -25,15 +25,15 @@ def attempt(module, names):
         try:
             getattr(loaded, name)
         except AttributeError as error:
-            if found := submodule(module, name, error):
-                return found
+            if reason := submodule(module, name, error):
+                return reason
         except BaseException as error:
             return trouble(module, error, False)
     return None
 
 
 def submodule(module, name, reason):
-    """What is wrong with a name that is no attribute of its module."""
+    """The trouble with a name that is no attribute of its module, or None."""
     try:
         importlib.import_module(f"{module}.{name}")
     except BaseException as error:
@@ -43,7 +43,7 @@ def submodule(module, name, reason):
 
 
 def absent(module, error):
-    """Whether an import failed because the module itself, or one that it lies in, is not there."""
+    """Tell whether an import failed because the module itself, or one that it lies in, is not there."""
     return isinstance(error, ModuleNotFoundError) and bool(error.name) and f"{module}.".startswith(f"{error.name}.")
 
 
@@ -52,14 +52,14 @@ def trouble(module, error, lacking):
     top = module.partition(".")[0]
     owners = importlib.metadata.packages_distributions().get(top, [])
     owner, version = (owners[0], importlib.metadata.version(owners[0])) if owners else (top, "")
-    shown = f"{type(error).__name__}: {error}".splitlines()[0]
-    return {"lacking": lacking, "error": shown, "distribution": owner, "version": version}
+    message = f"{type(error).__name__}: {error}".splitlines()[0]
+    return {"lacking": lacking, "error": message, "distribution": owner, "version": version}
 
 
 if __name__ == "__main__":
-    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    question = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     # The scripts' own folder is not on the path here: what is in it is none of the environment's.
     sys.path.pop(0)
     gc.disable()  # all that is imported stays
-    answer = [attempt(module, names) for module, names in asked]
+    answer = [attempt(module, names) for module, names in question]
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")

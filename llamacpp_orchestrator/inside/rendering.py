@@ -1,4 +1,4 @@
-"""How transformers loads a tokenizer and renders a chat template."""
+"""Load a tokenizer and render a chat template with transformers."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 def read(path: Path) -> dict[str, Any]:
     """A JSON file's dictionary; an empty one for any other file, and for none."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def load(view: Path) -> Any:

@@ -55,10 +55,10 @@ def apply(fence):
 
 def targets(path):
     """A path, and the files that links below it lead to, which lie elsewhere."""
-    found = [path, os.path.realpath(path)]
+    places = [path, os.path.realpath(path)]
     for folder, _, files in os.walk(path):
-        found += [os.path.realpath(each) for each in map(Path(folder).joinpath, files) if each.is_symlink()]
-    return found
+        places += [os.path.realpath(file) for file in map(Path(folder).joinpath, files) if file.is_symlink()]
+    return places
 
 
 def version():
@@ -68,13 +68,13 @@ def version():
 
 def landlock(read, write):
     """Let nothing be read but `read` and `write`, nothing be written but `write`; no TCP, no signal to who is outside."""
-    known = version()
-    if not known:
+    supported = version()
+    if not supported:
         return
-    handled = FIRST | (REFER if known >= 2 else 0) | (TRUNCATE if known >= 3 else 0)
-    wanted = (ctypes.c_uint64 * 3)(handled, 3 if known >= 4 else 0, 3 if known >= 6 else 0)
-    size = 8 if known < 4 else 16 if known < 6 else 24
-    rules = must(libc.syscall(CREATE_RULESET, wanted, ctypes.c_size_t(size), 0))
+    handled = FIRST | (REFER if supported >= 2 else 0) | (TRUNCATE if supported >= 3 else 0)
+    ruleset = (ctypes.c_uint64 * 3)(handled, 3 if supported >= 4 else 0, 3 if supported >= 6 else 0)
+    size = 8 if supported < 4 else 16 if supported < 6 else 24
+    rules = must(libc.syscall(CREATE_RULESET, ruleset, ctypes.c_size_t(size), 0))
     for paths, rights in ((read, EXECUTE | READ_FILE | READ_DIR), (write, handled & ~MAKE_ODD)):
         for path in dict.fromkeys(paths):
             try:
@@ -97,14 +97,14 @@ def refuse_sockets():
     program = [(0x20, 0, 0, 4), (0x15, 0, len(checks) + 2, processor), (0x20, 0, 0, 0)]
     program += [(test, len(checks) - at, 0, number) for at, (test, number) in enumerate(checks)]
     program += [(0x06, 0, 0, ALLOW), (0x06, 0, 0, REFUSE)]
-    code = b"".join(struct.pack("=HBBI", *each) for each in program)
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code, len(code))
     # A kernel without filters answers with an error, and there is one layer less.
     libc.prctl(SET_SECCOMP, FILTER, struct.pack("@HP", len(program), ctypes.addressof(buffer)), 0, 0)
 
 
 def must(answer):
-    """What a call answered; OSError where it failed."""
+    """Return a call's answer; OSError where it is a failure."""
     if answer < 0:
         raise OSError(ctypes.get_errno(), f"Landlock: {os.strerror(ctypes.get_errno())}")
     return answer

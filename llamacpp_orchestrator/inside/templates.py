@@ -1,8 +1,8 @@
-"""What a chat template says by transformers, in every form that llama.cpp may give it: templates.py ASKED ANSWER, with the
+"""Render a chat template with transformers, in every form that llama.cpp may give it: templates.py QUESTION ANSWER, with the
 environment's python.
 
-ASKED and ANSWER are JSON files. Asked: {"view": folder, "template", "talks": [{"messages", "tools" or null, "template" where it
-is another, or ""}, ...], "when": seconds since 1970 at which llama.cpp rendered them}. Answered: {"unable": why nothing could be
+Both are JSON files. Question: {"view": folder, "template", "talks": [{"messages", "tools" or null, "template" where it
+is another, or ""}, ...], "when": seconds since 1970 at which llama.cpp rendered them}. Answer: {"unable": why nothing could be
 rendered, or "", "begin", "end": the tokenizer's own tokens, "talks": [[{"form", "text"} or {"form", "error"}, ...], ...]}; the
 first form is what transformers' users get, the second the same a second later.
 """
@@ -21,7 +21,7 @@ SECOND, DAY = 1, 86400
 
 
 def variables(moment: float) -> dict[str, dict[str, Any]]:
-    """What llama.cpp gives to each template besides, by how it is told (common/chat.cpp, common/jinja/caps.cpp)."""
+    """Variables that llama.cpp gives to each template besides, by the name of a form (common/chat.cpp, common/jinja/caps.cpp)."""
     day = time.localtime(moment)
     dates = {"date_string": time.strftime("%d %b %Y", day), "datetime": time.strftime("%b %d %Y", day)}
     thinking = {"enable_thinking": True}
@@ -38,8 +38,8 @@ def variables(moment: float) -> dict[str, dict[str, Any]]:
 def typed(messages: list[Any]) -> list[Any]:
     """Contents as lists of parts, for a template that knows no other."""
     return [
-        {**each, "content": [{"type": "text", "text": each["content"]}]} if isinstance(each.get("content"), str) else each
-        for each in messages
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]} if isinstance(turn.get("content"), str) else turn
+        for turn in messages
     ]
 
 
@@ -52,11 +52,11 @@ def merged(messages: list[Any]) -> list[Any]:
 
 
 def forms(tokenizer: Any, talk: dict[str, Any], template: str, when: float) -> list[dict[str, str]]:
-    found = []
-    for shape, change in (("", list), ("parts", typed), ("merged", merged), ("merged parts", lambda each: typed(merged(each)))):
+    results = []
+    for shape, change in (("", list), ("parts", typed), ("merged", merged), ("merged parts", lambda talk: typed(merged(talk)))):
         for given in variables(when):
             for moment in (when, when + SECOND, when + DAY):
-                said = render(
+                outcome = render(
                     tokenizer,
                     change(talk["messages"]),
                     lambda form, moment=moment: time.strftime(form, time.localtime(moment)),
@@ -64,16 +64,16 @@ def forms(tokenizer: Any, talk: dict[str, Any], template: str, when: float) -> l
                     chat_template=talk["template"] or template,
                     **variables(moment)[given],
                 )
-                found.append({"form": " ".join(filter(None, (shape, given))), **said})
-    return found
+                results.append({"form": " ".join(filter(None, (shape, given))), **outcome})
+    return results
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
+def answer(question: dict[str, Any]) -> dict[str, Any]:
     try:
-        tokenizer = load(Path(asked["view"]))
+        tokenizer = load(Path(question["view"]))
     except Exception as error:
         return {"unable": f"{error}".strip().split("\n")[0] or type(error).__name__}
-    talks = [forms(tokenizer, talk, asked["template"], asked["when"]) for talk in asked["talks"]]
+    talks = [forms(tokenizer, talk, question["template"], question["when"]) for talk in question["talks"]]
     return {"unable": "", "begin": str(tokenizer.bos_token or ""), "end": str(tokenizer.eos_token or ""), "talks": talks}
 
 

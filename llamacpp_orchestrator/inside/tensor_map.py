@@ -1,7 +1,7 @@
-"""What a GGUF's tensors are to their source's, by the tag's own name map; run by the environment's python.
+"""Map a source's tensors to a GGUF's, by the tag's own name map; run by the environment's python.
 
-Called as tensor_map.py ASKED ANSWER. ASKED and ANSWER are JSON files. Asked: {"package", "architecture", "blocks", "source":
-{name: [file, start, end, dtype]}, "output": {name: [file, start, end, type]}, "expect": folder of the model or ""}. Answered:
+Called as tensor_map.py QUESTION ANSWER. Both are JSON files. Question: {"package", "architecture", "blocks", "source":
+{name: [file, start, end, dtype]}, "output": {name: [file, start, end, type]}, "expect": folder of the model or ""}. Answer:
 {"mapped": {source name: output name}, "known": names that the architecture has, {bid} for the block, "zeros": {output name:
 [zeros, zeros that the source explains]}, "expected": {output name: elements} by the model's class in transformers, or null
 where nobody knows}.
@@ -28,9 +28,9 @@ def target(names: Any, name: str) -> str:
     """The name that the tag's converter gives to a tensor; the experts of a block become one tensor."""
     plain = re.sub(r"\.experts\.\d+\.", ".experts.", name.replace("language_model.", ""))
     plain = plain.replace("e_score_correction_bias", "e_score_correction.bias")
-    for each in (plain, plain.split(".", 1)[-1], f"model.{plain}", f"transformer.{plain}"):
-        if found := names.get_name(each, (".weight", ".bias")):
-            return str(found)
+    for spelling in (plain, plain.split(".", 1)[-1], f"model.{plain}", f"transformer.{plain}"):
+        if match := names.get_name(spelling, (".weight", ".bias")):
+            return str(match)
     return ""
 
 
@@ -42,7 +42,7 @@ def pieces(place: list[Any]) -> Iterator[Any]:
 
 
 def has_gap(place: list[Any]) -> bool:
-    """Whether 4 KB in a row are zero, or all of a smaller tensor."""
+    """Tell whether 4 KB in a row are zero, or all of a smaller tensor."""
     for piece in pieces(place):
         whole = len(piece) // WINDOW * WINDOW
         if whole and not piece[:whole].view(numpy.uint64).reshape(-1, WINDOW // 8).any(axis=1).all():
@@ -64,7 +64,7 @@ def zeros_written(place: list[Any]) -> int:
 
 
 def zeros_due(place: list[Any], written: int) -> int | None:
-    """How many numbers of a source's tensor become zero when written in a type; None for numbers of an unknown kind."""
+    """The count of numbers of a source's tensor that become zero when written in a type; None for an unknown kind of numbers."""
     count = 0
     for piece in pieces(place):
         if place[3] == "BF16":
@@ -77,21 +77,21 @@ def zeros_due(place: list[Any], written: int) -> int | None:
     return count
 
 
-def zeros(asked: dict[str, Any], mapped: dict[str, str]) -> dict[str, list[int]]:
+def zeros(question: dict[str, Any], mapped: dict[str, str]) -> dict[str, list[int]]:
     sources: dict[str, list[str]] = {}
     for name, to in mapped.items():
         sources.setdefault(to, []).append(name)
-    found = {}
-    for name, place in asked["output"].items():
+    counts = {}
+    for name, place in question["output"].items():
         if place[3] in TINY and place[2] > place[1] and has_gap(place):
-            due = [zeros_due(asked["source"][each], place[3]) for each in sources.get(name, ())]
-            known = [each for each in due if each is not None]
-            found[name] = [zeros_written(place), sum(known) if known and len(known) == len(due) else -1]
-    return found
+            due = [zeros_due(question["source"][part], place[3]) for part in sources.get(name, ())]
+            certain = [count for count in due if count is not None]
+            counts[name] = [zeros_written(place), sum(certain) if certain and len(certain) == len(due) else -1]
+    return counts
 
 
 def expected(folder: Path, names: Any) -> dict[str, int] | None:
-    """What the model's class in transformers consists of; nothing is loaded but its config."""
+    """The tensors of the model's class in transformers; nothing is loaded but its config."""
     import torch
     import transformers
 
@@ -104,29 +104,29 @@ def expected(folder: Path, names: Any) -> dict[str, int] | None:
     except Exception as error:
         print(f"transformers cannot tell what this model consists of: {error}", file=sys.stderr)
         return None
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, count in shapes.items():
         if to := target(names, name):
-            found[to] = found.get(to, 0) + count
-    return found
+            counts[to] = counts.get(to, 0) + count
+    return counts
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    sys.path.insert(0, asked["package"])
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    sys.path.insert(0, question["package"])
     import gguf
 
-    arch = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == asked["architecture"]), None)
+    arch = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == question["architecture"]), None)
     if arch is None:
-        return {"mapped": {}, "known": [], "zeros": zeros(asked, {}), "expected": None}
-    names = gguf.get_tensor_name_map(arch, asked["blocks"])
-    mapped = {name: target(names, name) for name in asked["source"]}
-    if asked["expect"]:
-        return {"mapped": mapped, "known": [], "zeros": {}, "expected": expected(Path(asked["expect"]), names)}
-    known = [gguf.TENSOR_NAMES[kind] for kind in gguf.MODEL_TENSORS[arch]]
-    known = [f"{name}.weight" for name in known]
-    return {"mapped": mapped, "known": known, "zeros": zeros(asked, mapped), "expected": None}
+        return {"mapped": {}, "known": [], "zeros": zeros(question, {}), "expected": None}
+    names = gguf.get_tensor_name_map(arch, question["blocks"])
+    mapped = {name: target(names, name) for name in question["source"]}
+    if question["expect"]:
+        return {"mapped": mapped, "known": [], "zeros": {}, "expected": expected(Path(question["expect"]), names)}
+    patterns = [gguf.TENSOR_NAMES[kind] for kind in gguf.MODEL_TENSORS[arch]]
+    patterns = [f"{name}.weight" for name in patterns]
+    return {"mapped": mapped, "known": patterns, "zeros": zeros(question, mapped), "expected": None}
 
 
 if __name__ == "__main__":
-    said = answer(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    Path(sys.argv[2]).write_text(json.dumps(said), encoding="utf-8")
+    result = answer(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""How a source's tokenizer cuts texts, and what its sentencepiece file holds: tokens.py ASKED ANSWER, with the environment's
+"""Cut texts with a source's tokenizer, and read its sentencepiece file: tokens.py QUESTION ANSWER, with the environment's
 python.
 
-ASKED and ANSWER are JSON files. Asked: {"view": folder, "shown": the same as transformers is shown it, "texts": [text, ...],
-"pieces": whether sentencepiece's is wanted}. Answered: {"pieces": {"name", "texts", "scores", "types" (as a GGUF numbers them)}
+Both are JSON files. Question: {"view": folder, "shown": the same as transformers is shown it, "texts": [text, ...],
+"pieces": whether sentencepiece's is wanted}. Answer: {"pieces": {"name", "texts", "scores", "types" (as a GGUF numbers them)}
 or null, "file": name of the file that cut the texts or "", "ids": [[token, ...], ...] with what it puts around a text, null where
 the file does not say that, "plain": the same without, "transformers": the ids by transformers, or null where it cannot read the
 source}.
@@ -36,7 +36,7 @@ def load_sentencepiece(view: Path) -> tuple[str, Any]:
 def kind(model: Any, number: int) -> int:
     """A piece's type as gguf.TokenType numbers it; upstream's scripts take one that a user defined for a plain one."""
     tests = ((2, model.IsUnknown), (3, model.IsControl), (5, model.IsUnused), (6, model.IsByte))
-    return next((found for found, test in tests if test(number)), 1)
+    return next((number_of for number_of, test in tests if test(number)), 1)
 
 
 def pieces(view: Path) -> dict[str, Any] | None:
@@ -80,10 +80,10 @@ def by_transformers(view: Path, texts: list[str]) -> list[list[int]] | None:
         return None
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    view, texts = Path(asked["view"]), asked["texts"]
-    found: dict[str, Any] = {"pieces": pieces(view) if asked["pieces"] else None}
-    return found | (by_file(view, texts) | {"transformers": by_transformers(Path(asked["shown"]), texts)} if texts else {})
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    view, texts = Path(question["view"]), question["texts"]
+    content: dict[str, Any] = {"pieces": pieces(view) if question["pieces"] else None}
+    return content | (by_file(view, texts) | {"transformers": by_transformers(Path(question["shown"]), texts)} if texts else {})
 
 
 result = answer(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

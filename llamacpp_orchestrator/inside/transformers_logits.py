@@ -1,7 +1,7 @@
-"""How a model's next tokens differ from what llama.cpp recorded; run by the reference environment's python.
+"""Compare a model's next tokens with what llama.cpp recorded; run by the reference environment's python.
 
-Called as transformers_logits.py ASKED ANSWER. ASKED and ANSWER are JSON files. Asked: {"model": folder, "adapter": folder or
-"", "tokens", "record": [file, start, bytes of a row], "first": position of the first row, "rows", "vocabulary"}. Answered:
+Called as transformers_logits.py QUESTION ANSWER. Both are JSON files. Question: {"model": folder, "adapter": folder or
+"", "tokens", "record": [file, start, bytes of a row], "first": position of the first row, "rows", "vocabulary"}. Answer:
 {"by": what was compared with, "unable": why nothing could be compared, or "", "notes": where versions of transformers differ
 about the model, "positions": [[KL divergence, the model's likeliest token, llama.cpp's, how far the model has that one behind
 its own]], "effect": by how much the adapter changes the model, as mean KL divergence}.
@@ -23,12 +23,12 @@ ROWS = 8  # are compared at a time, in float64
 BY = f"transformers {transformers.__version__}"
 
 
-def recorded(asked: dict[str, Any], begin: int, end: int) -> Any:
+def recorded(question: dict[str, Any], begin: int, end: int) -> Any:
     """Log-probabilities in the file, [rows, tokens]: per row its scale and least value as floats, then a 16-bit number each."""
-    path, start, stride = asked["record"]
-    raw = numpy.memmap(path, dtype=numpy.uint8, mode="r", offset=start, shape=(asked["rows"], stride))[begin:end]
+    path, start, stride = question["record"]
+    raw = numpy.memmap(path, dtype=numpy.uint8, mode="r", offset=start, shape=(question["rows"], stride))[begin:end]
     scales = numpy.ascontiguousarray(raw[:, :8]).view("<f4").astype(numpy.float64)
-    steps = numpy.ascontiguousarray(raw[:, 8 : 8 + 2 * asked["vocabulary"]]).view("<u2").astype(numpy.float64)
+    steps = numpy.ascontiguousarray(raw[:, 8 : 8 + 2 * question["vocabulary"]]).view("<u2").astype(numpy.float64)
     return torch.from_numpy(scales[:, :1] * steps + scales[:, 1:])
 
 
@@ -41,21 +41,21 @@ def numbers(value: Any, key: str) -> Iterator[float]:
 
 
 def misread(folder: str, config: Any) -> str:
-    """What this transformers takes for another rope base than the file has; "" where it reads it rightly.
+    """The rope base that this transformers takes instead of the file's, in words; "" where it reads it rightly.
 
     5.23.0 gives the base of a config that 4 has saved to the first kind of layers only, for Olmo 3 (configuration_olmo3.py).
     """
     written = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    known = {*numbers(written, "rope_theta"), *numbers(written, "base_freq")}
+    bases = {*numbers(written, "rope_theta"), *numbers(written, "base_freq")}
     text = config.get_text_config()
     default = getattr(text, "default_theta", None)
     usual = set(default.values()) if isinstance(default, dict) else set()  # for kinds of layers that a file need not name
-    strange = [base for base in numbers(text.to_dict(), "rope_theta") if known and base not in known | usual]
-    return f"{BY} takes {strange[0]:g} for its rope base, where its config.json says {max(known):g}" if strange else ""
+    strange = [base for base in numbers(text.to_dict(), "rope_theta") if bases and base not in bases | usual]
+    return f"{BY} takes {strange[0]:g} for its rope base, where its config.json says {max(bases):g}" if strange else ""
 
 
 def kind_of(folder: str) -> tuple[Any, str]:
-    """The class that makes such a model whole, or why there is none."""
+    """The class that makes such a model whole, or None and the reason why there is none."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -76,7 +76,7 @@ def kind_of(folder: str) -> tuple[Any, str]:
 
 
 def notes(model: Any) -> list[str]:
-    """Where versions of transformers differ about a model."""
+    """Notes on what versions of transformers differ about in a model."""
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
     if tied and all(ends) and ends[0].weight is not ends[1].weight and not torch.equal(ends[0].weight, ends[1].weight):
@@ -84,12 +84,12 @@ def notes(model: Any) -> list[str]:
     return []
 
 
-def logits(model: Any, asked: dict[str, Any], kept: dict[str, int]) -> Any:
+def logits(model: Any, question: dict[str, Any], kept: dict[str, int]) -> Any:
     """Of the positions that are compared, [rows, tokens]."""
     with torch.no_grad():
-        found = model(input_ids=torch.tensor([asked["tokens"]]), use_cache=False, **kept).logits[0]
-    left = len(asked["tokens"]) - found.shape[0]
-    return found[asked["first"] - left : asked["first"] - left + asked["rows"]]
+        values = model(input_ids=torch.tensor([question["tokens"]]), use_cache=False, **kept).logits[0]
+    left = len(question["tokens"]) - values.shape[0]
+    return values[question["first"] - left : question["first"] - left + question["rows"]]
 
 
 def probabilities(values: Any, count: int) -> Any:
@@ -98,34 +98,34 @@ def probabilities(values: Any, count: int) -> Any:
     return torch.log_softmax(torch.maximum(values, values.max(-1, keepdim=True).values - RANGE), -1)
 
 
-def divergence(wanted: Any, found: Any) -> Any:
-    return (wanted.exp() * (wanted - found)).sum(-1)
+def divergence(due: Any, have: Any) -> Any:
+    return (due.exp() * (due - have)).sum(-1)
 
 
-def positions(theirs: Any, asked: dict[str, Any]) -> Iterator[tuple[float, int, int, float]]:
-    count = min(theirs.shape[-1], asked["vocabulary"])
-    for begin in range(0, asked["rows"], ROWS):
-        end = min(begin + ROWS, asked["rows"])
-        wanted, found = probabilities(theirs[begin:end], count), probabilities(recorded(asked, begin, end), count)
-        best, chosen = wanted.argmax(-1), found.argmax(-1)
-        behind = wanted.gather(-1, best[:, None]) - wanted.gather(-1, chosen[:, None])
-        columns = (divergence(wanted, found), best, chosen, behind[:, 0])
+def positions(theirs: Any, question: dict[str, Any]) -> Iterator[tuple[float, int, int, float]]:
+    count = min(theirs.shape[-1], question["vocabulary"])
+    for begin in range(0, question["rows"], ROWS):
+        end = min(begin + ROWS, question["rows"])
+        due, have = probabilities(theirs[begin:end], count), probabilities(recorded(question, begin, end), count)
+        best, chosen = due.argmax(-1), have.argmax(-1)
+        behind = due.gather(-1, best[:, None]) - due.gather(-1, chosen[:, None])
+        columns = (divergence(due, have), best, chosen, behind[:, 0])
         yield from zip(*(column.tolist() for column in columns), strict=True)
 
 
 def effect(theirs: Any, bare: Any) -> float:
     """How far a model is from the same without its adapter: the mean KL divergence."""
     pairs = zip(theirs.split(ROWS), bare.split(ROWS), strict=True)
-    found = [divergence(probabilities(one, one.shape[-1]), probabilities(two, two.shape[-1])) for one, two in pairs]
-    return float(torch.cat(found).mean())
+    parts = [divergence(probabilities(one, one.shape[-1]), probabilities(two, two.shape[-1])) for one, two in pairs]
+    return float(torch.cat(parts).mean())
 
 
-def main(asked: dict[str, Any]) -> dict[str, Any]:
-    kind, why = kind_of(asked["model"])
+def main(question: dict[str, Any]) -> dict[str, Any]:
+    kind, why = kind_of(question["model"])
     if not kind:
         return {"by": BY, "unable": why}
     model, info = kind.from_pretrained(
-        asked["model"],
+        question["model"],
         local_files_only=True,
         trust_remote_code=False,
         attn_implementation="eager",
@@ -136,17 +136,17 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
         return {"by": BY, "unable": f"the source has no {missing[0]}, which transformers would have to make up"}
     # The logits of positions that nobody looks at would take half of the memory.
     able = "logits_to_keep" in inspect.signature(model.forward).parameters
-    kept = {"logits_to_keep": len(asked["tokens"]) - asked["first"]} if able else {}
-    said, by = notes(model), BY
-    if asked["adapter"]:
+    kept = {"logits_to_keep": len(question["tokens"]) - question["first"]} if able else {}
+    lines, by = notes(model), BY
+    if question["adapter"]:
         import peft
 
-        model, by = peft.PeftModel.from_pretrained(model, asked["adapter"]), f"{BY} and PEFT {peft.__version__}"
-    theirs = logits(model.float().eval(), asked, kept)
-    answer: dict[str, Any] = {"by": by, "notes": said, "positions": list(positions(theirs, asked))}
-    if asked["adapter"]:
+        model, by = peft.PeftModel.from_pretrained(model, question["adapter"]), f"{BY} and PEFT {peft.__version__}"
+    theirs = logits(model.float().eval(), question, kept)
+    answer: dict[str, Any] = {"by": by, "notes": lines, "positions": list(positions(theirs, question))}
+    if question["adapter"]:
         with model.disable_adapter():
-            answer["effect"] = effect(theirs, logits(model, asked, kept))
+            answer["effect"] = effect(theirs, logits(model, question, kept))
     return answer
 
 

@@ -1,4 +1,4 @@
-"""What has changed between a job and its lock, or between two locks."""
+"""Differences between a job and its lock, and between two locks."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ def _same_reference(job: Job, pin: EnvironmentPin | None) -> bool:
 
 
 def moved(old: Lock, new: Lock) -> list[str]:
-    """What differs between two locks, one line for each thing: old → new."""
+    """Differences between two locks, one line for each thing: old → new."""
     before, after = old.llama_cpp, new.llama_cpp
     pairs = [("tag", before.tag, after.tag), ("repo", before.repo, after.repo), ("tree", before.tree, after.tree)]
     pairs += [("commit", before.commit, after.commit), ("package", before.package, after.package)]
     lines = [f"llama_cpp: {what} {one or 'none'} → {two or 'none'}" for what, one, two in pairs if one != two]
     lines += _differences("environment", _versions(old.environment), _versions(new.environment))
     lines += _differences("reference", _versions(old.reference), _versions(new.reference))
-    lines += _differences("binaries", *({each.name: each.sha256 or "no digest" for each in lock.assets} for lock in (old, new)))
+    lines += _differences("binaries", *({item.name: item.sha256 or "no digest" for item in lock.assets} for lock in (old, new)))
     had = {pin.wanted: pin for pin in old.models}
     for pin in new.models:
-        if (known := had.get(pin.wanted)) and known != pin:
-            lines += [f"{pin.wanted.source}: {known.commit} → {pin.commit}"] if known.commit != pin.commit else []
+        if (former := had.get(pin.wanted)) and former != pin:
+            lines += [f"{pin.wanted.source}: {former.commit} → {pin.commit}"] if former.commit != pin.commit else []
             lines += _differences(
-                pin.wanted.source, *({file.path: file.sha256 or file.oid for file in each.files} for each in (known, pin))
+                pin.wanted.source, *({file.path: file.sha256 or file.oid for file in side.files} for side in (former, pin))
             )
     return lines
 
@@ -91,16 +91,16 @@ def _differences(what: str, old: dict[str, str], new: dict[str, str]) -> list[st
 def _versions(pin: EnvironmentPin | None) -> dict[str, str]:
     if pin is None:
         return {}
-    found: dict[str, str] = {"Python": pin.python}
+    versions: dict[str, str] = {"Python": pin.python}
     for name, version, rest in re.findall(r"^([\w.-]+)==(\S+)([^\n]*(?:\n[ \t][^\n]*)*)", pin.requirements, re.MULTILINE):
         # A package may stand there twice, for two platforms; its hashes count as much as its version.
         short = hashlib.sha256(rest.encode()).hexdigest()[:8]
-        found[name] = (f"{found[name]} and " if name in found else "") + f"{version} (hashes {short})"
-    return found
+        versions[name] = (f"{versions[name]} and " if name in versions else "") + f"{version} (hashes {short})"
+    return versions
 
 
 def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
-    """Why a lock does not say what the job asks; nothing when it fits."""
+    """Reasons why a lock is not that of a job; [] when it fits."""
     if lock is None:
         return ["there is no lock"]
     fits = fitting(job, lock)

@@ -25,7 +25,7 @@ HEADER = "# Written by orchestrate; commit it beside its job. `orchestrate lock 
 
 
 def path_for(job_file: Path) -> Path:
-    """Where the lock of a job lies: beside it, `job.lock.yaml`."""
+    """The path of a job's lock: beside it, `job.lock.yaml`."""
     return job_file.with_name(f"{job_file.stem}.lock.yaml")
 
 
@@ -92,7 +92,7 @@ def write(path: Path, lock: Lock) -> None:
 
 def hashes(lock: Lock) -> frozenset[str]:
     """The sha256 of every file that may be installed into an environment, in hex."""
-    return frozenset(each for pin in environments(lock) for each in re.findall(r"sha256:([0-9a-f]{64})", pin.requirements))
+    return frozenset(digest for pin in environments(lock) for digest in re.findall(r"sha256:([0-9a-f]{64})", pin.requirements))
 
 
 def environments(lock: Lock) -> tuple[EnvironmentPin, ...]:

@@ -1,4 +1,4 @@
-"""Folders of the user's own that a job names: what conversion reads of them, and whether that is what was locked."""
+"""Folders of the user's own that a job names: the files that conversion reads of them, now and as locked."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from llamacpp_orchestrator.models import selection
 
 
 def local_folders(context: Context) -> dict[Wanted, Path]:
-    """Where the files lie that come from folders."""
+    """The folders of those files that do not come from the hub."""
     return {wanted: context.folder(wanted.source) for wanted in records.all_wanted(context.job) if wanted.is_folder}
 
 
 def listed(context: Context, wanted: Wanted) -> FilesPin:
-    """What conversion reads of a folder, pinned by content; unchanged files are not read again."""
+    """Pin by content the files of a folder that conversion reads; unchanged files are not read again."""
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
-    found = selection.list_folder(context.folder(wanted.source), sha256=context.store.sha256, **how)
-    return FilesPin(wanted=wanted, files=found.files, unread=found.unread)
+    snapshot = selection.list_folder(context.folder(wanted.source), sha256=context.store.sha256, **how)
+    return FilesPin(wanted=wanted, files=snapshot.files, unread=snapshot.unread)
 
 
 def drift(pinned: PinnedJob) -> None:

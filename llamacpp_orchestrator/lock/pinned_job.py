@@ -51,7 +51,7 @@ class PinnedJob(msgspec.Struct, frozen=True):
 
     @property
     def environment_key(self) -> str:
-        """What tells the environment of the scripts from any other; of a user's own only its path is known."""
+        """The key of the scripts' environment; for a user's own made of its path, which is all that is known of it."""
         own = f"unpinned {self.context.job.environment.path}"
         return self.lock.environment.pin().digest() if self.lock.environment else own
 

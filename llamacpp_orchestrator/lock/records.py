@@ -48,7 +48,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def is_folder(self) -> bool:
-        """Whether they lie in a folder of the user's own; else in a repository of the hub."""
+        """Tell whether they lie in a folder of the user's own; else in a repository of the hub."""
         return spec.is_folder(self.source)
 
 
@@ -67,7 +67,7 @@ class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Everything that decides the bytes of a job's outputs, and what they are compared with."""
+    """Pins of all that decides the bytes of a job's outputs, and of what they are compared with."""
 
     version: int = 1
     llama_cpp: SourcePin
@@ -78,10 +78,10 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def files(self, wanted: Wanted) -> FilesPin:
         """The pin of one model or adapter; KeyError when the lock does not know it."""
-        found = next((pin for pin in self.models if pin.wanted == wanted), None)
-        if found is None:
+        pin = next((pin for pin in self.models if pin.wanted == wanted), None)
+        if pin is None:
             raise KeyError(wanted.source)
-        return found
+        return pin
 
 
 class PartialLock(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,13 +96,13 @@ class PartialLock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def base_wanted(model: spec.Model) -> Wanted:
-    """What a model's own conversion needs, or what its adapters need of it when it is not converted itself."""
+    """The files of a model for its own conversion, or for that of its adapters alone."""
     weights = model.outtype != ("none",) or bool(model.mmproj)
     return _wanted(model.source, "model", model.revision, weights, model.trust_remote_code)
 
 
 def lora_wanted(lora: spec.Lora) -> Wanted:
-    """What the conversion of an adapter needs of the adapter."""
+    """The files of an adapter for its conversion."""
     return _wanted(lora.source, "adapter", lora.revision, True, False)
 
 
@@ -118,28 +118,28 @@ def _wanted(source: str, kind: str, revision: str, weights: bool, remote_code: b
 
 def all_wanted(job: Job) -> tuple[Wanted, ...]:
     """Every set of files of a job, once, in the job's order."""
-    found: dict[Wanted, None] = {}
+    sets: dict[Wanted, None] = {}
     for model in job.models:
-        found[base_wanted(model)] = None
-        found.update(dict.fromkeys(map(lora_wanted, model.loras)))
-    return tuple(found)
+        sets[base_wanted(model)] = None
+        sets.update(dict.fromkeys(map(lora_wanted, model.loras)))
+    return tuple(sets)
 
 
 def names(job: Job) -> dict[Wanted, str]:
     """A name for each set of files: the job's own, with the source behind it where two would be called the same."""
-    found: dict[Wanted, str] = {}
+    names: dict[Wanted, str] = {}
     for model in job.models:
         for wanted, name in ((base_wanted(model), model.name), *((lora_wanted(lora), lora.name) for lora in model.loras)):
-            taken = {other for known, other in found.items() if known != wanted}
-            found.setdefault(wanted, f"{name} ({wanted.source})" if name in taken else name)
-    return found
+            taken = {other for earlier, other in names.items() if earlier != wanted}
+            names.setdefault(wanted, f"{name} ({wanted.source})" if name in taken else name)
+    return names
 
 
 def uses_binaries(job: Job) -> bool:
-    """Whether anything in the job runs a program of the tag."""
+    """Tell whether anything in the job runs a program of the tag."""
     return any(model.quantize or model.verify in check_levels.RUNNING for model in job.models)
 
 
 def uses_reference(job: Job) -> bool:
-    """Whether anything in the job is compared with what its source says next."""
+    """Tell whether anything in the job is compared with what its source says next."""
     return any(model.verify in check_levels.COMPARING for model in job.models)

@@ -61,50 +61,50 @@ class Resolution(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     context: Context
-    known: PartialLock
+    partial: PartialLock
     first_use: bool = False
 
 
 def steps(resolution: Resolution, binaries: bool = False) -> list[Step]:
-    """What must be asked to complete a lock; each step learns one part of it."""
-    context, known = resolution.context, resolution.known
+    """The steps that complete a lock; each learns one part of it."""
+    context, partial = resolution.context, resolution.partial
     job = context.job
     steps: list[Step] = []
-    stale_environment = known.environment is None and job.environment.path is None
-    if known.source is None or stale_environment:
+    stale_environment = partial.environment is None and job.environment.path is None
+    if partial.source is None or stale_environment:
         steps.append(Step(kind="source"))
     if stale_environment:
         steps.append(Step(kind="environment", needs=("source",)))
-    if records.uses_reference(job) and known.reference is None:
+    if records.uses_reference(job) and partial.reference is None:
         steps.append(Step(kind="reference", needs=("environment",) if stale_environment else ()))
-    release = known.source is None and Tag(job.llama_cpp.tag).is_release
+    release = partial.source is None and Tag(job.llama_cpp.tag).is_release
     used = (binaries or records.uses_binaries(job)) and job.binaries.backend not in records.WITHOUT_RELEASE
-    if used and (known.assets is None or (resolution.first_use and _lacking(resolution))):
+    if used and (partial.assets is None or (resolution.first_use and _lacking(resolution))):
         steps.append(Step(kind="binaries", needs=("source",) if release else ()))
     names = records.names(job)
-    return steps + [Step(kind="fetch", key=names[wanted]) for wanted in records.all_wanted(job) if wanted not in known.models]
+    return steps + [Step(kind="fetch", key=names[wanted]) for wanted in records.all_wanted(job) if wanted not in partial.models]
 
 
 def complete(resolution: Resolution, learned: Outcomes) -> Lock:
     """The finished lock, once all steps have ended well."""
-    known, job = resolution.known, resolution.context.job
+    partial, job = resolution.partial, resolution.context.job
     names = records.names(job)
 
     def part(step: str, default: Any) -> Any:
         return learned[step].value if step in learned else default
 
     return Lock(
-        llama_cpp=part("source", known.source),
-        environment=part("environment", known.environment),
-        reference=part("reference", known.reference),
-        assets=part("binaries", known.assets) or (),
-        models=tuple(part(f"fetch {names[wanted]}", known.models.get(wanted)) for wanted in records.all_wanted(job)),
+        llama_cpp=part("source", partial.source),
+        environment=part("environment", partial.environment),
+        reference=part("reference", partial.reference),
+        assets=part("binaries", partial.assets) or (),
+        models=tuple(part(f"fetch {names[wanted]}", partial.models.get(wanted)) for wanted in records.all_wanted(job)),
     )
 
 
 def _source(resolution: Resolution, key: str, learned: Outcomes, tell: Tell) -> Outcome:
     context = resolution.context
-    pin = resolution.known.source or _resolved(context, tell)
+    pin = resolution.partial.source or _resolved(context, tell)
     status = "current" if context.store.has("source", pin.key()) else "done"
     path = get_tree(context, pin, tell)
     tree = (path / TREE_MARK).read_text(encoding="utf-8")
@@ -128,7 +128,7 @@ def _resolved(context: Context, tell: Tell) -> SourcePin:
 
 
 def _environment(resolution: Resolution, key: str, learned: Outcomes, tell: Tell) -> Outcome:
-    context, spare, source = resolution.context, resolution.known.spare, learned["source"].value
+    context, spare, source = resolution.context, resolution.partial.spare, learned["source"].value
     environment = context.job.environment
     lines = requirements.upstream_requirements(context.store.entry("source", source.key()), source.tag)
     upstream = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -143,7 +143,7 @@ def _environment(resolution: Resolution, key: str, learned: Outcomes, tell: Tell
 
 def _reference(resolution: Resolution, key: str, learned: Outcomes, tell: Tell) -> Outcome:
     context, environment = resolution.context, resolution.context.job.environment
-    converting = learned["environment"].value if "environment" in learned else resolution.known.environment
+    converting = learned["environment"].value if "environment" in learned else resolution.partial.environment
     beside, overrides = converting.pin() if converting else None, reference.overrides(environment.overrides)
     context.online(f"a resolution of {reference.TITLE}")
     with tempfile.TemporaryDirectory() as scratch:
@@ -165,12 +165,12 @@ def _environment_pin(environment: spec.Environment, upstream: str, overrides: tu
 
 def choose(context: Context, tag: str, assets: tuple[binaries_release.Asset, ...]) -> binaries_release.Choice:
     """The archive of a build's release for this machine; OrchestrateError when none fits, with what would."""
-    asked = context.job.binaries
-    if asked.backend == "none":
+    binaries = context.job.binaries
+    if binaries.backend == "none":
         message = f"{context.file.name}: `quantize` and `verify: load` need the release binaries, and binaries.backend is none"
         raise JobError(message, "set `backend: cpu`")
     usable = tuple(asset for asset in assets if context.archives is None or asset.name in context.archives)
-    return binaries_release.choose(tag, usable, this_host(), asked.backend, asked.cuda)
+    return binaries_release.choose(tag, usable, this_host(), binaries.backend, binaries.cuda)
 
 
 def _unpinned(context: Context, tag: str, assets: tuple[binaries_release.Asset, ...]) -> list[binaries_release.Asset]:
@@ -187,24 +187,24 @@ def _fits(context: Context, tag: str, assets: tuple[binaries_release.Asset, ...]
 
 
 def _lacking(resolution: Resolution) -> bool:
-    """Whether the locked list of a release has no archive for this machine, or no digest of it."""
-    context, known = resolution.context, resolution.known
-    tag, assets = known.source.tag if known.source else context.job.llama_cpp.tag, known.assets or ()
+    """Tell whether the locked list of a release has no archive for this machine, or no digest of it."""
+    context, partial = resolution.context, resolution.partial
+    tag, assets = partial.source.tag if partial.source else context.job.llama_cpp.tag, partial.assets or ()
     return bool(_unpinned(context, tag, assets)) or not _fits(context, tag, assets)
 
 
 def unpinned_reasons(pinned: PinnedJob) -> list[str]:
-    """Why a lock cannot vouch for the programs that this machine would use: no digest of them was published or locked."""
+    """Reasons why a lock cannot vouch for this machine's programs: no digest of them was published or locked."""
     context, assets = pinned.context, pinned.lock.assets
     lacking = _unpinned(context, pinned.tag, assets) if assets and records.uses_binaries(context.job) else []
     return [f"{asset.name}: no digest was published, and none is locked yet (`orchestrate run` does it)" for asset in lacking]
 
 
 def _assets(resolution: Resolution, key: str, learned: Outcomes, tell: Tell) -> Outcome:
-    context, known = resolution.context, resolution.known
-    source = learned["source"].value if "source" in learned else known.source
+    context, partial = resolution.context, resolution.partial
+    source = learned["source"].value if "source" in learned else partial.source
     # Where a release stands in the job, its build is known by now.
-    tag, repo, assets = source.tag if source else context.job.llama_cpp.tag, context.job.llama_cpp.repo, known.assets
+    tag, repo, assets = source.tag if source else context.job.llama_cpp.tag, context.job.llama_cpp.repo, partial.assets
     if assets is None:
         context.online(f"the list of the release {tag}")
         assets = binaries_release.fetch_assets(tag, repo, context.settings, tell)
@@ -234,9 +234,9 @@ ACTIONS = {"source": _source, "environment": _environment, "reference": _referen
 def look(context: Context, wanted: Wanted, tell: Tell = lambda text: None) -> FilesPin:
     """The files that a source holds now; those in a folder are examined too, before anything is downloaded."""
     if wanted.is_folder:
-        found = local_folders.listed(context, wanted)
-        examine(context.folder(wanted.source), wanted, found.files)
-        return found
+        pin = local_folders.listed(context, wanted)
+        examine(context.folder(wanted.source), wanted, pin.files)
+        return pin
     context.online(f"the list of files of {wanted.source}@{wanted.revision}")
     if context.folder(wanted.source).is_dir():
         tell(f"note: {wanted.source} is taken for a repository of the hub; for the folder of that name write ./{wanted.source}")

@@ -19,7 +19,7 @@ AGAIN = "remove it and run `orchestrate lock` again"
 
 
 def load(text: str, name: str, build: Callable[[Any], T]) -> T:
-    """What `build` makes of the data in a lock's text; LockError with the line, where an error ends in " - at `$.path`"."""
+    """Build a record of the data in a lock's text; LockError with the line, where an error ends in " - at `$.path`"."""
     reading = Reading(file=name)
     try:
         if not yaml_reader.compose(reading, text, getattr(yaml, "CBaseLoader", yaml.BaseLoader)):

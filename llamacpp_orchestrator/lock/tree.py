@@ -70,9 +70,9 @@ def mark(pin: SourcePin, dest: Path, digest: str, time: str) -> None:
 
 
 def unhealthy(pin: SourcePin, path: Path) -> str:
-    """Why a cached tree must be made anew; "" is good."""
-    known = text_of(path / TREE_MARK)
-    same = known == source_tree.tree_digest(path) and known == (pin.tree or known)
+    """The reason why a cached tree must be made anew; "" is good."""
+    digest = text_of(path / TREE_MARK)
+    same = digest == source_tree.tree_digest(path) and digest == (pin.tree or digest)
     names = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
     # A script would import what lies beside it before what the environment has under that name.
     strange = any(name not in (TREE_MARK, TIME_MARK, TAG_MARK, MARK) and not source_tree.wanted(name) for name in names)

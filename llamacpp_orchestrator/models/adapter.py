@@ -1,4 +1,4 @@
-"""Whether an adapter belongs to its base and can act in a GGUF as it was trained to, told before anything is converted."""
+"""Checks of an adapter against its base before anything is converted: can it act in a GGUF as it was trained to?"""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ STRAY = (
 
 
 def check(adapter: Path, base: Path, name: str, base_name: str, script: Path | None = None) -> Scales:
-    """How the adapter in one folder is to be scaled for the base in another, as PEFT would.
+    """The scales of the adapter in one folder for the base in another, as PEFT would apply it.
 
     Raises OrchestrateError when it cannot have been trained on that base, or cannot act in a GGUF as it was trained to;
     whether the tag knows of some kinds is told by its script, once that is here.
@@ -105,15 +105,15 @@ def check(adapter: Path, base: Path, name: str, base_name: str, script: Path | N
     tensors = {key: value for key, value in header.items() if key != "__metadata__"}
     shapes = {key: tuple(value["shape"]) for key, value in tensors.items()}
     refuse(config, shapes, name)
-    if found := stacked(config, shapes):
-        raise _cannot(name, [(f"{STACKED} ({quoted(found)})", MERGE)])
+    if tensor := stacked(config, shapes):
+        raise _cannot(name, [(f"{STACKED} ({quoted(tensor)})", MERGE)])
     if script and config.get("alora_invocation_tokens") and "alora_invocation_tokens" not in script.read_text(encoding="utf-8"):
         raise _cannot(
             name, [("it is an activated LoRA (alora_invocation_tokens), which this tag does not know", "pin a newer tag")]
         )
-    if found := mismatch(shapes, base_config) or vocabulary(shapes, base_config):
+    if reason := mismatch(shapes, base_config) or vocabulary(shapes, base_config):
         raise OrchestrateError(
-            f"the adapter {name} was not trained on {base_name}: {found}",
+            f"the adapter {name} was not trained on {base_name}: {reason}",
             f"list it under its own base; adapter_config.json names {quoted(config.get('base_model_name_or_path') or 'no base')}",
         )
     if head := tied(shapes, base_config):
@@ -148,26 +148,26 @@ def refuse(config: Mapping[str, Any], names: Iterable[str], name: str) -> None:
 
 
 def stacked(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What an adapter trains of experts that are one tensor; "" for none, as for a router, whose one matrix PEFT lists there too.
+    """The parameter of stacked experts that an adapter trains; "" for none, or a router, whose one matrix PEFT lists there too.
 
     PEFT names parameters that are no module's weight, and gives the matrices of stacked ones a rank for each expert.
     """
-    asked = [str(each) for each in config.get("target_parameters") or ()]
-    if bare := next((each for each in asked if not each.endswith("weight")), ""):
+    targets = [str(target) for target in config.get("target_parameters") or ()]
+    if bare := next((target for target in targets if not target.endswith("weight")), ""):
         return bare
     ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
     whole = (key for key, shape in sorted(shapes.items()) if key.endswith(".lora_A.weight") and shape[0] not in ranks)
-    return next(whole, "") if asked else ""
+    return next(whole, "") if targets else ""
 
 
 def doubts(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is to be said of an adapter that acts otherwise elsewhere, or may: keys that are set and that nothing here knows."""
-    said = [ACTIVATED] if config.get("alora_invocation_tokens") else []
+    """Notes on an adapter that acts otherwise elsewhere, or may: keys that are set and that nothing here knows."""
+    lines = [ACTIVATED] if config.get("alora_invocation_tokens") else []
     strange = [key for key in sorted(config) if key not in KNOWN and config[key] not in (None, False, "", 0, [], {})]
     if strange:
         names = ", ".join(quoted(key) for key in strange[:5])
-        said.append(f"adapter_config.json sets what nothing here knows ({names}): PEFT may apply it otherwise than llama.cpp")
-    return tuple(said)
+        lines.append(f"adapter_config.json sets what nothing here knows ({names}): PEFT may apply it otherwise than llama.cpp")
+    return tuple(lines)
 
 
 def _cannot(name: str, reasons: list[tuple[str, str]]) -> OrchestrateError:
@@ -183,7 +183,7 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def mismatch(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> str:
-    """What about an adapter's tensors contradicts a base's config, in words; "" when nothing certainly does."""
+    """The contradiction of an adapter's tensors to a base's config, in words; "" when nothing certainly is one."""
     inner = _text(config)
     layers, hidden, sizes = inner.get("num_hidden_layers"), inner.get("hidden_size"), _sizes(inner)
     for key in sorted(shapes):
@@ -193,14 +193,14 @@ def mismatch(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -
         layer, module, matrix = int(match[1]), match[2], match[3]
         if isinstance(layers, int) and layer >= layers:
             return f"it has a layer {layer}, the base has {layers} layers"
-        if sizes and not any(module == each for each, _, _ in (*HIDDEN, *INNER)):
+        if sizes and not any(module == name for name, _, _ in (*HIDDEN, *INNER)):
             return f"it changes {module} in layer {layer}, the base is a {inner['model_type']} and has no such module"
         for axis, length in enumerate(shapes[key]):
             spot = (module, matrix, axis)
             if spot in HIDDEN and isinstance(hidden, int) and length != hidden:
                 return f"{module} of layer {layer} has {length} where the base's hidden size is {hidden}"
-            if (wanted := sizes.get(INNER.get(spot, ""))) not in (None, length):
-                return f"{module} of layer {layer} has {length} where the base's {INNER[spot]} have {wanted}"
+            if (due := sizes.get(INNER.get(spot, ""))) not in (None, length):
+                return f"{module} of layer {layer} has {length} where the base's {INNER[spot]} have {due}"
     return ""
 
 
@@ -212,23 +212,23 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
     heads, pairs, width, inner, hidden = (config.get(key) if isinstance(config.get(key), int) else None for key in keys)
     if not width and heads and hidden and config["model_type"] in ("llama", "mistral", "qwen2", "granite"):
         width = hidden // heads
-    found = {"heads": heads and width and heads * width, "key-value heads": pairs and width and pairs * width}
-    return {name: size for name, size in (found | {"feed-forward": inner}).items() if size}
+    sizes = {"heads": heads and width and heads * width, "key-value heads": pairs and width and pairs * width}
+    return {name: size for name, size in (sizes | {"feed-forward": inner}).items() if size}
 
 
 def vocabulary(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> str:
-    """Where an adapter's matrices for the ends of the vocabulary show another size than the base's; "" when they do not."""
-    wanted = _text(config).get("vocab_size")
+    """The contradiction of an adapter's matrices for the ends of the vocabulary to the base's size; "" when there is none."""
+    entries = _text(config).get("vocab_size")
     for key, shape in sorted(shapes.items()):
         whole = ".base_layer." in key or key.endswith("lm_head.lora_B.weight")
-        rows = shape[0] if whole else shape[1] if key.endswith("lora_embedding_A") else wanted
-        if any(end in key for end in VOCABULARY) and isinstance(wanted, int) and rows != wanted:
-            return f"its vocabulary has {rows} entries, the base's {wanted}"
+        rows = shape[0] if whole else shape[1] if key.endswith("lora_embedding_A") else entries
+        if any(end in key for end in VOCABULARY) and isinstance(entries, int) and rows != entries:
+            return f"its vocabulary has {rows} entries, the base's {entries}"
     return ""
 
 
 def tied(names: Iterable[str], config: Mapping[str, Any]) -> str:
-    """Which end of a tied vocabulary an adapter changes: in a GGUF both ends would change, or none; "" is good."""
+    """The end of a tied vocabulary that an adapter changes: in a GGUF both ends would change, or none; "" is good."""
     inner = _text(config)
     changed = next((end for end in VOCABULARY for key in names if f"{end}.lora_" in key), "")
     is_tied = inner.get("tie_word_embeddings", config.get("tie_word_embeddings"))
@@ -236,16 +236,16 @@ def tied(names: Iterable[str], config: Mapping[str, Any]) -> str:
 
 
 def outside(names: Iterable[str]) -> tuple[str, ...]:
-    """What is to be said when an adapter also changes parts for images or sound."""
-    found = [key for key in sorted(names) if OUTSIDE.search(key) and ".lora_B" in key]
-    if not found:
+    """Notes on an adapter that also changes parts for images or sound."""
+    modules = [key for key in sorted(names) if OUTSIDE.search(key) and ".lora_B" in key]
+    if not modules:
         return ()
-    first = quoted(found[0])
-    return (f"{len(found)} modules for images or sound stay out, a GGUF adapter changes the text model alone: {first}, ...",)
+    first = quoted(modules[0])
+    return (f"{len(modules)} modules for images or sound stay out, a GGUF adapter changes the text model alone: {first}, ...",)
 
 
 def quantized(config: Mapping[str, Any], base: Mapping[str, Any], base_name: str) -> tuple[str, ...]:
-    """What is to be said when an adapter was trained on a bitsandbytes copy of its base; OrchestrateError if that is the base."""
+    """Notes on an adapter trained on a bitsandbytes copy of its base; OrchestrateError if that is the base."""
     how = base.get("quantization_config")
     trained_on = str(config.get("base_model_name_or_path") or "")
     if isinstance(how, dict) and (

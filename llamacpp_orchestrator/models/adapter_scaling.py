@@ -1,4 +1,4 @@
-"""How strongly PEFT applies each module of an adapter, and where a GGUF adapter would apply it otherwise.
+"""The strength with which PEFT applies each module of an adapter, where a GGUF adapter would apply it otherwise.
 
 A GGUF adapter has one alpha, and the runtime applies each module by alpha / rank, the rank being that of its own matrices.
 """
@@ -32,7 +32,7 @@ Keys = tuple[tuple[str, re.Pattern[str]], ...]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What adapter_config.json says about strength; patterns map an expression for module names to a rank or an alpha."""
+    """The part of adapter_config.json about strength; patterns map an expression for module names to a rank or an alpha."""
 
     r: int
     lora_alpha: float
@@ -43,7 +43,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scales(msgspec.Struct, frozen=True, kw_only=True):
-    """By what each B matrix (by tensor name, those that stay are not named) must be multiplied, and what is to be said of it."""
+    """Factors for B matrices, by tensor name (those that stay are not named), and notes on them."""
 
     factors: dict[str, float] = {}
     notes: tuple[str, ...] = ()
@@ -52,10 +52,10 @@ class Scales(msgspec.Struct, frozen=True, kw_only=True):
 def read(config: Mapping[str, Any], name: str) -> Config:
     """The part of an adapter's config that decides its strength; IntegrityError when it does not."""
     try:
-        found = msgspec.convert(dict(config), Config)
+        parsed = msgspec.convert(dict(config), Config)
     except msgspec.ValidationError as error:
         raise _damaged(name, str(error)) from error
-    ranks, alphas = found.rank_pattern or {}, found.alpha_pattern or {}
+    ranks, alphas = parsed.rank_pattern or {}, parsed.alpha_pattern or {}
     for key in (*ranks, *alphas):
         if len(key) > LONGEST_KEY or NESTED.search(key) or len(REPEATED.findall(key)) > MOST_REPEATS:
             raise _damaged(
@@ -68,13 +68,13 @@ def read(config: Mapping[str, Any], name: str) -> Config:
                 re.compile(form.format(key))
         except (re.error, RecursionError, OverflowError) as error:
             raise _damaged(name, f"the pattern `{key[:80]}` is not an expression: {error}") from error
-    if not found.lora_alpha:
+    if not parsed.lora_alpha:
         raise _damaged(name, "lora_alpha is 0, with which an adapter does nothing")
-    if not all(map(math.isfinite, (found.lora_alpha, *alphas.values()))):
+    if not all(map(math.isfinite, (parsed.lora_alpha, *alphas.values()))):
         raise _damaged(name, "an alpha is not a number")
-    if min((found.r, *ranks.values())) < 1:
+    if min((parsed.r, *ranks.values())) < 1:
         raise _damaged(name, "a rank is less than 1")
-    return found
+    return parsed
 
 
 def scales(config: Config, tensors: Mapping[str, Mapping[str, Any]], name: str) -> Scales:
@@ -89,8 +89,8 @@ def scales(config: Config, tensors: Mapping[str, Mapping[str, Any]], name: str) 
         rank = ranks(module, config.r)
         shapes = tensors[a]["shape"], tensors[b]["shape"]
         if rank != shapes[0][0] or rank != shapes[1][1]:
-            found = f"lora_A is {' x '.join(map(str, shapes[0]))}, lora_B {' x '.join(map(str, shapes[1]))}"
-            raise _damaged(name, f"it gives {module} the rank {rank:g}, but its {found}", hint=REFUSED)
+            form = f"lora_A is {' x '.join(map(str, shapes[0]))}, lora_B {' x '.join(map(str, shapes[1]))}"
+            raise _damaged(name, f"it gives {module} the rank {rank:g}, but its {form}", hint=REFUSED)
         # The runtime's alpha / rank is the same for the same rank: what remains is a module's own alpha, and rsLoRA's root.
         factor = alphas(module, config.lora_alpha) / config.lora_alpha * (math.sqrt(rank) if config.use_rslora else 1.0)
         if factor != 1.0:
@@ -105,15 +105,15 @@ def scales(config: Config, tensors: Mapping[str, Mapping[str, Any]], name: str) 
 
 def pairs(tensors: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, tuple[str, str]]:
     """The two matrices of each module by their tensor names; IntegrityError for one without the other."""
-    found: dict[str, dict[str, str]] = {}
+    by_module: dict[str, dict[str, str]] = {}
     for key in tensors:
         if match := MATRIX.fullmatch(key):
-            found.setdefault(match[1], {})[match[2] or match[3]] = key
-    for module, matrices in found.items():
+            by_module.setdefault(match[1], {})[match[2] or match[3]] = key
+    for module, matrices in by_module.items():
         shapes = [tensors[key]["shape"] for key in matrices.values()]
         if len(matrices) != 2 or any(len(shape) != 2 for shape in shapes):
             raise _damaged(name, f"{module} has not two matrices, lora_A and lora_B", "adapter_model.safetensors")
-    return {module: (matrices["A"], matrices["B"]) for module, matrices in found.items()}
+    return {module: (matrices["A"], matrices["B"]) for module, matrices in by_module.items()}
 
 
 def _damaged(name: str, why: str, file: str = "adapter_config.json", hint: str = AGAIN) -> IntegrityError:
@@ -135,7 +135,7 @@ def _first(keys: Keys, module: str) -> str:
 
 
 def _ambiguous(config: Config, modules: Iterable[str]) -> bool:
-    """Whether a module may have been trained with another alpha than PEFT gives it now.
+    """Tell whether a module may have been trained with another alpha than PEFT gives it now.
 
     PEFT takes the first key that fits and sorts the keys when it saves; before 0.15 it wanted a dot before the key, and
     before 0.14 it looked for one key in both patterns.
@@ -151,13 +151,13 @@ def _ambiguous(config: Config, modules: Iterable[str]) -> bool:
 
 
 def _notes(config: Config, factors: Mapping[str, float], ambiguous: bool) -> tuple[str, ...]:
-    said = []
+    lines = []
     if factors:
         why = ["rsLoRA"] if config.use_rslora else []
         why += ["alpha_pattern"] if config.alpha_pattern else []
         least, most = min(factors.values()), max(factors.values())
         by = f"{least:.6g}" if least == most else f"{least:.6g} to {most:.6g}"
-        said.append(f"scaled as PEFT does ({', '.join(why)}): {len(factors)} B matrices times {by}, in a copy of the adapter")
+        lines.append(f"scaled as PEFT does ({', '.join(why)}): {len(factors)} B matrices times {by}, in a copy of the adapter")
     if ambiguous:
-        said.append("alpha_pattern can be read in more than one way (its order, older PEFT); it is read as PEFT does now")
-    return tuple(said)
+        lines.append("alpha_pattern can be read in more than one way (its order, older PEFT); it is read as PEFT does now")
+    return tuple(lines)

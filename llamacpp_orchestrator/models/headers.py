@@ -1,4 +1,4 @@
-"""What index and headers tell of a model's weights before conversion: whether they are whole, and their names their own."""
+"""Checks of a model's weights before conversion, by index and headers: are they whole, and their names their own?"""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(folder: Path) -> Weights:
-    """What is known of the weights in a view; what is damaged is left out, and told elsewhere."""
+    """Read index and headers in a view; what is damaged is left out, and reported elsewhere."""
     stored: dict[str, Stored] = {}
     files: dict[str, tuple[str, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -80,8 +80,8 @@ def read(folder: Path) -> Weights:
     index: dict[str, Any] = {}
     with contextlib.suppress(OrchestrateError):
         index = read_json(folder / INDEX)
-    named, said = index.get("weight_map"), index.get("metadata")
-    total = said.get("total_size") if isinstance(said, dict) else None
+    named, metadata = index.get("weight_map"), index.get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
     return Weights(
         stored=stored,
         files=files,
@@ -98,9 +98,9 @@ def check(weights: Weights, source: str, reads: Callable[[str], bool]) -> None:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of some names of tensors, and how many more there are."""
-    found = list(names)
-    return quoted(found[0]) + (f" and {len(found) - 1} more" if found[1:] else "")
+    """The first of some names of tensors, and the number of the others, as text."""
+    every = list(names)
+    return quoted(every[0]) + (f" and {len(every) - 1} more" if every[1:] else "")
 
 
 def _empty(weights: Weights) -> tuple[str, str] | None:
@@ -110,9 +110,9 @@ def _empty(weights: Weights) -> tuple[str, str] | None:
 
 def _wrapped(weights: Weights, reads: Callable[[str], bool]) -> tuple[str, str] | None:
     for pattern, what, way in WRAPPED:
-        found = [(name, match[0].strip(".")) for name in weights.names if (match := re.search(pattern, name))]
-        if found and not reads(found[0][1]):
-            return f"its tensors bear {what} ({listed(name for name, _ in found)})", way
+        marks = [(name, match[0].strip(".")) for name in weights.names if (match := re.search(pattern, name))]
+        if marks and not reads(marks[0][1]):
+            return f"its tensors bear {what} ({listed(name for name, _ in marks)})", way
     return None
 
 
@@ -127,35 +127,35 @@ def _unlike_index(weights: Weights) -> tuple[str, str] | None:
 
 
 def _twice(weights: Weights) -> tuple[str, str] | None:
-    found = [name for name, files in weights.files.items() if len(files) > 1]
-    if not found or weights.index:
+    doubled = [name for name, files in weights.files.items() if len(files) > 1]
+    if not doubled or weights.index:
         return None
-    where = " and ".join(weights.files[found[0]][:2])
-    return f"{len(found)} tensors are in two files ({listed(found)} in {where})", "keep one set of weights in the folder"
+    where = " and ".join(weights.files[doubled[0]][:2])
+    return f"{len(doubled)} tensors are in two files ({listed(doubled)} in {where})", "keep one set of weights in the folder"
 
 
 def check_vision(weights: Weights, source: str, tag: str, tree: Path) -> None:
     """Raise OrchestrateError for a vision tower by names that transformers 5 has and this tag's map of names has not."""
     names = tree / "gguf-py" / "gguf" / "tensor_mapping.py"
-    known = names.read_bytes() if names.is_file() else b""
-    found = [name for name in weights.names if re.match(r"vision_tower\.(?:embeddings|encoder\.layers|post_layernorm)\.", name)]
-    if found and b'"vision_tower.vision_model.encoder.layers' in known and b'"vision_tower.encoder.layers' not in known:
+    mapping = names.read_bytes() if names.is_file() else b""
+    strange = [name for name in weights.names if re.match(r"vision_tower\.(?:embeddings|encoder\.layers|post_layernorm)\.", name)]
+    if strange and b'"vision_tower.vision_model.encoder.layers' in mapping and b'"vision_tower.encoder.layers' not in mapping:
         raise OrchestrateError(
-            f"{source}: its vision tensors have no `vision_model.` in their names ({listed(found)}); {tag} knows none without",
+            f"{source}: its vision tensors have no `vision_model.` in their names ({listed(strange)}); {tag} knows none without",
             "transformers 5 saves a model so that was made from a config: load a hub copy of it, put these weights into that"
             " (`load_state_dict`), and save it again",
         )
 
 
 def notes(weights: Weights) -> tuple[str, ...]:
-    """What is odd about an index that does name the tensors that are here."""
+    """Notes on an index that names the tensors of the files, and is odd in other ways."""
     if not weights.index or not weights.stored:
         return ()
     moved = [name for name, file in weights.index.items() if file not in weights.files.get(name, (file,))]
-    found = [f"the index says another file than the one that holds it, for {listed(moved)}"] if moved else []
+    lines = [f"the index says another file than the one that holds it, for {listed(moved)}"] if moved else []
     twice = [name for name, files in weights.files.items() if len(files) > 1]
-    found += [f"several files hold {listed(twice)}; as in transformers, the last by name counts"] if twice else []
+    lines += [f"several files hold {listed(twice)}; as in transformers, the last by name counts"] if twice else []
     size = sum(tensor.data_offsets[1] - tensor.data_offsets[0] for tensor in weights.stored.values())
     if weights.total not in (None, size):
-        found.append(f"the index says {weights.total} bytes of weights, the files hold {size}: are they of one save?")
-    return tuple(found)
+        lines.append(f"the index says {weights.total} bytes of weights, the files hold {size}: are they of one save?")
+    return tuple(lines)

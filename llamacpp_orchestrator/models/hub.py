@@ -1,4 +1,4 @@
-"""Models and adapters on the hub: what a revision holds, and its files in the cache, hashed on arrival."""
+"""Models and adapters on the hub: the files of a revision, and their download into the cache, hashed on arrival."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _hub_file(entry: Any, place: Place) -> HubFile:
 
 
 def moved(snapshot: Snapshot, revision: str, settings: Settings) -> str:
-    """That a branch or tag is at another commit by now than the snapshot's; "" also where the hub does not say."""
+    """A note that a branch or tag is at another commit by now than the snapshot's; "" also where the hub does not answer."""
     load("huggingface_hub.hf_api")
     from huggingface_hub import HfApi
 
@@ -112,14 +112,14 @@ def moved(snapshot: Snapshot, revision: str, settings: Settings) -> str:
 
 
 def said_moved(snapshot: Snapshot, revision: str, now: str) -> str:
-    """That a revision is at another commit than the snapshot's, where it is."""
+    """A note that a revision is at another commit than the snapshot's; "" where it is not."""
     return (
         f"{snapshot.source}@{revision} has moved since it was locked: {snapshot.commit} → {now}" if now != snapshot.commit else ""
     )
 
 
-class Tally(msgspec.Struct):
-    """How far the files of one download are: bytes of each, when each that is on its way was heard of last, what failed."""
+class TransferProgress(msgspec.Struct):
+    """One download: bytes of each file, the last sign of life (monotonic seconds) of those on their way, failures."""
 
     done: dict[str, int]
     heard: dict[str, float] = {}
@@ -140,36 +140,36 @@ def fetch(snapshot: Snapshot, settings: Settings, tell: Tell, sha256: Sha256 = f
     """
     names = [file.path for file in snapshot.files]
     check_names(names, snapshot.source)
-    total, tally = sum(file.size for file in snapshot.files), Tally(done=dict.fromkeys(names, 0))
+    total, transfer = sum(file.size for file in snapshot.files), TransferProgress(done=dict.fromkeys(names, 0))
     folder, progress = hub_cache.repository(snapshot) / "snapshots" / snapshot.commit, download.counted(tell)
 
     def count() -> None:
-        progress(min(total, sum(tally.done.values())), total)
+        progress(min(total, sum(transfer.done.values())), total)
 
     def fetch_one(file: HubFile) -> None:
         if hub_cache.whole(hub_cache.cached(snapshot, file), file):
             if hub_cache.sound(hub_cache.cached(snapshot, file), file, sha256):
                 return hub_cache.sweep(snapshot, file)
             tell(f"note: {file.path} of {snapshot.source} was damaged in the cache, and is downloaded again")
-        _fetch_file(snapshot, file, settings, tally, tell)
+        _fetch_file(snapshot, file, settings, transfer, tell)
 
     # The index comes first: what it misses is told before the weights are downloaded.
     for index in (True, False):
-        _fetch_group(fetch_one, [file for file in snapshot.files if (file.path == INDEX) is index], tally, count)
+        _fetch_group(fetch_one, [file for file in snapshot.files if (file.path == INDEX) is index], transfer, count)
         if INDEX in names and any(name.endswith(".safetensors") for name in names):
             check_index(folder, names)
     progress(total, total)
     return folder
 
 
-def _fetch_group(fetch_one: Callable[[HubFile], None], group: list[HubFile], tally: Tally, report: Callable[[], None]) -> None:
+def _fetch_group(get: Callable[[HubFile], None], group: list[HubFile], state: TransferProgress, show: Callable[[], None]) -> None:
     def work(lane: list[HubFile]) -> None:
         try:
             for file in lane:
-                fetch_one(file)
-                tally.done[file.path] = file.size
+                get(file)
+                state.done[file.path] = file.size
         except BaseException as error:
-            tally.failures.append(error)
+            state.failures.append(error)
 
     # Daemons: a download that hangs must not hold the driver back when a signal ends it.
     lanes = [group[number::AT_ONCE] for number in range(min(AT_ONCE, len(group)))]
@@ -177,41 +177,41 @@ def _fetch_group(fetch_one: Callable[[HubFile], None], group: list[HubFile], tal
     for thread in threads:
         thread.start()
     try:
-        while any(thread.is_alive() for thread in threads) and not tally.failures:
-            report()
-            if time.monotonic() - max(tuple(tally.heard.values()), default=math.inf) > hub_session.XET_SECONDS:
+        while any(thread.is_alive() for thread in threads) and not state.failures:
+            show()
+            if time.monotonic() - max(tuple(state.heard.values()), default=math.inf) > hub_session.XET_SECONDS:
                 hub_session.leave_xet()
             wait(0.05)
     finally:
         late = time.monotonic() + ENDING_SECONDS
         for thread in threads:  # the others end at their next bytes, and the library takes their parts away
             thread.join(max(0.0, late - time.monotonic()))
-    if tally.failures:
-        raise tally.failures[0]
+    if state.failures:
+        raise state.failures[0]
 
 
-def _fetch_file(snapshot: Snapshot, file: HubFile, settings: Settings, tally: Tally, tell: Tell) -> None:
+def _fetch_file(snapshot: Snapshot, file: HubFile, settings: Settings, transfer: TransferProgress, tell: Tell) -> None:
     def ask(endpoint: str) -> None:
         trusted = settings.trusts(endpoint, HUB)
         place = Place(endpoint=endpoint, repo_id=snapshot.source, revision=snapshot.commit, trusted=trusted)
-        _fetch_checked(snapshot, file, place, lambda: _download(snapshot, file, place, tally))
+        _fetch_checked(snapshot, file, place, lambda: _download(snapshot, file, place, transfer))
 
     first_answer(settings.huggingface, ask, tell)
 
 
 def _fetch_checked(snapshot: Snapshot, file: HubFile, place: Place, get: Callable[[], None]) -> None:
-    path, expected, found = hub_cache.cached(snapshot, file), file.sha256 or file.oid, ""
+    path, expected, digest = hub_cache.cached(snapshot, file), file.sha256 or file.oid, ""
     for _ in range(2):
         hub_cache.forget(snapshot, file)
         asking(get, place)
-        found = hub_cache.digest_of(path, file)
-        if found == expected:
+        digest = hub_cache.digest_of(path, file)
+        if digest == expected:
             return hub_cache.sweep(snapshot, file)
     with path.open("rb") as opened:
         begins = opened.read(200)
     hub_cache.forget(snapshot, file)
     raise IntegrityError(
-        f"{file.path} of {place.repo_id} is {_sent(begins)}: expected {expected}, got {found} from {place.shown}",
+        f"{file.path} of {place.repo_id} is {_sent(begins)}: expected {expected}, got {digest} from {place.shown}",
         "the download was altered on its way; try again later, or without the mirror (HF_ENDPOINT)",
     )
 
@@ -224,7 +224,7 @@ def _sent(begins: bytes) -> str:
     return "not what the hub lists"
 
 
-def _download(snapshot: Snapshot, file: HubFile, place: Place, tally: Tally) -> None:
+def _download(snapshot: Snapshot, file: HubFile, place: Place, transfer: TransferProgress) -> None:
     from huggingface_hub import get_hf_file_metadata
     from huggingface_hub import hf_hub_download
     from huggingface_hub import hf_hub_url
@@ -232,22 +232,22 @@ def _download(snapshot: Snapshot, file: HubFile, place: Place, tally: Tally) -> 
 
     where: dict[str, Any] = {"revision": snapshot.commit, "endpoint": place.endpoint}
     url = hf_hub_url(snapshot.source, file.path, **where)
-    told = get_hf_file_metadata(url, token=place.token, timeout=hub_session.LIMIT_SECONDS, endpoint=place.endpoint)
+    metadata = get_hf_file_metadata(url, token=place.token, timeout=hub_session.LIMIT_SECONDS, endpoint=place.endpoint)
     # The library makes file names of both, as they come, slashes included.
-    if not re.fullmatch(r"[\w-][\w.-]*", told.etag or "") or told.commit_hash != snapshot.commit:
+    if not re.fullmatch(r"[\w-][\w.-]*", metadata.etag or "") or metadata.commit_hash != snapshot.commit:
         raise hub_session.strange(place, f"about {file.path}")
-    if told.xet_file_data:
-        hub_session.check_xet(told.xet_file_data.refresh_route)
+    if metadata.xet_file_data:
+        hub_session.check_xet(metadata.xet_file_data.refresh_route)
     life = {
-        "update": lambda _, amount=1: tally.count(file.path, int(amount)),
-        "update_transfer": lambda *_: tally.count(file.path, 0),
+        "update": lambda _, amount=1: transfer.count(file.path, int(amount)),
+        "update_transfer": lambda *_: transfer.count(file.path, 0),
     }
     where |= {"token": place.token, "cache_dir": hub_cache.cache_folder(), "etag_timeout": hub_session.LIMIT_SECONDS}
-    tally.count(file.path, 0)
+    transfer.count(file.path, 0)
     try:
         hf_hub_download(snapshot.source, file.path, tqdm_class=type("Bar", (tqdm,), life), **where)
     finally:
-        tally.heard.pop(file.path, None)
+        transfer.heard.pop(file.path, None)
 
 
 def probe(snapshot: Snapshot, file: HubFile, settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""The hub library's cache: where the files of a snapshot lie in it, whether they are whole, and what must go."""
+"""The hub library's cache: paths of a snapshot's files in it, checks of them, and removal of damaged ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Sha256 = Callable[[Path], str]  # of a file; what has not changed since it was r
 
 
 def cache_folder() -> Path:
-    """Where the hub's library keeps its models; shared with everything else on this machine."""
+    """The folder in which the hub's library keeps its models; shared with everything else on this machine."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     return Path(named or Path(home) / "hub").expanduser()
@@ -30,7 +30,7 @@ def repository(snapshot: Snapshot) -> Path:
 
 
 def cached(snapshot: Snapshot, file: HubFile) -> Path:
-    """Where a file of a snapshot lies, or would lie, in the hub's cache."""
+    """The path that a file of a snapshot has, or would have, in the hub's cache."""
     return repository(snapshot) / "snapshots" / snapshot.commit / file.path
 
 
@@ -45,12 +45,12 @@ def missing(snapshot: Snapshot, sha256: Sha256 | None = None) -> tuple[HubFile, 
 
 
 def whole(path: Path, file: HubFile) -> bool:
-    """Whether a file is there with all its bytes, as far as its size tells."""
+    """Tell whether a file is there with all its bytes, as far as its size tells."""
     return path.is_file() and path.stat().st_size == file.size
 
 
 def sound(path: Path, file: HubFile, sha256: Sha256) -> bool:
-    """Whether a file is there and has the bytes that are expected; `sha256` may know it already."""
+    """Tell whether a file is there and has the bytes that are expected; `sha256` may know it already."""
     try:
         return whole(path, file) and (sha256(path) == file.sha256 if file.sha256 else digest_of(path, file) == file.oid)
     except FileNotFoundError:
@@ -62,8 +62,8 @@ def forget(snapshot: Snapshot, file: HubFile) -> None:
     path, blob = cached(snapshot, file), _blob(snapshot, file)
     target, homes = path.resolve(), {cache_folder().resolve(), repository(snapshot).resolve()}
     # Where the user has put a link to a file elsewhere, only the link is the cache's.
-    for each in (*([target] if homes.intersection(target.parents) else []), blob, path):
-        each.unlink(missing_ok=True)
+    for entry in (*([target] if homes.intersection(target.parents) else []), blob, path):
+        entry.unlink(missing_ok=True)
 
 
 def sweep(snapshot: Snapshot, file: HubFile) -> None:

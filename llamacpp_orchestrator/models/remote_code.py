@@ -26,7 +26,7 @@ def check_code(folder: Path, names: Iterable[str], source: str) -> None:
 
 def check_remote_code(config: Mapping[str, Any], source: str, file: str = "config.json") -> None:
     """Raise OrchestrateError for a model whose config asks to run its own Python code, which upstream would do unasked."""
-    if any(each.get("auto_map") for each in (config, *config.values()) if isinstance(each, Mapping)):
+    if any(part.get("auto_map") for part in (config, *config.values()) if isinstance(part, Mapping)):
         raise OrchestrateError(
             f"{source} wants to run Python code of its own (auto_map in its {file})",
             "nothing of it was run; read its *.py files, and if you trust them set `trust_remote_code: true` for this model",

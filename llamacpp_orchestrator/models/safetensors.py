@@ -20,7 +20,7 @@ LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """What a safetensors header says of one tensor; offsets in bytes from the end of the header."""
+    """The entry of one tensor in a safetensors header; offsets in bytes from the end of the header."""
 
     dtype: str
     shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
@@ -52,8 +52,8 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         file.seek(8)
         try:
             header = json.loads(file.read(length))
-            found = {key: msgspec.convert(value, Stored) for key, value in header.items() if key != "__metadata__"}
-            whole = 8 + length + max((value.data_offsets[1] for value in found.values()), default=0)
+            tensors = {key: msgspec.convert(value, Stored) for key, value in header.items() if key != "__metadata__"}
+            whole = 8 + length + max((value.data_offsets[1] for value in tensors.values()), default=0)
         except (ValueError, AttributeError, RecursionError) as error:
             raise IntegrityError(f"{path.name} has a damaged header", AGAIN) from error
     if size != whole:
@@ -63,7 +63,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
 
 
 def data_begin(path: Path) -> int:
-    """Where the numbers begin in a safetensors file whose header is sound."""
+    """The byte at which the numbers begin in a safetensors file whose header is sound."""
     with path.open("rb") as file:
         return 8 + int(struct.unpack("<Q", file.read(8))[0])
 

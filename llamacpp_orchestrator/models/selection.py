@@ -1,4 +1,4 @@
-"""Which files of a model or adapter conversion reads, and whether all of them are there under names that every disk can keep."""
+"""Selection of the files of a model or adapter that conversion reads; all must be there, under names that every disk keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files are the weights of a model: those that transformers would load, and no other that lies beside them."""
+"""Selection of a model's weight files: those that transformers would load, and no other that lies beside them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN = 3
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a path fits one of some patterns, none of whose parts goes over a slash."""
+    """Tell whether a path fits one of some patterns, none of whose parts goes over a slash."""
     return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
 
@@ -54,17 +54,17 @@ def choose(names: Sequence[str], index: Sequence[str], source: str, remote_code:
     root = [name for name in names if matches(name, ("*.safetensors",)) and name not in (ADAPTER_WEIGHTS, *ASIDE)]
     if index and (SINGLE not in root or SINGLE in index):
         check_indexed(index, root, source)
-        found = [*index, INDEX]
+        weights = [*index, INDEX]
     elif SINGLE in root:
-        found = [SINGLE]
+        weights = [SINGLE]
     else:
-        found = _without_index(root)
-        found += ["params.json"] if found and found[0].startswith("consolidated") and "params.json" in names else []
-    if not found:
+        weights = _without_index(root)
+        weights += ["params.json"] if weights and weights[0].startswith("consolidated") and "params.json" in names else []
+    if not weights:
         return _pickles(names, source, remote_code)
     aside = [name for name in names if matches(name, MODULES) or name in ASIDE]
-    _check_shards([*found, *aside], source)
-    return found + aside
+    _check_shards([*weights, *aside], source)
+    return weights + aside
 
 
 def _without_index(root: list[str]) -> list[str]:
@@ -75,17 +75,17 @@ def _without_index(root: list[str]) -> list[str]:
 
 
 def unread(names: Iterable[str], chosen: Iterable[str]) -> tuple[str, ...]:
-    """What looks like weights of the model and is not read; Mistral's own layout beside the other is known to be the same."""
+    """Files that look like weights of the model and are not read; Mistral's own layout beside the other holds the same."""
     chosen = set(chosen)
     if not any(name.endswith(".safetensors") for name in chosen):
         return ()
-    known = ("consolidated", "adapter_model")
-    beside = [name for name in names if matches(name, ("*.safetensors", INDEX)) and not name.startswith(known)]
+    elsewhere = ("consolidated", "adapter_model")
+    beside = [name for name in names if matches(name, ("*.safetensors", INDEX)) and not name.startswith(elsewhere)]
     return tuple(sorted(set(beside) - chosen))
 
 
 def note(unread: Sequence[str]) -> str:
-    """What is said of weight files that are not read; "" when there are none."""
+    """The note on weight files that are not read; "" when there are none."""
     if not unread:
         return ""
     more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
@@ -103,7 +103,7 @@ def _check_shards(names: list[str], source: str) -> None:
 
 
 def is_adapter(source: str) -> OrchestrateError:
-    """That a source is a LoRA adapter where a model is wanted."""
+    """The error for a source that is a LoRA adapter where a model is needed."""
     return OrchestrateError(f"{source} is a LoRA adapter, not a model", "list it under `loras` of its base model")
 
 

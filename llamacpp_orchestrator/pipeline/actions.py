@@ -123,7 +123,7 @@ def subject(pinned: PinnedJob, build: Build, files: list[Path], log: Path, find:
         level=build.output.model.verify,
         args=pipeline_build.passed_on(build.output),
         views=tuple(views),
-        shown=functools.partial(converter_view.folder, pinned, views[0]) if views else None,
+        translated=functools.partial(converter_view.folder, pinned, views[0]) if views else None,
         of=tuple(pipeline_build.shards(build.of)) if build.of else (),
         base=tuple(pipeline_build.shards(base)) if base else (),
         python=str(pinned.python),

@@ -1,1 +1,1 @@
-"""The checks of an output, by level: its format, its content, its words, its results."""
+"""Checks of an output, by level: its format, its content, its words, its results."""

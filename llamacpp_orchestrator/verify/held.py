@@ -1,4 +1,4 @@
-"""What an output really holds, where its name says something else: told as a note, by the types of its tensors."""
+"""Notes on an output whose tensors are of other types than its name says."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FAMILY = re.compile(r"b?f(?:16|32)|(?:i?q|tq|mxfp|nvfp)\d")
 DATASET = "quantize.imatrix.dataset"
 
 
-def notes(kind: str, asked: str, contents: Contents) -> tuple[str, ...]:
-    """What is to be said of an output of a type that none of its matrices has, and of a path that came with a matrix."""
-    said = []
-    family = FAMILY.match(asked.lower())
+def notes(kind: str, type_name: str, contents: Contents) -> tuple[str, ...]:
+    """Notes on an output of a type (`kind` as in Output) that none of its matrices has, and on a path that came with a matrix."""
+    lines = []
+    family = FAMILY.match(type_name.lower())
     types = Counter(NAMES.get(tensor.type, str(tensor.type)) for _, tensor in contents.tensors.values() if len(tensor.shape) > 1)
     if family and types and not any(name.startswith(family[0]) for name in types):
         have = ", ".join(f"{count} {name}" for name, count in types.most_common(3))
@@ -32,8 +32,8 @@ def notes(kind: str, asked: str, contents: Contents) -> tuple[str, ...]:
             why = "; this tag's script does not heed --outtype for adapters"
         elif family[0] in ("mxfp4", "nvfp4"):
             why = "; that type is for stacked experts, of which it has none"
-        said.append(f"none of its matrices is as {asked} says, they are {have}{why}")
+        lines.append(f"none of its matrices is as {type_name} says, they are {have}{why}")
     dataset = contents.metadata.get(DATASET)
     if isinstance(dataset, str) and is_folder(dataset):
-        said.append(f"its matrix names the text that it was made of by a path, and so does this file now: {quoted(dataset)}")
-    return tuple(said)
+        lines.append(f"its matrix names the text that it was made of by a path, and so does this file now: {quoted(dataset)}")
+    return tuple(lines)

@@ -1,4 +1,4 @@
-"""Whether an output computes what its source's config.json says: the numbers that change results, against its metadata."""
+"""Comparison of an output's metadata with its source's config.json: the numbers that change results."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def check(view: Path, have: Contents, tree: Path) -> Findings:
         return Findings(notes=("its source has no config.json, so its numbers were not compared",))
     ways = [capabilities.decisions(tree, name) for name in preflight.claimed(config)]
     model = of(have.metadata, {name: _floats(*have.tensors[name]) for name in positions.TENSORS if name in have.tensors})
-    found = compare(config, model, next((way for way in ways if way.read), Decisions()))
-    return found + _head(config, view, "output.weight" in have.tensors)
+    findings = compare(config, model, next((way for way in ways if way.read), Decisions()))
+    return findings + _head(config, view, "output.weight" in have.tensors)
 
 
 def _floats(path: Path, tensor: Tensor) -> tuple[float, ...]:
@@ -68,19 +68,19 @@ def of(metadata: Mapping[str, Any], factors: dict[str, tuple[float, ...]]) -> Mo
 
 
 def _head(config: Text, view: Path, kept: bool) -> Findings:
-    """Whether the head is the one that the source uses, where config and weights do not agree on that."""
+    """Check that the head is the one that the source uses, where config and weights do not agree on that."""
     inner = config.get("text_config")
     tied = {part.get("tie_word_embeddings") for part in (config, inner) if isinstance(part, dict)}
     own, embedding = (_place(view, ends) for ends in (HEADS, EMBEDDINGS))
     if own is None or embedding is None or (kept and True not in tied) or _same_bytes(own, embedding):
         return Findings()
     if kept:
-        told = "config.json says that head and embedding are one, and the weights have two: the output keeps both"
-        return Findings(notes=(f"{told}, as transformers does from version 5 on; older ones drop the head",))
+        line = "config.json says that head and embedding are one, and the weights have two: the output keeps both"
+        return Findings(notes=(f"{line}, as transformers does from version 5 on; older ones drop the head",))
     if tied == {True} or False not in tied:
         return Findings(notes=("the head in the weights is another than the embedding; the output has the embedding for both",))
-    told = "it has no head of its own (output.weight), and the source has one that is not its embedding (tie_word_embeddings)"
-    return Findings(failures=(told,))
+    line = "it has no head of its own (output.weight), and the source has one that is not its embedding (tie_word_embeddings)"
+    return Findings(failures=(line,))
 
 
 def _place(view: Path, ends: tuple[str, ...]) -> tuple[Path, int, int] | None:
@@ -107,48 +107,48 @@ def _same_bytes(one: tuple[Path, int, int], other: tuple[Path, int, int]) -> boo
 
 
 def compare(config: Text, model: Model, upstream: Decisions) -> Findings:
-    """Everything that a config says, in either spelling; a difference that may be upstream's own way to say it is a note."""
+    """Compare all that a config says, in either spelling; a difference that may be upstream's own way to say it is a note."""
     text = config_keys.flat(config)
-    found = Findings(failures=runtime.impossible(model.architecture, text, upstream.own))
+    findings = Findings(failures=runtime.impossible(model.architecture, text, upstream.own))
     for rule in RULES:
-        found += _compared(rule, text, model, upstream)
-    found += _epsilon(text, model) + _manner(text, model)
+        findings += _compared(rule, text, model, upstream)
+    findings += _epsilon(text, model) + _manner(text, model)
     # What is turned where nothing is said of a part is the whole head, in architectures that we know.
     whole = {"partial_rotary_factor": 1.0} if model.architecture in runtime.PROVEN else {}
     turned = positions.compare({**whole, **text}, model.architecture, model.values, model.factors)
     if not whole and any(name.startswith(("rope_", "sliding_")) for name in upstream.written):
         turned = Findings(notes=turned.failures + turned.notes)
-    return found + turned + _unknown(text, upstream)
+    return findings + turned + _unknown(text, upstream)
 
 
 def _compared(rule: Rule, text: Text, model: Model, upstream: Decisions) -> Findings:
-    asked = config_keys.said(text, rule.keys)
-    if not asked or not asked.keys().isdisjoint(runtime.FIXED.get(model.architecture, {})):
+    values = config_keys.said(text, rule.keys)
+    if not values or not values.keys().isdisjoint(runtime.FIXED.get(model.architecture, {})):
         return Findings()
-    wanted = _wanted(rule, text, asked, model)
+    accepted = _accepted(rule, text, values, model)
     mine = model.values.get(rule.to)
     have = _absent(rule, model) if mine is None else mine
-    if have is None or not wanted or any(_same(have, each) for each in wanted):
+    if have is None or not accepted or any(_same(have, value) for value in accepted):
         return Findings()
-    key, value = next(iter(asked.items()))
-    told = f"it has no {rule.to}, for which the runtime takes" if mine is None else f"its {rule.to} is"
-    told += f" {runtime.shown(have)}, where config.json says {runtime.shown(value)} ({key})"
-    certain = model.architecture in runtime.PROVEN or _untouched(rule, asked, upstream)
-    return Findings(failures=(told,)) if certain else Findings(notes=(told,))
+    key, value = next(iter(values.items()))
+    line = f"it has no {rule.to}, for which the runtime takes" if mine is None else f"its {rule.to} is"
+    line += f" {runtime.shown(have)}, where config.json says {runtime.shown(value)} ({key})"
+    certain = model.architecture in runtime.PROVEN or _untouched(rule, values, upstream)
+    return Findings(failures=(line,)) if certain else Findings(notes=(line,))
 
 
-def _untouched(rule: Rule, asked: dict[str, Any], upstream: Decisions) -> bool:
-    """Whether only upstream's base class has a hand in this key, which takes over what the config says."""
+def _untouched(rule: Rule, keys: dict[str, Any], upstream: Decisions) -> bool:
+    """Tell whether only upstream's base class has a hand in this key, which takes over what the config says."""
     names = {rule.to.replace(".", "_"), rule.to.rpartition(".")[2]}
-    return upstream.written.isdisjoint(names) and upstream.own.isdisjoint(asked)
+    return upstream.written.isdisjoint(names) and upstream.own.isdisjoint(keys)
 
 
-def _wanted(rule: Rule, text: Text, asked: dict[str, Any], model: Model) -> tuple[Any, ...]:
+def _accepted(rule: Rule, text: Text, named: dict[str, Any], model: Model) -> tuple[Any, ...]:
     alike = (model.architecture, rule.to)
     alike = alike if alike in ALIKE else (config_keys.ANY, rule.to)
     if alike not in ALIKE:
         extra = text.get("num_nextn_predict_layers") if rule.to == "block_count" else None
-        values = tuple(asked.values())
+        values = tuple(named.values())
         return values + tuple(value + extra for value in values if isinstance(extra, int) and isinstance(value, int))
     means = ALIKE[alike]
     try:
@@ -174,9 +174,9 @@ def _same(mine: Any, theirs: Any) -> bool:
     """One number for all layers may stand as a list; a layer of another kind has a 0 there."""
     have, due = config_keys.numbers(mine), config_keys.numbers(theirs)
     if len(due) == 1:
-        return bool(have) and all(_close(each, due[0]) or (not each and len(have) > 1) for each in have)
+        return bool(have) and all(_close(number, due[0]) or (not number and len(have) > 1) for number in have)
     if len(have) == 1:
-        return bool(due) and all(_close(have[0], each) or not each for each in due)
+        return bool(due) and all(_close(have[0], number) or not number for number in due)
     return len(have) >= len(due) and all(map(_close, have, due))
 
 
@@ -195,15 +195,15 @@ def _epsilon(text: Text, model: Model) -> Findings:
             failures=(f"it has no epsilon of its norms, where config.json says {runtime.shown(next(iter(due.values())))}",)
         )
     key, value = next(iter(due.items()))
-    odd = {to: have for to, have in mine.items() if not any(_close(have, each) for each in due.values())}
-    told = [
+    odd = {to: have for to, have in mine.items() if not any(_close(have, epsilon) for epsilon in due.values())}
+    lines = [
         f"its {to} is {runtime.shown(have)}, where config.json says {runtime.shown(value)} ({key})" for to, have in odd.items()
     ]
-    return Findings(failures=tuple(told))
+    return Findings(failures=tuple(lines))
 
 
 def _manner(text: Text, model: Model) -> Findings:
-    """In what direction tokens see each other, and the activation where a GGUF says it."""
+    """Compare in what direction tokens see each other, and the activation where a GGUF names it."""
     failures = []
     if (text.get("is_causal") is False or model.architecture in ENCODERS) and model.values.get("attention.causal") is not False:
         failures.append("its tokens see only what is before them, where the source's see all")
@@ -211,19 +211,19 @@ def _manner(text: Text, model: Model) -> Findings:
     due = next((text[key] for key in runtime.ACTIVATION_KEYS if isinstance(text.get(key), str)), "")
     if mine in runtime.KINDS and due in runtime.KINDS and runtime.KINDS[mine] != runtime.KINDS[due]:
         failures.append(f"its hidden_activation is {mine}, where config.json says {due}")
-    known = due in runtime.KINDS and (model.architecture in runtime.ACTIVATION or mine in runtime.KINDS)
-    told = () if known or not due else (f"config.json says that the activation is {due}, which nothing here knows to be there",)
-    return Findings(failures=tuple(failures), notes=told)
+    covered = due in runtime.KINDS and (model.architecture in runtime.ACTIVATION or mine in runtime.KINDS)
+    note = () if covered or not due else (f"config.json says that the activation is {due}, which nothing here knows to be there",)
+    return Findings(failures=tuple(failures), notes=note)
 
 
 def _unknown(text: Text, upstream: Decisions) -> Findings:
-    known = {key for rule in RULES for key in rule.keys} | config_keys.ELSEWHERE | config_keys.INERT
-    known |= {"is_causal", *config_keys.EPSILON_KEYS, *config_keys.INNER} | {
+    compared = {key for rule in RULES for key in rule.keys} | config_keys.ELSEWHERE | config_keys.INERT
+    compared |= {"is_causal", *config_keys.EPSILON_KEYS, *config_keys.INNER} | {
         key for keys in runtime.FIXED.values() for key in keys
     }
     left = [
         key for key, value in text.items()
-        if key not in known and not key.endswith(config_keys.INERT_ENDS)
+        if key not in compared and not key.endswith(config_keys.INERT_ENDS)
         and not config_keys.is_off(value) and value not in config_keys.USUAL.get(key, ())
     ]  # fmt: skip
     lost, taken = ([key for key in left if (key in upstream.read) is seen] for seen in (False, True))

@@ -1,4 +1,4 @@
-"""How deep an output is checked: the levels by name, and each of them carried out."""
+"""Checks of an output up to a level: structure, content, load, logits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ USED = (
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output.
 
-    `remote`: the source brings code of its own; `reference`: the Python of the environment that it is compared with; `shown`
+    `remote`: the source brings code of its own; `reference`: the Python of the environment that it is compared with; `translated`
     answers with the model in the form that the tag's transformers reads.
     """
 
@@ -63,7 +63,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     level: str = CONTENT
     args: tuple[str, ...] = ()
     views: tuple[Path, ...] = ()
-    shown: Callable[[], Path] | None = None
+    translated: Callable[[], Path] | None = None
     of: tuple[Path, ...] = ()
     base: tuple[Path, ...] = ()
     python: str = ""
@@ -96,12 +96,12 @@ def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
     notes: tuple[str, ...] = ()
     if CONTENT in upto(subject.level):
         tell("comparing it with its source")
-        found = _content(subject, {name for each in checks for name in each.blank}, run)
-        if found.failures:
-            more = f"; and {len(found.failures) - 1} more: {found.failures[1]}" if found.failures[1:] else ""
-            message = f"{subject.files[0].name} is not what its source is: {found.failures[0]}{more}"
+        findings = _content(subject, {name for file_checks in checks for name in file_checks.blank}, run)
+        if findings.failures:
+            more = f"; and {len(findings.failures) - 1} more: {findings.failures[1]}" if findings.failures[1:] else ""
+            message = f"{subject.files[0].name} is not what its source is: {findings.failures[0]}{more}"
             raise IntegrityError(message, UNLIKE)
-        passed, notes = (*passed, CONTENT), found.notes
+        passed, notes = (*passed, CONTENT), findings.notes
     if subject.find and LOAD in upto(subject.level):
         tell("loading it with llama.cpp")
         why = _load(subject, checks[0], subject.find)
@@ -111,15 +111,15 @@ def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
         passed, notes = (passed, (*notes, why)) if why else ((*passed, LOAD), notes)
         if not why and LOGITS in upto(subject.level):
             tell("comparing what it says next with its source")
-            found, done = _logits(subject, checks[0].architecture, subject.find, tell)
-            if found.failures:
-                raise IntegrityError(found.failures[0], logits.WRONG, subject.log)
-            passed, notes = (*passed, *((LOGITS,) if done else ())), (*notes, *found.notes)
+            findings, done = _logits(subject, checks[0].architecture, subject.find, tell)
+            if findings.failures:
+                raise IntegrityError(findings.failures[0], logits.WRONG, subject.log)
+            passed, notes = (*passed, *((LOGITS,) if done else ())), (*notes, *findings.notes)
     return Verdict(levels=passed, notes=notes)
 
 
 def _load(subject: Subject, checks: gguf.Checks, find: Callable[[str], Path]) -> str:
-    """Load an output; why that was left out, or "". What was not asked for may fail for reasons of the machine's own."""
+    """Load an output; the reason why not, or "". With `auto` a failure that may be the machine's own is such a reason."""
     if checks.architecture == "clip":
         return "a projector is loaded only together with its model, so it was not loaded"
     if subject.kind == "adapter" and not subject.base:
@@ -140,24 +140,24 @@ def _spoken(subject: Subject, architecture: str, find: Callable[[str], Path], ru
     # A log of its own, for it is begun anew, and the loader's words are in the other.
     interpreter = _interpreter(subject, run, subject.log.with_name(f"source-{subject.log.name}"))
     view = subject.views[0]
-    shown = subject.shown() if subject.shown else view
+    translated = subject.translated() if subject.translated else view
     checked = words.Words(
-        files=subject.files, metadata=metadata, view=view, shown=shown, interpreter=interpreter, log=subject.log
+        files=subject.files, metadata=metadata, view=view, translated=translated, interpreter=interpreter, log=subject.log
     )
     # llama.cpp spells some scripts otherwise than BERT's tokenizers do, Korean above all, at every tag.
     strict = subject.level != AUTO and metadata.get("tokenizer.ggml.model") != "bert"
-    found = tokens.check(checked, find, strict)
+    findings = tokens.check(checked, find, strict)
     if not encoders.ENCODERS.fullmatch(architecture):
-        found += templates.check(checked, find)
-    if found.failures:
-        raise IntegrityError(f"{subject.files[0].name} is not used as its source is: {found.failures[0]}", USED, subject.log)
-    return found
+        findings += templates.check(checked, find)
+    if findings.failures:
+        raise IntegrityError(f"{subject.files[0].name} is not used as its source is: {findings.failures[0]}", USED, subject.log)
+    return findings
 
 
 def _logits(
     subject: Subject, architecture: str, find: Callable[[str], Path], tell: Callable[[str], None]
 ) -> tuple[Findings, bool]:
-    """Compare next tokens; what was found, and whether there was anything to compare."""
+    """Compare next tokens: the findings, and False where there was nothing to compare."""
     left_out = ""
     if encoders.ENCODERS.fullmatch(architecture):
         left_out = "it reads and says nothing"
@@ -196,11 +196,11 @@ def _content(subject: Subject, blank: set[str], run: Run) -> Findings:
     config = safetensors.read_json(model / "config.json")
     behind = encoders.compare(model, config, have.metadata, headers.read(model).names, _shapes(have))
     source = tokenizer.read(model)
-    told = tokenizer.compare(source, have.metadata, rows[-1] if rows else 0)
-    return _tensors(subject, have, blank, run) + told + _pieces(subject, source, have, run) + _numbers(subject, have) + behind
+    findings = tokenizer.compare(source, have.metadata, rows[-1] if rows else 0)
+    return _tensors(subject, have, blank, run) + findings + _pieces(subject, source, have, run) + _numbers(subject, have) + behind
 
 
-def _pieces(subject: Subject, source: tokenizer.Speech, have: Contents, run: Run) -> Findings:
+def _pieces(subject: Subject, source: tokenizer.TokenizerFiles, have: Contents, run: Run) -> Findings:
     """Compare what a tokenizer cuts by; a sentencepiece file is read by the environment's own library."""
     file = next((path for name in pieces.SENTENCEPIECE if (path := subject.views[0] / name).is_file()), None)
     if file is None or have.metadata.get("tokenizer.ggml.model") not in (pieces.SENTENCES, pieces.UNIGRAM):
@@ -220,14 +220,14 @@ def _shapes(have: Contents) -> dict[str, tuple[int, ...]]:
 
 
 def _quantized(before: Contents, after: Contents, args: tuple[str, ...]) -> Findings:
-    found = tensors.same_shape(_shapes(before), _shapes(after))
+    findings = tensors.same_shape(_shapes(before), _shapes(after))
     # llama-quantize sets what --override-kv KEY=TYPE:VALUE asks for.
-    wanted = {word.partition("=")[0] for word in args} | {word.split("=")[1] for word in args if word.count("=") > 1}
+    overridden = {word.partition("=")[0] for word in args} | {word.split("=")[1] for word in args if word.count("=") > 1}
     own = ("tokenizer.", f"{before.metadata.get('general.architecture')}.")
-    keys = [key for key in before.metadata if key.startswith(own) and key not in wanted]
+    keys = [key for key in before.metadata if key.startswith(own) and key not in overridden]
     changed = [key for key in keys if before.metadata[key] != after.metadata.get(key)]
-    said = f"{tensors.listed(changed)} is not as in the file that it was made from"
-    return found + Findings(failures=(said,) if changed else ())
+    line = f"{tensors.listed(changed)} is not as in the file that it was made from"
+    return findings + Findings(failures=(line,) if changed else ())
 
 
 def _adapter(folder: Path, have: Contents) -> Findings:
@@ -242,14 +242,14 @@ def _adapter(folder: Path, have: Contents) -> Findings:
         if _silent(file, *(begin + at for at in value["data_offsets"]))
     }  # fmt: skip
     mine = {
-        name for name, (path, each) in have.tensors.items()
-        if name.endswith("lora_b") and _silent(path, each.start, each.start + each.size)
+        name for name, (path, tensor) in have.tensors.items()
+        if name.endswith("lora_b") and _silent(path, tensor.start, tensor.start + tensor.size)
     }  # fmt: skip
-    found = tensors.adapter({name: tuple(value["shape"]) for name, value in header.items()}, _shapes(have), (theirs, mine))
-    asked = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("lora_alpha")
+    findings = tensors.adapter({name: tuple(value["shape"]) for name, value in header.items()}, _shapes(have), (theirs, mine))
+    due = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("lora_alpha")
     alpha = have.metadata.get("adapter.lora.alpha")
-    same = isinstance(asked, (int, float)) and isinstance(alpha, float) and abs(alpha - asked) <= 1e-6 * abs(asked)
-    return found + Findings(failures=() if same else (f"its alpha is {alpha}, where the source's is {asked}",))
+    same = isinstance(due, (int, float)) and isinstance(alpha, float) and abs(alpha - due) <= 1e-6 * abs(due)
+    return findings + Findings(failures=() if same else (f"its alpha is {alpha}, where the source's is {due}",))
 
 
 def _silent(path: Path, start: int, end: int) -> bool:
@@ -263,15 +263,15 @@ def _silent(path: Path, start: int, end: int) -> bool:
 
 
 def _weights(folder: Path) -> dict[str, list[Any]]:
-    """Every tensor of a model's safetensors: its file, where its bytes begin and end there, its type, its shape."""
-    found: dict[str, list[Any]] = {}
+    """Every tensor of a model's safetensors by name: [file, begin and end of its bytes there, type, shape]."""
+    places: dict[str, list[Any]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         begin, header = safetensors.data_begin(path), safetensors.safetensors_header(path)
         for name, value in header.items():
             if name != "__metadata__":
                 start, end = value["data_offsets"]
-                found[name] = [str(path), begin + start, begin + end, value["dtype"], value["shape"]]
-    return found
+                places[name] = [str(path), begin + start, begin + end, value["dtype"], value["shape"]]
+    return places
 
 
 def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Findings:
@@ -282,43 +282,43 @@ def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Fin
     architecture = str(have.metadata.get("general.architecture"))
     blocks = have.metadata.get(f"{architecture}.block_count", 0)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    asked = {
+    question = {
         "package": str(subject.tree / "gguf-py"),
         "architecture": architecture,
         "blocks": blocks,
         "source": {name: place[:4] for name, place in source.items()},
         # The others have no zeros that must be accounted for, so they need not be read again.
         "output": {
-            name: [str(path), each.start, each.start + each.size, each.type]
-            for name, (path, each) in have.tensors.items()
+            name: [str(path), tensor.start, tensor.start + tensor.size, tensor.type]
+            for name, (path, tensor) in have.tensors.items()
             if name in blank
         },
         "expect": "",
     }
-    said = _ask(subject, TENSOR_MAP, asked, run)
+    answer = _ask(subject, TENSOR_MAP, question, run)
     sides = Sides(
         source={name: tuple(place[4]) for name, place in source.items()},
         output=_shapes(have),
-        mapped=encoders.placed(said["mapped"], _shapes(have)),
-        known=tuple(said["known"]) if "LM" in str(config.get("architectures")) else (),
+        mapped=encoders.placed(answer["mapped"], _shapes(have)),
+        names=tuple(answer["known"]) if "LM" in str(config.get("architectures")) else (),
         blocks=blocks,
         headless=_headless(config, model),
     )
-    found = tensors.account(sides) + tensors.zeroed(sides, {name: (mine, due) for name, (mine, due) in said["zeros"].items()})
-    doubtful = tensors.doubts(sides)
-    if found.failures or not (doubtful.absent or doubtful.shapes):
-        return found
-    shown = subject.shown() if subject.shown else model
-    question = asked | {"output": {}, "expect": str(shown)}
-    expected = _ask(subject, TENSOR_MAP, question, run, shown)["expected"]
-    return found + tensors.decide(sides, doubtful, expected)
+    findings = tensors.account(sides) + tensors.zeroed(sides, {name: (own, due) for name, (own, due) in answer["zeros"].items()})
+    doubtful = tensors.uncertain(sides)
+    if findings.failures or not (doubtful.absent or doubtful.shapes):
+        return findings
+    translated = subject.translated() if subject.translated else model
+    class_question = question | {"output": {}, "expect": str(translated)}
+    expected = _ask(subject, TENSOR_MAP, class_question, run, translated)["expected"]
+    return findings + tensors.decide(sides, doubtful, expected)
 
 
 def _headless(config: dict[str, Any], folder: Path) -> bool:
     inner = config.get("text_config")
-    said = config.get("tie_word_embeddings", inner.get("tie_word_embeddings") if isinstance(inner, dict) else None)
+    tied = config.get("tie_word_embeddings", inner.get("tie_word_embeddings") if isinstance(inner, dict) else None)
     # What sentence-transformers saved only reads: it needs no matrix that turns numbers into tokens.
-    return bool(said) or (folder / "modules.json").is_file()
+    return bool(tied) or (folder / "modules.json").is_file()
 
 
 def _ask(subject: Subject, script: str, question: dict[str, Any], run: Run, *more: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Proof by use: the tag's own program loads an output and goes one token far, as every user will."""
+"""Level `load`: run the tag's own program on an output for one token."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def limit(files: Sequence[Path], base: Sequence[Path]) -> float:
 
 def program(architecture: str, find: Callable[[str], Path]) -> Path:
     """The program of this tag that fits an architecture; raises as `find` does when there is none."""
-    wanted = (EMBEDDING, *PROGRAMS) if ENCODERS.fullmatch(architecture) else PROGRAMS
-    for name in wanted[:-1]:
+    names = (EMBEDDING, *PROGRAMS) if ENCODERS.fullmatch(architecture) else PROGRAMS
+    for name in names[:-1]:
         try:
             return find(name)
         except OrchestrateError:
             continue
-    return find(wanted[-1])
+    return find(names[-1])
 
 
 @functools.lru_cache(maxsize=8)
 def help_of(tool: Path) -> str:
-    """What a program says of its options; some call that a failure."""
+    """The help text of a program; some end it with a failure."""
     try:
         return process.capture(sandbox.around(Command((str(tool), "--help"), env=tool_env(tool)), UNLIMITED))
     except CommandFailed as error:
@@ -69,14 +69,14 @@ def help_of(tool: Path) -> str:
 
 
 def blames(error: OrchestrateError) -> bool:
-    """Whether a failure to load is the file's own fault, and not the machine's."""
+    """Tell whether a failure to load is the file's own fault, and not the machine's."""
     return bool(BLAME.search(error.message))
 
 
 def judge(words: str, error: CommandFailed, architecture: str) -> str:
-    """Why a program that ended badly did so by its words, or "" where it had loaded well."""
-    if found := BLAME.search(words):
-        return found[0].strip()
+    """The cause of a program's failure by its words, or "" where it had loaded well."""
+    if blame := BLAME.search(words):
+        return blame[0].strip()
     if ENCODERS.fullmatch(architecture) and error.code in ABORTED and LOADED.search(words):
         return ""
     return error.message
@@ -93,10 +93,10 @@ def check(
     """Load an output; CommandFailed with the loader's own words when it cannot be."""
     architecture = checks.architecture
     tool = program(architecture, find)
-    asked = command(tool, files, base, help_of(tool))
+    call = command(tool, files, base, help_of(tool))
     begin = log.stat().st_size if log.exists() else 0
     try:
-        process.stream(sandbox.around(asked, limits), log, limit=limit(files, base))
+        process.stream(sandbox.around(call, limits), log, limit=limit(files, base))
     except CommandFailed as error:
         words = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else error.tail
         if why := judge(words, error, architecture):

@@ -1,4 +1,4 @@
-"""Whether an output's tokenizer is its source's: merges, scores, token types, what is put around a text, where a text ends."""
+"""Comparison of an output's tokenizer with its source's: merges, scores, token types, begin and end of a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import msgspec
 
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify.tensors import listed
-from llamacpp_orchestrator.verify.tokenizer import Speech
+from llamacpp_orchestrator.verify.tokenizer import TokenizerFiles
 from llamacpp_orchestrator.verify.tokenizer import source_ends
 
 # Tokenizers of the output by the names of llama.cpp's src/llama-vocab.cpp: byte pairs, sentencepiece's pairs, unigrams.
@@ -40,7 +40,7 @@ USUAL = {"bos": {"llama": 1, "gpt2": 11}, "eos": {"llama": 2, "gpt2": 11, "t5": 
 
 
 class Pieces(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sentencepiece file holds: texts, scores and types of its pieces in their order."""
+    """The content of a sentencepiece file: texts, scores and types (gguf.TokenType) of its pieces in their order."""
 
     name: str
     texts: tuple[str, ...]
@@ -48,8 +48,8 @@ class Pieces(msgspec.Struct, frozen=True, kw_only=True):
     types: tuple[int, ...]
 
 
-def compare(source: Speech, metadata: Mapping[str, Any], pieces: Pieces | None, raw: bytes = b"") -> Findings:
-    """Everything about how texts are cut; `raw` is the whole sentencepiece file, in which a map of characters may lie."""
+def compare(source: TokenizerFiles, metadata: Mapping[str, Any], pieces: Pieces | None, raw: bytes = b"") -> Findings:
+    """Compare all that decides how texts are cut; `raw` is the sentencepiece file, in which a map of characters may lie."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         return Findings()
@@ -65,8 +65,8 @@ def compare(source: Speech, metadata: Mapping[str, Any], pieces: Pieces | None, 
     )
 
 
-def merges(source: Speech, metadata: Mapping[str, Any]) -> Findings:
-    """Whether a byte-pair vocabulary has its merges and the name of its pre-tokenizer; without merges nothing can load it."""
+def merges(source: TokenizerFiles, metadata: Mapping[str, Any]) -> Findings:
+    """Check that a byte-pair vocabulary has its merges and the name of its pre-tokenizer; nothing loads it without merges."""
     if metadata.get("tokenizer.ggml.model") not in PAIRS:
         return Findings()
     failures = []
@@ -82,7 +82,7 @@ def merges(source: Speech, metadata: Mapping[str, Any]) -> Findings:
     return Findings(failures=tuple(failures))
 
 
-def source_merges(source: Speech) -> list[str]:
+def source_merges(source: TokenizerFiles) -> list[str]:
     """A source's merges as a GGUF holds them, one text each; a blank inside a part is written as byte-level vocabularies do."""
     if source.tokenizer is None or not source.tokenizer.model.merges:
         return list(source.merges)
@@ -92,8 +92,8 @@ def source_merges(source: Speech) -> list[str]:
     ]
 
 
-def scores(source: Speech, metadata: Mapping[str, Any], pieces: Pieces | None) -> Findings:
-    """Whether plain tokens have the source's scores, which decide how a text is cut; others have scores of upstream's own."""
+def scores(source: TokenizerFiles, metadata: Mapping[str, Any], pieces: Pieces | None) -> Findings:
+    """Compare the scores of plain tokens, which decide how a text is cut; others have scores of upstream's own."""
     if metadata.get("tokenizer.ggml.model") not in (SENTENCES, UNIGRAM):
         return Findings()
     tokens, have = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.scores") or []
@@ -112,7 +112,7 @@ def scores(source: Speech, metadata: Mapping[str, Any], pieces: Pieces | None) -
     return Findings(failures=tuple(failures))
 
 
-def _scores(source: Speech, pieces: Pieces | None) -> dict[str, float]:
+def _scores(source: TokenizerFiles, pieces: Pieces | None) -> dict[str, float]:
     if pieces:
         return dict(zip(pieces.texts, pieces.scores, strict=True))
     vocab = source.tokenizer.model.vocab if source.tokenizer else {}
@@ -131,35 +131,35 @@ def _texts(pieces: Pieces, tokens: list[str], kinds: list[int]) -> Iterator[str]
         yield f"{len(other)} tokens are not those of {pieces.name}: {first}"
 
 
-def types(source: Speech, metadata: Mapping[str, Any]) -> Findings:
-    """Whether special tokens are marked as such: one that is not is cut into letters, and a reader may type it."""
+def types(source: TokenizerFiles, metadata: Mapping[str, Any]) -> Findings:
+    """Check that special tokens are marked as such: one that is not is cut into letters, and a reader may type it."""
     kinds, tokens = metadata.get("tokenizer.ggml.token_type"), metadata["tokenizer.ggml.tokens"]
     if metadata.get("tokenizer.ggml.model") not in (*PAIRS, SENTENCES) or source.tokenizer is None or not isinstance(kinds, list):
         return Findings()
     plain = [
-        each.content
-        for each in source.tokenizer.added_tokens
-        if each.special and kinds[each.id : each.id + 1] == [NORMAL] and tokens[each.id : each.id + 1] == [each.content]
+        token.content
+        for token in source.tokenizer.added_tokens
+        if token.special and kinds[token.id : token.id + 1] == [NORMAL] and tokens[token.id : token.id + 1] == [token.content]
     ]
-    said = f"{listed([repr(text) for text in plain])} is special in the source, and plain text in the output"
-    return Findings(failures=(said,) if plain else ())
+    line = f"{listed([repr(text) for text in plain])} is special in the source, and plain text in the output"
+    return Findings(failures=(line,) if plain else ())
 
 
-def lost(source: Speech, metadata: Mapping[str, Any]) -> Findings:
+def lost(source: TokenizerFiles, metadata: Mapping[str, Any]) -> Findings:
     """Tokens that were added to the source's vocabulary and whose places are empty in the output's."""
     model, tokens = metadata.get("tokenizer.ggml.model"), metadata["tokenizer.ggml.tokens"]
     added = source.tokenizer.added_tokens if source.tokenizer else []
-    gone = [each for each in added if tokens[each.id : each.id + 1] == [f"[PAD{each.id}]"] != [each.content]]
+    gone = [token for token in added if tokens[token.id : token.id + 1] == [f"[PAD{token.id}]"] != [token.content]]
     if not gone:
         return Findings()
-    said = f"added tokens of the source are not there: {listed([repr(each.content) for each in gone])}"
+    line = f"added tokens of the source are not there: {listed([repr(token.content) for token in gone])}"
     # T5's places for what was cut out of a text have always been left out.
-    certain = model in (*PAIRS, SENTENCES) and any(each.special for each in gone)
-    return Findings(failures=(said,)) if certain else Findings(notes=(said,))
+    certain = model in (*PAIRS, SENTENCES) and any(token.special for token in gone)
+    return Findings(failures=(line,)) if certain else Findings(notes=(line,))
 
 
 def around(processor: Any) -> tuple[list[str], list[str]] | None:
-    """What a tokenizer.json puts before and after a text; None for a kind of post-processor that nobody here knows."""
+    """The tokens that a tokenizer.json puts before and after a text; None for an unknown kind of post-processor."""
     kind = processor.get("type") if isinstance(processor, dict) else ""
     if processor is None or kind == "ByteLevel":
         return [], []
@@ -168,14 +168,14 @@ def around(processor: Any) -> tuple[list[str], list[str]] | None:
     if kind == "Sequence":
         before: list[str] = []
         after: list[str] = []
-        for each in processor["processors"]:
-            if (more := around(each)) is None:
+        for part in processor["processors"]:
+            if (more := around(part)) is None:
                 return None
             before, after = more[0] + before, after + more[1]
         return before, after
     if kind != "TemplateProcessing":
         return None
-    words = [each.get("SpecialToken", {}).get("id") for each in processor["single"]]
+    words = [part.get("SpecialToken", {}).get("id") for part in processor["single"]]
     at = words.index(None) if None in words else len(words)
     return words[:at], [word for word in words[at:] if word]
 
@@ -190,20 +190,20 @@ def adds(metadata: Mapping[str, Any], kind: str) -> bool:
     return key if isinstance(key, bool) else usual
 
 
-def frame(source: Speech, metadata: Mapping[str, Any]) -> Findings:
-    """Whether begin and end are put around a text as the source's tokenizer does it; a key of its config may say otherwise."""
+def frame(source: TokenizerFiles, metadata: Mapping[str, Any]) -> Findings:
+    """Compare the tokens put around a text with those of the source's tokenizer; a key of its config may say otherwise."""
     if metadata.get("tokenizer.ggml.model") not in (*PAIRS, SENTENCES, UNIGRAM):
         return Findings()
     try:
-        found = around(source.tokenizer.post_processor) if source.tokenizer else None
+        frames = around(source.tokenizer.post_processor) if source.tokenizer else None
     except (AttributeError, KeyError, IndexError, TypeError):  # not as tokenizers writes it
-        found = None
-    told = Findings()
+        frames = None
+    findings = Findings()
     for at, (kind, where) in enumerate((("bos", "before"), ("eos", "after"))):
         key = (source.tokenizer_config or {}).get(f"add_{kind}_token")
-        words = found[at] if found else None
-        told += _side(kind, where, words, key if isinstance(key, bool) else None, metadata)
-    return told
+        words = frames[at] if frames else None
+        findings += _side(kind, where, words, key if isinstance(key, bool) else None, metadata)
+    return findings
 
 
 def _side(kind: str, where: str, words: list[str] | None, key: bool | None, metadata: Mapping[str, Any]) -> Findings:
@@ -212,12 +212,12 @@ def _side(kind: str, where: str, words: list[str] | None, key: bool | None, meta
     have = [tokens[number]] if adds(metadata, kind) and 0 <= number < len(tokens) else []
     mine = f"the output puts {_quoted(have)} {where} a text"
     if words is None:
-        said = f"{mine}, where the source's tokenizer_config.json says add_{kind}_token: {str(key).lower()}"
-        return Findings(failures=(said,)) if key is not None and key != bool(have) else Findings()
+        line = f"{mine}, where the source's tokenizer_config.json says add_{kind}_token: {str(key).lower()}"
+        return Findings(failures=(line,)) if key is not None and key != bool(have) else Findings()
     theirs = f"the source's tokenizer.json {_quoted(words)}"
     if key is not None and key != bool(words):
-        said = f"{mine}; {theirs}, while its tokenizer_config.json says add_{kind}_token: {str(key).lower()}, as some readers do"
-        return Findings(notes=(said,))
+        line = f"{mine}; {theirs}, while its tokenizer_config.json says add_{kind}_token: {str(key).lower()}, as some readers do"
+        return Findings(notes=(line,))
     if have == words:
         return Findings()
     # A GGUF can name one token; where a source has more, its chat template as a rule has them as well.
@@ -228,8 +228,8 @@ def _quoted(words: list[str]) -> str:
     return " ".join(map(repr, words)) or "nothing"
 
 
-def prefix(source: Speech, metadata: Mapping[str, Any], has_pieces: bool) -> Findings:
-    """Whether a blank is put before a text as in the source; where it has two files for that, they may differ."""
+def prefix(source: TokenizerFiles, metadata: Mapping[str, Any], has_pieces: bool) -> Findings:
+    """Check that a blank is put before a text as in the source; where it has two files for that, they may differ."""
     model = metadata.get("tokenizer.ggml.model")
     if model not in (SENTENCES, UNIGRAM) or source.tokenizer is None:
         return Findings()
@@ -239,12 +239,12 @@ def prefix(source: Speech, metadata: Mapping[str, Any], has_pieces: bool) -> Fin
     if due is None or due == have:
         return Findings()
     words = {True: "a blank", False: "no blank"}
-    said = f"the output puts {words[have]} before a text, the source's tokenizer.json {words[due]}"
-    return Findings(notes=(said,)) if has_pieces else Findings(failures=(said,))
+    line = f"the output puts {words[have]} before a text, the source's tokenizer.json {words[due]}"
+    return Findings(notes=(line,)) if has_pieces else Findings(failures=(line,))
 
 
 def blank_first(normalizer: Any, pre_tokenizer: Any) -> bool | None:
-    """Whether a tokenizer.json puts a blank before a text; None where it does not work with visible blanks."""
+    """Tell whether a tokenizer.json puts a blank before a text; None where it does not work with visible blanks."""
     steps = [*_steps(normalizer, "normalizers"), *_steps(pre_tokenizer, "pretokenizers")]
     for step in steps:
         if step.get("type") == "Metaspace":
@@ -258,12 +258,12 @@ def blank_first(normalizer: Any, pre_tokenizer: Any) -> bool | None:
 def _steps(step: Any, inner: str) -> Iterator[dict[str, Any]]:
     if isinstance(step, dict):
         yield step
-        for each in step.get(inner) or []:
-            yield from _steps(each, inner)
+        for part in step.get(inner) or []:
+            yield from _steps(part, inner)
 
 
-def charsmap(source: Speech, metadata: Mapping[str, Any], raw: bytes) -> Findings:
-    """Whether a unigram tokenizer has the map by which its source spells characters another way."""
+def charsmap(source: TokenizerFiles, metadata: Mapping[str, Any], raw: bytes) -> Findings:
+    """Check that a unigram tokenizer has the map by which its source spells characters another way."""
     if metadata.get("tokenizer.ggml.model") != UNIGRAM:
         return Findings()
     have = bytes(metadata.get("tokenizer.ggml.precompiled_charsmap") or b"")
@@ -280,8 +280,8 @@ def charsmap(source: Speech, metadata: Mapping[str, Any], raw: bytes) -> Finding
     return Findings(failures=("it has not the map by which the source spells characters another way (precompiled_charsmap)",))
 
 
-def ends(source: Speech, metadata: Mapping[str, Any]) -> Findings:
-    """Whether a text ends at each token that the source names, by number or as llama.cpp knows it by its text."""
+def ends(source: TokenizerFiles, metadata: Mapping[str, Any]) -> Findings:
+    """Check that a text ends at each token that the source names, by number or as llama.cpp knows it by its text."""
     tokens = metadata["tokenizer.ggml.tokens"]
     kept = {metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")}
     gone = [
@@ -289,5 +289,5 @@ def ends(source: Speech, metadata: Mapping[str, Any]) -> Findings:
         for number in sorted(source_ends(source) - kept)
         if 0 <= number < len(tokens) and tokens[number] not in ENDS
     ]
-    said = f"the source ends a text at {listed(gone)} as well; llama.cpp will not, unless it is told to stop there"
-    return Findings(notes=(said,) if gone else ())
+    line = f"the source ends a text at {listed(gone)} as well; llama.cpp will not, unless it is told to stop there"
+    return Findings(notes=(line,) if gone else ())

@@ -1,4 +1,4 @@
-"""Proof by use: the tag's own program renders an output's chat template, and what comes out is what the source's users get."""
+"""Comparison of chat templates in use: as the tag's own program renders the output's, and transformers the source's."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Talk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """What transformers made of a conversation given in one form: a text, or an error."""
+    """The result of transformers for a conversation given in one form: a text, or an error."""
 
     form: str
     text: str | None = None
@@ -85,7 +85,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What inside/templates.py found: every conversation in every form, and the tokens of begin and end."""
+    """The answer of inside/templates.py: every conversation in every form, and the tokens of begin and end."""
 
     unable: str = ""
     begin: str = ""
@@ -108,24 +108,24 @@ def with_tools(template: str) -> str:
 
 
 def judge(talk: Talk, forms: Sequence[Form], begin: str, end: str) -> Findings:
-    """Whether a conversation became what the source's template makes of it; in what other form it did is told."""
+    """Compare a rendered conversation with what the source's template makes of it; a match in another form is a note."""
     if talk.error:
-        rendered = any(each.text is not None for each in forms)
+        rendered = any(form.text is not None for form in forms)
         return Findings(notes=(f"with a tool, {talk.error}",) if rendered else ())
     mine = _bare(talk.text, begin, end)
-    same = next((each for each in forms if each.text is not None and _bare(each.text, begin, end) == mine), None)
+    same = next((form for form in forms if form.text is not None and _bare(form.text, begin, end) == mine), None)
     if same is not None:
-        return Findings(notes=(_told(same.form),) if same.form else ())
+        return Findings(notes=(_note_of(same.form),) if same.form else ())
     first, later = forms[0], forms[1]
     if first.text is None or first.text != later.text:
         return Findings()
-    said = f"llama.cpp renders {talk.name} otherwise than transformers: {_difference(mine, _bare(first.text, begin, end))}"
-    return Findings(notes=(said,)) if talk.tools else Findings(failures=(said,))
+    line = f"llama.cpp renders {talk.name} otherwise than transformers: {_difference(mine, _bare(first.text, begin, end))}"
+    return Findings(notes=(line,)) if talk.tools else Findings(failures=(line,))
 
 
-def _told(form: str) -> str:
-    """What a form tells a reader; the first that fits."""
-    return next(said for word, said in FORMS.items() if word in form)
+def _note_of(form: str) -> str:
+    """The note on a form that fits; the first of those in FORMS."""
+    return next(note for word, note in FORMS.items() if word in form)
 
 
 def _bare(text: str, begin: str, end: str) -> str:
@@ -151,51 +151,51 @@ def check(checked: Words, find: Callable[[str], Path]) -> Findings:
     begun = time.time()
     try:
         talks = list(_talks(checked, tool, help_text, template))
-        asked = [{"messages": each.messages, "tools": each.tools, "template": each.template} for each in talks]
-        question = {"view": str(checked.shown), "template": template, "talks": asked, "when": begun}
-        answer = interpreter.ask(checked.interpreter, "templates", question, Answer, (checked.shown,)) if talks else Answer()
+        conversations = [{"messages": talk.messages, "tools": talk.tools, "template": talk.template} for talk in talks]
+        question = {"view": str(checked.translated), "template": template, "talks": conversations, "when": begun}
+        answer = interpreter.ask(checked.interpreter, "templates", question, Answer, (checked.translated,)) if talks else Answer()
     except CommandFailed as error:
         return Findings(notes=(f"its chat template was not compared, as {error.message.splitlines()[0]}",))
     if not talks:
         return Findings(notes=(f"{tool.stem} does not show what it makes of the chat template, so it was not compared",))
     if answer.unable:
         return Findings(notes=(f"transformers cannot read the source, so its chat template was not compared: {answer.unable}",))
-    found = sum(
+    findings = sum(
         (judge(talk, forms, answer.begin, answer.end) for talk, forms in zip(talks, answer.talks, strict=True)), Findings()
     )
-    return Findings(failures=found.failures, notes=tuple(dict.fromkeys(found.notes)))
+    return Findings(failures=findings.failures, notes=tuple(dict.fromkeys(findings.notes)))
 
 
 def _talks(checked: Words, tool: Path, help_text: str, template: str) -> Iterator[Talk]:
-    """What the program renders: while it starts, where a system speaks first, for a user alone, and with a tool."""
+    """Conversations as the program renders them: while it starts (a system speaks first), for a user alone, with a tool."""
     out = _render(checked, tool, ("-p", USER), help_text)
     for name, pattern, messages in (
         ("several turns", STARTED, EXAMPLE),
         ("a user's message", PROMPT, [{"role": "user", "content": USER}]),
     ):
-        if found := pattern.search(out):
-            yield Talk(name=name, messages=messages, text=found[1])
+        if prompt := pattern.search(out):
+            yield Talk(name=name, messages=messages, text=prompt[1])
     if "tools" not in template:
         return
     file = checked.interpreter.scratch / "template.jinja"
     file.write_text(with_tools(template), encoding="utf-8", newline="")
     try:
-        found = PROMPT.search(_render(checked, tool, ("--chat-template-file", str(file), "-p", USER), help_text))
+        prompt = PROMPT.search(_render(checked, tool, ("--chat-template-file", str(file), "-p", USER), help_text))
     except OrchestrateError as error:
         yield Talk(name="a tool", messages=ASKING, error=error.message, tools=TOOLS, template=with_tools(template))
         return
     finally:
         file.unlink(missing_ok=True)
-    if found:
-        yield Talk(name="a tool", messages=ASKING, text=found[1], tools=TOOLS, template=with_tools(template))
+    if prompt:
+        yield Talk(name="a tool", messages=ASKING, text=prompt[1], tools=TOOLS, template=with_tools(template))
 
 
 def _render(checked: Words, tool: Path, more: Sequence[str], help_text: str) -> str:
     log = checked.log
     begin = log.stat().st_size if log.exists() else 0
     try:
-        asked = sandbox.around(command(tool, checked.files[0], more, help_text), checked.interpreter.limits)
-        process.stream(asked, log, limit=load.limit(checked.files, ()))
+        call = sandbox.around(command(tool, checked.files[0], more, help_text), checked.interpreter.limits)
+        process.stream(call, log, limit=load.limit(checked.files, ()))
     except CommandFailed as error:
         # A prompt that is longer than the least memory for tokens is rendered all the same.
         if not PROMPT.search(out := _since(log, begin)):

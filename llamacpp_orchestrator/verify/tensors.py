@@ -1,4 +1,4 @@
-"""Whether the tensors of an output are those of its source: comparisons over names, shapes and counts, nothing is read here."""
+"""Comparison of an output's tensors with its source's, by names, shapes and counts; no file is read."""
 
 from __future__ import annotations
 
@@ -26,48 +26,48 @@ SHOWN = 3
 
 
 class Sides(msgspec.Struct, frozen=True, kw_only=True):
-    """The tensors of a source and of its output, and which becomes which; `known` are the architecture's names."""
+    """The tensors of a source and of its output, and which becomes which; `names` are the architecture's."""
 
     source: dict[str, tuple[int, ...]]
     output: dict[str, tuple[int, ...]]
     mapped: dict[str, str]
-    known: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     blocks: int = 0
     headless: bool = False
 
 
-class Doubts(msgspec.Struct, frozen=True, kw_only=True):
-    """What only the model's class can decide: names that the output may lack, and names of a shape unlike their siblings'."""
+class Uncertain(msgspec.Struct, frozen=True, kw_only=True):
+    """Tensors that only the model's class can decide on: those that may be lacking, and those unlike their siblings' shapes."""
 
     absent: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ()
 
 
 def listed(names: list[str]) -> str:
-    """Some names, and how many more."""
+    """The first SHOWN names, and the number of the others, as text."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def is_dropped(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether upstream leaves a tensor of a source out; a mask called `bias` has more than one dimension."""
+    """Tell whether upstream leaves a tensor of a source out; a mask called `bias` has more than one dimension."""
     match = DROPPED.search(name)
     return bool(match) and (bool(match and match[1]) or len(shape) != 1)
 
 
-def wanted(sides: Sides) -> dict[str, int]:
-    """How many numbers the source has for each tensor of the output."""
-    found: dict[str, int] = {}
+def source_counts(sides: Sides) -> dict[str, int]:
+    """The count of numbers that the source has for each tensor of the output, by the output's names."""
+    counts: dict[str, int] = {}
     for name, shape in sides.source.items():
         to = sides.mapped.get(name, "")
         if to and not is_dropped(name, shape):
-            found[to] = found.get(to, 0) + math.prod(shape)
-    return found
+            counts[to] = counts.get(to, 0) + math.prod(shape)
+    return counts
 
 
 def account(sides: Sides) -> Findings:
     """Tensors of the source that the output lacks or holds only in part."""
-    due = wanted(sides)
+    due = source_counts(sides)
     sums = _balanced(sides)
     failures, notes = [], []
     siblings = Counter(match[2] for name in sides.output if (match := BLOCK.fullmatch(name)))
@@ -81,9 +81,9 @@ def account(sides: Sides) -> Findings:
             failures.append(f"{name} is not there, though the source has it")
         elif not match or int(match[1]) not in sums:
             notes.append(name)
-    said = [f"upstream left out what it calls {listed(sorted(notes))}"] if notes else []
+    lines = [f"upstream left out what it calls {listed(sorted(notes))}"] if notes else []
     sizes = _sizes(sides, due, sums)
-    return Findings(failures=tuple(failures) + sizes.failures, notes=tuple(said) + sizes.notes + _unnamed(sides, sums))
+    return Findings(failures=tuple(failures) + sizes.failures, notes=tuple(lines) + sizes.notes + _unnamed(sides, sums))
 
 
 def _sizes(sides: Sides, due: dict[str, int], sums: set[int]) -> Findings:
@@ -96,11 +96,11 @@ def _sizes(sides: Sides, due: dict[str, int], sums: set[int]) -> Findings:
         if name not in sides.output or (have := math.prod(sides.output[name])) == count:
             continue
         match = BLOCK.fullmatch(name)
-        said = f"{name} holds {have} numbers, the source {count}"
+        line = f"{name} holds {have} numbers, the source {count}"
         if match and 1.0 in ratios[match[2]]:
-            failures.append(said)
+            failures.append(line)
         elif not match or int(match[1]) not in sums:
-            notes.append(said)
+            notes.append(line)
     return Findings(failures=tuple(failures), notes=(listed(notes),) if notes else ())
 
 
@@ -133,8 +133,8 @@ def _unnamed(sides: Sides, sums: set[int]) -> tuple[str, ...]:
     return (f"it holds {have} numbers, the source {due}; upstream left out, or gave another name, {listed(sorted(names))}",)
 
 
-def doubts(sides: Sides) -> Doubts:
-    """Where a block lacks what another has, or has it in another shape; and what every model has that this one has not."""
+def uncertain(sides: Sides) -> Uncertain:
+    """Tensors that a block lacks and another has, or has in another shape; and what every model has and this one has not."""
     kinds: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, shape in sides.output.items():
         if match := BLOCK.fullmatch(name):
@@ -143,16 +143,16 @@ def doubts(sides: Sides) -> Doubts:
     absent += [
         name
         for name in CORE
-        if name in sides.known and name not in sides.output and not (name == "output.weight" and sides.headless)
+        if name in sides.names and name not in sides.output and not (name == "output.weight" and sides.headless)
     ]
-    lost = [kind for kind in WORKING if f"blk.{{bid}}.{kind}.weight" in sides.known and not _has(kinds, kind)]
+    lost = [kind for kind in WORKING if f"blk.{{bid}}.{kind}.weight" in sides.names and not _has(kinds, kind)]
     absent += [f"blk.{number}.{kind}.weight" for number in range(sides.blocks) for kind in lost]
     odd = [f"blk.{number}.{kind}" for kind, have in kinds.items() if len(set(have.values())) > 1 for number in have]
-    return Doubts(absent=tuple(absent), shapes=tuple(odd))
+    return Uncertain(absent=tuple(absent), shapes=tuple(odd))
 
 
 def _has(kinds: Mapping[str, object], kind: str) -> bool:
-    """Whether a kind of tensor is in some block, by itself, for several experts, or as a part of one that holds three."""
+    """Tell whether a kind of tensor is in some block, by itself, for several experts, or as a part of one that holds three."""
     fused = ("attn_qkv.weight",) if kind in ("attn_q", "attn_k", "attn_v") else ()
     return not kinds.keys().isdisjoint((f"{kind}.weight", f"{kind}_exps.weight", *fused))
 
@@ -163,15 +163,15 @@ def empty_blocks(sides: Sides) -> tuple[int, ...]:
     return tuple(number for number in range(sides.blocks) if number not in have)
 
 
-def decide(sides: Sides, doubtful: Doubts, expected: Mapping[str, int] | None) -> Findings:
-    """What the model's class says to the doubts; where nobody knows it, only a block that is not there at all is a failure."""
+def decide(sides: Sides, doubtful: Uncertain, expected: Mapping[str, int] | None) -> Findings:
+    """Decide by the model's class (`expected`: numbers by name); where nobody knows it, only a missing block is a failure."""
     if expected is None:
         if empty := empty_blocks(sides):
-            said = f"{len(empty)} of {sides.blocks} blocks are not there (the first is blk.{empty[0]}): the source is not whole"
-            return Findings(failures=(said,))
-        said = f"some blocks lack what others have, and transformers does not know the model: {listed(list(doubtful.absent))}"
-        return Findings(notes=(said,) if doubtful.absent else ())
-    due = wanted(sides)
+            line = f"{len(empty)} of {sides.blocks} blocks are not there (the first is blk.{empty[0]}): the source is not whole"
+            return Findings(failures=(line,))
+        line = f"some blocks lack what others have, and transformers does not know the model: {listed(list(doubtful.absent))}"
+        return Findings(notes=(line,) if doubtful.absent else ())
+    due = source_counts(sides)
     absent = [name for name in doubtful.absent if name in expected and name not in due]
     failures = [f"{listed(absent)} must be there by the model's class, but the source has no such tensor"] if absent else []
     failures += [
@@ -184,7 +184,7 @@ def decide(sides: Sides, doubtful: Doubts, expected: Mapping[str, int] | None) -
 
 def zeroed(sides: Sides, zeros: Mapping[str, tuple[int, int]]) -> Findings:
     """Tensors with more zeros than their source accounts for; a rest that was padded may be zero."""
-    due = wanted(sides)
+    due = source_counts(sides)
     failures, notes = [], []
     for name, (have, explained) in zeros.items():
         count = math.prod(sides.output[name])
@@ -192,12 +192,12 @@ def zeroed(sides: Sides, zeros: Mapping[str, tuple[int, int]]) -> Findings:
             notes += [name] if have == count else []
         elif have > explained + max(0, count - due[name]):
             failures.append(f"{name} has {have} zeros in {count} numbers, where the source has {explained}")
-    said = (f"nothing but zeros, and not comparable with the source: {listed(notes)}",) if notes else ()
-    return Findings(failures=tuple(failures), notes=said)
+    lines = (f"nothing but zeros, and not comparable with the source: {listed(notes)}",) if notes else ()
+    return Findings(failures=tuple(failures), notes=lines)
 
 
 def same_shape(before: Shapes, after: Shapes) -> Findings:
-    """Whether a quantized file has the tensors of what it was made from."""
+    """Check that a quantized file has the tensors of what it was made from."""
     return Findings(failures=tuple(_differences(before, after)))
 
 
@@ -217,7 +217,7 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def adapter(source: Shapes, output: Shapes, silent: tuple[set[str], set[str]]) -> Findings:
-    """Whether an adapter holds all of its source; `silent` are the B matrices of source and output that are all zero."""
+    """Check that an adapter holds all of its source; `silent` are the B matrices of source and output that are all zero."""
     modules = {re.sub(r"\.?lora_(embedding_)?[AB]\b.*$", "", name) for name in source}
     have, due = (sum(map(math.prod, side.values())) for side in (output, source))
     failures: list[str] = []

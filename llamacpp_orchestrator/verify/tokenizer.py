@@ -1,4 +1,4 @@
-"""Whether an output speaks its source's language: its tokens, special tokens and chat template against the source's files."""
+"""Comparison of an output's tokens, special tokens and chat template with the files of its source."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
 
 class Tokenizer(msgspec.Struct, frozen=True):
-    """What we read of a tokenizer.json; it is large, so the rest is not even decoded."""
+    """The parts of a tokenizer.json that are compared; it is large, so the rest is not even decoded."""
 
     model: Vocabulary = Vocabulary()
     added_tokens: list[Added] = []
@@ -56,8 +56,8 @@ class Tokenizer(msgspec.Struct, frozen=True):
     post_processor: Any = None
 
 
-class Speech(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a source says about its tokens and its chat template."""
+class TokenizerFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of a source about its tokens and its chat template; `templates` are (file name, text), `unread` file names."""
 
     tokenizer: Tokenizer | None = None
     config: dict[str, Any] = {}
@@ -69,14 +69,14 @@ class Speech(msgspec.Struct, frozen=True, kw_only=True):
     unread: tuple[str, ...] = ()
 
 
-def read(view: Path) -> Speech:
+def read(view: Path) -> TokenizerFiles:
     """Read the files of a source that speak about tokens; one that is damaged is named, as upstream may do without it."""
     unread = []
 
     def document(name: str) -> dict[str, Any] | None:
         try:
-            if isinstance(found := json.loads((view / name).read_text(encoding="utf-8")), dict):
-                return found
+            if isinstance(content := json.loads((view / name).read_text(encoding="utf-8")), dict):
+                return content
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError):
@@ -97,7 +97,7 @@ def read(view: Path) -> Speech:
         templates.append(("chat_template.jinja", (view / "chat_template.jinja").read_text(encoding="utf-8")))
     alone = (document("chat_template.json") or {}).get("chat_template")
     templates += [("chat_template.json", text) for text in _templates(alone)]
-    return Speech(
+    return TokenizerFiles(
         tokenizer=tokenizer,
         config=document("config.json") or {},
         generation=document("generation_config.json") or {},
@@ -119,37 +119,37 @@ def _merges(file: Path) -> tuple[str, ...]:
     return tuple(" ".join(pair) for pair in parts if len(pair) == 2)
 
 
-def _templates(said: Any) -> list[str]:
+def _templates(value: Any) -> list[str]:
     """One text, or the default of several: only that one is what an output's plain key holds."""
-    if isinstance(said, str):
-        return [said]
-    several = [each for each in said if isinstance(each, dict)] if isinstance(said, list) else []
-    named = [each.get("template") for each in several if each.get("name") == "default"]
+    if isinstance(value, str):
+        return [value]
+    several = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+    named = [entry.get("template") for entry in several if entry.get("name") == "default"]
     return [text for text in named[-1:] if isinstance(text, str)]
 
 
-def compare(said: Speech, metadata: Mapping[str, Any], rows: int) -> Findings:
-    """Everything about tokens; `rows` is the length of the output's embedding of tokens, 0 without one."""
+def compare(source: TokenizerFiles, metadata: Mapping[str, Any], rows: int) -> Findings:
+    """Compare all about tokens; `rows` is the length of the output's embedding of tokens, 0 without one."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
-        return template(said, metadata)
+        return template(source, metadata)
     return (
-        sizes(said, tokens, rows)
-        + texts(said, tokens, str(metadata.get("tokenizer.ggml.model")))
-        + special(said, tokens, metadata)
-        + template(said, metadata)
-        + Findings(notes=tuple(f"{name} of the source cannot be read" for name in said.unread))
+        sizes(source, tokens, rows)
+        + texts(source, tokens, str(metadata.get("tokenizer.ggml.model")))
+        + special(source, tokens, metadata)
+        + template(source, metadata)
+        + Findings(notes=tuple(f"{name} of the source cannot be read" for name in source.unread))
     )
 
 
-def sizes(said: Speech, tokens: list[str], rows: int) -> Findings:
-    """Whether there are as many tokens as rows for them, and as many as the source has."""
+def sizes(source: TokenizerFiles, tokens: list[str], rows: int) -> Findings:
+    """Check that there are as many tokens as rows for them, and as many as the source has."""
     failures = []
     if rows and len(tokens) != rows:
         failures.append(f"it lists {len(tokens)} tokens, and has numbers for {rows}")
-    due = max(_by_id(said.tokenizer), default=-1) + 1
-    inner = said.config.get("text_config")
-    limit = said.config.get("vocab_size") or (inner.get("vocab_size") if isinstance(inner, dict) else None)
+    due = max(_by_id(source.tokenizer), default=-1) + 1
+    inner = source.config.get("text_config")
+    limit = source.config.get("vocab_size") or (inner.get("vocab_size") if isinstance(inner, dict) else None)
     # Some models have more tokens than numbers for them (an image's place): those upstream leaves out.
     due = min(due, limit) if isinstance(limit, int) else due
     if len(tokens) < due:
@@ -168,30 +168,30 @@ def _by_id(tokenizer: Tokenizer | None) -> dict[int, str]:
         if isinstance(vocab, dict)
         else dict(enumerate(text for text, _ in vocab))
     )
-    return plain | {each.id: each.content for each in tokenizer.added_tokens}
+    return plain | {token.id: token.content for token in tokenizer.added_tokens}
 
 
-def texts(said: Speech, tokens: list[str], model: str) -> Findings:
-    """Whether each token is the source's; only byte-pair vocabularies are taken over letter by letter."""
-    added = {each.id for each in said.tokenizer.added_tokens} if said.tokenizer else set()
+def texts(source: TokenizerFiles, tokens: list[str], model: str) -> Findings:
+    """Check that each token is the source's; only byte-pair vocabularies are taken over letter by letter."""
+    added = {token.id for token in source.tokenizer.added_tokens} if source.tokenizer else set()
     other = [
         number
-        for number, text in _by_id(said.tokenizer).items()
+        for number, text in _by_id(source.tokenizer).items()
         if number not in added and tokens[number : number + 1] not in ([], [text])
     ]
     if model != "gpt2" or not other:
         return Findings()
     first = other[0]
-    mine, theirs = tokens[first], _by_id(said.tokenizer)[first]
+    mine, theirs = tokens[first], _by_id(source.tokenizer)[first]
     return Findings(failures=(f"{len(other)} tokens are not the source's: the first is {first}, {mine!r} instead of {theirs!r}",))
 
 
-def special(said: Speech, tokens: list[str], metadata: Mapping[str, Any]) -> Findings:
-    """Whether the special tokens are those that some file of the source names."""
+def special(source: TokenizerFiles, tokens: list[str], metadata: Mapping[str, Any]) -> Findings:
+    """Check that the special tokens are those that some file of the source names."""
     if (model := metadata.get("tokenizer.ggml.model")) not in END:
         return Findings()
-    named = {kind: _named(said, kind) for kind in ("cls", *SPECIAL)}
-    framing = _numbers(said.tokenizer.post_processor) if said.tokenizer else set()
+    named = {kind: _named(source, kind) for kind in ("cls", *SPECIAL)}
+    framing = _numbers(source.tokenizer.post_processor) if source.tokenizer else set()
     types = metadata.get("tokenizer.ggml.token_type") or []
     failures: list[str] = []
     notes: list[str] = []
@@ -204,70 +204,70 @@ def special(said: Speech, tokens: list[str], metadata: Mapping[str, Any]) -> Fin
             default = "".join(tokens[END[model] : END[model] + 1])
             ends = kind == "eos" and encoders.generates(metadata)
             if ends and default not in words and any(word in tokens for word in words):
-                failures.append(f"it has no {key}, so that it would never end; the source says {_said(ids, words)}")
+                failures.append(f"it has no {key}, so that it would never end; the source says {_alternatives(ids, words)}")
             continue
         if mine >= len(tokens):
-            told = f"its {key} is {mine}, and there are {len(tokens)} tokens"
-            (notes if mine in ids else failures).append(told)
+            line = f"its {key} is {mine}, and there are {len(tokens)} tokens"
+            (notes if mine in ids else failures).append(line)
         elif (ids or words) and mine not in ids | framing and tokens[mine] not in words:
             others = {number for other in named if other != kind for number in named[other][0]}
             certain = mine in others or (mine < len(types) and types[mine] not in MARKED)
-            told = f"its {key} is {mine} ({tokens[mine]!r}), where the source says {_said(ids, words)}"
-            (failures if certain else notes).append(told)
+            line = f"its {key} is {mine} ({tokens[mine]!r}), where the source says {_alternatives(ids, words)}"
+            (failures if certain else notes).append(line)
     return Findings(failures=tuple(failures), notes=tuple(notes))
 
 
-def source_ends(said: Speech) -> set[int]:
+def source_ends(source: TokenizerFiles) -> set[int]:
     """The ids at which a source ends a text: generation_config.json and config.json may name several."""
-    return _ids(said, "eos")
+    return _ids(source, "eos")
 
 
-def _said(ids: set[int], words: set[str]) -> str:
+def _alternatives(ids: set[int], words: set[str]) -> str:
     return " or ".join([repr(word) for word in sorted(words)] + [str(number) for number in sorted(ids)])
 
 
-def _named(said: Speech, kind: str) -> tuple[set[int], set[str]]:
+def _named(source: TokenizerFiles, kind: str) -> tuple[set[int], set[str]]:
     """The ids and the texts that the files of a source give for one special token."""
-    ids, words = _ids(said, kind), set()
-    for config in (said.tokenizer_config or {}, said.special_map):
-        found = config.get(f"{kind}_token")
-        found = found.get("content") if isinstance(found, dict) else found
-        words |= {found} if isinstance(found, str) and found else set()
-    return ids | {number for number, text in _by_id(said.tokenizer).items() if text in words}, words
+    ids, words = _ids(source, kind), set()
+    for config in (source.tokenizer_config or {}, source.special_map):
+        text = config.get(f"{kind}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        words |= {text} if isinstance(text, str) and text else set()
+    return ids | {number for number, text in _by_id(source.tokenizer).items() if text in words}, words
 
 
-def _ids(said: Speech, kind: str) -> set[int]:
-    inner = said.config.get("text_config")
+def _ids(source: TokenizerFiles, kind: str) -> set[int]:
+    inner = source.config.get("text_config")
     ids: set[int] = set()
-    for config in (said.config, said.generation, inner if isinstance(inner, dict) else {}):
-        found = config.get(f"{kind}_token_id")
-        ids |= {number for number in (found if isinstance(found, list) else [found]) if isinstance(number, int)}
+    for config in (source.config, source.generation, inner if isinstance(inner, dict) else {}):
+        value = config.get(f"{kind}_token_id")
+        ids |= {number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)}
     return ids
 
 
-def _numbers(found: Any) -> set[int]:
+def _numbers(part: Any) -> set[int]:
     """Every token id that a post-processor names: upstream may take what it puts around a text for its begin and end."""
-    if isinstance(found, dict):
-        return {number for each in found.values() for number in _numbers(each)}
-    if isinstance(found, list):
-        return {number for each in found for number in ({each} if type(each) is int else _numbers(each))}
+    if isinstance(part, dict):
+        return {number for inner in part.values() for number in _numbers(inner)}
+    if isinstance(part, list):
+        return {number for inner in part for number in ({inner} if type(inner) is int else _numbers(inner))}
     return set()
 
 
-def template(said: Speech, metadata: Mapping[str, Any]) -> Findings:
-    """Whether the chat template is the source's, letter by letter."""
+def template(source: TokenizerFiles, metadata: Mapping[str, Any]) -> Findings:
+    """Check that the chat template is the source's, letter by letter."""
     mine = metadata.get(TEMPLATE)
-    if not said.templates or said.tokenizer_config is None:
+    if not source.templates or source.tokenizer_config is None:
         return Findings(notes=("the source has no chat template that upstream reads, the output has one",) if mine else ())
     if not isinstance(mine, str):
         return Findings(failures=("the source's chat template is not there",))
-    found = [name for name, text in said.templates if text == mine]
-    if not found:
-        told = _first_difference(mine, said.templates[0][1])
-        return Findings(failures=(f"its chat template is not the source's ({told})",))
-    others = [name for name, text in said.templates if text != mine]
-    told = f"its chat template is that of {found[0]}; {listed(others)} of the source holds another"
-    return Findings(notes=(told,) if others else ())
+    files = [name for name, text in source.templates if text == mine]
+    if not files:
+        line = _first_difference(mine, source.templates[0][1])
+        return Findings(failures=(f"its chat template is not the source's ({line})",))
+    others = [name for name, text in source.templates if text != mine]
+    line = f"its chat template is that of {files[0]}; {listed(others)} of the source holds another"
+    return Findings(notes=(line,) if others else ())
 
 
 def _first_difference(mine: str, theirs: str) -> str:

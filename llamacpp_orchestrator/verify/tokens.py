@@ -1,4 +1,4 @@
-"""Proof by use: the tag's own `llama-tokenize` cuts texts into the tokens that the source's tokenizer makes of them."""
+"""Comparison of tokens in use: texts cut by the tag's own `llama-tokenize`, and by the source's tokenizer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ IDS = re.compile(r"^\[([\d, ]*)\]\s*$", re.MULTILINE)
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """How a source cuts the texts: by its own `file` (`ids` with what is put around a text, `plain` without), by transformers."""
+    """The tokens of the texts by a source's own `file` (`ids` with those put around a text, `plain` without), by transformers."""
 
     file: str = ""
     ids: list[list[int]] | None = None
@@ -81,16 +81,16 @@ def command(tool: Path, model: Path, text: Path, help_text: str) -> Command:
 
 def read(out: str) -> list[int]:
     """The tokens that the program has written, among what else it says; ValueError without any."""
-    found = IDS.findall(out)
-    if not found:
+    lists = IDS.findall(out)
+    if not lists:
         raise ValueError
-    return list(map(int, filter(None, found[-1].replace(" ", "").split(","))))
+    return list(map(int, filter(None, lists[-1].replace(" ", "").split(","))))
 
 
 def judge(
     names: Sequence[str], have: Sequence[list[int]], source: Source, tokens: Sequence[str], strict: bool = True
 ) -> Findings:
-    """Whether an output cuts the named texts as its source does: the file of the model's author decides, not a library.
+    """Compare the tokens of the named texts with the source's: the file of the model's author decides, not a library.
 
     Without `strict` a difference that English does not have is a note: some tags cut some scripts in a way of their own.
     """
@@ -103,32 +103,32 @@ def judge(
     theirs = source.ids or source.plain
     for at, (mine, plain) in enumerate(zip(have, source.plain, strict=True)):
         if around(mine, plain) is None:
-            said = f"llama.cpp cuts texts otherwise than the source's {source.file}: "
-            said += _first(names[at : at + 1], [mine], [theirs[at]], tokens)
+            line = f"llama.cpp cuts texts otherwise than the source's {source.file}: "
+            line += _first(names[at : at + 1], [mine], [theirs[at]], tokens)
             if library and library[at] == mine:
-                return Findings(notes=(f"{said}; transformers cuts as the output does",))
-            return Findings(failures=(said,)) if strict or names[at] == ENGLISH else Findings(notes=(said,))
-    told = _framed(have, source, tokens)
-    if told != Findings() or source.ids is None or library is None:
-        return told
+                return Findings(notes=(f"{line}; transformers cuts as the output does",))
+            return Findings(failures=(line,)) if strict or names[at] == ENGLISH else Findings(notes=(line,))
+    findings = _framed(have, source, tokens)
+    if findings != Findings() or source.ids is None or library is None:
+        return findings
     wrong = _first(names, library, source.ids, tokens)
-    said = f"transformers does not follow the source's {source.file}, the output does: {wrong}"
-    return Findings(notes=(said,) if wrong else ())
+    line = f"transformers does not follow the source's {source.file}, the output does: {wrong}"
+    return Findings(notes=(line,) if wrong else ())
 
 
 def _framed(have: Sequence[list[int]], source: Source, tokens: Sequence[str]) -> Findings:
-    """Whether as much is put around a text as by the source; its tokens alone are known to be right."""
+    """Compare what is put around a text with the source's; the tokens of the text itself are known to be right."""
     plain = source.plain[0]
     mine, library = around(have[0], plain), around(source.transformers[0], plain) if source.transformers else None
     due, who = (around(source.ids[0], plain), f"the source's {source.file}") if source.ids else (library, "transformers")
     if due is None or mine is None or mine == due:
         return Findings()
-    said = f"around a text llama.cpp puts {_shown(mine, tokens)}, {who} {_shown(due, tokens)}"
+    line = f"around a text llama.cpp puts {_sides_text(mine, tokens)}, {who} {_sides_text(due, tokens)}"
     if mine == library:
-        return Findings(notes=(f"{said}; transformers does as the output",))
+        return Findings(notes=(f"{line}; transformers does as the output",))
     # A GGUF can say one token on each side; where a source has more, its chat template as a rule has them as well.
     several = any(len(side) > 1 for side in due)
-    return Findings(notes=(said,)) if several else Findings(failures=(said,))
+    return Findings(notes=(line,)) if several else Findings(failures=(line,))
 
 
 def around(ids: Sequence[int], plain: Sequence[int]) -> tuple[list[int], list[int]] | None:
@@ -139,8 +139,8 @@ def around(ids: Sequence[int], plain: Sequence[int]) -> tuple[list[int], list[in
     return None
 
 
-def _shown(found: tuple[list[int], list[int]], tokens: Sequence[str]) -> str:
-    before, after = (" ".join(_token(number, tokens) for number in side) or "nothing" for side in found)
+def _sides_text(sides: tuple[list[int], list[int]], tokens: Sequence[str]) -> str:
+    before, after = (" ".join(_token(number, tokens) for number in side) or "nothing" for side in sides)
     return f"{before} and {after}" if before != after else before
 
 
@@ -149,7 +149,7 @@ def _token(number: int, tokens: Sequence[str]) -> str:
 
 
 def _first(names: Sequence[str], have: Sequence[Sequence[int]], due: Sequence[Sequence[int]], tokens: Sequence[str]) -> str:
-    """Where two lists of tokens first differ, in words; "" where they do not."""
+    """The first difference of two lists of tokens, in words; "" where there is none."""
     for name, mine, theirs in zip(names, have, due, strict=True):
         if list(mine) != list(theirs):
             pairs = zip(mine, theirs, strict=False)
@@ -169,8 +169,8 @@ def check(checked: Words, find: Callable[[str], Path], strict: bool = True) -> F
         return Findings(notes=(f"the tag's programs have no {TOOL}, so its tokens were not compared",))
     try:
         have = [cut(checked, tool, text) for text in TEXTS.values()]
-        question = {"view": str(checked.view), "texts": list(TEXTS.values()), "shown": str(checked.shown), "pieces": False}
-        source = interpreter.ask(checked.interpreter, SCRIPT, question, Source, (checked.view, checked.shown))
+        question = {"view": str(checked.view), "texts": list(TEXTS.values()), "shown": str(checked.translated), "pieces": False}
+        source = interpreter.ask(checked.interpreter, SCRIPT, question, Source, (checked.view, checked.translated))
     except CommandFailed as error:
         return Findings(notes=(f"its tokens were not compared, as {error.message.splitlines()[0]}",))
     return judge(list(TEXTS), have, source, checked.metadata["tokenizer.ggml.tokens"], strict)
@@ -181,8 +181,8 @@ def cut(checked: Words, tool: Path, text: str) -> list[int]:
     file = checked.interpreter.scratch / "text.txt"
     file.write_bytes(text.encode())
     try:
-        asked = command(tool, checked.files[0], file, load.help_of(tool))
-        return read(process.capture(sandbox.around(asked, checked.interpreter.limits), load.limit(checked.files, ())))
+        call = command(tool, checked.files[0], file, load.help_of(tool))
+        return read(process.capture(sandbox.around(call, checked.interpreter.limits), load.limit(checked.files, ())))
     except CommandFailed as error:  # its own words may name folders of this machine
         raise error.retold(f"`{tool.stem}` {process.ended(error.code)}", "") from error
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the checks of an output's words work with: the output, its source, and who answers questions about that."""
+"""The record that the checks of an output's words take."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from llamacpp_orchestrator.system.interpreter import Interpreter
 
 
 class Words(msgspec.Struct, frozen=True, kw_only=True):
-    """An output whose words are checked: its files and metadata, and its source, as it is and as transformers is shown it."""
+    """An output whose words are checked, with its source: as it is (`view`), and in the form that transformers is given."""
 
     files: tuple[Path, ...]
     metadata: dict[str, Any]
     view: Path
-    shown: Path
+    translated: Path
     interpreter: Interpreter
     log: Path

@@ -46,9 +46,9 @@ def checked(world: Path, python: Path) -> Callable[[Path, Path], words.Words]:
 
     def make(file: Path, view: Path) -> words.Words:
         env = script_env(world / "home")
-        asking = Interpreter(python=str(python), run=warm_worker.run_alone, env=env, scratch=world, log=world / "ask.log")
+        by = Interpreter(python=str(python), run=warm_worker.run_alone, env=env, scratch=world, log=world / "ask.log")
         metadata = gguf.contents([file]).metadata
-        return words.Words(files=(file,), metadata=metadata, view=view, shown=view, interpreter=asking, log=world / "use.log")
+        return words.Words(files=(file,), metadata=metadata, view=view, translated=view, interpreter=by, log=world / "use.log")
 
     return make
 

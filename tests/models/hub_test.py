@@ -607,7 +607,7 @@ def test_a_stop_ends_a_stalled_download_at_once(server: Hub) -> None:
         with pytest.raises(Stopped):
             hub.digest_of(Path(__file__), HubFile(path="x", size=1, sha256="0"))
         with pytest.raises(Stopped):
-            hub.Tally(done={"x": 0}).count("x", 1)
+            hub.TransferProgress(done={"x": 0}).count("x", 1)
         server.fault = "503"
         with pytest.raises(Stopped):
             listed(server)

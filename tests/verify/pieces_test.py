@@ -12,8 +12,8 @@ from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify import pieces
 from llamacpp_orchestrator.verify.pieces import Pieces
 from llamacpp_orchestrator.verify.tokenizer import Added
-from llamacpp_orchestrator.verify.tokenizer import Speech
 from llamacpp_orchestrator.verify.tokenizer import Tokenizer
+from llamacpp_orchestrator.verify.tokenizer import TokenizerFiles
 from llamacpp_orchestrator.verify.tokenizer import Vocabulary
 
 TOKENS = ["a", "b", "ab", "<s>", "</s>", "<t>"]
@@ -26,10 +26,10 @@ PAIRS: dict[str, Any] = {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}
 MAP = base64.b64encode(b"map").decode()
 
 
-def source(model: dict[str, Any] | None = None, config: dict[str, Any] | None = None, **tokenizer: Any) -> Speech:
+def source(model: dict[str, Any] | None = None, config: dict[str, Any] | None = None, **tokenizer: Any) -> TokenizerFiles:
     known = {"post_processor": BEGIN} | tokenizer
     made = Tokenizer(model=msgspec.convert(model or PAIRS, Vocabulary), added_tokens=ADDED, **known)
-    return Speech(tokenizer=made, tokenizer_config={"add_bos_token": True} if config is None else config)
+    return TokenizerFiles(tokenizer=made, tokenizer_config={"add_bos_token": True} if config is None else config)
 
 
 def metadata(**changes: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ FILE = Pieces(name="tokenizer.model", texts=("a", "b", "ab"), scores=(-1.0, -2.0
 UNIGRAM: dict[str, Any] = {"vocab": [["a", -1.0], ["b", -2.0], ["ab", -3.0]]}
 MARKED = {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": MAP}]}}
 BARE: dict[str, Any] = {"post_processor": None, "config": {}}
-SOUND: dict[str, tuple[Speech, dict[str, Any], Pieces | None, bytes]] = {
+SOUND: dict[str, tuple[TokenizerFiles, dict[str, Any], Pieces | None, bytes]] = {
     "byte pairs": (source(), metadata(), None, b""),
     "merges as pairs, one with a blank": (
         source({"vocab": {}, "merges": [("a", "b"), (" ", "a")]}),
@@ -59,7 +59,7 @@ SOUND: dict[str, tuple[Speech, dict[str, Any], Pieces | None, bytes]] = {
         None,
         b"",
     ),
-    "merges.txt": (Speech(merges=("a b",)), metadata(), None, b""),
+    "merges.txt": (TokenizerFiles(merges=("a b",)), metadata(), None, b""),
     "no merges in either": (source({"vocab": {}}), metadata(merges=None), None, b""),
     "a sentencepiece file": (source(), metadata(**SENTENCES), FILE, b""),
     "a piece that an added token replaced": (
@@ -89,7 +89,7 @@ SOUND: dict[str, tuple[Speech, dict[str, Any], Pieces | None, bytes]] = {
     "nothing put around": (source(**BARE), metadata(add_bos_token=False), None, b""),
     "a tokenizer with rules of its own": (source(), metadata(model="rwkv", merges=None, bos_token_id=0), None, b""),
     "no tokens": (source(), {}, None, b""),
-    "a source that says nothing": (Speech(), metadata(), None, b""),
+    "a source that says nothing": (TokenizerFiles(), metadata(), None, b""),
     "an end by its text": (
         msgspec.structs.replace(source(), generation={"eos_token_id": [4, 2]}),
         metadata(tokens=["a", "b", "<|im_end|>", *TOKENS[3:]], merges=["a b"]),
@@ -121,7 +121,7 @@ def test_sound(name: str) -> None:
             "it has 2 merges, the source 1; the first other one is 1, 'b a' instead",
         ),
         (source(), metadata(merges=["b a"]), None, "the first other one is 0, 'b a' instead of 'a b'"),
-        (Speech(merges=("a b",)), metadata(merges=["b a"]), None, "the first other one is 0"),
+        (TokenizerFiles(merges=("a b",)), metadata(merges=["b a"]), None, "the first other one is 0"),
         (source(), metadata(pre=None, add_bos_token=True), None, "it does not name its pre-tokenizer"),
         (
             source(),
@@ -149,7 +149,7 @@ def test_sound(name: str) -> None:
         (source(), metadata(add_eos_token=True), None, "puts '</s>' after a text, the source's tokenizer.json nothing"),
         (source(**BARE), metadata(), None, "puts '<s>' before a text, the source's tokenizer.json nothing"),
         (
-            Speech(tokenizer_config={"add_bos_token": True}),
+            TokenizerFiles(tokenizer_config={"add_bos_token": True}),
             metadata(add_bos_token=False),
             None,
             "puts nothing before a text, where the source's tokenizer_config.json says add_bos_token: true",
@@ -174,7 +174,7 @@ def test_sound(name: str) -> None:
         ),
     ],
 )
-def test_wrong(said: Speech, have: dict[str, Any], file: Pieces | None, failure: str) -> None:
+def test_wrong(said: TokenizerFiles, have: dict[str, Any], file: Pieces | None, failure: str) -> None:
     found = pieces.compare(said, have, file)
     assert failure in found.failures[0] and len(found.failures) == 1
 
@@ -226,7 +226,7 @@ def test_wrong(said: Speech, have: dict[str, Any], file: Pieces | None, failure:
         ),
     ],
 )
-def test_what_is_not_certain_is_a_note(said: Speech, have: dict[str, Any], file: Pieces | None, note: str) -> None:
+def test_what_is_not_certain_is_a_note(said: TokenizerFiles, have: dict[str, Any], file: Pieces | None, note: str) -> None:
     found = pieces.compare(said, have, file)
     assert found.failures == () and len(found.notes) == 1 and note in found.notes[0]
 

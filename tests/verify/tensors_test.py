@@ -9,8 +9,8 @@ import pytest
 
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify import tensors
-from llamacpp_orchestrator.verify.tensors import Doubts
 from llamacpp_orchestrator.verify.tensors import Sides
+from llamacpp_orchestrator.verify.tensors import Uncertain
 
 Shape = tuple[int, ...]
 KINDS: dict[str, tuple[str, Shape]] = {
@@ -34,7 +34,7 @@ def model(blocks: int = 3) -> Sides:
         source={name: shape[::-1] for name, shape in pairs.values()},
         output={to: shape for to, (_, shape) in pairs.items()},
         mapped={name: to for to, (name, _) in pairs.items()},
-        known=tuple(OUTSIDE),
+        names=tuple(OUTSIDE),
         blocks=blocks,
     )
 
@@ -156,8 +156,8 @@ ALL = dict.fromkeys(model().output, 8 * 8) | dict.fromkeys(("token_embd.weight",
 def test_what_a_source_lacks_is_a_doubt_that_the_class_decides(kind: str, absent: tuple[str, ...]) -> None:
     sides = spoiled(kind)
     assert tensors.account(sides) == Findings()
-    doubtful = tensors.doubts(sides)
-    assert doubtful == Doubts(absent=absent)
+    doubtful = tensors.uncertain(sides)
+    assert doubtful == Uncertain(absent=absent)
     assert f"{absent[0]}" in tensors.decide(sides, doubtful, ALL).failures[0]
     assert tensors.decide(sides, doubtful, {}) == Findings()
     blind = tensors.decide(sides, doubtful, None)
@@ -166,26 +166,26 @@ def test_what_a_source_lacks_is_a_doubt_that_the_class_decides(kind: str, absent
 
 
 def test_a_model_without_a_head_of_its_own_raises_no_doubt() -> None:
-    assert tensors.doubts(msgspec.structs.replace(spoiled("output.weight"), headless=True)) == Doubts()
-    assert tensors.doubts(model()) == Doubts()
+    assert tensors.uncertain(msgspec.structs.replace(spoiled("output.weight"), headless=True)) == Uncertain()
+    assert tensors.uncertain(model()) == Uncertain()
 
 
 def test_what_no_block_has_is_a_doubt_where_the_architecture_has_it() -> None:
-    sides = msgspec.structs.replace(model(), known=(*OUTSIDE, "blk.{bid}.ffn_gate.weight", "blk.{bid}.ffn_up.weight"))
-    told = tuple(f"blk.{number}.ffn_gate.weight" for number in range(3))
-    assert tensors.doubts(sides).absent == told
-    assert "must be there by the model's class" in tensors.decide(sides, Doubts(absent=told), dict.fromkeys(told, 1)).failures[0]
+    sides = msgspec.structs.replace(model(), names=(*OUTSIDE, "blk.{bid}.ffn_gate.weight", "blk.{bid}.ffn_up.weight"))
+    due = tuple(f"blk.{number}.ffn_gate.weight" for number in range(3))
+    assert tensors.uncertain(sides).absent == due
+    assert "must be there by the model's class" in tensors.decide(sides, Uncertain(absent=due), dict.fromkeys(due, 1)).failures[0]
     experts = {f"blk.{number}.ffn_gate_exps.weight": (8, 16, 3) for number in range(3)}
-    assert tensors.doubts(changed(sides, output=experts)) == Doubts()
+    assert tensors.uncertain(changed(sides, output=experts)) == Uncertain()
     for parts in (("attn_qkv",), ("attn_q", "attn_k", "attn_v")):
-        fused = msgspec.structs.replace(model(), known=tuple(f"blk.{{bid}}.{part}.weight" for part in ("attn_q", *parts)))
+        fused = msgspec.structs.replace(model(), names=tuple(f"blk.{{bid}}.{part}.weight" for part in ("attn_q", *parts)))
         others = {f"blk.{number}.{part}.weight": (8, 8) for number in range(3) for part in parts}
-        assert tensors.doubts(changed(fused, output=others)) == Doubts()
+        assert tensors.uncertain(changed(fused, output=others)) == Uncertain()
 
 
 def test_a_shape_unlike_its_siblings_is_a_doubt() -> None:
     sides = changed(model(), source={"model.layers.1.mlp.up_proj.weight": (16, 4)}, output={"blk.1.ffn_up.weight": (4, 16)})
-    doubtful = tensors.doubts(sides)
+    doubtful = tensors.uncertain(sides)
     assert doubtful.shapes == ("blk.0.ffn_up.weight", "blk.1.ffn_up.weight", "blk.2.ffn_up.weight")
     right = {f"blk.{number}.ffn_up.weight": 128 for number in range(3)}
     told = "blk.1.ffn_up.weight has 64 numbers in the source, where the model's class has 128"

@@ -12,13 +12,13 @@ import pytest
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify import tokenizer
 from llamacpp_orchestrator.verify.tokenizer import Added
-from llamacpp_orchestrator.verify.tokenizer import Speech
 from llamacpp_orchestrator.verify.tokenizer import Tokenizer
+from llamacpp_orchestrator.verify.tokenizer import TokenizerFiles
 from llamacpp_orchestrator.verify.tokenizer import Vocabulary
 
 TOKENS = ["a", "b", "c", "<s>", "</s>", "<pad>"]
 TYPES = [1, 1, 1, 3, 3, 3]
-SAID = Speech(
+SAID = TokenizerFiles(
     tokenizer=Tokenizer(
         model=Vocabulary(vocab={"a": 0, "b": 1, "c": 2}),
         added_tokens=[Added(id=3 + number, content=text) for number, text in enumerate(TOKENS[3:])],
@@ -44,17 +44,17 @@ def metadata(**changes: Any) -> dict[str, Any]:
     return said | ({"tokenizer.chat_template": changes.get("template", "{{ x }}\n")} if changes.get("template", "x") else {})
 
 
-def replaced(**changes: Any) -> Speech:
+def replaced(**changes: Any) -> TokenizerFiles:
     return msgspec.structs.replace(SAID, **changes)
 
 
-def without(vocab: Any) -> Speech:
+def without(vocab: Any) -> TokenizerFiles:
     return replaced(
         tokenizer=Tokenizer(model=Vocabulary(vocab=vocab), added_tokens=SAID.tokenizer.added_tokens if SAID.tokenizer else [])
     )
 
 
-SOUND: dict[str, tuple[Speech, dict[str, Any], int]] = {
+SOUND: dict[str, tuple[TokenizerFiles, dict[str, Any], int]] = {
     "as it is": (SAID, metadata(), 6),
     "no tokenizer.json": (replaced(tokenizer=None), metadata(), 6),
     "a list with scores": (without([("a", -1.0), ("b", -2.0), ("c", -3.0)]), metadata(), 6),
@@ -138,7 +138,7 @@ def test_sound(name: str) -> None:
         (SAID, metadata(template="{{ y }}\n"), 6, "(from letter 3: 'y }}\\n' instead of 'x }}\\n')"),
     ],
 )
-def test_wrong(said: Speech, have: dict[str, Any], rows: int, failure: str) -> None:
+def test_wrong(said: TokenizerFiles, have: dict[str, Any], rows: int, failure: str) -> None:
     found = tokenizer.compare(said, have, rows)
     assert failure in found.failures[0] and len(found.failures) <= 2
 
@@ -158,13 +158,13 @@ def test_wrong(said: Speech, have: dict[str, Any], rows: int, failure: str) -> N
         (replaced(unread=("special_tokens_map.json",)), metadata(), "special_tokens_map.json of the source cannot be read"),
     ],
 )
-def test_what_is_not_certain_is_a_note(said: Speech, have: dict[str, Any], note: str) -> None:
+def test_what_is_not_certain_is_a_note(said: TokenizerFiles, have: dict[str, Any], note: str) -> None:
     found = tokenizer.compare(said, have, 6)
     assert found.failures == () and len(found.notes) == 1 and note in found.notes[0]
 
 
 def test_what_the_files_of_a_source_say(tmp_path: Path) -> None:
-    assert tokenizer.read(tmp_path) == Speech()
+    assert tokenizer.read(tmp_path) == TokenizerFiles()
     named = [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]
     files: dict[str, Any] = {
         "config.json": {"vocab_size": 3},
