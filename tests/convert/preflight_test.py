@@ -320,7 +320,7 @@ def test_nothing_heavy_is_downloaded_for_what_cannot_be_converted(
     hub.files["README.md"] = b"---\nbase_model: org/plain\n---\n"
     file = job({"source": "org/m", "name": "m", "outtype": "f16"})
     answer = orchestrate("run", file)
-    assert answer.code == 1 and "failed  fetch m" in answer.err and "name the unquantized model: org/plain" in answer.err
+    assert answer.code == 1 and "failed  inspect m" in answer.err and "name the unquantized model: org/plain" in answer.err
     assert not [path for path in hub.seen if path.startswith("GET") and path.endswith(".safetensors")]
 
 
