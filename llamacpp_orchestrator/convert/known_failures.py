@@ -126,10 +126,14 @@ WORDS = (
     ),
     (
         r"stat: path should be string.*NoneType|Either model_file or model_proto must be specified"
-        r"|File not found: .*tokenizer\.model|Can't load tokenizer|Couldn't instantiate the backend tokenizer"
-        r"|Error: Missing .*tokenizer\.model|Cannot find (?:tokenizer\.model|\S+ BPE tokenizer)",
+        r"|Can't load tokenizer|Couldn't instantiate the backend tokenizer|Cannot find (?:tokenizer\.model|\S+ BPE tokenizer)",
         "the model has no tokenizer that this tag can read",
         "add the tokenizer files of the original model (tokenizer.json or tokenizer.model)",
+    ),
+    (
+        r"(?:File not found:|Error: Missing) .*?([\w.-]+\.model)\b",
+        "this tag reads its kind of vocabulary from {0} alone, and there is none",
+        "add that file of the original model; a tokenizer.json of another kind cannot be made into one",
     ),
     (
         r"Exception: (?:Missing vocab/merges|invalid type|data did not match|missing field).*line \d+ column \d+"

@@ -252,11 +252,6 @@ def declared_base(folder: Path, config: dict[str, Any]) -> str:
     return named if not fields.source(named) and not fields.is_folder(named) else ""
 
 
-def takes_vocabulary(subject: Subject) -> bool:
-    """Whether the script writes a vocabulary, and takes it from the model's folder in transformers' layout."""
-    return _flags(subject).isdisjoint((*ELSEWHERE, MMPROJ))
-
-
 def refusal(subject: Subject, where: str, error: CommandFailed) -> OrchestrateError:
     """A script's failure in terms of the job: JobError for what it asks for in vain, else with the tags that know more."""
     if error.code == USAGE:

@@ -16,9 +16,7 @@ from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.convert import capabilities
 from llamacpp_orchestrator.convert import encoders
 from llamacpp_orchestrator.convert import preflight
-from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
-from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.models.selection import HubFile
@@ -43,18 +41,6 @@ def of(pinned: PinnedJob, view: Path) -> Translation:
 def _reader(pinned: PinnedJob, view: Path) -> Reader:
     names = preflight.claimed(preflight.read_json(view / "config.json"))
     return reader(pinned.tree, _transformers(pinned), *names[:1])
-
-
-def check_pieces(pinned: PinnedJob, wanted: Wanted, view: Path) -> None:
-    """Raise OrchestrateError for a model without the sentencepiece vocabulary that its class at this tag takes, and no other."""
-    names = {file.path for file in pinned.files(wanted).files}
-    by = _reader(pinned, view)
-    if "pieces alone" in by.knows and wanted.weights and by.pieces not in (names | of(pinned, view).files.keys()):
-        message = f"{wanted.source}: {pinned.tag} reads its kind of vocabulary from {by.pieces} alone, and there is none"
-        hint = f"add the {by.pieces} of the original model"
-        if "tokenizer.json" in names:
-            hint += "; its tokenizer.json is of another kind than such a file can be made of"
-        raise OrchestrateError(message, hint)
 
 
 def _transformers(pinned: PinnedJob) -> str:

@@ -24,10 +24,7 @@ def check_small_files(pinned: PinnedJob, wanted: Wanted, view: Path, tell: Tell)
     for model in pinned.context.job.models if wanted.kind == "model" else ():
         if records.base_wanted(model) == wanted:
             lock_tree.get_tree(pinned.context, pinned.lock.llama_cpp, tell)
-            seen = subject(pinned, model, view)
-            preflight.check_model(seen)
-            if preflight.takes_vocabulary(seen):
-                converter_view.check_pieces(pinned, wanted, view)
+            preflight.check_model(subject(pinned, model, view))
 
 
 def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:

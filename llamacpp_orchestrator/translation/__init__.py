@@ -21,9 +21,9 @@ Read = Callable[[str], Any]
 class Reader(msgspec.Struct, frozen=True, kw_only=True):
     """What reads a checkpoint at a tag: the version of transformers beside its scripts, and what these know themselves.
 
-    `transformers` is () where it cannot be told, and counts as an old one; `knows` has names of `reader.MARKS`, "ends by itself"
-    of `reader.ends` and "pieces alone" of `reader.only_pieces`; `pieces` is the file from which the architecture's class takes
-    a sentencepiece vocabulary, "" for one that needs none.
+    `transformers` is () where it cannot be told, and counts as an old one; `knows` has names of `reader.MARKS`, and "ends by
+    itself" of `reader.ends`; `pieces` is the file from which the architecture's class takes a sentencepiece vocabulary, "" for
+    one that needs none.
     """
 
     transformers: tuple[int, ...] = ()

@@ -42,14 +42,6 @@ def pieces(classes: list[ast.ClassDef]) -> str:
     return "tokenizer.model" if not asks and ("_set_vocab_sentencepiece" in ways or "tokenizer.model" in words) else ""
 
 
-def only_pieces(classes: list[ast.ClassDef]) -> bool:
-    """Whether a class takes tokenizer.model and nothing in its place: upstream's base then ends where there is none."""
-    found = capabilities.method(classes, "set_vocab")
-    if found is None or pieces(classes) != "tokenizer.model" or any(isinstance(node, ast.Try) for node in ast.walk(found[1])):
-        return False
-    return {name for name in capabilities.called(found[1]) if name.startswith("_set_vocab")} == {"_set_vocab_sentencepiece"}
-
-
 def ends(classes: list[ast.ClassDef]) -> bool:
     """Whether a class itself writes what stands around a text; a second word on it ends the older scripts."""
     found = capabilities.method(classes, "set_vocab")
@@ -67,5 +59,4 @@ def reader(tree: Path, transformers: str, architecture: str = "") -> Reader:
     version = tuple(map(int, re.findall(r"\d+", transformers)[:3]))
     classes = capabilities.converter(tree, architecture)
     knows |= {"ends by itself"} if ends(classes) else set()
-    knows |= {"pieces alone"} if only_pieces(classes) else set()
     return Reader(transformers=version, knows=frozenset(knows), pieces=pieces(classes))

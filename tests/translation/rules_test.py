@@ -468,22 +468,6 @@ def test_a_tab_that_stands_for_its_byte_is_that_byte() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "architecture", "alone"),
-    [
-        ("b3878", "Gemma2ForCausalLM", True),
-        ("b11434", "Gemma2ForCausalLM", True),
-        ("b11434", "LlamaForCausalLM", False),
-        ("b11434", "Gemma3ForCausalLM", False),
-        ("b11434", "Qwen2ForCausalLM", False),
-        ("b9821", "MistralForCausalLM", False),
-        ("b11434", "BertModel", False),
-    ],
-)
-def test_a_class_that_takes_pieces_alone_is_known(tag: str, architecture: str, alone: bool, tree: Callable[[str], Path]) -> None:
-    assert ("pieces alone" in reader(tree(TAGS[tag]), "4.57.6", architecture).knows) == alone
-
-
-@pytest.mark.parametrize(
     ("config", "kept"),
     [
         ({"vocab_size": 265}, 265),
