@@ -23,8 +23,8 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import Store
-from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
 from tests.support import TAG
 from tests.support.answer import Answer
