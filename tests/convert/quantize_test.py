@@ -23,8 +23,8 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import Store
-from llamacpp_orchestrator.util.store import file_sha256
 from llamacpp_orchestrator.verify import gguf
 from tests.support import TAG
 from tests.support.answer import Answer
@@ -403,3 +403,19 @@ def test_programs_that_are_not_built_yet_are_planned_and_missed_offline(
     assert "build   binaries: from the source of b11434, with other" in shown and "for building the programs" in shown
     answer = orchestrate("run", file, "--offline")
     assert answer.code == 1 and f"the source of {TAG}" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("main: invalid ftype 'Q9'", "llama-quantize"),
+        ("this quantization requires an importance matrix! it is required", "Q4_K_M"),
+        ("load_imatrix: failed to load imatrix from 'x'", "from a text"),
+        ("imatrix size 64 is different from tensor size 128 for x", "of this model"),
+        ("usage: llama-quantize [--help]", "quantize_args"),
+        ("No space left on device", "free some space"),
+        ("other", "log"),
+    ],
+)
+def test_llama_quantize_is_explained(said: str, hint: str) -> None:
+    assert hint in quantize.explain(said)[1]

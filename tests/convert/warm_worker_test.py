@@ -137,3 +137,16 @@ def test_it_begins_when_the_last_of_what_it_needs_is_here() -> None:
     assert not begun
     show(Event("source", "done"))
     assert begun == ["begun"]
+
+
+def test_a_failure_never_repeats_the_advice_to_load_pickles_unsafely() -> None:
+    error = warm_worker.failed(
+        CommandFailed("x ended with exit code 1", code=1, tail="boom\nset weights_only=False to load it\nlast")
+    )
+    assert "weights_only" not in error.message and "last" in error.message
+    assert "--jobs 1" in warm_worker.failed(CommandFailed("x was killed", code=-9)).hint
+
+
+@pytest.mark.parametrize(("line", "shown"), [("Writing:  45%|####  | 1/2", "45%"), ("a 1%|\r 99%|", "99%"), ("INFO: 45%", "")])
+def test_progress(line: str, shown: str) -> None:
+    assert warm_worker.progress_of(line) == shown

@@ -11,7 +11,7 @@ from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.environment.pin import Pin
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system.settings import Index
-from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.hashing import file_sha256
 
 A, B = "a" * 64, "b" * 64
 SET = f"""\

@@ -14,7 +14,7 @@ import pytest
 
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import binaries
-from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.verify import gguf
 from tests.support.answer import Answer
 from tests.support.programs import script

@@ -14,6 +14,7 @@ from tests.support.texts import TEXTS
 from tests.support.texts import read
 
 TESTS = ROOT / "tests"
+MODULES = sorted(Path(__file__).parent.glob("*_test.py"))
 FAULTS = range(1, 87)
 # Kills in a clone are what `make crash` tries.
 BY_CRASH = {25}
@@ -22,7 +23,7 @@ BY_CRASH = {25}
 def named_elsewhere() -> dict[int, set[str]]:
     """Fault → the tests that the modules of this folder name for it."""
     found: dict[int, set[str]] = {}
-    for path in sorted(Path(__file__).parent.glob("*_test.py")):
+    for path in MODULES:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ELSEWHERE":
                 for number, name in ast.literal_eval(node.value).items():
@@ -30,12 +31,21 @@ def named_elsewhere() -> dict[int, set[str]]:
     return found
 
 
+def names(path: Path) -> set[str]:
+    """The names of faults in a module, as expressions: a number, a blank and words, some of which may be filled in."""
+    forms = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        form = "".join(re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".+" for part in parts)
+        forms |= {form} if re.match(r"\d+\\ .", form) else set()
+    return forms
+
+
 def in_tables() -> set[int]:
-    """The faults that have a text on record, or a test or row of a table that begins with their number."""
-    found = {int(name.split()[0]) for file in TEXTS.glob("*.txt") for name in read(file)}
-    for path in Path(__file__).parent.glob("*_test.py"):
-        text = path.read_text(encoding="utf-8")
-        for match in re.finditer(r"def test_((?:\d+_)+)", text):
+    """The faults that have a row of a table, or a test, that begins with their number."""
+    found = {int(form.split("\\")[0]) for path in MODULES for form in names(path)}
+    for path in MODULES:
+        for match in re.finditer(r"def test_((?:\d+_)+)", path.read_text(encoding="utf-8")):
             found |= set(map(int, match[1].strip("_").split("_")))
     return found
 
@@ -51,9 +61,10 @@ def test_what_is_named_elsewhere_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(TEXTS.glob("*.txt")), ids=lambda path: path.stem)
-def test_every_text_is_short_and_says_what_to_do(file: Path) -> None:
-    texts = read(file)
+def test_every_text_on_record_is_of_a_fault_that_is_tried_and_short_and_says_what_to_do(file: Path) -> None:
+    texts, forms = read(file), names(Path(__file__).with_name(f"{file.stem}_test.py"))
     assert texts
     for name, text in texts.items():
+        assert any(re.fullmatch(form, name) for form in forms), name
         assert len(text.splitlines()) <= MOST_LINES, name
         assert "hint: " in text, name

@@ -1,4 +1,7 @@
-"""What all faults have in common: an exit code of their class, a text of at most four lines, and that text on record."""
+"""What all faults have in common: an exit code of their class and a text of at most four lines with a way out.
+
+Of each fault, one whole text for each way out is on record, under the name of a row; the words of the other rows are free.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tests.support.texts import error_of
 from tests.support.texts import read
 from tests.support.texts import write
 
-# Set to "write" to put what is said now on record; read the difference before you commit it. A test's world has no such variable.
+# Set to "write" to bring the record up to date; read the difference before you commit it. A test's world has no such variable.
 WRITING = os.environ.get("ORCHESTRATE_TEXTS") == "write"
 # What differs from run to run → what stands for it on record.
 VARIABLE = (
@@ -38,7 +41,7 @@ VARIABLE = (
 
 @pytest.fixture
 def told(request: pytest.FixtureRequest, world: Path, shared_cache: Path) -> Callable[..., str]:
-    """Hold a failed command to its class of exit code, to at most four lines, and to the text on record for a fault."""
+    """Hold a failed command to its exit code, to at most four lines with a way out, and to its text if one is on record."""
     file = TEXTS / f"{Path(str(request.node.fspath)).stem.removesuffix('_test')}.txt"
 
     def check(fault: str, answer: Answer, code: int = 1) -> str:
@@ -56,11 +59,12 @@ def told(request: pytest.FixtureRequest, world: Path, shared_cache: Path) -> Cal
         for pattern, name in VARIABLE:
             text = re.sub(pattern, name, text)
         assert len(text.splitlines()) <= MOST_LINES, f"{len(text.splitlines())} lines:\n{text}"
+        assert "hint: " in text, f"there is no way out:\n{text}"
         known = read(file)
-        if WRITING:
+        if WRITING and fault in known:
             write(file, known | {fault: text})
         else:
-            assert known.get(fault) == text, f"{file.name} has for {fault}:\n{known.get(fault)}\nand now it says:\n{text}"
+            assert known.get(fault, text) == text, f"{file.name} has for {fault}:\n{known[fault]}\nand now it says:\n{text}"
         return text
 
     return check

@@ -20,8 +20,8 @@ from huggingface_hub import constants
 from llamacpp_orchestrator.models import hub as models_hub
 from llamacpp_orchestrator.models import hub_session
 from llamacpp_orchestrator.system.settings import load
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import Store
-from llamacpp_orchestrator.util.store import file_sha256
 from tests.support import NOWHERE
 from tests.support import disks
 from tests.support.answer import Answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from hypothesis import strategies as st
 
-from llamacpp_orchestrator.export import quality
+from llamacpp_orchestrator.export import quality_report
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.receipt import Receipt
 from llamacpp_orchestrator.results import Measure
@@ -26,8 +26,8 @@ RECEIPT = Receipt(
     files=(pipeline_receipt.FileRecord(name="a.gguf", size=4, sha256="6" * 64, mtime_ns=7),),
 )
 MEASURE = Measure(file="a.gguf", type="f16", size=4, bits=16.0, ppl=5.0, ppl_error=0.1, key="1")
-REPORT = quality.Report(
-    made_by=quality.MAKER,
+REPORT = quality_report.Report(
+    made_by=quality_report.MAKER,
     format=1,
     model="a",
     tag="b1",
@@ -64,4 +64,4 @@ def test_a_receipt_reads_back(said: list[str]) -> None:
 def test_reports_on_quality(text: bytes) -> None:
     with folder() as here:
         (here / "a-quality.json").write_bytes(text)
-        reading(lambda: quality.read(here / "a-quality.json"))
+        reading(lambda: quality_report.read(here / "a-quality.json"))

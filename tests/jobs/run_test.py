@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.verify import gguf
 from tests.support import makers
 from tests.support.answer import Answer

@@ -29,6 +29,9 @@ def test_what_is_written_reads_back_and_is_the_same_text(tmp_path: Path) -> None
     lock_file.write(tmp_path / "job.lock.yaml", a_lock())
     assert lock_file.read(tmp_path / "job.lock.yaml") == a_lock()
     assert lock_file.text_of(a_lock()) == (tmp_path / "job.lock.yaml").read_text(encoding="utf-8")
+    lock_file.write(tmp_path / "job.lock.yaml", lock_file.read(tmp_path / "job.lock.yaml") or a_lock())
+    assert lock_file.text_of(a_lock()) == (tmp_path / "job.lock.yaml").read_text(encoding="utf-8")
+    assert lock_file.read(tmp_path / "none.yaml") is None
     assert diff.stale_reasons(JOB, a_lock()) == []
 
 
@@ -83,6 +86,12 @@ def test_a_damaged_lock_is_an_error_with_its_line(tmp_path: Path, old: str, new:
     assert line_with in near
 
 
+def test_a_lock_that_is_not_utf_8_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "job.lock.yaml").write_bytes(b"\xff")
+    with pytest.raises(LockError, match="cannot be read"):
+        lock_file.read(tmp_path / "job.lock.yaml")
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, getattr(os, "mkfifo", Path.mkdir)])
 def test_what_is_no_file_is_no_lock(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "job.lock.yaml")
@@ -98,7 +107,7 @@ def test_a_merge_with_both_sides_is_told_as_such(tmp_path: Path) -> None:
     assert "git checkout" in caught.value.hint
 
 
-@pytest.mark.parametrize("text", ["", "[]", "a", "version: 1", "\x00", "models: *x", "{}", "? [a]\n: b"])
+@pytest.mark.parametrize("text", ["", "[]", "[1", "a", "a: 1", "version: 1", "\x00", "models: *x", "{}", "? [a]\n: b"])
 def test_what_is_no_lock_at_all_is_damaged_too(tmp_path: Path, text: str) -> None:
     (tmp_path / "job.lock.yaml").write_text(text)
     with pytest.raises(LockError, match=r"job\.lock\.yaml:\d+: the lock is damaged"):

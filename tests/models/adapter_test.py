@@ -16,7 +16,7 @@ from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.pipeline import adapter_staging
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
-from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.hashing import file_sha256
 from tests.support.answer import Answer
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"

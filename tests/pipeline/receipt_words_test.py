@@ -14,7 +14,7 @@ from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.translation import Reader
 from llamacpp_orchestrator.translation import card
-from llamacpp_orchestrator.util.store import file_sha256
+from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify import held
 from llamacpp_orchestrator.verify.gguf import Contents

@@ -18,12 +18,19 @@ REPO = "https://github.com/ggml-org/llama.cpp"
 REQUIREMENTS = (
     f"numpy==1.26.4 \\\n    --hash=sha256:{'1' * 64}\ntorch==2.13.0 ; sys_platform == 'linux' \\\n    --hash=sha256:{'2' * 64}\n"
 )
-JOB = loader.parse(
-    b"version: 1\nllama_cpp: {tag: b11434}\nmodels: [{source: org/m, quantize: [Q4_0], loras: [org/l]}]\n", Path("job.yaml")
-)
+TEXT = b"""
+version: 1
+llama_cpp: {tag: b11434}
+models:
+  - source: org/m
+    quantize: [Q4_0]
+    loras: [org/l]
+"""
+JOB = loader.parse(TEXT, Path("job.yaml"))
 
 
 def a_lock() -> Lock:
+    """The lock of that job."""
     base, adapter = records.all_wanted(JOB)
     return Lock(
         llama_cpp=SourcePin(tag=TAG, repo=REPO, tree="3" * 64, commit="c" * 40),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import admitted
+from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.system.scheduler import run
 from tests.support.stage.steps import Act
 from tests.support.stage.steps import run_all
@@ -166,3 +168,76 @@ def test_three_thousand_steps_cost_little() -> None:
     ended = run(steps, lambda step, outcomes, tell: DONE, Bounds(jobs=2, memory=10), lambda event: None, lambda step: 3)
     assert len(ended) == 3001 and {event.status for event in ended} == {"done"}
     assert (time.process_time() - began) / len(steps) < 0.003
+
+
+def steps_of(order: list[str], **needs: tuple[str, ...]) -> list[tuple[Step, Act]]:
+    def action(name: str) -> tuple[Step, Act]:
+        def act(tell: Tell) -> str:
+            tell("working")
+            if name == "old":
+                tell("note: old is special")
+            order.append(name)
+            if name.startswith("bad"):
+                raise OrchestrateError("broke", "mend it")
+            if name.startswith("bug"):
+                raise ZeroDivisionError("oops")
+            return "current" if name.startswith("old") else "done"
+
+        return Step(kind=name, needs=needs[name], heavy=name.startswith("heavy")), act
+
+    return [action(name) for name in needs]
+
+
+def test_steps_run_in_order_and_report(tmp_path: Path) -> None:
+    order: list[str] = []
+    seen: list[Event] = []
+    ended = run_all(steps_of(order, c=("b", "old"), b=("a",), a=(), old=()), Bounds(), seen.append)
+    assert order.index("a") < order.index("b") < order.index("c")
+    assert {event.step: event.status for event in ended} == {"a": "done", "b": "done", "c": "done", "old": "current"}
+    assert [event.text for event in seen if event.step == "a"] == ["", "working", ""]
+    assert [(event.step, event.text) for event in seen if event.status == "note"] == [("old", "old is special")]
+
+
+@pytest.mark.parametrize(("keep_going", "free"), [(True, "done"), (False, "blocked")])
+def test_a_failure_blocks_what_needs_it(keep_going: bool, free: str) -> None:
+    ended = {
+        event.step: event
+        for event in run_all(
+            steps_of([], bad=(), after=("bad",), late=("after",), first=(), free=("slow",), slow=("first",)),
+            Bounds(keep_going=keep_going),
+        )
+    }
+    assert ended["bad"].status == "failed" and ended["after"].text == "by bad" and ended["late"].status == "blocked"
+    assert isinstance(ended["bad"].error, OrchestrateError) and (not keep_going or ended["free"].status == free)
+
+
+def test_a_bug_in_a_step_is_an_event_with_its_error() -> None:
+    (event,) = run_all(steps_of([], bug=()), Bounds())
+    assert event.status == "failed" and isinstance(event.error, ZeroDivisionError) and "ZeroDivisionError: oops" in event.text
+
+
+def test_at_most_so_many_heavy_steps_at_a_time() -> None:
+    running, most = [0], [0]
+    lock = threading.Lock()
+
+    def act(tell: Tell) -> str:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.02)
+        with lock:
+            running[0] -= 1
+        return "done"
+
+    run_all([(Step(kind=str(number), heavy=True), act) for number in range(8)], Bounds(jobs=2))
+    assert most[0] == 2
+
+
+def test_logs_have_names_that_fit_and_that_no_two_steps_share(tmp_path: Path) -> None:
+    assert log_of("convert tiny/a b-f16.gguf", tmp_path) == tmp_path / "convert-tiny-a-b-f16.gguf.log"
+    # The longest names that outputs may have, in letters of one byte and of three, for two types.
+    steps = [f"convert {name}-{kind}.gguf" for name in ("x" * 236, "模" * 78) for kind in ("f16", "q8_0")]
+    logs = [log_of(step, tmp_path) for step in steps]
+    assert len(set(logs)) == len(steps)
+    for log in logs:
+        log.touch()

@@ -6,11 +6,13 @@ import ast
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import llamacpp_orchestrator
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.util import background
 
 PACKAGE = Path(llamacpp_orchestrator.__file__).parent
@@ -79,3 +81,17 @@ def test_threads_that_load_a_library_by_two_doors_get_it_whole(tmp_path: Path) -
 def test_what_cannot_be_loaded_says_so() -> None:
     with pytest.raises(ImportError, match="no_such_library"):
         background.load("no_such_library")
+
+
+def test_work_aside_goes_on_beside_and_ends_with_its_result_or_its_failure() -> None:
+    gate = threading.Event()
+    end = background.begin(lambda: gate.wait(10) and "done")
+    gate.set()
+    assert end() == "done" == end()
+
+    def broken() -> None:
+        raise OrchestrateError("no")
+
+    failed = background.begin(broken)
+    with pytest.raises(OrchestrateError, match="no"):
+        failed()

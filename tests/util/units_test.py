@@ -36,3 +36,10 @@ def test_what_is_no_size_is_told_with_its_place(text: str) -> None:
 @pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (1500, "1.5 kB"), (8e9, "8.0 GB"), (2.5e15, "2500.0 TB")])
 def test_a_size_is_shown(count: float, text: str) -> None:
     assert units.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (999, "999 B"), (15_700, "15.7 kB"), (1.5e9, "1.5 GB"), (2e13, "20.0 TB")]
+)
+def test_sizes_for_people(count: float, shown: str) -> None:
+    assert units.size(count) == shown

@@ -1,0 +1,45 @@
+"""What is printed: plain lines, colours, and a terminal that is redrawn."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from llamacpp_orchestrator import console
+from llamacpp_orchestrator.system.scheduler import Event
+
+
+def test_plain_lines_and_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = Event("convert x", "failed", "broke\nbadly", 1.25)
+    for manner in (console.Voice(), console.Voice(colour=True), console.Voice(quiet=True), console.Voice(verbose=True)):
+        with console.reporting(manner) as show:
+            for event in (
+                Event("s", "started"),
+                Event("s", "progress", "1%"),
+                Event("s", "done", "", 2.0),
+                Event("l", "note", "moved"),
+                failed,
+            ):
+                show(event)
+    err = capsys.readouterr().err
+    assert err.count("failed  convert x (1.2 s) broke\n") == 3 and "\x1b[31mfailed  \x1b[0mconvert x" in err
+    assert err.count("done    s (2.0 s)\n") == 2 and err.count("note: moved") == 3 and err.count("s: 1%") == 1
+
+
+def test_a_terminal_is_redrawn(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.reporting(console.Voice(live=True)) as show:
+        for status in ("started", "progress", "done", "ended"):
+            show(Event("fetch m", status, "12 of 24 MB"))
+        show(Event("lock", "note", "moved"))
+    assert "done    fetch m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("environ", "colour"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_the_voice_fits_the_stream(environ: dict[str, str], colour: bool) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert console.voice(Terminal(), environ, quiet=False, verbose=False, progress=True).colour is colour
+    assert not console.voice(io.StringIO(), environ, quiet=False, verbose=False, progress=True).live
