@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,22 +19,28 @@ from filelock import FileLock
 
 from llamacpp_orchestrator.__main__ import main
 from llamacpp_orchestrator.context import Context
+from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.environment import reference as environment_reference
+from llamacpp_orchestrator.environment import venv
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.system import settings
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.interpreter import Run
 from llamacpp_orchestrator.util.store import Store
 from tests.support import NOWHERE
 from tests.support import ROOT
 from tests.support import TAG
+from tests.support import resolutions
 from tests.support.answer import Answer
 from tests.support.stage import trees
 from tests.support.stage.fixtures import github as github
 from tests.support.stage.fixtures import hub as hub
 from tests.support.stage.fixtures import linux as linux
 from tests.support.stage.fixtures import repository as repository
+from tests.support.warm import Lender
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +101,45 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_cache: Path) -
     return work
 
 
+@pytest.fixture(scope="session")
+def lender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lender]:
+    """The warm interpreters of this session."""
+    lender = Lender(tmp_path_factory.mktemp("warm") / "log")
+    yield lender
+    lender.close()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture
-def orchestrate(world: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Answer]]:
-    """Run a command in this process, as the console script would."""
+def cold() -> None:
+    """For tests of starting itself: commands share no interpreter and no resolution with those of other tests."""
+
+
+@pytest.fixture
+def orchestrate(
+    request: pytest.FixtureRequest,
+    world: Path,
+    capfd: pytest.CaptureFixture[str],
+    lender: Lender,
+    shared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[..., Answer]]:
+    """Run a command in this process, as the console script would, but that it finds a warm interpreter and leaves it so.
+
+    Nor is a package index asked again what it has told in this session.
+    """
+    if "cold" not in request.fixturenames:
+        monkeypatch.setattr(warm_worker, "Warm", lender)
+        for name in ("resolve", "resolve_reference"):
+            monkeypatch.setattr(venv, name, resolutions.remembering(getattr(venv, name), shared / "resolutions"))
 
     def run(*argv: object) -> Answer:
         capfd.readouterr()
@@ -156,6 +199,16 @@ def reference(world: Path, shared_cache: Path, orchestrate: Callable[..., Answer
     assert lock and lock.reference
     setup.build_environment(work, lock.reference, environment_reference.TITLE, world / "reference.log", lambda text: None)
     return PinnedJob(work, lock).python_of(lock.reference)
+
+
+@pytest.fixture
+def run(lender: Lender, tree: Callable[[str], Path]) -> Run:
+    """How a script of the environment runs: as a fork of the session's warm interpreter where that can be, else by itself."""
+
+    def forked(command: Command, log: Path, tell: Callable[[str], None]) -> None:
+        lender(command.argv[0], tree(TAG), command.env, log).convert(command, log, tell)
+
+    return forked if warm_worker.can_fork(sys.platform) else warm_worker.run_alone
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.store import Store
 
+pytestmark = pytest.mark.usefixtures("cold")
 TOKENIZERS = "transformers.models.auto.tokenization_auto"
 
 

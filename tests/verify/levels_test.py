@@ -17,6 +17,7 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
+from llamacpp_orchestrator.system import interpreter
 from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.verify import gguf as verify_gguf
 from llamacpp_orchestrator.verify import levels
@@ -67,15 +68,17 @@ SPOILED = {
     ),
     "norm": (lambda folder: rewrite(folder, drop="model.norm.weight"), "output_norm.weight must be there"),
     "head": (lambda folder: rewrite(folder, drop="lm_head.weight"), "output.weight must be there"),
-    "rows": (
-        lambda folder: rewrite(folder, half="model.embed_tokens.weight"),
-        "it lists 32000 tokens, and has numbers for 16000",
-    ),
 }
 
 
 def test_what_a_source_lacks_is_told_though_upstream_is_content(
-    orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], world: Path, shared_cache: Path, python: Path
+    orchestrate: Run,
+    job: Callable[..., Path],
+    copy: Callable[..., Path],
+    world: Path,
+    shared_cache: Path,
+    python: Path,
+    run: interpreter.Run,
 ) -> None:
     for name in ("sound", "unchecked", *SPOILED):
         folder = copy("tiny-llama", name)
@@ -83,10 +86,14 @@ def test_what_a_source_lacks_is_told_though_upstream_is_content(
         if name in SPOILED:
             SPOILED[name][0](folder)
     rewrite(world / "unchecked", drop="model.layers.1.")
-    models: list[dict[str, Any]] = [{"source": f"./{name}", "outtype": "f16"} for name in ("sound", *SPOILED)]
+    rewrite(copy("tiny-llama", "rows"), half="model.embed_tokens.weight")
+    models: list[dict[str, Any]] = [{"source": f"./{name}", "outtype": "f16"} for name in ("sound", "rows", *SPOILED)]
     models.append({"source": "./unchecked", "outtype": "f16", "verify": "structure"})
     answer = orchestrate("run", job(*models), "--keep-going")
     assert answer.code == 1
+    # This one is told before anything is converted.
+    assert "./rows: its embedding has 16000 rows, its config a vocabulary of 32000" in answer.err
+    assert not list(world.glob("dist/**/rows-f16.gguf"))
     for name, (_, said) in SPOILED.items():
         assert f"{name}-f16.gguf is not what its source is: {said}" in answer.err, answer.err
         assert pipeline_receipt.read(world / "dist" / f"{name}-f16.gguf") is None
@@ -95,10 +102,10 @@ def test_what_a_source_lacks_is_told_though_upstream_is_content(
     for name, passed in (("sound", ("structure", "content")), ("unchecked", ("structure",))):
         receipt = pipeline_receipt.read(world / "dist" / f"{name}-f16.gguf")
         assert receipt and receipt.levels == passed and receipt.notes == ()
-    _outputs(world, shared_cache, python)
+    _outputs(world, shared_cache, python, run)
 
 
-def _outputs(world: Path, cache: Path, python: Path) -> None:
+def _outputs(world: Path, cache: Path, python: Path, run: interpreter.Run) -> None:
     """What is not the sound source's is told of an output, whatever made it so."""
     made = world / "dist" / "sound-f16.gguf"
     tree = cache / "source" / f"package-{TAG}"
@@ -115,11 +122,11 @@ def _outputs(world: Path, cache: Path, python: Path) -> None:
 
     def complaint(file: Path, **changes: Any) -> str:
         with pytest.raises(IntegrityError) as caught:
-            levels.check(msgspec.structs.replace(subject, files=(file,), **changes), warm_worker.run_alone, lambda text: None)
+            levels.check(msgspec.structs.replace(subject, files=(file,), **changes), run, lambda text: None)
         assert caught.value.hint
         return caught.value.message
 
-    assert levels.check(subject, warm_worker.run_alone, lambda text: None) == levels.Verdict(levels=("structure", "content"))
+    assert levels.check(subject, run, lambda text: None) == levels.Verdict(levels=("structure", "content"))
     assert "blk.1.ffn_up.weight has 8192 zeros in 8192 numbers" in complaint(blanked(made, "blk.1.ffn_up.weight", 0, 1))
     assert "blk.1.ffn_up.weight has 4096 zeros in 8192 numbers" in complaint(blanked(made, "blk.1.ffn_up.weight", 0, 0.5))
     assert "token_embd.weight has " in complaint(blanked(made, "token_embd.weight", 0.5, 0.51))
@@ -144,7 +151,7 @@ def _outputs(world: Path, cache: Path, python: Path) -> None:
     with pytest.raises(CommandFailed) as caught:
         levels.check(msgspec.structs.replace(subject, python=str(world / "nowhere")), warm_worker.run_alone, lambda text: None)
     assert "`verify: structure` for this model does without it" in caught.value.hint
-    part = levels.check(msgspec.structs.replace(subject, args=("--mtp",)), warm_worker.run_alone, lambda text: None)
+    part = levels.check(msgspec.structs.replace(subject, args=("--mtp",)), run, lambda text: None)
     assert "only a part of the model was asked for (--mtp)" in part.notes[0]
 
 
