@@ -49,7 +49,7 @@ def needs(pinned: PinnedJob, stale: Iterable[Build]) -> tuple[Need, ...]:
         if not pinned.store.has("environments", environment.pin().digest()):
             count = ENVIRONMENT_BYTES.get(environment.torch, GPU_ENVIRONMENT_BYTES)
             needs.append(Need(str(pinned.store.root), count, what, exact=False))
-    if any(build.of for build in stale) and binaries.from_source(pinned.context) and not binaries.here(pinned):
+    if any(build.of for build in stale) and binaries.from_source(pinned.context) and not binaries.installed(pinned):
         needs.append(Need(str(pinned.store.root), BUILD_BYTES, "building the programs", exact=False))
     for build in stale:
         folder = pipeline_build.visible(build.output).parent

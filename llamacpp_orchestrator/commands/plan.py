@@ -136,7 +136,7 @@ def _cached(here: bool) -> str:
 def _binaries(pinned: PinnedJob) -> PlannedStep:
     if not binaries.from_source(pinned.context):
         return PlannedStep(name="binaries", status="run", detail=f"of release {pinned.tag}")
-    status = "cached" if binaries.here(pinned) else "build"
+    status = "cached" if binaries.installed(pinned) else "build"
     with_ = binaries.toolchain(lock_resolve.this_host()).said()
     return PlannedStep(name="binaries", status=status, detail=f"from the source of {pinned.tag}, with {with_}")
 

@@ -167,7 +167,7 @@ def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ended: frozen
     """Raise for what is in the way of a run, before anything is fetched or written."""
     pinned, stale = run.pinned, outputs.stale
     for build in outputs.builds:
-        publish.heal(run.locks, build)
+        publish.finish_interrupted(run.locks, build)
     for build in stale:
         receipt.may_write(build.output.path, receipt.read(build.output.path), run.force)
     if "source" in ended:

@@ -1,4 +1,4 @@
-"""How much memory a step takes, told by headers alone.
+"""The memory that a step takes, in bytes, by headers alone.
 
 Upstream converts one tensor after the other, so the largest one decides. Measured at b11434 on Linux, as anonymous memory
 (what is mapped from files the system may drop), in bytes for each number of the largest tensor, beside 0.24 GB for Python:
@@ -49,24 +49,24 @@ class Weight(msgspec.Struct, frozen=True):
 
 def weights(headers: Iterable[Mapping[str, Any]]) -> tuple[Weight, ...]:
     """The tensors that some safetensors files become, by their headers; the experts of a block are one."""
-    found: dict[str, Weight] = {}
+    by_name: dict[str, Weight] = {}
     for header in headers:
-        for name, said in header.items():
+        for name, entry in header.items():
             if name != "__metadata__":
-                dtype, whole = str(said["dtype"]), EXPERT.sub(r"\1.", name)
-                numbers = math.prod(said["shape"]) * PACKED.get(dtype, 1)
-                before = found[whole].elements if whole in found else 0
-                found[whole] = Weight(whole, dtype, before + numbers)
-    return tuple(found.values())
+                dtype, whole = str(entry["dtype"]), EXPERT.sub(r"\1.", name)
+                numbers = math.prod(entry["shape"]) * PACKED.get(dtype, 1)
+                before = by_name[whole].elements if whole in by_name else 0
+                by_name[whole] = Weight(whole, dtype, before + numbers)
+    return tuple(by_name.values())
 
 
-def conversion(found: Iterable[Weight], outtype: str, args: Sequence[str] = (), tokenizer: int = 0) -> int:
+def conversion(tensors: Iterable[Weight], outtype: str, args: Sequence[str] = (), tokenizer: int = 0) -> int:
     """The bytes that upstream's script takes to write such tensors as a type, beside a tokenizer.json of so many bytes."""
-    found = tuple(found)
+    tensors = tuple(tensors)
     fused = 2 if "--fuse-gate-up-exps" in args else 1  # two stacks become one
-    most = max((_most(each, outtype) * (fused if "expert" in each.name else 1) for each in found), default=0.0)
+    most = max((_most(weight, outtype) * (fused if "expert" in weight.name else 1) for weight in tensors), default=0.0)
     # Without laziness everything is there, as it will be written, before the first byte is.
-    held = sum(each.elements for each in found) * SIZES.get(outtype, 2.0) if "--no-lazy" in args else 0.0
+    held = sum(weight.elements for weight in tensors) * SIZES.get(outtype, 2.0) if "--no-lazy" in args else 0.0
     return int(INTERPRETER + TOKENIZER * tokenizer + MARGIN * (most + held))
 
 
@@ -82,16 +82,16 @@ def _most(weight: Weight, outtype: str) -> float:
     return weight.elements * max(float(read), (moved or copied) + written)
 
 
-def adapter(file: int, found: Iterable[Weight], outtype: str) -> int:
+def adapter(file: int, tensors: Iterable[Weight], outtype: str) -> int:
     """The bytes that upstream's script takes for an adapter: what a conversion does, and all of its file at once."""
-    return file + conversion(found, outtype)
+    return file + conversion(tensors, outtype)
 
 
-def quantizing(found: Iterable[Weight], origin: str, mapped: bool = True) -> int:
+def quantizing(tensors: Iterable[Weight], origin: str, mapped: bool = True) -> int:
     """The bytes that llama-quantize takes for such tensors in a file of the type `origin`, mapped or read."""
     width = 4 if origin == "f32" else 2
-    each = QUANTIZED + (0 if width == 4 else 4) + (0 if mapped else width)
-    return int(PROGRAM + MARGIN * each * max((weight.elements for weight in found), default=0))
+    per_number = QUANTIZED + (0 if width == 4 else 4) + (0 if mapped else width)
+    return int(PROGRAM + MARGIN * per_number * max((weight.elements for weight in tensors), default=0))
 
 
 def loading(files: int) -> int:
@@ -99,6 +99,6 @@ def loading(files: int) -> int:
     return int(PROGRAM + MARGIN * files)
 
 
-def comparing(found: Iterable[Weight], files: int) -> int:
+def comparing(tensors: Iterable[Weight], files: int) -> int:
     """The bytes that `verify: logits` takes: first what the tag's program takes, then the source in float32."""
-    return max(loading(files), int(REFERENCE + MARGIN * 4 * sum(weight.elements for weight in found)))
+    return max(loading(files), int(REFERENCE + MARGIN * 4 * sum(weight.elements for weight in tensors)))

@@ -1,4 +1,4 @@
-"""What a tag's scripts import, inside functions too, and the proof that an environment can import all of it."""
+"""Imports of a tag's scripts, inside functions too, and a trial of all of them in an environment."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Import(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """Why an import fails: the module or name is not there (`lacking`), or breaks; and the package that it belongs to."""
+    """The failure of an import: the module or name is not there (`lacking`), or breaks; and the package that it belongs to."""
 
     lacking: bool
     error: str
@@ -59,12 +59,12 @@ def files(tree: Path) -> list[Path]:
 
 def lines(tree: Path) -> frozenset[str]:
     """Every line of a tree that imports from elsewhere, without parsing: what tells whether another tree asks for more."""
-    known = _local(tree)
+    local = _local(tree)
     return frozenset(
         " ".join(match[0].split("#")[0].split())
         for path in files(tree)
         for match in LINE.finditer(path.read_text(encoding="utf-8", errors="replace"))
-        if (match[1] or match[2]) not in known
+        if (match[1] or match[2]) not in local
     )
 
 
@@ -72,13 +72,13 @@ def _local(tree: Path) -> frozenset[str]:
     return sys.stdlib_module_names | {"gguf", "conversion"} | {path.stem for path in tree.glob("*.py")}
 
 
-def wanted(tree: Path) -> tuple[Import, ...]:
-    """What the scripts of a tree import from elsewhere, each module and name once, at its first place.
+def external(tree: Path) -> tuple[Import, ...]:
+    """Imports from elsewhere in the scripts of a tree, each module and name once, at its first place.
 
     Left out is what only a type checker sees, and what the source itself can do without: an import in a `try` that
     catches its failure.
     """
-    known, found = _local(tree), dict[tuple[str, tuple[str, ...]], Import]()
+    local, by_name = _local(tree), dict[tuple[str, tuple[str, ...]], Import]()
     for path in files(tree):
         try:
             parsed = ast.parse(path.read_bytes())
@@ -86,13 +86,13 @@ def wanted(tree: Path) -> tuple[Import, ...]:
             continue  # the script itself will say so
         core = path.parent.name != "conversion" or path.name in CORE
         for module, names, line, inner in _walk(parsed.body, False):
-            if module.partition(".")[0] not in known:
+            if module.partition(".")[0] not in local:
                 where = f"{path.relative_to(tree).as_posix()}, line {line}"
-                each = Import(module=module, names=names, where=where, needed=core and not inner)
-                before = found.get((module, names))
-                if before is None or (each.needed and not before.needed):
-                    found[module, names] = each
-    return tuple(found.values())
+                entry = Import(module=module, names=names, where=where, needed=core and not inner)
+                before = by_name.get((module, names))
+                if before is None or (entry.needed and not before.needed):
+                    by_name[module, names] = entry
+    return tuple(by_name.values())
 
 
 def _walk(body: list[ast.stmt], inner: bool) -> Iterator[tuple[str, tuple[str, ...], int, bool]]:
@@ -134,20 +134,20 @@ def prove(
     another version than upstream's does not have is a note, since only some models need it. What a script imports in a
     function and no requirement names is for few models, too: the log has it.
     """
-    asked, before = lines(tree), _proven(entry)
-    if asked <= before:
+    statements, before = lines(tree), _proven(entry)
+    if statements <= before:
         return
     tell("importing what the scripts import")
-    checked = wanted(tree)
-    for each, trouble in zip(checked, _tried(checked, python, env, log), strict=True):
-        if trouble is None or not (each.needed or canonicalize_name(trouble.distribution) in named):
+    checked = external(tree)
+    for line, trouble in zip(checked, _tried(checked, python, env, log), strict=True):
+        if trouble is None or not (line.needed or canonicalize_name(trouble.distribution) in named):
             continue
-        message = f"{_statement(each)} ({each.where}) fails with {_shown(trouble)}: {_reason(trouble)}"
-        if trouble.lacking and not each.needed and canonicalize_name(trouble.distribution) in overridden:
+        message = f"{_statement(line)} ({line.where}) fails with {_version_of(trouble)}: {_reason(trouble)}"
+        if trouble.lacking and not line.needed and canonicalize_name(trouble.distribution) in overridden:
             tell(f"note: {message}; models that need it will not convert")
             continue
         raise OrchestrateError(f"the environment cannot run this tag's scripts: {message}", _way(trouble, overridden), log)
-    write_atomically(entry / PROVEN, json.dumps(sorted(asked | before)))
+    write_atomically(entry / PROVEN, json.dumps(sorted(statements | before)))
 
 
 def _proven(entry: Path) -> frozenset[str]:
@@ -162,7 +162,7 @@ def _tried(checked: tuple[Import, ...], python: Path, env: tuple[tuple[str, str]
         run = functools.partial(process.stream, limit=LIMIT_SECONDS)
         interpreter = Interpreter(python=str(python), run=run, env=env, fenced=False, scratch=Path(scratch), log=log)
         try:
-            question = [[each.module, each.names] for each in checked]
+            question = [[line.module, line.names] for line in checked]
             return system_interpreter.ask(interpreter, "imports", question, list[Trouble | None])
         except CommandFailed as error:
             last = next((line for line in reversed(error.tail.splitlines()) if line.startswith("import ")), "")
@@ -171,11 +171,11 @@ def _tried(checked: tuple[Import, ...], python: Path, env: tuple[tuple[str, str]
             raise error.retold(message, hint, log) from error
 
 
-def _statement(each: Import) -> str:
-    return f"`from {each.module} import {', '.join(each.names)}`" if each.names else f"`import {each.module}`"
+def _statement(line: Import) -> str:
+    return f"`from {line.module} import {', '.join(line.names)}`" if line.names else f"`import {line.module}`"
 
 
-def _shown(trouble: Trouble) -> str:
+def _version_of(trouble: Trouble) -> str:
     return f"{trouble.distribution} {trouble.version}" if trouble.version else f"no {trouble.distribution} installed"
 
 

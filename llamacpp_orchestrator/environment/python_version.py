@@ -1,4 +1,4 @@
-"""Which Python an environment is made with: the one for which the wheels of all pins are there."""
+"""Choice of the Python of an environment: the one for which the wheels of all pins are there."""
 
 from __future__ import annotations
 
@@ -74,20 +74,20 @@ def choose_python(
 
 def decisive(lines: tuple[str, ...], overrides: tuple[str, ...]) -> str:
     """The pins that decide which interpreters will do, as they count."""
-    wanted = merged(lines, overrides)
-    return ", ".join(str(wanted[name]) for name in DECISIVE if name in wanted)
+    counting = merged(lines, overrides)
+    return ", ".join(str(counting[name]) for name in DECISIVE if name in counting)
 
 
 def fitting(lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, torch_index: str | None) -> list[str]:
     """The interpreters ("3.12") that upstream's pins allow here, the best first."""
-    wanted = merged(lines, overrides)
+    counting = merged(lines, overrides)
     allowed: list[set[str]] = []
     nearby: list[set[str]] = []
     local = [path.name for path in indexes.find_links_paths(index.find_links)]
     for name in DECISIVE:
-        if name not in wanted:
+        if name not in counting:
             continue
-        near = supported(wanted[name], local)
+        near = supported(counting[name], local)
         nearby += [near] if near else []
         files = [
             file.filename
@@ -95,7 +95,7 @@ def fitting(lines: tuple[str, ...], overrides: tuple[str, ...], index: Index, to
             for file in indexes.listed(url, name)
         ]
         if files or near:
-            allowed.append(near | supported(wanted[name], files))
+            allowed.append(near | supported(counting[name], files))
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     ranked = order(allowed, nearby, running, (running,))
     # Ours is at hand, so others are only looked for where it will not do.
@@ -108,6 +108,6 @@ def _installed(index: Index) -> list[str]:
         text = process.capture(
             Command((indexes.uv(), "python", "list", "--quiet", "--only-installed", "--output-format", "json"), env=env)
         )
-        return [".".join(found["version"].split(".")[:2]) for found in json.loads(text) if found["implementation"] == "cpython"]
+        return [".".join(entry["version"].split(".")[:2]) for entry in json.loads(text) if entry["implementation"] == "cpython"]
     except (CommandFailed, ValueError):
         return []

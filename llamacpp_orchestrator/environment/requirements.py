@@ -1,4 +1,4 @@
-"""What upstream's scripts require of an environment, with a job's overrides."""
+"""Requirements of upstream's scripts, with a job's overrides."""
 
 from __future__ import annotations
 
@@ -68,4 +68,4 @@ def _concerns_us(requirement: Requirement) -> bool:
 
 def merged(lines: Iterable[str], overrides: Iterable[str]) -> dict[str, Requirement]:
     """The requirement that counts for each name, overrides last."""
-    return {canonicalize_name(found.name): found for found in map(parse, (*lines, *overrides))}
+    return {canonicalize_name(requirement.name): requirement for requirement in map(parse, (*lines, *overrides))}

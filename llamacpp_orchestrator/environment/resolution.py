@@ -1,4 +1,4 @@
-"""What upstream's requirements leave open is resolved as of the tag's own time, and never to versions that break one another."""
+"""Resolution of what upstream's requirements leave open: as of the tag's own time, without versions that break one another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Compile = Callable[[tuple[str, ...], tuple[str, ...]], str]
 
 
 def resolve(lines: tuple[str, ...], overrides: tuple[str, ...], time: str, compiled: Compile, tell: Callable[[str], None]) -> str:
-    """What `compiled` gives for a tag of some time; CommandFailed when nothing does."""
+    """Resolve with `compiled` as of the time of a tag (ISO 8601 or ""), or as near to it as can be; CommandFailed otherwise."""
     for limits, until in ways(lines, overrides, time):
         tell(f"resolving {until}")
         try:
@@ -63,8 +63,8 @@ def constraints(requirements: str, overrides: tuple[str, ...]) -> tuple[str, ...
     free = {_name(line) for line in overrides}
 
     def has(line: str) -> bool:
-        wanted = Requirement(line)
-        return wanted.name in versions and wanted.specifier.contains(versions[wanted.name], prereleases=True)
+        requirement = Requirement(line)
+        return requirement.name in versions and requirement.specifier.contains(versions[requirement.name], prereleases=True)
 
     return tuple(apart for one, other, apart in PAIRS if has(one) and has(other) and _name(apart) not in free)
 

@@ -101,23 +101,23 @@ def _compiled(
     apart: tuple[str, ...] = (),
 ) -> Pin:
     files = ("requirements.in", "overrides.txt", "constraints.txt", "requirements.txt")
-    wanted, replaced, kept_apart, pinned = (work / name for name in files)
-    for file, texts in ((wanted, lines), (replaced, overrides), (kept_apart, apart)):
+    needed, replaced, kept_apart, pinned = (work / name for name in files)
+    for file, texts in ((needed, lines), (replaced, overrides), (kept_apart, apart)):
         file.write_text("\n".join(texts) + "\n", encoding="utf-8")
     # What the file holds already is preferred (uv's --output-file): both environments then share their largest downloads.
     pinned.write_text(beside.requirements if beside else "", encoding="utf-8")
-    asked = ("--no-build", "--python-version", minor, "--override", str(replaced), "--constraints", str(kept_apart), *limits)
-    argv = (indexes.uv(), *COMPILE, *asked, str(wanted), "-o", str(pinned))
+    options = ("--no-build", "--python-version", minor, "--override", str(replaced), "--constraints", str(kept_apart), *limits)
+    argv = (indexes.uv(), *COMPILE, *options, str(needed), "-o", str(pinned))
     process.capture(Command(argv, cwd=str(work), env=env), timeout=600)
     return Pin(python=minor, requirements=pinned.read_text(encoding="utf-8"))
 
 
 def _conflict(error: CommandFailed, what: str) -> OrchestrateError:
-    said = error.tail or error.message
+    words = error.tail or error.message
     hint = "put the line that must give way under `environment.overrides`, for example `overrides: [torch==2.13.0]`"
-    if re.search(r"(?i)dns|connect|timed out|fetch|network", said) and "No solution found" not in said:
+    if re.search(r"(?i)dns|connect|timed out|fetch|network", words) and "No solution found" not in words:
         hint = "check the network, or set an index that can be reached (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
-    elif "not found in the package registry" in said:
+    elif "not found in the package registry" in words:
         hint = "set an index that has it (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
     return indexes.failed(error, what, hint)
 
@@ -142,22 +142,22 @@ def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell:
 
 
 def unhealthy(dest: Path) -> str:
-    """Why a built environment cannot be used any more, "" when it can; its base interpreter may have gone."""
+    """The reason why a built environment cannot be used any more, "" when it can; its base interpreter may have gone."""
     return "" if python_in(dest / "venv").exists() else "its interpreter is gone"
 
 
 @functools.lru_cache(maxsize=8)  # a folder of outputs shares its environment
 def altered(dest: Path) -> tuple[str, ...]:
     """The packages of a built environment whose files are no longer what their wheels, checked on arrival, recorded."""
-    found: dict[str, str] = {}
+    changed: dict[str, str] = {}
     for record in sorted((dest / "venv").rglob("site-packages/*.dist-info/RECORD")):
         with record.open(encoding="utf-8", newline="") as file:
             for name, digest, _ in csv.reader(file):
                 path = record.parents[1] / name
                 if digest.startswith("sha256=") and (not path.is_file() or _recorded(path) != digest):
-                    found.setdefault(record.parent.name.removesuffix(".dist-info"), name)
+                    changed.setdefault(record.parent.name.removesuffix(".dist-info"), name)
     return tuple(
-        f"the environment's package {package} was changed after it was installed: {name}" for package, name in found.items()
+        f"the environment's package {package} was changed after it was installed: {name}" for package, name in changed.items()
     )
 
 

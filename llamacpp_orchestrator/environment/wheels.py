@@ -56,7 +56,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 def packages(requirements: str, platform: str, python: str) -> tuple[Package, ...]:
     """The packages of a hashed set (as uv writes it) that a platform and a Python such as "3.11" need."""
-    found = []
+    pinned = []
     for text in re.split(r"(?<!\\)\n", requirements):
         line, *options = re.split(r"\\\n|\s+(?=--hash)", text)
         if not line.strip() or line.lstrip().startswith("#"):
@@ -65,8 +65,8 @@ def packages(requirements: str, platform: str, python: str) -> tuple[Package, ..
         if requirement.marker is None or requirement.marker.evaluate(_markers(platform, python)):
             hashes = frozenset(re.findall(r"sha256:([0-9a-f]{64})", " ".join(options)))
             version = str(requirement.specifier).removeprefix("==")
-            found.append(Package(name=canonicalize_name(requirement.name), version=version, hashes=hashes))
-    return tuple(found)
+            pinned.append(Package(name=canonicalize_name(requirement.name), version=version, hashes=hashes))
+    return tuple(pinned)
 
 
 def _markers(platform: str, python: str) -> dict[str, str]:
@@ -85,7 +85,7 @@ def _markers(platform: str, python: str) -> dict[str, str]:
 
 
 def fits(name: str, platform: str, python: str) -> bool:
-    """Whether a file is a wheel for a platform; of Linux for every glibc, since whoever installs takes the best."""
+    """Tell whether a file is a wheel for a platform; of Linux for every glibc, since whoever installs takes the best."""
     try:
         tags = parse_wheel_filename(name)[3]
     except InvalidWheelFilename:
@@ -121,15 +121,15 @@ def collect(
         return tuple({file.name: file for file in good}.values())
 
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        found = dict(zip(needed, pool.map(look, needed), strict=True))
-    if lacking := [f"{package.name} {package.version}" for package, files in found.items() if not files]:
+        by_package = dict(zip(needed, pool.map(look, needed), strict=True))
+    if lacking := [f"{package.name} {package.version}" for package, files in by_package.items() if not files]:
         message = f"no index has a wheel for {platform} of {', '.join(lacking)}"
         raise OrchestrateError(
             message, "set an index that has it (PIP_INDEX_URL, ORCHESTRATE_TORCH_INDEX), or take another platform"
         )
-    wanted = [file for files in found.values() for file in files]
-    for number, file in enumerate(wanted, 1):
-        tell(f"{number}/{len(wanted)} {file.name}")
+    chosen = [file for files in by_package.values() for file in files]
+    for number, file in enumerate(chosen, 1):
+        tell(f"{number}/{len(chosen)} {file.name}")
         place = file.place if re.match(r"\w{2,}:", file.place) else Path(file.place).as_uri()
         download.fetch(place, dest / file.name, sha256=file.sha256)
 

@@ -1,4 +1,4 @@
-"""What each kind of text in a job file may be: a check answers with a complaint, or with nothing."""
+"""Checks of the texts in a job file; each answers with a complaint, or "" for none."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ NOT_FOR_QUANTIZE = {
 }
 
 
-def matching(pattern: str, wanted: str, way: str = "") -> dict[str, Any]:
+def matching(pattern: str, expected: str, way: str = "") -> dict[str, Any]:
     """A check for texts that match a pattern as a whole, and what to do about others."""
 
     def check(text: str) -> str:
-        return "" if re.fullmatch(pattern, text, re.ASCII) else f'expected {wanted}, found "{shown(text)}"'
+        return "" if re.fullmatch(pattern, text, re.ASCII) else f'expected {expected}, found "{shown(text)}"'
 
     return {"check": check, "way": way}
 
@@ -166,7 +166,7 @@ def nonempty(text: str) -> str:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a source names a folder and not a repository of the hub."""
+    """Tell whether a source names a folder and not a repository of the hub."""
     return source in (".", "..") or bool(re.match(r"\.{0,2}[/\\]|~|[A-Za-z]:", source)) or "\\" in source
 
 
@@ -179,8 +179,8 @@ def folder(source: str, base: Path) -> Path:
 def from_command_line(source: str, base: Path) -> str:
     """A source given on a command line, as a job in the folder `base` says it; a bare word may be a folder there."""
     if is_folder(source) or (source and not HUB_ID.fullmatch(source.split("@")[0]) and Path(source).is_dir()):
-        shown = relative(source, base)
-        return shown if is_folder(shown) else f"./{shown}"
+        path = relative(source, base)
+        return path if is_folder(path) else f"./{path}"
     return source
 
 

@@ -61,7 +61,7 @@ def reports(job: Job, base: Path) -> Iterator[tuple[str, Path]]:
 
 
 def report_path(unquantized: Path, model: Model) -> Path:
-    """Where the report on the quality of a model's files lies."""
+    """The path of the report on the quality of a model's files."""
     return unquantized.with_name(f"{model.name}-quality.json")
 
 

@@ -1,4 +1,4 @@
-"""What a job is: the records that a job file is read into."""
+"""Records of a job, as its file is read into them."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ from llamacpp_orchestrator.lock import file as lock_file
 ENDINGS = (".yaml", ".yml")
 
 
-def check(works: Sequence[Context]) -> None:
+def check(contexts: Sequence[Context]) -> None:
     """Raise JobError where of jobs that run one after the other a later one would pin itself in an earlier one's lock."""
     files = dict[str, Path]()
-    for work in works:
-        other = files.setdefault(_same(lock_file.path_for(work.file)), work.file)
-        if _same(other) != _same(work.file):
-            raise _shared_lock(work.file, other)
+    for context in contexts:
+        other = files.setdefault(_same(lock_file.path_for(context.file)), context.file)
+        if _same(other) != _same(context.file):
+            raise _shared_lock(context.file, other)
 
 
 def check_lock(file: Path) -> None:

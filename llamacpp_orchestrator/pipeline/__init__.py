@@ -1,1 +1,1 @@
-"""What binds the workers to one job with its lock: outputs, steps, actions, receipts."""
+"""Bindings of the workers to one job with its lock: outputs, steps, actions, receipts."""

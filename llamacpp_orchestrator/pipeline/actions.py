@@ -47,7 +47,7 @@ def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     pinned, build, log = run.pinned, run.builds[key], run.log(f"convert {key}")
     if not prepare(run.locks, build, run.force, tell):
         return CURRENT
-    scales = adapter_staging.judge(pinned, build)
+    scales = adapter_staging.check_adapter(pinned, build)
     notes = (*preflight.notes(pinned, build), *scales.notes)
     for note in notes:
         tell(f"{NOTE}{build.output.path.name}: {note}")

@@ -1,4 +1,4 @@
-"""How the adapter of an output is judged once its files are here, and the scaled copy that is converted in its stead."""
+"""The check of an output's adapter once its files are here, and the scaled copy that is converted in its stead."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from llamacpp_orchestrator.system.command import Command
 FACTORS = "factors.json"
 
 
-def judge(pinned: PinnedJob, build: Build) -> Scales:
-    """How an output's adapter is to be scaled, and what is to be said of it; OrchestrateError when it cannot be converted."""
+def check_adapter(pinned: PinnedJob, build: Build) -> Scales:
+    """Check an output's adapter; its scales with notes on it, OrchestrateError when it cannot be converted."""
     if not build.output.lora:
         return Scales()
     base, mine = (pinned.view(wanted, name) for wanted, name in build.needs)
@@ -35,33 +35,33 @@ def judge(pinned: PinnedJob, build: Build) -> Scales:
     return adapter.check(mine, base, build.output.lora.name, build.output.model.name, script)
 
 
-def command(pinned: PinnedJob, build: Build, found: Scales) -> Command:
-    """What is really run: a scaled adapter is a copy, of the same name, in another place."""
-    if not found.factors:
+def command(pinned: PinnedJob, build: Build, scales: Scales) -> Command:
+    """The command that is really run: a scaled adapter is a copy, of the same name, in another place."""
+    if not scales.factors:
         return build.command
-    view, copy = map(str, _places(pinned, build, found))
+    view, copy = map(str, _places(pinned, build, scales))
     return msgspec.structs.replace(build.command, argv=tuple(copy if word == view else word for word in build.command.argv))
 
 
-def stage(pinned: PinnedJob, build: Build, found: Scales, run: Callable[[Command], None]) -> None:
+def stage(pinned: PinnedJob, build: Build, scales: Scales, run: Callable[[Command], None]) -> None:
     """Make the scaled copy of an output's adapter if it needs one that is not there; `run` runs a script of the environment."""
-    if not found.factors:
+    if not scales.factors:
         return
-    view, copy = _places(pinned, build, found)
+    view, copy = _places(pinned, build, scales)
 
     def make(entry: Path) -> None:
         # In a file, for the names of some thousand tensors are longer than a command line may be.
-        (entry / FACTORS).write_text(json.dumps(found.factors, sort_keys=True), encoding="utf-8")
+        (entry / FACTORS).write_text(json.dumps(scales.factors, sort_keys=True), encoding="utf-8")
         origin = converter_view.folder(pinned, view)
         argv = (str(pinned.python), str(inside.path("scale_adapter")), str(origin), str(copy))
-        asked = Command(argv, cwd=str(entry), env=pinned.script_env)
-        run(sandbox.around(asked, limits.limits(pinned.context.settings), write=(entry,)))
+        call = Command(argv, cwd=str(entry), env=pinned.script_env)
+        run(sandbox.around(call, limits.limits(pinned.context.settings), write=(entry,)))
 
     pinned.store.ensure("views", copy.parent.name, make, lambda _: unhealthy(view, copy))
 
 
 def unhealthy(view: Path, copy: Path) -> str:
-    """Why a scaled copy must be made anew; "" is good."""
+    """The reason why a scaled copy must be made anew; "" is good."""
     missing = [path.name for path in view.iterdir() if not (copy / path.name).is_file()]
     if missing:
         return f"it lacks {missing[0]}"
@@ -72,12 +72,12 @@ def unhealthy(view: Path, copy: Path) -> str:
     return ""
 
 
-def _places(pinned: PinnedJob, build: Build, found: Scales) -> tuple[Path, Path]:
+def _places(pinned: PinnedJob, build: Build, scales: Scales) -> tuple[Path, Path]:
     """The view of an adapter, and its scaled copy: by content, so that the same inputs have the same copy."""
     wanted, name = build.needs[1]
     pin = pinned.files(wanted)
     view = pinned.view(wanted, name)
     files = sorted((file.path, file.sha256 or file.oid) for file in pin.files)
     translated = sorted(converter_view.of(pinned, view).files.items())
-    key = msgspec.json.encode([adapter_scaling.RULE, name, files, sorted(found.factors.items()), *translated])
+    key = msgspec.json.encode([adapter_scaling.RULE, name, files, sorted(scales.factors.items()), *translated])
     return view, pinned.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / name

@@ -1,4 +1,4 @@
-"""The programs of a tag on this machine, out of its release or built from its source: where they are, and how they get there."""
+"""The programs of a tag on this machine, out of its release or built from its source: their place, and getting them there."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ toolchain = functools.lru_cache(maxsize=1)(binaries_toolchain.toolchain)
 
 
 def from_source(context: Context) -> bool:
-    """Whether the job wants its programs built."""
+    """Tell whether the job wants its programs built."""
     return context.job.binaries.backend == "source"
 
 
-def place(pinned: PinnedJob) -> tuple[str, str]:
+def store_key(pinned: PinnedJob) -> tuple[str, str]:
     """Kind and key of the store's entry; OrchestrateError when nothing fits this machine, or nothing can be built on it."""
     if from_source(pinned.context):
         return "builds", cmake_build.key(pinned.lock.llama_cpp, toolchain(lock_resolve.this_host()))
@@ -52,22 +52,22 @@ def _release_key(choice: release.Choice) -> str:
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
 
-def here(pinned: PinnedJob) -> bool:
-    """Whether the programs are on this machine already."""
-    return pinned.store.has(*place(pinned))
+def installed(pinned: PinnedJob) -> bool:
+    """Tell whether the programs are on this machine already."""
+    return pinned.store.has(*store_key(pinned))
 
 
 def ready(pinned: PinnedJob) -> bool:
     """The same, where a machine that nothing fits is no error yet: the step that needs the programs will tell."""
     try:
-        return here(pinned)
+        return installed(pinned)
     except OrchestrateError:
         return False
 
 
 def lacking(pinned: PinnedJob) -> str:
-    """What would have to be fetched for the programs; "" when they are here."""
-    if here(pinned):
+    """The name of what would have to be fetched for the programs; "" when they are here."""
+    if installed(pinned):
         return ""
     if from_source(pinned.context):
         return f"the source of {pinned.tag}"
@@ -76,10 +76,10 @@ def lacking(pinned: PinnedJob) -> str:
 
 
 def altered(pinned: PinnedJob) -> list[str]:
-    """Whether the released programs are still what their archives held, whose digests were checked; [] is good."""
-    if from_source(pinned.context) or not here(pinned):
+    """Complaints about released programs that are not what their archives held, whose digests were checked; [] is good."""
+    if from_source(pinned.context) or not installed(pinned):
         return []
-    folder = pinned.store.entry(*place(pinned))
+    folder = pinned.store.entry(*store_key(pinned))
     mark = folder / CONTENT_MARK
     if not mark.is_file() or mark.read_text(encoding="utf-8") == folder_sha256(folder, lambda name: name not in MARKS):
         return []
@@ -88,12 +88,12 @@ def altered(pinned: PinnedJob) -> list[str]:
 
 def tool(pinned: PinnedJob, name: str) -> Path:
     """A program by name, once they are here."""
-    return install.find_tool(pinned.store.entry(*place(pinned)), name, lock_resolve.this_host().system)
+    return install.find_tool(pinned.store.entry(*store_key(pinned)), name, lock_resolve.this_host().system)
 
 
 def bring(pinned: PinnedJob, log: Path, jobs: int, tell: Tell) -> str:
     """Get the programs and see that they start; `jobs` compilers at a time, 0 for as many as fit. "current" if they were here."""
-    status = "current" if here(pinned) else "done"
+    status = "current" if installed(pinned) else "done"
     folder = _built(pinned, log, jobs, tell) if from_source(pinned.context) else _fetched(pinned, tell)
     selftest.probe(folder, lock_resolve.this_host())
     return status
@@ -109,14 +109,14 @@ def _fetched(pinned: PinnedJob, tell: Tell) -> Path:
         install.install(choice, dest, pinned.store, pinned.context.settings, tell)
         write_atomically(dest / CONTENT_MARK, folder_sha256(dest))
 
-    folder = pinned.store.ensure(*place(pinned), make)
+    folder = pinned.store.ensure(*store_key(pinned), make)
     install.sweep(choice, pinned.store)
     return folder
 
 
 def _built(pinned: PinnedJob, log: Path, jobs: int, tell: Tell) -> Path:
     pin, host = pinned.lock.llama_cpp, lock_resolve.this_host()
-    kind, key = place(pinned)
+    kind, key = store_key(pinned)
 
     def make(dest: Path) -> None:
         # Outside of the entry, which goes when something fails: what is compiled by then need not be compiled again.

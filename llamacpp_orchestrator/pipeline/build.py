@@ -1,4 +1,4 @@
-"""What it takes to make each output: its command, its inputs, and the recipe that tells whether it is current."""
+"""Plans of the outputs: command, inputs, and the recipe by which an output is current or not."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ DENSE_REVISION = "dense modules 1"
 class Build(msgspec.Struct, frozen=True, kw_only=True):
     """One output with all that decides its bytes; a quantized one is made `of` an output, perhaps with a matrix.
 
-    `shown` is the command as it reads on every machine; `recipes` are the digests of what decides the bytes, of which a receipt
-    has one: the first is that of an output that is made now.
+    `portable_argv` is the command as it reads on every machine; `recipes` are the digests of what decides the bytes, of which a
+    receipt has one: the first is that of an output that is made now.
     """
 
     output: Output
     name: str
     command: Command
-    shown: tuple[str, ...]
+    portable_argv: tuple[str, ...]
     inputs: tuple[Input, ...]
     recipes: tuple[str, ...]
     needs: tuple[tuple[Wanted, str], ...] = ()
@@ -88,17 +88,17 @@ class Outputs(msgspec.Struct, frozen=True):
 
 
 def verb(build: Build) -> str:
-    """What is done to make an output, as its step is called."""
+    """The kind of the step that makes an output."""
     return "quantize" if build.of else "convert"
 
 
 def needs_programs(build: Build) -> bool:
-    """Whether an output cannot be made, or not be checked as the job says, without the release's programs."""
+    """Tell whether an output cannot be made, or not be checked as the job says, without the release's programs."""
     return bool(build.of) or build.output.model.verify in check_levels.RUNNING
 
 
 def is_compared(build: Build) -> bool:
-    """Whether the next tokens of an output are compared with its source's, in the reference environment."""
+    """Tell whether the next tokens of an output are compared with its source's, in the reference environment."""
     return build.output.model.verify in check_levels.COMPARING
 
 
@@ -140,7 +140,7 @@ def outputs(pinned: PinnedJob, force: bool = False) -> Outputs:
 
 
 def is_current(build: Build) -> bool:
-    """Whether an output is what it would be if it were made now, by the size and time of its files alone."""
+    """Tell whether an output is what it would be if it were made now, by the size and time of its files alone."""
     receipt = pipeline_receipt.read(build.output.path)
     return any(pipeline_receipt.is_current(receipt, recipe, build.output.path.parent) for recipe in build.recipes)
 
@@ -154,7 +154,7 @@ def hidden(output: Output) -> Output:
 
 
 def visible(output: Output) -> Path:
-    """Where an output would lie if it were kept."""
+    """The path that an output would have if it were kept."""
     return output.path.parent.parent / output.path.name if output.temporary else output.path
 
 
@@ -178,25 +178,25 @@ def _converted(pinned: PinnedJob, placed: Output) -> Build:
         command = commands.model_command(str(pinned.python), pinned.tree, base_view, draft, output.type, name, args)
         inputs = _inputs(model.name, base, weights=True) + tuple(metadata.values())
         needs: tuple[tuple[Wanted, str], ...] = ((base.wanted, model.name),)
-        known = {str(base_view): "{model}", **dict.fromkeys(metadata, "{metadata}")}
+        places = {str(base_view): "{model}", **dict.fromkeys(metadata, "{metadata}")}
     else:
         mine = pinned.files(records.lora_wanted(lora))
         lora_view = pinned.view(mine.wanted, lora.name)
         command = commands.adapter_command(str(pinned.python), pinned.tree, base_view, lora_view, draft, output.type, lora.args)
         inputs = _inputs(model.name, base, weights=False) + _inputs(lora.name, mine, weights=True)
         needs = ((base.wanted, model.name), (mine.wanted, lora.name))
-        known = {str(base_view): "{model}", str(lora_view): "{adapter}"}
-    known |= {str(pinned.python): "{python}", str(pinned.tree): "{tree}", str(draft.parent): "{output}"}
+        places = {str(base_view): "{model}", str(lora_view): "{adapter}"}
+    places |= {str(pinned.python): "{python}", str(pinned.tree): "{tree}", str(draft.parent): "{output}"}
     dense = lora is None and any(re.fullmatch(r"\d_Dense/model\.safetensors", file.path) for file in base.files)
     rules = (translation.REVISION, *((adapter_scaling.RULE,) if lora else ()), *((DENSE_REVISION,) if dense else ()))
-    shown = portable(command.argv, known)
+    words = portable(command.argv, places)
     return Build(
         output=output,
         name=_name(pinned.context, placed),
         command=command,
-        shown=shown,
+        portable_argv=words,
         inputs=inputs,
-        recipes=(_recipe(pinned, shown, inputs, rules),),
+        recipes=(_recipe(pinned, words, inputs, rules),),
         needs=needs,
     )
 
@@ -238,7 +238,7 @@ def _quantized(pinned: PinnedJob, output: Output, others: Iterable[Build]) -> Bu
     model = output.model
     matrix = _matrix(pinned, model, of)
     word, draft = matrix.name if matrix else "", _stage_path(output)
-    known = {str(of.output.path.parent): "{source}", str(draft.parent): "{output}"}
+    places = {str(of.output.path.parent): "{source}", str(draft.parent): "{output}"}
     inputs = (Input(name=of.name, digest=of.recipe), *([Input(name=matrix.name, digest=matrix.digest)] if matrix else []))
 
     def command(source: Path, split: bool) -> Command:
@@ -247,14 +247,14 @@ def _quantized(pinned: PinnedJob, output: Output, others: Iterable[Build]) -> Bu
     # The recipe is the one of before the source was there, in how many files ever it came; receipts may have the other.
     ways, files = [command(of.output.path, False)], shards(of.output)
     ways += [command(files[0], True)] if len(files) > 1 else []
-    shown = [portable(way.deciding, known) for way in ways]
+    forms = [portable(way.deciding, places) for way in ways]
     return Build(
         output=output,
         name=_name(pinned.context, output),
         command=ways[-1],
-        shown=shown[-1],
+        portable_argv=forms[-1],
         inputs=inputs,
-        recipes=tuple(_recipe(pinned, words, inputs) for words in shown),
+        recipes=tuple(_recipe(pinned, words, inputs) for words in forms),
         # It is compared with the source itself, which is otherwise needed only for what it is made of.
         needs=source_of(model) if model.verify in check_levels.COMPARING else (),
         of=of.output,
@@ -271,23 +271,23 @@ def _matrix(pinned: PinnedJob, model: spec.Model, of: Build) -> Matrix | None:
     return imatrix.find(model.imatrix, pinned.context.file.parent, pinned.store, (model.name, of.recipe), source)
 
 
-def _recipe(pinned: PinnedJob, shown: tuple[str, ...], inputs: tuple[Input, ...], rules: tuple[str, ...] = ()) -> str:
+def _recipe(pinned: PinnedJob, words: tuple[str, ...], inputs: tuple[Input, ...], rules: tuple[str, ...] = ()) -> str:
     ingredients = [(item.name, item.digest) for item in inputs]
-    parts = [shown, ingredients, pinned.lock.llama_cpp.tree, pinned.environment_key, *rules]
+    parts = [words, ingredients, pinned.lock.llama_cpp.tree, pinned.environment_key, *rules]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
-def portable(argv: tuple[str, ...], known: dict[str, str]) -> tuple[str, ...]:
+def portable(argv: tuple[str, ...], places: dict[str, str]) -> tuple[str, ...]:
     """A command with this machine's folders replaced by what they are, so that it reads the same everywhere."""
-    ordered = sorted(known.items(), key=lambda item: -len(item[0]))
-    shown = []
+    ordered = sorted(places.items(), key=lambda item: -len(item[0]))
+    words = []
     for word in argv:
         for path, name in ordered:
             if word == path or word.startswith((path + "/", path + "\\")):
                 word = name + word[len(path) :].replace("\\", "/")
                 break
-        shown.append(word)
-    return tuple(shown)
+        words.append(word)
+    return tuple(words)
 
 
 def _inputs(name: str, pin: FilesPin, weights: bool) -> tuple[Input, ...]:

@@ -31,7 +31,7 @@ from llamacpp_orchestrator.translation.rules import RULES
 
 
 def of(pinned: PinnedJob, view: Path) -> Translation:
-    """What the tag of a lock must be shown of the model in a view, whose small files are enough."""
+    """The translation of a model for the tag of the lock; the small files in its view are enough."""
     files = tuple(
         (path.name, path.stat().st_mtime_ns) for path in sorted(view.glob("*")) if path.suffix in (".json", ".jinja", ".md")
     )
@@ -118,19 +118,19 @@ def views(pinned: PinnedJob, build: Build) -> tuple[Path, ...]:
 
 
 def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
-    """What is to be said of the copies that an output is converted from."""
+    """Notes on the copies that an output is converted from."""
     return tuple(dict.fromkeys(note for view in views(pinned, build) for note in of(pinned, view).notes))
 
 
-def command(pinned: PinnedJob, build: Build, asked: Command) -> Command:
+def command(pinned: PinnedJob, build: Build, call: Command) -> Command:
     """A call of upstream's script with the folders that it is to read; makes those that must be others."""
-    shown = {str(view): str(folder(pinned, view)) for view in views(pinned, build)}
-    argv = (*(shown.get(word, word) for word in asked.argv), *options(pinned, build))
-    return msgspec.structs.replace(asked, argv=argv)
+    folders = {str(view): str(folder(pinned, view)) for view in views(pinned, build)}
+    argv = (*(folders.get(word, word) for word in call.argv), *options(pinned, build))
+    return msgspec.structs.replace(call, argv=argv)
 
 
 def options(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
-    """What this tag's script must be told of a model besides, or it would drop a part of it."""
+    """Options that this tag's script needs besides for a model, or it would drop a part of it."""
     if build.output.kind != "model":
         return ()
     (view,), tree = views(pinned, build), pinned.tree

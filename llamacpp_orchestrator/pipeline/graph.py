@@ -39,7 +39,7 @@ def perform(run: JobRun, step: Step, outcomes: Outcomes, tell: Tell) -> Outcome:
     except CommandFailed as error:
         if error.code != memory.KILLED:
             raise
-        raise memory.explained(error, need(run, step), run.memory) from error
+        raise memory.explain_oom(error, need(run, step), run.memory) from error
 
 
 def need(run: JobRun, step: Step) -> int:

@@ -17,7 +17,7 @@ from llamacpp_orchestrator.system.scheduler import log_of
 
 
 class JobRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What the actions of a run work with; the key of a step is a key of `builds` or of `fetches`.
+    """The record that the actions of a run take; the key of a step is a key of `builds` or of `fetches`.
 
     `builds` are outputs by name; `fetches` are sets of files, with the name of their view; `converter` runs a script in the
     environment; with `force` files that are not ours may be overwritten; `jobs` compilers run at a time, 0 for as many as fit;

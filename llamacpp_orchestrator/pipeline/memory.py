@@ -1,4 +1,4 @@
-"""What each step of a job takes of the machine's memory, by the headers of the files that are here."""
+"""The memory that each step of a job takes, in bytes, by the headers of the files that are here."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ Files = tuple[tuple[Path, int, int], ...]  # path, size and time: what is known 
 def of_build(pinned: PinnedJob, build: Build) -> int:
     """The bytes that it takes to make an output; 0 while what would tell is not here."""
     if build.of:
-        found = _stored(_files(pipeline_build.shards(build.of))) or _source(pinned, build.output.model)
+        weights = _stored(_files(pipeline_build.shards(build.of))) or _source(pinned, build.output.model)
         # On a Mac the tool reads what it maps elsewhere (llama-quant.cpp).
-        return memory_model.quantizing(found, build.of.type, host.system() != "macos") if found else 0
+        return memory_model.quantizing(weights, build.of.type, host.system() != "macos") if weights else 0
     lora, model = build.output.lora, build.output.model
-    found = _of_files(pinned, *build.needs[-1])
-    if not found:
+    weights = _of_files(pinned, *build.needs[-1])
+    if not weights:
         return 0
     if lora:
-        file = sum(each.size for each in pinned.files(build.needs[-1][0]).files)
-        return memory_model.adapter(file, found, build.output.type)
-    seen = [each for each in found if adapter.OUTSIDE.search(each.name)] if build.output.kind == "mmproj" else []
-    words = sum(each.size for each in pinned.files(build.needs[-1][0]).files if each.path == "tokenizer.json")
-    return memory_model.conversion(seen or found, build.output.type, model.args, words)
+        file = sum(item.size for item in pinned.files(build.needs[-1][0]).files)
+        return memory_model.adapter(file, weights, build.output.type)
+    seen = [weight for weight in weights if adapter.OUTSIDE.search(weight.name)] if build.output.kind == "mmproj" else []
+    words = sum(item.size for item in pinned.files(build.needs[-1][0]).files if item.path == "tokenizer.json")
+    return memory_model.conversion(seen or weights, build.output.type, model.args, words)
 
 
 def of_matrix(build: Build) -> int:
@@ -59,10 +59,10 @@ def of_check(pinned: PinnedJob, build: Build, base: layout.Output | None) -> int
     return memory_model.comparing(_source(pinned, build.output.model), files)
 
 
-def explained(error: CommandFailed, need: int, most: int) -> CommandFailed:
+def explain_oom(error: CommandFailed, need: int, most: int) -> CommandFailed:
     """The failure of a program that the system killed for want of memory, with what it was taken to `need` (bytes)."""
-    known = f"it was taken to need {size(need)} of the {size(most)} that may be used at a time"
-    hint = f"{known}; give the job less to use at a time (--memory 8G, say), use --jobs 1, or close other programs"
+    budget = f"it was taken to need {size(need)} of the {size(most)} that may be used at a time"
+    hint = f"{budget}; give the job less to use at a time (--memory 8G, say), use --jobs 1, or close other programs"
     return error.retold(error.message, hint)
 
 
@@ -88,7 +88,7 @@ def _of_files(pinned: PinnedJob, wanted: Wanted, name: str) -> tuple[Weight, ...
 
 def _files(paths: Sequence[Path]) -> Files:
     try:
-        return tuple((path, found.st_size, found.st_mtime_ns) for path in paths for found in [path.stat()])
+        return tuple((path, status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()])
     except OSError:
         return ()
 

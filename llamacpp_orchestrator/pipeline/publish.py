@@ -47,7 +47,7 @@ class Locks:
         self._held[build.output.path] = lock
 
     def holds(self, build: Build) -> bool:
-        """Whether this run has the lock of an output."""
+        """Tell whether this run has the lock of an output."""
         return build.output.path in self._held
 
     def release(self, build: Build) -> None:
@@ -72,7 +72,7 @@ def prepare(locks: Locks, build: Build, force: bool, tell: Tell) -> bool:
     return True
 
 
-def heal(locks: Locks, build: Build) -> None:
+def finish_interrupted(locks: Locks, build: Build) -> None:
     """End what a killed run left half published, so that its files are known as ours."""
     if build.stage.exists():
         with locks.of(build):
@@ -94,12 +94,12 @@ def publish(build: Build) -> None:
     receipt = pipeline_receipt.read(build.stage / path.name)
     if receipt is None:
         return
-    known = pipeline_receipt.read(path)
+    former = pipeline_receipt.read(path)
     for file in receipt.files:
         if (build.stage / file.name).exists():
             os.replace(build.stage / file.name, path.parent / file.name)
     pipeline_receipt.write(path, receipt)
-    for name in {file.name for file in known.files} - {file.name for file in receipt.files} if known else ():
+    for name in {file.name for file in former.files} - {file.name for file in receipt.files} if former else ():
         remove(path.parent / name)
     remove(build.stage)
 

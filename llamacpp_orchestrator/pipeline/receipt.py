@@ -1,4 +1,4 @@
-"""What was made, and from what: the receipt beside an output, whether it still holds, and what may be overwritten."""
+"""The receipt beside an output: reading and writing it, checking files by it, and deciding what may be overwritten."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What all parts of a receipt have in common."""
+    """Base of all parts of a receipt."""
 
 
 class Input(Record, frozen=True, kw_only=True):
@@ -79,7 +79,7 @@ class Receipt(Record, frozen=True, kw_only=True):
 
 
 def receipt_path(path: Path) -> Path:
-    """Where the receipt of an output lies; beside a very long name, under the beginning of it and a digest."""
+    """The path of an output's receipt; for a very long name, the beginning of it and a digest."""
     name = path.name + SUFFIX
     if len(name.encode()) > LONGEST_NAME:
         begin = path.name.encode()[:200].decode(errors="ignore")
@@ -89,8 +89,8 @@ def receipt_path(path: Path) -> Path:
 
 def record(path: Path) -> FileRecord:
     """Size, time and digest of a file as it is now."""
-    found = path.stat()
-    return FileRecord(name=path.name, size=found.st_size, sha256=file_sha256(path), mtime_ns=found.st_mtime_ns)
+    status = path.stat()
+    return FileRecord(name=path.name, size=status.st_size, sha256=file_sha256(path), mtime_ns=status.st_mtime_ns)
 
 
 def read(path: Path) -> Receipt | None:
@@ -110,21 +110,21 @@ def write(path: Path, receipt: Receipt) -> None:
 
 
 def is_current(receipt: Receipt | None, recipe: str, folder: Path) -> bool:
-    """Whether an output is what this recipe would make, by the size and time of its files alone."""
+    """Tell whether an output is what this recipe would make, by the size and time of its files alone."""
     return receipt is not None and receipt.recipe == recipe and all(_untouched(file, folder) for file in receipt.files)
 
 
 def _untouched(file: FileRecord, folder: Path) -> bool:
     try:
-        found = (folder / file.name).stat()
+        status = (folder / file.name).stat()
     except OSError:
         return False
-    return (found.st_size, found.st_mtime_ns) == (file.size, file.mtime_ns)
+    return (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
 
 
 def may_write(path: Path, receipt: Receipt | None, force: bool) -> None:
     """Raise JobError if a file is in the way that we did not make, or that was changed since; `force` allows a file."""
-    if taken := next((each for each in (path, receipt_path(path)) if each.is_dir()), None):
+    if taken := next((file for file in (path, receipt_path(path)) if file.is_dir()), None):
         raise JobError(f"{taken} is a folder, where a file is to be written", "move it away, or set another `outfile`")
     if force or not (path.exists() or path.is_symlink()):
         return
@@ -148,7 +148,7 @@ def _difference(file: FileRecord, folder: Path) -> str:
 
 
 def recheck(path: Path) -> list[str]:
-    """What is wrong with an output (any file of it, or its receipt) by its receipt and by its own header; [] is good."""
+    """Check an output (any file of it, or its receipt) by its receipt and by its own header; complaints, [] is good."""
     path = path.with_name(path.name.removesuffix(SUFFIX))
     receipt = read(path) or read(path.with_name(SHARD.sub("", path.name)))
     if receipt is None:
@@ -156,10 +156,10 @@ def recheck(path: Path) -> list[str]:
     from llamacpp_orchestrator.util import background
     from llamacpp_orchestrator.verify import gguf
 
-    known, folder = receipt, path.parent
-    compared = background.begin(lambda: [found for file in known.files if (found := _difference(file, folder))])
+    sound, folder = receipt, path.parent
+    compared = background.begin(lambda: [difference for file in sound.files if (difference := _difference(file, folder))])
     try:
-        gguf.check_set([folder / file.name for file in known.files])
+        gguf.check_set([folder / file.name for file in sound.files])
     except OrchestrateError as error:
         return compared() or [error.message]
     return compared()
@@ -171,9 +171,9 @@ def outputs(path: Path) -> list[Path]:
         raise JobError(f"{path} is a job or its lock, not an output", "name what the job made: a GGUF file, or the folder of it")
     if not path.is_dir():
         return [path]
-    found = sorted(receipt.with_name(receipt.name.removesuffix(SUFFIX)) for receipt in path.rglob(f"*{SUFFIX}"))
-    if not found:
+    files = sorted(receipt.with_name(receipt.name.removesuffix(SUFFIX)) for receipt in path.rglob(f"*{SUFFIX}"))
+    if not files:
         raise JobError(
             f"{path} holds no output with a receipt", "name a GGUF file that orchestrate has made, or the folder of it"
         )
-    return found
+    return files

@@ -1,4 +1,4 @@
-"""What a receipt says of an output, in words that hold on every machine and tell nothing of this one."""
+"""The content of an output's receipt, in words that hold on every machine and tell nothing of this one."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def receipt(
     pinned: PinnedJob, build: Build, files: tuple[FileRecord, ...], notes: tuple[str, ...], levels: tuple[str, ...]
 ) -> Receipt:
     """The receipt of an output that has passed some levels of checks, with its files as they lie there now."""
-    said = (*preflight.notes(pinned, build), *adapter_staging.judge(pinned, build).notes, *notes)
-    shown = (Path(word).name if Path(word).is_absolute() else placeless(pinned.context, word) for word in build.shown)
+    lines = (*preflight.notes(pinned, build), *adapter_staging.check_adapter(pinned, build).notes, *notes)
+    words = (Path(word).name if Path(word).is_absolute() else placeless(pinned.context, word) for word in build.portable_argv)
     return Receipt(
         path=build.output.path.name,
         kind=build.output.kind,
         type=build.output.type,
         recipe=build.recipe,
-        command=(*shown, *converter_view.options(pinned, build)),
+        command=(*words, *converter_view.options(pinned, build)),
         inputs=inputs(pinned, build),
         versions=pipeline_receipt.Versions(
             tool=llamacpp_orchestrator.__version__,
@@ -47,13 +47,13 @@ def receipt(
         files=files,
         levels=levels,
         job=_way(pinned.context.file, build.output.path.parent),
-        notes=tuple(placeless(pinned.context, note) for note in said),
+        notes=tuple(placeless(pinned.context, note) for note in lines),
     )
 
 
 def inputs(pinned: PinnedJob, build: Build) -> tuple[Input, ...]:
-    """What an output was made from, each with the sha256 of its bytes, and with the source and commit that it came from."""
-    known = dict[str, Input]()
+    """The inputs of an output, each with the sha256 of its bytes, and with the source and commit that it came from."""
+    by_name = dict[str, Input]()
     for wanted, name in build.needs:
         pin = pinned.files(wanted)
         view, source = pinned.view(wanted, name), wanted.source
@@ -62,18 +62,18 @@ def inputs(pinned: PinnedJob, build: Build) -> tuple[Input, ...]:
             full, path = f"{name}/{file.path}", view / file.path
             sha256 = file.sha256 or (pinned.store.sha256(path) if path.is_file() else "")
             digest = file.sha256 or f"git:{file.oid}"
-            known[full] = Input(name=full, digest=digest, sha256=sha256, source=named, commit=pin.commit)
+            by_name[full] = Input(name=full, digest=digest, sha256=sha256, source=named, commit=pin.commit)
     if build.matrix:
         sha256 = pinned.store.sha256(build.matrix.file(pinned.store))
-        known[build.matrix.name] = Input(name=build.matrix.name, digest=build.matrix.digest, sha256=sha256)
-    found: list[Input] = []
-    for each in build.inputs:
-        made_of = pipeline_receipt.read(build.of.path) if build.of and each.name == build.origin else None
+        by_name[build.matrix.name] = Input(name=build.matrix.name, digest=build.matrix.digest, sha256=sha256)
+    originals: list[Input] = []
+    for item in build.inputs:
+        made_of = pipeline_receipt.read(build.of.path) if build.of and item.name == build.origin else None
         if made_of:
-            found += [Input(name=file.name, digest=each.digest, sha256=file.sha256) for file in made_of.files]
+            originals += [Input(name=file.name, digest=item.digest, sha256=file.sha256) for file in made_of.files]
         else:
-            found.append(known.get(each.name, msgspec.structs.replace(each, sha256=each.digest)))
-    return tuple(found)
+            originals.append(by_name.get(item.name, msgspec.structs.replace(item, sha256=item.digest)))
+    return tuple(originals)
 
 
 def _way(job: Path, folder: Path) -> str:
@@ -82,8 +82,8 @@ def _way(job: Path, folder: Path) -> str:
         way = Path(os.path.relpath(job, folder)).as_posix()
     except ValueError:
         return ""
-    here, home = Path(os.path.abspath(folder)), _home()
-    return "" if home and job.is_relative_to(home) and not here.is_relative_to(home) else way
+    place, home = Path(os.path.abspath(folder)), _home()
+    return "" if home and job.is_relative_to(home) and not place.is_relative_to(home) else way
 
 
 def _home() -> Path | None:

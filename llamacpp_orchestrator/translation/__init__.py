@@ -19,7 +19,7 @@ Read = Callable[[str], Any]
 
 
 class Reader(msgspec.Struct, frozen=True, kw_only=True):
-    """What reads a checkpoint at a tag: the version of transformers beside its scripts, and what these know themselves.
+    """The reader of a checkpoint at a tag: the version of transformers beside its scripts, and what these know themselves.
 
     `transformers` is () where it cannot be told, and counts as an old one; `knows` has names of `reader.MARKS`, and "ends by
     itself" of `reader.ends`; `pieces` is the file from which the architecture's class takes a sentencepiece vocabulary, "" for
@@ -31,7 +31,7 @@ class Reader(msgspec.Struct, frozen=True, kw_only=True):
     pieces: str = ""
 
     def before(self, major: int) -> bool:
-        """Whether transformers is of a time before its version `major`.0."""
+        """Tell whether transformers is of a time before its version `major`.0."""
         return self.transformers < (major,)
 
 
@@ -55,7 +55,7 @@ class Translation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def translate(read: Read, reader: Reader, rules: Iterable[Rule]) -> Translation:
-    """What a reader must be shown of a checkpoint, rule after rule; nothing for one that it reads as it is."""
+    """Translate a checkpoint for a reader, rule after rule; no files for one that it reads as it is."""
     changed: Json = {}
     notes: list[str] = []
 
@@ -71,7 +71,7 @@ def translate(read: Read, reader: Reader, rules: Iterable[Rule]) -> Translation:
 
 
 def later(config: Any) -> list[str]:
-    """What is to be said of a checkpoint that a library of after these rules saved: it is read as it is, nothing is guessed."""
+    """Notes on a checkpoint that a library newer than these rules saved: it is read as it is, nothing is guessed."""
     version = str(config.get("transformers_version")) if isinstance(config, dict) else ""
     major = version.partition(".")[0]
     if not major.isdecimal() or int(major) <= NEWEST:

@@ -1,4 +1,4 @@
-"""What upstream copies into a GGUF of where a model came from, without the folders of the machine that it was made on."""
+"""Rules for what upstream copies into a GGUF of a model's origin: without the folders of the machine that made it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ MOST_SLASHES = 1  # of a config's `_name_or_path` that upstream takes for the na
 
 
 def is_place(value: Any) -> bool:
-    """Whether a value names a folder of some machine, and not a repository or an address."""
+    """Tell whether a value names a folder of some machine, and not a repository or an address."""
     return isinstance(value, str) and not re.match(r"(?!file:)\w\w+://", value) and bool(FOLDER.fullmatch(value))
 
 
 def kept(value: Any) -> Any:
     """A value of a card without the folders in it; None when nothing is left."""
     if isinstance(value, dict):
-        found = {key: left for key, each in value.items() if (left := kept(each)) is not None or each is None}
-        return found if found or not value else None
+        fields = {key: left for key, inner in value.items() if (left := kept(inner)) is not None or inner is None}
+        return fields if fields or not value else None
     if isinstance(value, list):
-        entries = [left for each in value if (left := kept(each)) is not None or each is None]
+        entries = [left for inner in value if (left := kept(inner)) is not None or inner is None]
         return entries if entries or not value else None
     return None if is_place(value) else value
 
@@ -44,14 +44,14 @@ def card(read: Read, reader: Reader) -> Json:
     # Tabs and a bare `no` in a list are read as upstream reads them (gguf-py/gguf/metadata.py, load_model_card).
     plain = front[1].replace("- no\n", '- "no"\n').replace("\t", "  ")
     try:
-        said = yaml.safe_load(plain)
+        content = yaml.safe_load(plain)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
-    left = kept(said) if isinstance(said, dict) else said
-    if left == said:
+    left = kept(content) if isinstance(content, dict) else content
+    if left == content:
         return {}
-    shown = yaml.safe_dump(left, sort_keys=False, allow_unicode=True) if left else ""
-    return {CARD: f"---\n{shown}---\n"}
+    cleaned = yaml.safe_dump(left, sort_keys=False, allow_unicode=True) if left else ""
+    return {CARD: f"---\n{cleaned}---\n"}
 
 
 def name_or_path(read: Read, reader: Reader) -> Json:

@@ -52,21 +52,21 @@ def pieces(read: Read, reader: Reader) -> Json:
 
 
 def is_spaced(tokenizer: Json) -> bool:
-    """Whether a byte-pair tokenizer.json is of sentencepiece's kind: spaces are letters, and what has no token is bytes."""
+    """Tell whether a byte-pair tokenizer.json is of sentencepiece's kind: spaces are letters, and what has no token is bytes."""
     cuts = [part for part in _parts(tokenizer.get("pre_tokenizer"), "pretokenizers") if not _is_idle(part, tokenizer)]
     whole = all(cut["type"] == "Metaspace" and not cut.get("split") for cut in cuts)
     return whole and bool(tokenizer["model"].get("byte_fallback"))
 
 
 def _is_idle(cut: Json, tokenizer: Json) -> bool:
-    """Whether a part cuts nothing: Gemma's looks for blanks, and the normalizer has made letters of them before."""
+    """Tell whether a part cuts nothing: Gemma's looks for blanks, and the normalizer has made letters of them before."""
     changed = [part for part in _parts(tokenizer.get("normalizer"), "normalizers") if part.get("type") == "Replace"]
     blank = {"String": " "}
     return cut.get("type") == "Split" and cut.get("pattern") == blank and any(part.get("pattern") == blank for part in changed)
 
 
 def _rows(read: Read, least: int) -> int | None:
-    """How many tokens the model has rows for; what a library adds beyond them (<mask>) is in no text, and ends old scripts."""
+    """The number of tokens that a model has rows for; what a library adds beyond (<mask>) is in no text and ends old scripts."""
     config = read("config.json")
     size = config_keys.flat(config).get("vocab_size") if isinstance(config, dict) else None
     return size if isinstance(size, int) and size >= least else None
@@ -98,17 +98,17 @@ def _ranked(tokenizer: Json, unknown: str) -> list[Piece]:
     model = tokenizer["model"]
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     ranks = {text: rank for rank, text in enumerate(dict.fromkeys(first + second for first, second in pairs))}
-    found = []
+    ranked = []
     texts = {number: text for text, number in model["vocab"].items()}
     if TAB not in model["vocab"] and "\t" in model["vocab"]:  # transformers' converter for Gemma writes it as it looks
         texts[model["vocab"]["\t"]] = TAB
     for number, text, kind in _tokens(tokenizer, texts, unknown):
         byte = kind == NORMAL and re.fullmatch(r"<0x[0-9A-F]{2}>", text)
         score = 0.0 if kind != NORMAL or byte else -float(ranks.get(text, len(ranks) + number))
-        found.append((text, score, BYTE if byte else kind))
-    if sum(kind == BYTE for *_, kind in found) != ALL_BYTES:
+        ranked.append((text, score, BYTE if byte else kind))
+    if sum(kind == BYTE for *_, kind in ranked) != ALL_BYTES:
         raise ValueError("sentencepiece has all bytes or none")
-    return found
+    return ranked
 
 
 def _scored(tokenizer: Json) -> list[Piece]:
@@ -125,11 +125,11 @@ def _parts(section: Any, inner: str) -> list[Json]:
     """The parts of a normalizer or pre-tokenizer, whether it is a sequence or one."""
     if not isinstance(section, dict):
         return []
-    return [part for each in section[inner] for part in _parts(each, inner)] if section.get("type") == "Sequence" else [section]
+    return [part for step in section[inner] for part in _parts(step, inner)] if section.get("type") == "Sequence" else [section]
 
 
 def prefixed(tokenizer: Json) -> bool:
-    """Whether a space is put before a text: by a normalizer that prepends it, or by the pre-tokenizer."""
+    """Tell whether a space is put before a text: by a normalizer that prepends it, or by the pre-tokenizer."""
     cut = [part for part in _parts(tokenizer.get("pre_tokenizer"), "pretokenizers") if part.get("type") == "Metaspace"]
     prepends = any(part.get("type") == "Prepend" for part in _parts(tokenizer.get("normalizer"), "normalizers"))
     return prepends or any(part.get("prepend_scheme", "always") != "never" and part.get("add_prefix_space", True) for part in cut)

@@ -1,4 +1,4 @@
-"""What a tag's scripts read by themselves, told by marks in their source, and which of today's forms they must be spared."""
+"""The forms that a tag's scripts read by themselves, by marks in their source, and those that they must be spared."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ MARKS = {
 
 def pieces(classes: list[ast.ClassDef]) -> str:
     """The file from which a class takes a sentencepiece vocabulary; "" where it wants none, or reads tokenizer.json as well."""
-    found = capabilities.method(classes, "set_vocab")
-    if found is None:
+    setter = capabilities.method(classes, "set_vocab")
+    if setter is None:
         return ""
-    ways, words = capabilities.called(found[1]), set(capabilities.within(found[1]))
+    ways, words = capabilities.called(setter[1]), set(capabilities.within(setter[1]))
     if "_xlmroberta_set_vocab" in ways or "sentencepiece.bpe.model" in words:
         return "sentencepiece.bpe.model"
     if "spiece.model" in words:
         return "spiece.model"
     either = "_set_vocab_gpt2" in ways and "_set_vocab_llama_hf" not in ways
     # What asks whether the file is there reads the other well; what tries it reads by guess, or ends.
-    asks = either and not any(isinstance(node, (ast.Try, ast.Raise)) for node in ast.walk(found[1]))
+    asks = either and not any(isinstance(node, (ast.Try, ast.Raise)) for node in ast.walk(setter[1]))
     return "tokenizer.model" if not asks and ("_set_vocab_sentencepiece" in ways or "tokenizer.model" in words) else ""
 
 
 def ends(classes: list[ast.ClassDef]) -> bool:
-    """Whether a class itself writes what stands around a text; a second word on it ends the older scripts."""
-    found = capabilities.method(classes, "set_vocab")
-    return found is not None and "add_add_bos_token" in capabilities.called(found[1])
+    """Tell whether a class itself writes what stands around a text; a second word on it ends the older scripts."""
+    setter = capabilities.method(classes, "set_vocab")
+    return setter is not None and "add_add_bos_token" in capabilities.called(setter[1])
 
 
 @functools.lru_cache(maxsize=16)  # asked for each output of a job; a tree in the cache does not change
 def reader(tree: Path, transformers: str, architecture: str = "") -> Reader:
-    """How a tag reads checkpoints of an architecture, with a version of transformers ("4.57.6", or "" where nobody knows it)."""
+    """The reader of an architecture's checkpoints at a tag, with a version of transformers ("4.57.6"; "" is an unknown one)."""
     vocabulary = (tree / VOCABULARY).read_text(encoding="utf-8") if (tree / VOCABULARY).is_file() else ""
     knows = {name for name, (where, text) in MARKS.items() if where == VOCABULARY and text in vocabulary}
     knows |= {name for name, (where, text) in MARKS.items() if where == "scripts" and capabilities.mentions(tree, text)}

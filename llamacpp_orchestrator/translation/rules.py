@@ -1,4 +1,4 @@
-"""All rules in their order: those of a file see what the ones before have made of it."""
+"""The rules in their order: those of a file see what the ones before have made of it."""
 
 from __future__ import annotations
 

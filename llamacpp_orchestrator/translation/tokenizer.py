@@ -21,8 +21,8 @@ SPACE = chr(ord(" ") + 256)  # how llama.cpp writes a space within a merge since
 def plain_class(read: Read, reader: Reader) -> Json:
     """The class that reads tokenizer.json as it stands, for one that transformers 4 does not have."""
     config = read(CONFIG)
-    known = not isinstance(config, dict) or config.get("tokenizer_class") not in NEWER
-    return {} if known or not reader.before(5) or read(TOKENIZER) is None else {CONFIG: {**config, "tokenizer_class": PLAIN}}
+    older = not isinstance(config, dict) or config.get("tokenizer_class") not in NEWER
+    return {} if older or not reader.before(5) or read(TOKENIZER) is None else {CONFIG: {**config, "tokenizer_class": PLAIN}}
 
 
 def special_tokens(read: Read, reader: Reader) -> Json:
@@ -85,7 +85,7 @@ def ends_of_text(read: Read, reader: Reader) -> Json:
 
 
 def framed(processor: Any) -> tuple[bool, bool]:
-    """Whether a post-processor of tokenizer.json puts a special token before a text, and one behind it."""
+    """Tell whether a post-processor of tokenizer.json puts a special token before a text, and one behind it."""
     if not isinstance(processor, dict):
         return False, False
     if processor.get("type") == "Sequence":

@@ -73,7 +73,7 @@ def blames(error: OrchestrateError) -> bool:
     return bool(BLAME.search(error.message))
 
 
-def judge(words: str, error: CommandFailed, architecture: str) -> str:
+def cause(words: str, error: CommandFailed, architecture: str) -> str:
     """The cause of a program's failure by its words, or "" where it had loaded well."""
     if blame := BLAME.search(words):
         return blame[0].strip()
@@ -99,6 +99,6 @@ def check(
         process.stream(sandbox.around(call, limits), log, limit=limit(files, base))
     except CommandFailed as error:
         words = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else error.tail
-        if why := judge(words, error, architecture):
+        if why := cause(words, error, architecture):
             hint = "the source is damaged or this tag converts it wrongly: get the source's files again, or pin a newer tag"
             raise error.retold(f"{tool.stem} cannot load {files[0].name}: {why}", hint, log) from error

@@ -107,7 +107,7 @@ def with_tools(template: str) -> str:
     return "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in given.items()) + template
 
 
-def judge(talk: Talk, forms: Sequence[Form], begin: str, end: str) -> Findings:
+def compare(talk: Talk, forms: Sequence[Form], begin: str, end: str) -> Findings:
     """Compare a rendered conversation with what the source's template makes of it; a match in another form is a note."""
     if talk.error:
         rendered = any(form.text is not None for form in forms)
@@ -161,7 +161,7 @@ def check(checked: Words, find: Callable[[str], Path]) -> Findings:
     if answer.unable:
         return Findings(notes=(f"transformers cannot read the source, so its chat template was not compared: {answer.unable}",))
     findings = sum(
-        (judge(talk, forms, answer.begin, answer.end) for talk, forms in zip(talks, answer.talks, strict=True)), Findings()
+        (compare(talk, forms, answer.begin, answer.end) for talk, forms in zip(talks, answer.talks, strict=True)), Findings()
     )
     return Findings(failures=findings.failures, notes=tuple(dict.fromkeys(findings.notes)))
 

@@ -87,7 +87,7 @@ def read(out: str) -> list[int]:
     return list(map(int, filter(None, lists[-1].replace(" ", "").split(","))))
 
 
-def judge(
+def compare(
     names: Sequence[str], have: Sequence[list[int]], source: Source, tokens: Sequence[str], strict: bool = True
 ) -> Findings:
     """Compare the tokens of the named texts with the source's: the file of the model's author decides, not a library.
@@ -160,7 +160,7 @@ def _first(names: Sequence[str], have: Sequence[Sequence[int]], due: Sequence[Se
 
 
 def check(checked: Words, find: Callable[[str], Path], strict: bool = True) -> Findings:
-    """Cut the texts with the tag's program and with the source's tokenizer, and compare; `strict` as for `judge`."""
+    """Cut the texts with the tag's program and with the source's tokenizer, and compare; `strict` as for `compare`."""
     if not isinstance(checked.metadata.get("tokenizer.ggml.tokens"), list):
         return Findings()
     try:
@@ -173,7 +173,7 @@ def check(checked: Words, find: Callable[[str], Path], strict: bool = True) -> F
         source = interpreter.ask(checked.interpreter, SCRIPT, question, Source, (checked.view, checked.translated))
     except CommandFailed as error:
         return Findings(notes=(f"its tokens were not compared, as {error.message.splitlines()[0]}",))
-    return judge(list(TEXTS), have, source, checked.metadata["tokenizer.ggml.tokens"], strict)
+    return compare(list(TEXTS), have, source, checked.metadata["tokenizer.ggml.tokens"], strict)
 
 
 def cut(checked: Words, tool: Path, text: str) -> list[int]:

@@ -67,7 +67,7 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_imports_are_found_where_they_stand(small: Path) -> None:
-    found = {(each.module, each.names): (each.where, each.needed) for each in imports.wanted(small)}
+    found = {(each.module, each.names): (each.where, each.needed) for each in imports.external(small)}
     script = "convert_hf_to_gguf.py, line"
     assert found == {
         ("numpy", ()): (f"{script} 2", True),
@@ -85,7 +85,7 @@ def test_imports_are_found_where_they_stand(small: Path) -> None:
 
 @pytest.mark.parametrize("tag", ["0.3.1", "b9760", TAG])
 def test_upstreams_own_imports_are_all_seen(tag: str, tree: Callable[[str], Path]) -> None:
-    found = {(each.module, name) for each in imports.wanted(tree(tag)) for name in each.names or ("",)}
+    found = {(each.module, name) for each in imports.external(tree(tag)) for name in each.names or ("",)}
     assert {("sentencepiece", "sentencepiece_model_pb2"), ("sentencepiece", "SentencePieceProcessor")} <= found
     assert {module for module, _ in found} >= {"numpy", "torch", "transformers", "safetensors.torch", "yaml", "tqdm"}
     assert not {module for module, _ in found} & {"gguf", "conversion", "os", "__future__"}

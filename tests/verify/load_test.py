@@ -84,7 +84,7 @@ WRONG_SHAPE = "tensor 'blk.0.ffn_up.weight' has wrong shape; expected 384, 1536,
     ],
 )
 def test_last_words(words: str, code: int, architecture: str, said: str) -> None:
-    why = load.judge(words, CommandFailed("ended badly", code=code), architecture)
+    why = load.cause(words, CommandFailed("ended badly", code=code), architecture)
     assert said in why and bool(why) == bool(said)
     assert load.blames(CommandFailed(why, code=code)) == (said not in ("", "ended badly"))
 

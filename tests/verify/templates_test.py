@@ -78,17 +78,17 @@ def test_a_template_is_given_a_tool() -> None:
 )
 def test_what_is_rendered(forms: list[tuple[str, str | None]], failure: str, note: str) -> None:
     made = [Form(form=form, text=text) for form, text in forms]
-    found = templates.judge(TALK, made, "<s>", "</s>")
+    found = templates.compare(TALK, made, "<s>", "</s>")
     assert (len(found.failures), len(found.notes)) == (bool(failure), bool(note))
     assert failure in "".join(found.failures) and note in "".join(found.notes)
 
 
 def test_what_only_tools_make_other_is_a_note() -> None:
     other = [Form(form="", text="Bye")] * 2
-    assert templates.judge(TOOL, other, "", "").notes[0].startswith("llama.cpp renders a tool otherwise")
+    assert templates.compare(TOOL, other, "", "").notes[0].startswith("llama.cpp renders a tool otherwise")
     refused = Talk(name="a tool", messages=[], error="llama.cpp cannot render it", tools=[{}])
-    assert templates.judge(refused, other, "", "").notes == ("with a tool, llama.cpp cannot render it",)
-    assert templates.judge(refused, [Form(form="", error="no tools")] * 2, "", "") == Findings()
+    assert templates.compare(refused, other, "", "").notes == ("with a tool, llama.cpp cannot render it",)
+    assert templates.compare(refused, [Form(form="", error="no tools")] * 2, "", "") == Findings()
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_program_that_has_written_no_tokens() -> None:
     ],
 )
 def test_the_same_tokens(have: list[list[int]], source: Source) -> None:
-    assert tokens.judge([ENGLISH, OTHER], have, source, WORDS) == Findings()
+    assert tokens.compare([ENGLISH, OTHER], have, source, WORDS) == Findings()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,6 @@ def test_the_same_tokens(have: list[list[int]], source: Source) -> None:
     ],
 )
 def test_other_tokens(have: list[list[int]], source: Source, strict: bool, failure: str, note: str) -> None:
-    found = tokens.judge([ENGLISH, OTHER], have, source, WORDS, strict)
+    found = tokens.compare([ENGLISH, OTHER], have, source, WORDS, strict)
     assert (len(found.failures), len(found.notes)) == (bool(failure), bool(note))
     assert failure in "".join(found.failures) and note in "".join(found.notes)
