@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import threading
 from collections.abc import Callable
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -298,18 +296,6 @@ def test_types_and_options_that_the_tag_lacks(
     answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [adapter], **model}))
     assert answer.code == 2 and words in answer.err and "hint:" in answer.err
     assert not list(world.glob("dist/*"))
-
-
-@pytest.fixture
-def hub(world: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that holds the small Llama as org/m."""
-    with Hub() as server:
-        server.files = {path.name: path.read_bytes() for path in (data / "tiny-llama").iterdir()}
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
-        server.over.set()
-        server.shutdown()
 
 
 def test_nothing_heavy_is_downloaded_for_what_cannot_be_converted(

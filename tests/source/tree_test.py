@@ -27,6 +27,7 @@ from llamacpp_orchestrator.source import tree
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import cancel
+from tests.support.programs import script
 from tests.support.server import Server
 from tests.support.server import answer
 from tests.support.server import silent
@@ -160,10 +161,8 @@ def test_a_checkout_that_fails_without_files_is_done_with_them(
     if os.name == "nt":
         return  # the stand-in for git is a shell script
     commit, real = run_git(upstream, "rev-parse", "b5000"), shutil.which("git")
-    shim = tmp_path / "bin" / "git"
-    shim.parent.mkdir()
-    shim.write_text(f'#!/bin/sh\ncase "$*" in *--filter=*) echo "{said}" >&2; exit 128;; esac\nexec "{real}" "$@"\n')
-    shim.chmod(0o755)
+    fails = f'case "$*" in *--filter=*) echo "{said}" >&2; exit 128;; esac'
+    shim = script(tmp_path / "bin" / "git", fails, f'exec "{real}" "$@"')
     monkeypatch.setenv("PATH", str(shim.parent), prepend=os.pathsep)
     if heals:
         git.checkout(upstream.as_uri(), "b5000", commit, dest, settings(), nothing)
@@ -284,9 +283,7 @@ def test_the_users_configuration_and_hooks_have_no_say(
     upstream: Path, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hooks, here = tmp_path / "template" / "hooks", tmp_path / "here"
-    hooks.mkdir(parents=True)
-    (hooks / "post-checkout").write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
-    (hooks / "post-checkout").chmod(0o755)
+    script(hooks / "post-checkout", f"touch '{tmp_path}/ran'")
     lines = f"[init]\n\ttemplateDir = {hooks.parent.as_posix()}\n[core]\n\tautocrlf = true\n\teol = crlf\n"
     lines += f'[url "file:///nowhere/"]\n\tinsteadOf = {upstream.as_uri()}\n'
     (tmp_path / ".gitconfig").write_text(lines)
