@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import functools
 import os
 import re
 import shutil
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 from urllib.parse import urlsplit
 
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
@@ -29,7 +27,6 @@ from llamacpp_orchestrator.source.tree import whole
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.background import load
-from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.mirrors import first_answer
 from llamacpp_orchestrator.util.tag import Tag
 
@@ -68,9 +65,6 @@ MEANINGS = (
 FIXED = {
     "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_ATTR_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0",
     "GIT_ASKPASS": "", "SSH_ASKPASS": "", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=20",
-    "GIT_CONFIG_COUNT": str(len(CONFIG)),
-    **{f"GIT_CONFIG_KEY_{number}": key for number, key in enumerate(CONFIG)},
-    **{f"GIT_CONFIG_VALUE_{number}": value for number, value in enumerate(CONFIG.values())},
 }  # fmt: skip
 
 
@@ -190,25 +184,31 @@ def _ask(url: str, *refs: str) -> str:
 
 def _git(folder: Path, url: str, *words: str, limit: float = 0.0) -> str:
     """The output of a git command; it ends with us, on a stop, and at a time limit in seconds."""
-    certificates = {"GIT_SSL_CAINFO": os.environ["SSL_CERT_FILE"]} if "SSL_CERT_FILE" in os.environ else {}
-    mine = {**certificates, **{name: os.environ[name] for name in KEPT if name in os.environ}, **FIXED}
-    mine["GIT_CEILING_DIRECTORIES"] = str(folder.parent)
-    for number, (key, value) in enumerate(_remote(url), len(CONFIG)):
-        mine |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value, "GIT_CONFIG_COUNT": str(number + 1)}
+    config, limit = {**CONFIG, **dict(_remote(url))}, limit or ASK_SECONDS
+    mine = {**_kept(), **FIXED, "GIT_CEILING_DIRECTORIES": str(folder.parent), "GIT_CONFIG_COUNT": str(len(config))}
+    for number, (key, value) in enumerate(config.items()):
+        mine |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
     strays = [name for name in os.environ if name.startswith("GIT_") and name not in mine]
     # GitPython adds to the environment and cannot take away. Windows has no `env`: there, strays are at least emptied.
     argv = ["env", *(word for name in strays for word in ("-u", name))] if strays and os.name != "nt" else []
     env = mine if argv else {**dict.fromkeys(strays, ""), **mine}
     # Kept in a name: GitPython ends the process when its wrapper goes.
     running = _program()(str(folder)).execute([*argv, "git", *words], as_process=True, env=env, start_new_session=True)
-    child = running.proc
-    with process.known(child):
-        out, err = _talk(child, functools.partial(process.stop, child), url, limit or ASK_SECONDS)
+    with process.known(running.proc) as child:
+        try:
+            out, err = process.answer(child, "git", limit)
+        except CommandFailed as error:
+            raise NetworkError(f"{anonymous(url)} gave no whole answer in {limit:.0f} s", ELSEWHERE, 504) from error
     if child.returncode < 0:
         raise OrchestrateError(f"git {process.ended(child.returncode)} while it asked {anonymous(url)}", "run it again")
     if child.returncode:
         raise explain(url, err.decode(errors="replace"))
     return out.decode(errors="replace")
+
+
+def _kept() -> dict[str, str]:
+    certificates = {"GIT_SSL_CAINFO": os.environ["SSL_CERT_FILE"]} if "SSL_CERT_FILE" in os.environ else {}
+    return {**certificates, **{name: os.environ[name] for name in KEPT if name in os.environ}}
 
 
 def _remote(url: str) -> Iterator[tuple[str, str]]:
@@ -221,23 +221,6 @@ def _remote(url: str) -> Iterator[tuple[str, str]]:
         word = base64.b64encode(unquote(login if ":" in login else f"{login}:").encode()).decode()
         yield f"http.{parts.scheme}://{host}/.extraHeader", f"Authorization: Basic {word}"
     yield "remote.origin.url", url
-
-
-def _talk(child: Any, end: Callable[[], None], url: str, limit: float) -> tuple[bytes, bytes]:
-    said: list[tuple[bytes, bytes]] = []
-    reader, late = threading.Thread(target=lambda: said.append(child.communicate()), daemon=True), time.monotonic() + limit
-    reader.start()
-    try:
-        while reader.is_alive():
-            reader.join(0.1)
-            look_for_stop()
-            if time.monotonic() > late:
-                raise NetworkError(f"{anonymous(url)} gave no whole answer in {limit:.0f} s", ELSEWHERE, 504)
-    finally:
-        if reader.is_alive():
-            end()
-            reader.join()
-    return said[0]
 
 
 def _program() -> Any:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,11 @@ from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.util.cancel import STOP
+from llamacpp_orchestrator.util.cancel import look_for_stop
 
 TAIL_LINES = 20
 TRACEBACK, LONGEST_TRACEBACK = "Traceback (most recent call last)", 300
-GRACE_SECONDS = 3.0
+GRACE_SECONDS, TICK = 3.0, 0.2
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _children: set[subprocess.Popen[bytes]] = set()
@@ -36,16 +38,24 @@ _children_lock = threading.Lock()
 
 def capture(command: Command, timeout: float = 60.0) -> str:
     """The standard output of a short command; CommandFailed on any other end."""
-    with _child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
-        try:
-            out, err = child.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            raise CommandFailed(f"`{command.argv[0]}` gave no answer in {timeout:.0f} s", code=-1) from error
+    with known(_start(command, stderr=subprocess.PIPE)) as child:
+        out, err = answer(child, command.argv[0], timeout)
     if child.returncode:
         tail = last_lines(err.decode(errors="replace") or out.decode(errors="replace"))
         message = diagnose.pointed(f"`{command}` {ended(child.returncode)}", tail)
         raise CommandFailed(message, code=child.returncode, tail=tail)
     return out.decode(errors="replace")
+
+
+def answer(child: subprocess.Popen[bytes], name: str, timeout: float) -> tuple[bytes, bytes]:
+    """All that a child says on its two pipes until it ends; CommandFailed where that takes longer, Stopped on a stop."""
+    late = time.monotonic() + timeout
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return child.communicate(timeout=min(TICK, timeout))
+        look_for_stop()
+        if time.monotonic() > late:
+            raise CommandFailed(f"`{name}` gave no answer in {timeout:.0f} s", code=-1)
 
 
 def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = None, limit: float = 0.0) -> None:
@@ -55,7 +65,7 @@ def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = 
     """
     allowed = command.fence.seconds if command.fence else 0.0
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as sink, _child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+    with log.open("ab") as sink, known(_start(command, stderr=subprocess.STDOUT)) as child:
         begin = sink.seek(0, os.SEEK_END)  # what an earlier run wrote there is no word of this one
         sink.write(f"$ {command}\n".encode())
         assert child.stdout is not None
@@ -99,19 +109,24 @@ def _limited(child: subprocess.Popen[bytes], limit: float) -> Iterator[threading
 def start(command: Command, *, stderr: Path) -> subprocess.Popen[bytes]:
     """A child to talk with over its pipes; `stop` ends it, as does our own end."""
     with stderr.open("ab") as sink:
-        return _start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink)
+        return _start(command, stdin=subprocess.PIPE, stderr=sink)
 
 
 @contextmanager
-def known(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let a child that another library has started, as the leader of a group, end with ours."""
+def known(child: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Let a child end with us, and when it is not needed any more; one that another library has started leads a group."""
     with _children_lock:
         _remember(child)
     try:
         if STOP.is_set():
             stop(child)
-        yield
+        yield child
     finally:
+        if child.poll() is None:
+            stop(child)
+        for pipe in (child.stdout, child.stderr):
+            if pipe:
+                pipe.close()
         _forget(child)
 
 
@@ -188,21 +203,7 @@ def last_lines(text: str) -> str:
     return "\n".join(lines[max(begin, len(lines) - LONGEST_TRACEBACK) :])
 
 
-@contextmanager
-def _child(command: Command, *, stdout: int, stderr: int) -> Iterator[subprocess.Popen[bytes]]:
-    child = _start(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            stop(child)
-        for pipe in (child.stdout, child.stderr):
-            if pipe:
-                pipe.close()
-        _forget(child)
-
-
-def _start(command: Command, *, stdin: int, stdout: int, stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(command: Command, *, stdin: int = subprocess.DEVNULL, stderr: int | IO[bytes]) -> subprocess.Popen[bytes]:
     # A group of its own lets us end a child together with whatever it starts, and keeps the terminal's ^C from it:
     # the driver decides what ends, and in which order.
     flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
@@ -216,7 +217,7 @@ def _start(command: Command, *, stdin: int, stdout: int, stderr: int | IO[bytes]
                 cwd=command.cwd,
                 env=dict(command.env) if command.env else None,
                 stdin=stdin,
-                stdout=stdout,
+                stdout=subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=sys.platform != "win32",
                 creationflags=flags,
@@ -228,9 +229,10 @@ def _start(command: Command, *, stdin: int, stdout: int, stderr: int | IO[bytes]
 
 
 def _remember(child: subprocess.Popen[bytes]) -> None:
-    """Count a child as ours; the caller holds the lock."""
-    _children.add(child)
-    _tell_guard(f"+{child.pid}\n")
+    """Count a child as ours, once; the caller holds the lock."""
+    if child not in _children:
+        _children.add(child)
+        _tell_guard(f"+{child.pid}\n")
 
 
 def _forget(child: subprocess.Popen[bytes]) -> None:

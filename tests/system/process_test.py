@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.util import cancel
 
 
 def python(code: str) -> Command:
@@ -28,6 +31,19 @@ def test_short_questions() -> None:
         process.capture(python("import time; time.sleep(30)"), timeout=0.2)
     with pytest.raises(CommandFailed, match="could not be started"):
         process.capture(Command(("/no/such/program",)))
+    assert len(process.capture(python("print('x' * 300_000)"))) > 300_000
+
+
+def test_a_short_question_ends_with_us() -> None:
+    timer, began = threading.Timer(0.4, cancel.STOP.set), time.monotonic()
+    timer.start()
+    try:
+        with pytest.raises(Stopped):
+            process.capture(python("import time; time.sleep(30)"))
+    finally:
+        timer.join()
+        cancel.STOP.clear()
+    assert time.monotonic() - began < 10
 
 
 def test_long_work_is_logged_line_by_line(tmp_path: Path) -> None:
