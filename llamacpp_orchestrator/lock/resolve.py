@@ -255,9 +255,12 @@ def origin(context: Context, pin: FilesPin, tell: Tell, look: Look = lambda fold
         look(context.folder(wanted.source), pin.files)
         return context.folder(wanted.source)
     folder, locked = Path(), pin.snapshot
-    if hub.missing(locked) and not context.settings.offline and (moved := hub.moved(locked, wanted.revision, context.settings)):
-        tell(f"note: {moved}; the locked commit is used; to move on: {context.command('lock', '--upgrade', 'models')}")
     light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
+    # Where small files are brought before their weights, it is said with these.
+    begun = wanted.kind == "model" and wanted.weights and light == pin.files
+    asking = not begun and bool(hub.missing(locked)) and not context.settings.offline
+    if asking and (moved := hub.moved(locked, wanted.revision, context.settings)):
+        tell(f"note: {moved}; the locked commit is used; to move on: {context.command('lock', '--upgrade', 'models')}")
     for files in (light, pin.files):
         snapshot = msgspec.structs.replace(locked, files=files)
         for file in hub.missing(snapshot, context.store.sha256):

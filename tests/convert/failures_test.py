@@ -280,6 +280,7 @@ ADAPTERS: dict[str, tuple[Spoil, Spoil, str]] = {
 LITERAL = {
     "conversion/base.py, projectors": ("ValueError: Can not map tensor 'vision_tower.x'", "for images or sound have"),
     "gguf-py/gguf/gguf_writer.py": ("ValueError: Duplicated tensor name 'output.weight'", "twice (output.weight)"),
+    "conversion/base.py, pieces": ("FileNotFoundError: File not found: /m/tokenizer.model", "from tokenizer.model alone"),
     "conversion/base.py": ("ValueError: vision_config / audio_config not found in hparams", "no vision or audio part"),
     "conversion/phi.py": ("NotImplementedError: The rope scaling type foo is not supported yet", "such a model: The rope"),
     "conversion/llava.py": ("ValueError: Unsupported hidden_act: tanh", "such a model: Unsupported hidden_act: tanh"),
@@ -374,7 +375,7 @@ LATE = {"heads", "fewer layers", "missing shard", "cut", "value head"}
 def test_without_weights_nothing_fails_that_does_not_with_them(
     tree: Callable[[str], Path], python: Path, data: Path, tmp_path: Path, shared_cache: Path
 ) -> None:
-    env, certain = commands.environment(shared_cache / "home"), set[tuple[str, str]]()
+    env, certain = script_env(shared_cache / "home"), set[tuple[str, str]]()
     warm = warm_worker.Warm(str(python), tree("b11434"), env, tmp_path / "warm.log")
     run = warm.convert if warm_worker.can_fork("linux" if Path("/proc").is_dir() else "") else warm_worker.run_alone
     for tag, (package, _) in TAGS.items():
