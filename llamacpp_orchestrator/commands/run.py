@@ -156,7 +156,7 @@ def _make(
     begin = warm.start if forks and not all(build.of for build in stale) else lambda: None
     try:
         perform, need = functools.partial(graph.perform, run), functools.partial(graph.need, run)
-        events = carry_out(steps, perform, options, _tidying(report, steps, stale, begin), need, run.memory)
+        events = carry_out(steps, perform, options, _tidying(report, steps, outputs, begin), need, run.memory)
     finally:
         warm.close()
         publish.clean(run.locks, stale)
@@ -178,7 +178,7 @@ def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ended: frozen
     check_space(disk.needs(pinned, stale) + space)
 
 
-def _tidying(report: Reporter, steps: list[Step], stale: list[Build], begin: Callable[[], None]) -> Reporter:
+def _tidying(report: Reporter, steps: list[Step], outputs: Outputs, begin: Callable[[], None]) -> Reporter:
     """A reporter that also removes temporary outputs once all is made of them, and begins to load what conversions need.
 
     That is done as soon as the scripts and their environment are there, while weights may still be on their way.
@@ -193,7 +193,7 @@ def _tidying(report: Reporter, steps: list[Step], stale: list[Build], begin: Cal
         ended.add(event.step)
         if event.step in loading and loading <= ended:
             begin()
-        for folder in publish.spent(stale, ended) if event.step.startswith("verify ") else ():
+        for folder in publish.spent(outputs, ended) if event.step.startswith("verify ") else ():
             remove(folder)
 
     return show

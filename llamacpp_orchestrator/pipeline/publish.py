@@ -15,6 +15,7 @@ from filelock import Timeout
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.pipeline.build import is_current
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.cancel import look_for_stop
@@ -79,10 +80,10 @@ def finish_interrupted(locks: Locks, build: Build) -> None:
             publish(build)
 
 
-def spent(stale: Iterable[Build], ended: Container[str]) -> list[Path]:
+def spent(outputs: Outputs, ended: Container[str]) -> list[Path]:
     """The folders of temporary outputs of which all has been made and checked; `ended` has the names of steps that ended well."""
-    left = {build.of.path for build in stale if build.of and f"verify {build.name}" not in ended}
-    return [build.output.path.parent for build in stale if build.output.temporary and build.output.path not in left]
+    left = {build.of.path for build in outputs.stale if build.of and f"verify {build.name}" not in ended}
+    return [build.output.path.parent for build in outputs.builds if build.output.temporary and build.output.path not in left]
 
 
 def publish(build: Build) -> None:

@@ -130,7 +130,7 @@ def test_what_will_be_asked_for(tmp_path: Path, more: str, files: tuple[str, ...
 def test_it_begins_when_the_last_of_what_it_needs_is_here() -> None:
     begun: list[str] = []
     steps = [Step(kind="source"), Step(kind="environment"), Step(kind="fetch", key="a")]
-    show = commands_run._tidying(lambda event: None, steps, [], lambda: begun.append("begun"))
+    show = commands_run._tidying(lambda event: None, steps, build.Outputs((), frozenset()), lambda: begun.append("begun"))
     for status in ("started", "failed"):
         show(Event("source", status))
     show(Event("environment", "current"))

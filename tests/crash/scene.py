@@ -23,7 +23,7 @@ from tests.support.stage.hub import Hub
 
 ADAPTERS = ("lora-a", "lora-b")
 # Once built for the tests, programs are kept; without any, nothing is quantized.
-BUILDS = Path(platformdirs.user_cache_dir("llamacpp-orchestrator-tests")) / TAG / "builds"
+BUILDS = Path(platformdirs.user_cache_dir("llamacpp-orchestrator-tests")) / TAG / "programs"
 
 
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
