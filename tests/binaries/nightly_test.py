@@ -141,6 +141,7 @@ def test_by_packages_latest_is_the_newest_that_there_is(releases: GitHub) -> Non
         nightly.build_of("v0.4.0", REPO, "pypi", away, told.append)
 
 
+@pytest.mark.slow
 def test_the_lock_holds_the_build_and_fits_its_release(
     github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, linux: None
 ) -> None:

@@ -34,6 +34,7 @@ from tests.support.stage.hub import Hub
 Orchestrate = Callable[..., Answer]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
 def test_a_machine_without_a_network_makes_the_same_bytes(
     linux: None,

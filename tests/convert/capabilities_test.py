@@ -56,6 +56,7 @@ def mistral_common(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path],
     return install
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", EVERY)
 def test_what_a_script_converts_its_text_names(
     tag: str, tree: Tree, python: Path, mistral_common: Callable[[Path], Path], compiled: dict[str, str]
@@ -77,6 +78,7 @@ def test_each_tag_has_options_and_a_class_for_llama(tag: str, tree: Tree) -> Non
     assert {"f32", "f16"} <= set(capabilities.outtypes(root, "adapter"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tag", "kind"), [(tag, kind) for tag in ("0.3.1", "b11434") for kind in SCRIPTS])
 def test_options_are_those_that_the_script_lists(tag: str, kind: str, tree: Tree, python: Path, compiled: dict[str, str]) -> None:
     shown = said(python, tree(tag), SCRIPTS[kind], "--help", **compiled)

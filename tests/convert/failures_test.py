@@ -328,6 +328,7 @@ def row(said: str) -> str:
     return next((pattern for pattern, _, _ in WORDS if re.search(pattern, said)), "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", TAGS)
 def test_real_failures_are_explained(
     tag: str, tree: Callable[[str], Path], python: Path, data: Path, tmp_path: Path, shared_cache: Path

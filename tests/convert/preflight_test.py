@@ -310,6 +310,7 @@ def test_nothing_heavy_is_downloaded_for_what_cannot_be_converted(
     assert not [path for path in hub.seen if path.startswith("GET") and path.endswith(".safetensors")]
 
 
+@pytest.mark.slow
 def test_a_view_of_before_is_looked_at_again_for_another_tag(
     orchestrate: Callable[..., Answer], job: Callable[..., Path], copy: Callable[..., Path], world: Path
 ) -> None:

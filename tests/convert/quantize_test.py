@@ -249,6 +249,7 @@ def text(world: Path) -> Path:
     return world / "words.txt"
 
 
+@pytest.mark.slow
 def test_many_types_from_a_temporary_file_with_a_matrix(
     orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, text: Path, shared_cache: Path
 ) -> None:
@@ -283,6 +284,7 @@ def test_many_types_from_a_temporary_file_with_a_matrix(
     assert sums(world / "dist") == before
 
 
+@pytest.mark.slow
 def test_a_given_matrix_is_pinned_by_its_content(
     orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, text: Path, shared_cache: Path
 ) -> None:

@@ -64,6 +64,7 @@ def test_it_loads_what_will_be_asked_for_and_once(
     assert one == two and one[:2] == ["True", str(loaded)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux can fork it")
 def test_what_python_compiles_lies_apart_and_what_lies_beside_a_script_is_not_taken(
     python: Path, tree: Callable[[str], Path], tmp_path: Path

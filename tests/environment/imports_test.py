@@ -188,6 +188,7 @@ def test_what_was_imported_once_is_not_imported_again(script: Callable[[str], Pa
     assert prove(script("import whole\nfrom whole import inner"), tmp_path, packages, set(), set())
 
 
+@pytest.mark.slow
 def test_a_set_up_ends_with_a_package_that_cannot_be_imported(
     orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, shared_cache: Path
 ) -> None:

@@ -38,6 +38,7 @@ def steps(answer: Answer, word: str = "quality") -> dict[str, str]:
     return {step["name"].removeprefix("quality "): step["status"] for step in answer.json()["steps"] if word in step["name"]}
 
 
+@pytest.mark.slow
 def test_a_report_and_its_plot_are_made_once_and_kept_current(
     orchestrate: Orchestrate, job: Job, built: dict[str, Any], data: Path, world: Path, text: Path, shared_cache: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_text_that_cannot_be_read(orchestrate: Orchestrate, job: Job, built: d
     assert answer.code == 2 and "quality: /proc/self/mem cannot be read" in answer.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
 def test_a_tool_that_ends_before_its_words_are_written(
     orchestrate: Orchestrate,

@@ -72,6 +72,7 @@ def complete(cache: Path) -> list[Path]:
     return list((cache / "environments").glob("*/complete.json"))
 
 
+@pytest.mark.slow
 def test_66_a_python_without_wheels_and_one_that_has_them(orchestrate: Orchestrate, job: Job, data: Path, told: Told) -> None:
     asked = {"python": "3.13", "overrides": ["torch==2.13.0", "numpy==1.26.4"]}
     file = job(str(data / "tiny-llama"), environment=asked)
@@ -89,6 +90,7 @@ def test_66_pins_that_contradict_each_other(orchestrate: Orchestrate, job: Job, 
     told("66 no version at all", orchestrate("lock", file))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
 def test_67_a_kill_in_the_middle_of_the_installation(orchestrate: Orchestrate, ready: Path, bare: Path) -> None:
     child = subprocess.Popen([sys.executable, "-m", "llamacpp_orchestrator", "setup", str(ready)], stderr=subprocess.PIPE)
@@ -101,6 +103,7 @@ def test_67_a_kill_in_the_middle_of_the_installation(orchestrate: Orchestrate, r
     assert orchestrate("setup", ready).code == 0 and len(complete(bare)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a venv of Windows has a program there, no link")
 def test_68_the_base_interpreter_is_gone(orchestrate: Orchestrate, ready: Path, bare: Path, world: Path) -> None:
     assert orchestrate("setup", ready).code == 0
@@ -112,6 +115,7 @@ def test_68_the_base_interpreter_is_gone(orchestrate: Orchestrate, ready: Path, 
     assert subprocess.run([python, "-c", "import numpy"], check=False).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["resolving", "installing"])
 def test_69_an_index_that_is_not_there(
     part: str, orchestrate: Orchestrate, ready: Path, bare: Path, world: Path, told: Told, monkeypatch: pytest.MonkeyPatch
@@ -131,6 +135,7 @@ def test_69_an_index_that_is_not_there(
     assert orchestrate("setup", ready).code == 0 and complete(bare)
 
 
+@pytest.mark.slow
 def test_70_a_wheel_that_is_not_the_locked_one(orchestrate: Orchestrate, ready: Path, bare: Path, told: Told) -> None:
     lock = ready.with_name("job.lock.yaml")
     kept = lock.read_text(encoding="utf-8")
@@ -159,11 +164,13 @@ def test_71_requirements_that_the_tag_lacks(
     assert "b7" in told(fault, orchestrate("lock", file)) and not file.with_name("other.lock.yaml").exists()
 
 
+@pytest.mark.slow
 def test_72_no_uv_on_path_is_no_fault(orchestrate: Orchestrate, ready: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join(path for path in os.get_exec_path() if not shutil.which("uv", path=path)))
     assert orchestrate("setup", ready).code == 0
 
 
+@pytest.mark.slow
 def test_72_the_uv_that_came_with_us_is_gone(
     orchestrate: Orchestrate, ready: Path, bare: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

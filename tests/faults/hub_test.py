@@ -237,6 +237,7 @@ SPOILT = [
 ]
 
 
+@pytest.mark.slow
 def test_45_46_47_49_53_64_65_what_a_hub_sends(
     trusted: Hub, asked: Path, models: Path, world: Path, orchestrate: Orchestrate, told: Told
 ) -> None:
@@ -296,6 +297,7 @@ def change(path: Path, keep: bool = False, ahead: int = 0) -> None:
         os.utime(path, (time.time() + ahead,) * 2)
 
 
+@pytest.mark.slow
 def test_50_51_damage_in_the_cache(
     hub: Hub, asked: Path, models: Path, world: Path, orchestrate: Orchestrate, told: Told
 ) -> None:
@@ -370,6 +372,7 @@ def stalled(hub: Hub, asked: Path, world: Path) -> Command:
     return begin
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="other signals there")
 def test_55_56_a_run_that_is_ended_while_it_downloads(
     hub: Hub, asked: Path, models: Path, world: Path, stalled: Command, orchestrate: Orchestrate

@@ -66,6 +66,7 @@ def empty() -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the stand-in tool is a shell script")
 def test_86_a_run_that_ends_well(
     silent: Callable[..., Answer],

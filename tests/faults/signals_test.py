@@ -132,6 +132,7 @@ def test_83_while_a_server_is_silent(
     assert orchestrate("setup", ready).code == 0 and lock.read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_83_while_the_environment_is_installed(
     orchestrate: Orchestrate, ready: Path, world: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_83_while_a_model_is_downloaded(orchestrate: Orchestrate, job: Job, read
     assert orchestrate("run", file).code == 0
 
 
+@pytest.mark.slow
 @RELEASED
 def test_83_while_a_program_of_the_release_runs(
     orchestrate: Orchestrate,

@@ -78,6 +78,7 @@ def own(python: Path) -> dict[str, Any]:
     return {"environment": {"path": str(python.parents[1])}}
 
 
+@pytest.mark.slow
 @linux_only
 def test_eight_runs_at_once_make_and_fetch_everything_once(
     github: GitHub, hub: Hub, job: Job, python: Path, cold: Path, world: Path
@@ -106,6 +107,7 @@ def test_eight_runs_at_once_make_and_fetch_everything_once(
     assert remains(cold, world / "one", world / "two", Path(os.environ["HF_HOME"])) == []
 
 
+@pytest.mark.slow
 @linux_only
 def test_four_set_up_one_environment(job: Job, data: Path, cold: Path, world: Path) -> None:
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"}, binaries={"backend": "none"})
@@ -159,6 +161,7 @@ def test_of_two_runs_for_one_file_one_waits_and_says_so(
     assert sums(world / "dist") == good and remains(world) == []
 
 
+@pytest.mark.slow
 @linux_only
 def test_locks_that_somebody_removes_cost_no_bytes(alone: Path, good: dict[str, str], shared_cache: Path, world: Path) -> None:
     answers = together(alone, world, lambda: shutil.rmtree(shared_cache / "locks"))

@@ -49,6 +49,7 @@ def upstream(world: Path, history: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a plan shows commands for another shell there")
 @pytest.mark.parametrize("tag", ERAS)
 def test_base_and_adapter_are_what_the_scripts_make_by_hand(
@@ -78,6 +79,7 @@ def test_base_and_adapter_are_what_the_scripts_make_by_hand(
     assert any("/info/refs" in path for path in upstream.seen)
 
 
+@pytest.mark.slow
 def test_what_transformers_5_saved_has_its_rope_at_every_tag(
     upstream: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], copy: Callable[..., Path], world: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_scaling_that_a_tag_cannot_express_is_refused_before_the_weights_with_
     assert "done    convert" not in refused.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", ["b3878", "b11434"])
 def test_unigram_tokenizers_convert_in_the_environment_of_the_tags_time(
     tag: str, upstream: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], python: Path, world: Path

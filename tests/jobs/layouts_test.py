@@ -62,6 +62,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", ["b9821", "b10605", "b11434"])
 def test_both_layouts_of_a_genuine_tokenizer_become_the_same_file(
     tag: str, checkpoints: Path, orchestrate: Callable[..., Answer], job: Callable[..., Path], world: Path

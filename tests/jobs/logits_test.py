@@ -48,6 +48,7 @@ def inside(judge: Path, script: str, *argv: object) -> str:
     return process.capture(Command((str(judge), str(INSIDE / script), *map(str, argv)), env=env), timeout=300)
 
 
+@pytest.mark.slow
 def test_base_and_adapters_answer_as_transformers_and_peft_do(
     judge: Path, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path
 ) -> None:
@@ -102,6 +103,7 @@ def untrue(adapter: Path, dest: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_adapters_with_scales_of_their_own_act_as_in_peft(
     judge: Path, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path
 ) -> None:
@@ -128,6 +130,7 @@ def test_adapters_with_scales_of_their_own_act_as_in_peft(
         assert verdict(judge, "tiny-llama", name, gguf, bare)["worst"] > CLOSE, name
 
 
+@pytest.mark.slow
 def test_quantized_files_of_a_tag_built_from_source_load_and_answer_nearly_alike(
     judge: Path, orchestrate: Callable[..., Answer], job: Callable[..., Path], built: dict[str, Any], data: Path, world: Path
 ) -> None:

@@ -342,6 +342,7 @@ def test_a_changed_tree_in_the_cache_is_repaired(
     assert not (world / "MARK").exists() and "MARK" not in script.read_text()
 
 
+@pytest.mark.slow
 def test_what_was_put_beside_the_scripts_is_not_taken_for_a_part_of_them(
     orchestrate: Orchestrate, job: Job, data: Path, world: Path, shared_cache: Path
 ) -> None:
@@ -356,6 +357,7 @@ def test_what_was_put_beside_the_scripts_is_not_taken_for_a_part_of_them(
         assert not (world / "MARK").exists() and not place.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_everything_and_the_next_run_goes_on(
@@ -404,6 +406,7 @@ def test_no_secret_reaches_a_converter_a_log_a_lock_or_a_receipt(
     assert texts and not [path for path in texts if b"SECRETSECRET" in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_where_there_is_no_fork_each_conversion_is_a_process_of_its_own(
     orchestrate: Orchestrate, job: Job, copy: Copy, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ WAYS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a home is named otherwise there")
 def test_every_way_gives_the_same_bytes(github: GitHub, hub: Hub, data: Path, world: Path) -> None:
     made: dict[str, dict[str, str]] = {}

@@ -41,6 +41,7 @@ def layouts(copy: Callable[..., Path]) -> dict[str, Path]:
     return {"older": older, "newer": newer}
 
 
+@pytest.mark.slow
 def test_both_layouts_give_the_same_bytes_and_the_users_files_stay(
     layouts: dict[str, Path], orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_an_environment_of_ones_own_tells_its_transformers(world: Path, tree: Ca
     assert converter_view.folder(pinned, view) == view
 
 
+@pytest.mark.slow
 def test_a_vocabulary_in_tokenizer_json_alone_cuts_texts_as_its_own_tokenizer(
     orchestrate: Callable[..., Answer],
     job: Callable[..., Path],

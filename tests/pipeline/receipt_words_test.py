@@ -107,6 +107,7 @@ def test_a_path_that_a_matrix_brings_along_is_told(dataset: str | None, told: bo
     assert bool(found) is told
 
 
+@pytest.mark.slow
 def test_what_leaves_the_machine_says_nothing_of_it(
     orchestrate: Callable[..., Answer],
     job: Callable[..., Path],

@@ -71,6 +71,7 @@ SPOILED = {
 }
 
 
+@pytest.mark.slow
 def test_what_a_source_lacks_is_told_though_upstream_is_content(
     orchestrate: Run,
     job: Callable[..., Path],

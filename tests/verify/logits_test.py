@@ -197,6 +197,7 @@ def test_what_cannot_be_compared_is_told_and_leaves_nothing(tmp_path: Path, word
         assert isinstance(caught.value, CommandFailed) and "4 bytes of memory" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_models_and_adapters_go_on_as_transformers_and_peft_do(
     orchestrate: Run, job: Callable[..., Path], built: dict[str, Any], copy: Callable[..., Path], data: Path, world: Path
 ) -> None:
@@ -235,6 +236,7 @@ def spoil(path: Path, at: int, by: bytes) -> None:
     pipeline_receipt.write(path, msgspec.structs.replace(receipt, files=(pipeline_receipt.record(path),)))
 
 
+@pytest.mark.slow
 def test_an_output_that_is_sound_and_another_model_is_told(
     orchestrate: Run, job: Callable[..., Path], built: dict[str, Any], data: Path, world: Path
 ) -> None:
@@ -298,6 +300,7 @@ def made(orchestrate: Run, job: Callable[..., Path], copy: Callable[..., Path], 
     return world / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_source_that_transformers_cannot_judge_is_a_note(
     name: str, reference: Path, recorder: Path, made: Path, compiled: dict[str, str], world: Path
@@ -346,6 +349,7 @@ def test_what_is_compared_with_is_pinned_and_missed_offline(
     assert answer.code == 1 and "the environment that `verify: logits` compares with" in answer.err
 
 
+@pytest.mark.slow
 def test_what_is_quantized_is_compared_with_the_source_itself(
     orchestrate: Run, job: Callable[..., Path], built: dict[str, Any], copy: Callable[..., Path], shared_cache: Path
 ) -> None:
