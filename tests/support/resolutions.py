@@ -33,12 +33,12 @@ def remembering(resolve: Resolve, folder: Path) -> Resolve:
 
     def answer(*question: Any) -> Pin:
         at = next(number for number, word in enumerate(question) if isinstance(word, Settings))
-        (settings, _, tell), told = question[at : at + 3], list[str]()
+        (settings, _, tell), lines = question[at : at + 3], list[str]()
         if any("127.0.0.1" in url for url in indexes.pages(settings.index)):
             return resolve(*question)
-        told_of = {name: value for name, value in os.environ.items() if name.startswith(("UV_", "PIP_"))}
-        asked = (resolve.__name__, question[:at], question[at + 3 :], settings.index, settings.torch_index, settings.offline)
-        known = folder / f"{hashlib.sha256(repr((asked, sorted(told_of.items()))).encode()).hexdigest()}.json"
+        variables = {name: value for name, value in os.environ.items() if name.startswith(("UV_", "PIP_"))}
+        words = (resolve.__name__, question[:at], question[at + 3 :], settings.index, settings.torch_index, settings.offline)
+        known = folder / f"{hashlib.sha256(repr((words, sorted(variables.items()))).encode()).hexdigest()}.json"
         if known.exists():
             kept = msgspec.json.decode(known.read_bytes(), type=Answer)
             for line in kept.said:
@@ -46,12 +46,12 @@ def remembering(resolve: Resolve, folder: Path) -> Resolve:
             return kept.pin
 
         def hear(line: str) -> None:
-            told.append(line)
+            lines.append(line)
             tell(line)
 
         pin = resolve(*question[: at + 2], hear, *question[at + 3 :])
         folder.mkdir(exist_ok=True)
-        write_atomically(known, msgspec.json.encode(Answer(pin=pin, said=told)).decode())
+        write_atomically(known, msgspec.json.encode(Answer(pin=pin, said=lines)).decode())
         return pin
 
     return answer

@@ -23,6 +23,7 @@ class Lender:
 
     def __init__(self, log: Path) -> None:
         self._log = log
+        self._lock = threading.Lock()
         self._kept: dict[Key, Warm] = {}
 
     def __call__(self, python: str, tree: Path, env: Env, log: Path, scripts: Iterable[Path] = ()) -> Lent:
@@ -31,14 +32,15 @@ class Lender:
     def _warm(self, python: str, tree: Path, env: Env) -> Warm:
         """The interpreter of an environment as it is now: one that has been made anew since has another."""
         key = (python, identity(Path(python).parents[1]), env)
-        warm = self._kept.pop(key, None)
-        if warm is None:
-            for old in [*self._kept][: len(self._kept) + 1 - MOST]:
-                self._kept.pop(old).close()
-            wanted = [*(tree / script for script in SCRIPTS.values()), inside.path("rendering")]
-            warm = Warm(python, tree, env, self._log, wanted)
-        self._kept[key] = warm
-        return warm
+        with self._lock:
+            warm = self._kept.pop(key, None)
+            if warm is None:
+                for old in [*self._kept][: len(self._kept) + 1 - MOST]:
+                    self._kept.pop(old).close()
+                scripts = [*(tree / script for script in SCRIPTS.values()), inside.path("rendering")]
+                warm = Warm(python, tree, env, self._log, scripts)
+            self._kept[key] = warm
+            return warm
 
     def close(self) -> None:
         """End all of them."""
