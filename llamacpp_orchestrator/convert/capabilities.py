@@ -225,8 +225,8 @@ def knows(tree: Path, name: str) -> bool:
 
 
 def architectures(tree: Path) -> frozenset[str]:
-    """All that may be names of architectures in the sources of the converter."""
-    return frozenset(name for path in _sources(tree) for name in re.findall(r"[\"']([A-Z]\w{4,})[\"']", text_of(path)))
+    """All that may be names of architectures in the sources of the converter; what begins with `For` is the end of one."""
+    return frozenset(name for path in _sources(tree) for name in re.findall(r"[\"']((?!For)[A-Z]\w{4,})[\"']", text_of(path)))
 
 
 def within(node: ast.AST) -> Iterator[str]:

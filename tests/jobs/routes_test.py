@@ -253,7 +253,7 @@ def test_a_model_from_the_hub_gives_the_bytes_of_its_folder(
     plan = orchestrate("plan", job({"source": "org/m", "name": "m", "outtype": "f16"}), "--json")
     assert plan.code == 0, plan.err
     whole = sum(len(content) for name, content in hub.files.items() if (data / "tiny-llama" / name).is_file())
-    fetch = next(step for step in plan.json()["steps"] if step["name"] == "fetch org/m")
+    fetch = next(step for step in plan.json()["steps"] if step["name"] == "fetch m")
     assert fetch["status"] == "run" and fetch["download"] == whole
     assert not any("/resolve/" in path or "/store/" in path for path in hub.seen), "a plan downloads nothing"
     answer = orchestrate("run", job({"source": "org/m", "outtype": "f16"}))
