@@ -101,7 +101,8 @@ def _made(pinned: PinnedJob, build: Build, current: bool) -> list[PlannedStep]:
 
 def _matrix(pinned: PinnedJob, build: Build, outputs: Outputs) -> list[PlannedStep]:
     matrix = build.matrix
-    if build not in outputs.stale or not (build.of and matrix and matrix.text) or imatrix.ready(matrix, pinned.store):
+    current = build.output.path in outputs.current
+    if current or not (build.of and matrix and matrix.text) or imatrix.ready(matrix, pinned.store):
         return []
     command = imatrix.command(Path(imatrix.TOOL), build.of.path, str(matrix.text), matrix.made, matrix.args, Path())
     detail = f"at most {matrix.minutes} minutes"

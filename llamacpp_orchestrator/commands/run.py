@@ -140,7 +140,8 @@ def _make(
 ) -> tuple[list[Event], list[OrchestrateError]]:
     """Make what is not up to date; the last events, and the errors among them. `space` is what is written to disks besides."""
     stale = outputs.stale
-    current = [Event(f"{pipeline_build.verb(build)} {build.name}", "current") for build in outputs.kept if build not in stale]
+    up_to_date = (build for build in outputs.kept if build.output.path in outputs.current)
+    current = [Event(f"{pipeline_build.verb(build)} {build.name}", "current") for build in up_to_date]
     for event in current:
         report(event)
     for folder in pipeline_build.unneeded(pinned.context, outputs):
