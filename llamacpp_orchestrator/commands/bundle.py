@@ -129,7 +129,9 @@ def _source(packing: Packing, key: str, outcomes: Outcomes, tell: Tell) -> Outco
 def _fetch(packing: Packing, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     context = packing.pinned.context
     wanted = next(wanted for wanted, name in records.names(context.job).items() if name == key)
-    lock_resolve.origin(context, packing.pinned.files(wanted), tell)
+    pin = packing.pinned.files(wanted)
+    lock_resolve.tell_moved(context, pin, tell)
+    lock_resolve.origin(context, pin, tell)
     return DONE
 
 

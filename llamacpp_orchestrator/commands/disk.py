@@ -12,6 +12,7 @@ from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.lock.records import FilesPin
@@ -65,16 +66,9 @@ def needed_environments(lock: Lock, stale: list[Build]) -> Iterator[tuple[Enviro
         yield lock.reference, reference.TITLE
 
 
-def missing_files(pin: FilesPin) -> tuple[hub.HubFile, ...]:
-    """The files of a pin that are not on this machine yet."""
-    if pin.wanted.is_folder:
-        return ()
-    return hub.missing(pin.snapshot)
-
-
 def missing_bytes(pin: FilesPin) -> int:
     """The bytes of a pin's files that are not on this machine yet."""
-    return sum(file.size for file in missing_files(pin))
+    return sum(file.size for file in lock_resolve.missing(pin))
 
 
 def check_offline(pinned: PinnedJob, stale: Iterable[Build], quantizing: bool) -> None:
@@ -89,7 +83,7 @@ def check_offline(pinned: PinnedJob, stale: Iterable[Build], quantizing: bool) -
     if quantizing and (absent := binaries.lacking(pinned)):
         lacking.append(absent)
     for pin in dict.fromkeys(pinned.files(wanted) for build in stale for wanted, _ in build.needs):
-        lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in missing_files(pin)]
+        lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in lock_resolve.missing(pin)]
     if lacking:
         message = f"--offline: these are not on this machine: {'; '.join(lacking)}"
         raise NetworkError(message, "run the same command once without --offline")

@@ -32,7 +32,6 @@ from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
-from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.build import is_current
@@ -150,9 +149,9 @@ def left_out(model: Model) -> str:
     return f"Ollama takes no adapters any more: {way}" if names else ""
 
 
-def check_program(works: Iterable[Context]) -> None:
+def check_program(contexts: Iterable[Context]) -> None:
     """Raise JobError where `ollama create` is asked for and there is nothing to create, or no program that can."""
-    if not any(model.ollama for work in works for model in work.job.models):
+    if not any(model.ollama for context in contexts for model in context.job.models):
         raise JobError("--ollama-create: no model of the job says `ollama: true`", "add it to those that Ollama should know")
     program = shutil.which("ollama")
     if not program:
@@ -266,9 +265,8 @@ def licensed(card: str) -> str:
 def text(pinned: PinnedJob, handoff: Handoff) -> str | None:
     """What a Modelfile says; None while the files of its source that it is written from are not here."""
     pin = _source(pinned.lock, handoff)
-    at = pin.snapshot
-    here = pin.wanted.is_folder or not hub.missing(at, pinned.store.sha256)
-    return _text(pinned.context, pin, handoff, lambda line: None) if here else None
+    lacking = lock_resolve.missing(pin, pinned.store.sha256)
+    return None if lacking else _text(pinned.context, pin, handoff, lambda line: None)
 
 
 def _source(lock: Lock, handoff: Handoff) -> FilesPin:
@@ -324,7 +322,9 @@ def _write(at: tuple[JobRun, Mapping[str, Handoff]], key: str, outcomes: Outcome
     if reason := split(handoff):
         tell(f"{NOTE}{reason}")
         return DONE
-    written = _text(pinned.context, _source(pinned.lock, handoff), handoff, tell)
+    pin = _source(pinned.lock, handoff)
+    lock_resolve.tell_moved(pinned.context, pin, tell)
+    written = _text(pinned.context, pin, handoff, tell)
     if text_of(handoff.path) == written:
         return CURRENT
     write_atomically(handoff.path, written)

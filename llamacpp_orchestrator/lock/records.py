@@ -61,6 +61,11 @@ class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     unread: tuple[str, ...] = ()
 
     @property
+    def small(self) -> FilesPin:
+        """The same files without weights in safetensors."""
+        return msgspec.structs.replace(self, files=tuple(file for file in self.files if not file.path.endswith(".safetensors")))
+
+    @property
     def snapshot(self) -> Snapshot:
         """The same files as the hub's cache knows them."""
         return Snapshot(source=self.wanted.source, commit=self.commit, files=self.files)

@@ -254,21 +254,26 @@ def origin(context: Context, pin: FilesPin, tell: Tell, look: Look = lambda fold
     if wanted.is_folder:
         look(context.folder(wanted.source), pin.files)
         return context.folder(wanted.source)
-    folder, locked = Path(), pin.snapshot
-    light = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
-    # Where small files are brought before their weights, it is said with these.
-    begun = wanted.kind == "model" and wanted.weights and light == pin.files
-    asking = not begun and bool(hub.missing(locked)) and not context.settings.offline
-    if asking and (moved := hub.moved(locked, wanted.revision, context.settings)):
-        tell(f"note: {moved}; the locked commit is used; to move on: {context.command('lock', '--upgrade', 'models')}")
-    for files in (light, pin.files):
-        snapshot = msgspec.structs.replace(locked, files=files)
-        for file in hub.missing(snapshot, context.store.sha256):
+    folder = Path()
+    for part in (pin.small, pin):
+        for file in missing(part, context.store.sha256):
             context.online(f"an undamaged {file.path} of {wanted.source}")
-        folder = hub.fetch(snapshot, context.settings, tell, context.store.sha256)
-        examine(folder, wanted, files)
-        look(folder, files)
+        folder = hub.fetch(part.snapshot, context.settings, tell, context.store.sha256)
+        examine(folder, wanted, part.files)
+        look(folder, part.files)
     return folder
+
+
+def missing(pin: FilesPin, sha256: Callable[[Path], str] | None = None) -> tuple[hub.HubFile, ...]:
+    """The files of a pin that are not on this machine yet, with `sha256` also those that are damaged; () for a folder."""
+    return () if pin.wanted.is_folder else hub.missing(pin.snapshot, sha256)
+
+
+def tell_moved(context: Context, pin: FilesPin, tell: Tell) -> None:
+    """Say so where files must be fetched of a revision that has moved since it was locked."""
+    asking = not context.settings.offline and missing(pin)
+    if asking and (moved := hub.moved(pin.snapshot, pin.wanted.revision, context.settings)):
+        tell(f"note: {moved}; the locked commit is used; to move on: {context.command('lock', '--upgrade', 'models')}")
 
 
 def examine(folder: Path, wanted: Wanted, files: tuple[hub.HubFile, ...]) -> None:

@@ -291,7 +291,7 @@ def portable(argv: tuple[str, ...], places: dict[str, str]) -> tuple[str, ...]:
 
 
 def _inputs(name: str, pin: FilesPin, weights: bool) -> tuple[Input, ...]:
-    files = [file for file in pin.files if weights or not file.path.endswith(".safetensors")]
+    files = pin.files if weights else pin.small.files
     return tuple(Input(name=f"{name}/{file.path}", digest=file.sha256 or f"git:{file.oid}") for file in files)
 
 

@@ -132,6 +132,8 @@ def bring(pinned: PinnedJob, pin: FilesPin, name: str, tell: Tell) -> str:
             models_view.make_view((file for file in files if not (entry / name / file.path).exists()), folder, entry / name)
             pipeline_preflight.check_small_files(pinned, wanted, entry / name, tell)
 
+        if pin == pinned.files(wanted):  # where small files come first, it is said once, with the rest
+            lock_resolve.tell_moved(pinned.context, pin, tell)
         lock_resolve.origin(pinned.context, pin, tell, look)
 
     pinned.store.ensure("views", view.parent.name, show, unhealthy)

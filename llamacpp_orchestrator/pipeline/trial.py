@@ -12,9 +12,9 @@ from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.convert import failures
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Wanted
-from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.models.selection import HubFile
 from llamacpp_orchestrator.models.weight_files import INDEX
@@ -30,18 +30,12 @@ from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Tell
 
 
-def small(pin: FilesPin) -> FilesPin:
-    """The same files without weights."""
-    files = tuple(file for file in pin.files if not file.path.endswith(".safetensors"))
-    return msgspec.structs.replace(pin, files=files)
-
-
 def builds(stale: Iterable[Build], need: tuple[Wanted, str], pin: FilesPin) -> list[Build]:
     """One output of each kind that is to be tried: all that need weights which are still to come, and projectors in any case.
 
     With the weights at hand a conversion tells the same as soon; only that a model has no projector is told before the rest.
     """
-    come = not pin.wanted.is_folder and not set(hub.missing(pin.snapshot)).issubset(small(pin).files)
+    come = not set(lock_resolve.missing(pin)).issubset(pin.small.files)
     converted = [build for build in stale if not build.of and not build.output.lora and build.needs[0] == need]
     return list({build.output.kind: build for build in converted if come or build.output.kind == "mmproj"}.values())
 
@@ -49,7 +43,7 @@ def builds(stale: Iterable[Build], need: tuple[Wanted, str], pin: FilesPin) -> l
 def inspect(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     """Bring the small files of a model here, with a view of them alone."""
     wanted, name = run.fetches[key]
-    return Outcome(setup.bring(run.pinned, small(run.pinned.files(wanted)), name, tell))
+    return Outcome(setup.bring(run.pinned, run.pinned.files(wanted).small, name, tell))
 
 
 def check(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
@@ -59,7 +53,7 @@ def check(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     """
     need = run.fetches[key]
     pin = run.pinned.files(need[0])
-    view = run.pinned.view_of(small(pin), need[1])
+    view = run.pinned.view_of(pin.small, need[1])
     for build in builds(run.builds.values(), need, pin):
         with tempfile.TemporaryDirectory() as scratch:
             command = _command(run, build, converter_view.folder(run.pinned, view), Path(scratch))

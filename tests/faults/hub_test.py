@@ -435,6 +435,14 @@ def test_59_a_branch_that_has_moved(
     assert f"org/m: {COMMIT} → {NEXT}" in orchestrate("lock", asked, "--upgrade", "models").err
 
 
+def test_59_a_branch_of_pickles_that_has_moved(hub: Hub, world: Path, orchestrate: Orchestrate, job: Callable[..., Path]) -> None:
+    hub.files["pytorch_model.bin"] = hub.files.pop("model.safetensors")
+    file = job({"source": "org/m", "name": "m", "outtype": "f16", "trust_remote_code": True})
+    assert orchestrate("lock", file).code == 0
+    hub.commit = NEXT
+    assert orchestrate("run", file).err.count(f"org/m@main has moved since it was locked: {COMMIT} → {NEXT}") == 1
+
+
 def without_xet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no hf_xet, as far as the hub's library looks."""
     from huggingface_hub.utils import _runtime
