@@ -41,14 +41,14 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
     """Do the whole job: set up, fetch, convert, quantize, verify."""
     if bundle and len(jobs_files) > 1:
         raise click.UsageError("--bundle goes with one JOB.")
-    works = [cli_options.load(file, flags, folders=not bundle) for file in jobs_files]
+    contexts = [cli_options.load(file, flags, folders=not bundle) for file in jobs_files]
     if bundle:
         from llamacpp_orchestrator.commands import bundle as commands_bundle
 
         with cli_options.shown(flags):
-            works = [commands_bundle.opened(bundle, works[0])]
+            contexts = [commands_bundle.opened(bundle, contexts[0])]
         flags["locked"] = True
-    cli_options.run(works, flags, kept=True)
+    cli_options.run(contexts, flags, kept=True)
 
 
 @orchestrate.command()
@@ -100,7 +100,7 @@ def convert(
         if file.exists() and not flags["force"]:
             raise JobError(f"{write_job} exists already", "choose another name, or use --force")
         write_atomically(file, text)
-    cli_options.run([cli_options.work(job, file, flags)], flags, kept=bool(write_job))
+    cli_options.run([cli_options.context(job, file, flags)], flags, kept=bool(write_job))
 
 
 @orchestrate.command()
@@ -122,9 +122,9 @@ def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import lock as commands_lock
 
-    work = cli_options.load(job, flags)
+    context = cli_options.load(job, flags)
     with cli_options.shown(flags) as show:
-        written = commands_lock.write_lock(work, cli_options.options(flags, upgrade=upgrade or ""), show)
+        written = commands_lock.write_lock(context, cli_options.options(flags, upgrade=upgrade or ""), show)
     console.result(written, [str(written)])
 
 
@@ -136,9 +136,9 @@ def plan(job: Path, **flags: Any) -> None:
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import plan as commands_plan
 
-    work = cli_options.load(job, flags)
+    context = cli_options.load(job, flags)
     with cli_options.shown(flags) as show:
-        planned = commands_plan.preview(work, cli_options.options(flags), show)
+        planned = commands_plan.preview(context, cli_options.options(flags), show)
     console.result(planned, commands_plan.lines(planned), flags["as_json"])
 
 
@@ -149,9 +149,9 @@ def setup(job: Path, **flags: Any) -> None:
     """Get the converter tree, the release binaries and the environment ready."""
     from llamacpp_orchestrator.commands import setup as commands_setup
 
-    work = cli_options.load(job, flags)
+    context = cli_options.load(job, flags)
     with cli_options.shown(flags) as show:
-        result = commands_setup.setup(work, cli_options.options(flags), show)
+        result = commands_setup.setup(context, cli_options.options(flags), show)
     cli_options.finish(result, flags)
 
 
@@ -202,9 +202,9 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
         raise JobError(f"{file} exists already", "choose another name, or use --force")
     if not file.absolute().parent.is_dir():
         raise JobError(f"{file.parent} is not a folder", "make it first")
-    work = cli_options.load(job, flags)
+    context = cli_options.load(job, flags)
     with cli_options.shown(flags) as show:
-        packed = commands_bundle.pack(work, cli_options.options(flags), platform, file.absolute(), show)
+        packed = commands_bundle.pack(context, cli_options.options(flags), platform, file.absolute(), show)
     count = packed.stat().st_size
     console.result({"path": str(packed), "size": count}, [f"{size(count):>9}  {packed}"], flags["as_json"])
 

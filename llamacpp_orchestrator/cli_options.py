@@ -68,10 +68,10 @@ def load(file: Path, flags: dict[str, Any], folders: bool = True) -> Context:
     """The job in a file, on this machine, where its `folders` must be."""
     from llamacpp_orchestrator.job import loader
 
-    return work(loader.load(file, folders), file.absolute(), flags)
+    return context(loader.load(file, folders), file.absolute(), flags)
 
 
-def work(job: Job, file: Path, flags: dict[str, Any]) -> Context:
+def context(job: Job, file: Path, flags: dict[str, Any]) -> Context:
     """A job on this machine; `file` is where it lies, or would lie."""
     import msgspec
 
@@ -125,7 +125,7 @@ def _manner(flags: dict[str, Any]) -> Voice:
     return console.voice(sys.stderr, os.environ, quiet=quiet, verbose=verbose, progress=progress)
 
 
-def run(works: list[Context], flags: dict[str, Any], kept: bool) -> None:
+def run(contexts: list[Context], flags: dict[str, Any], kept: bool) -> None:
     """Do whole jobs, and end as they did."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import up_to_date
@@ -134,12 +134,13 @@ def run(works: list[Context], flags: dict[str, Any], kept: bool) -> None:
 
     chosen, manner = options(flags, kept), _manner(flags)
     try:
-        if len(works) > 1:
-            loader.check_together([(work.job, work.file) for work in works])
-        result = up_to_date.result(works, chosen, lambda event: console.plain(manner, event)) or _worked(works, chosen, flags)
+        if len(contexts) > 1:
+            loader.check_together([(context.job, context.file) for context in contexts])
+        idle = up_to_date.result(contexts, chosen, lambda event: console.plain(manner, event))
+        result = idle or _worked(contexts, chosen, flags)
     except (OrchestrateError, Stopped) as error:
         if isinstance(error, JobError) and not kept:
-            loader.tell_by_option(error, works[0].file)
+            loader.tell_by_option(error, contexts[0].file)
         if flags["as_json"]:
             words = [str(error)] if isinstance(error, Stopped) else error.lines()
             failed = Result(status="failed", seconds=0.0, steps=(), outputs=()).document() | {"error": words}
@@ -148,11 +149,11 @@ def run(works: list[Context], flags: dict[str, Any], kept: bool) -> None:
     finish(result, flags)
 
 
-def _worked(works: list[Context], chosen: Options, flags: dict[str, Any]) -> Result:
+def _worked(contexts: list[Context], chosen: Options, flags: dict[str, Any]) -> Result:
     from llamacpp_orchestrator.commands import run as commands_run
 
     with shown(flags) as show:
-        return commands_run.run_all(works, chosen, show)
+        return commands_run.run_all(contexts, chosen, show)
 
 
 def finish(result: Result, flags: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamacpp_orchestrator.commands.execution import complete
 from llamacpp_orchestrator.commands.lock import settled
-from llamacpp_orchestrator.commands.setup import preparing
+from llamacpp_orchestrator.commands.setup import job_run
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.errors import JobError
@@ -21,7 +21,7 @@ def exec_command(context: Context, argv: tuple[str, ...], report: Reporter) -> C
     """The command that runs a script of the tree or a program of the release, once both are here."""
     (name, *rest), script = argv, argv[0].endswith(".py")
     pinned = PinnedJob(context, settled(context, Options(), report, binaries=not script))
-    run = preparing(pinned, Options())
+    run = job_run(pinned, Options())
     step = setup.steps(pinned, run.logs)["environment" if script else "binaries"]
     complete([step], performing(setup.ACTIONS, run), Options(), report)
     if not script:

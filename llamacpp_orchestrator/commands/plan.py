@@ -27,7 +27,6 @@ from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import memory as pipeline_memory
-from llamacpp_orchestrator.pipeline import trial
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.results import PlannedStep
@@ -36,9 +35,11 @@ from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.disk import Need
 from llamacpp_orchestrator.system.disk import existing
 from llamacpp_orchestrator.system.scheduler import Reporter
+from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.units import size
 
+QUESTIONS = {"inspect": "its small files", "check": "whether the tag's script takes it"}
 PACKAGE = re.compile(r"^[\w.-]+==", re.MULTILINE)
 
 
@@ -64,11 +65,7 @@ def make(pinned: PinnedJob, force: bool = False) -> Plan:
     stale = outputs.stale
     steps = _setup(pinned, stale) if stale else []
     for key, source in graph.fetches(pinned, stale).items():
-        pin = pinned.files(source[0])
-        if trial.builds(stale, source, pin):
-            steps.append(PlannedStep(name=f"inspect {key}", status="run", detail="its small files"))
-            steps.append(PlannedStep(name=f"check {key}", status="run", detail="whether the tag's script takes it"))
-        steps.append(_fetched(key, pin))
+        steps += [_brought(step, pinned.files(source[0])) for step in graph.brought(pinned, stale, key, source)]
     for build in outputs.builds:
         steps += [step for step in _matrix(pinned, build, outputs) if step not in steps]
         steps += _made(pinned, build, build.output.path in outputs.current)
@@ -82,11 +79,13 @@ def make(pinned: PinnedJob, force: bool = False) -> Plan:
     return Plan(steps=tuple(steps), needs=needs, free=free, memory=limits.bound(pinned.context.settings))
 
 
-def _fetched(key: str, pin: FilesPin) -> PlannedStep:
+def _brought(step: Step, pin: FilesPin) -> PlannedStep:
+    if step.kind in QUESTIONS:
+        return PlannedStep(name=step.name, status="run", detail=QUESTIONS[step.kind])
     missing = missing_bytes(pin)
     where = "" if pin.wanted.is_folder else f" at {pin.commit}"
     detail = f"{pin.wanted.source}{where}, {len(pin.files)} files, {size(sum(file.size for file in pin.files))}"
-    return PlannedStep(name=f"fetch {key}", status="run" if missing else "cached", detail=detail, download=missing)
+    return PlannedStep(name=step.name, status="run" if missing else "cached", detail=detail, download=missing)
 
 
 def _made(pinned: PinnedJob, build: Build, current: bool) -> list[PlannedStep]:

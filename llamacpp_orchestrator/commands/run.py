@@ -6,7 +6,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from llamacpp_orchestrator.commands.execution import carry_out
 from llamacpp_orchestrator.commands.execution import log_folder
 from llamacpp_orchestrator.commands.execution import step_errors
 from llamacpp_orchestrator.commands.lock import settle
+from llamacpp_orchestrator.commands.setup import job_run
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import preflight
@@ -38,16 +38,12 @@ from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import publish
 from llamacpp_orchestrator.pipeline import receipt
 from llamacpp_orchestrator.pipeline import setup
-from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.pipeline.job_run import JobRun
-from llamacpp_orchestrator.pipeline.publish import Locks
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system import host
-from llamacpp_orchestrator.system import limits
 from llamacpp_orchestrator.system.disk import Need
 from llamacpp_orchestrator.system.disk import check_space
-from llamacpp_orchestrator.system.interpreter import Run
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Perform
 from llamacpp_orchestrator.system.scheduler import Reporter
@@ -56,14 +52,14 @@ from llamacpp_orchestrator.util.store import remove
 from llamacpp_orchestrator.util.tempfiles import sweep_folder
 
 
-def run_all(works: Sequence[Context], options: Options, report: Reporter) -> Result:
+def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> Result:
     """Run jobs one after the other as if they were one; the first that fails is the last, unless told to keep going."""
     results: list[Result] = []
-    neighbours.check(works)
+    neighbours.check(contexts)
     if options.ollama_create:
-        ollama.check_program(works)
-    for work in works:
-        results.append(run(work, options, report))
+        ollama.check_program(contexts)
+    for context in contexts:
+        results.append(run(context, options, report))
         if results[-1].errors and not options.keep_going:
             break
     return summary.together(results)
@@ -101,7 +97,7 @@ def _run(pinned: PinnedJob, options: Options, report: Reporter, began: float, ev
     results: dict[str, tuple[Any, ...]] = {}
     for module, items in exports:
         if options.keep_going or not errors:
-            run = _job_run(pinned, outputs.builds, options, warm_worker.run_alone)
+            run = job_run(pinned, options, outputs.builds)
             done = module.export(run, items, options, functools.partial(_carry_out, options, report))
             events, errors = events + done, errors + step_errors(done)
             results[module.KEY] = module.results(pinned, items)
@@ -120,21 +116,6 @@ def _chosen(outputs: Outputs, only: str) -> Outputs:
     return msgspec.structs.replace(outputs, builds=kept) if only else outputs
 
 
-def _job_run(pinned: PinnedJob, builds: Iterable[Build], options: Options, converter: Run) -> JobRun:
-    builds = list(builds)
-    return JobRun(
-        pinned=pinned,
-        logs=log_folder(pinned.context),
-        converter=converter,
-        locks=Locks(pinned.store.folder("locks")),
-        builds={build.name: build for build in builds},
-        fetches=graph.fetches(pinned, builds),
-        force=options.force,
-        jobs=options.jobs,
-        memory=limits.bound(pinned.context.settings),
-    )
-
-
 def _make(
     pinned: PinnedJob, outputs: Outputs, space: tuple[Need, ...], options: Options, report: Reporter, ended: frozenset[str]
 ) -> tuple[list[Event], list[OrchestrateError]]:
@@ -151,7 +132,7 @@ def _make(
     log, scripts = log_folder(pinned.context) / "converter.log", graph.scripts(pinned, stale)
     warm = warm_worker.Warm(str(pinned.python), pinned.tree, pinned.script_env, log, scripts)
     forks = warm_worker.can_fork(host.system())
-    run = _job_run(pinned, stale, options, warm.convert if forks else warm_worker.run_alone)
+    run = job_run(pinned, options, stale, warm.convert if forks else warm_worker.run_alone)
     _check(run, outputs, space, ended)
     steps = graph.steps(pinned, stale, run.logs, ended)
     begin = warm.start if forks and not all(build.of for build in stale) else lambda: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from llamacpp_orchestrator.commands import summary
 from llamacpp_orchestrator.commands.execution import carry_out
@@ -13,10 +14,14 @@ from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import setup as pipeline_setup
+from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.pipeline.publish import Locks
 from llamacpp_orchestrator.results import Result
+from llamacpp_orchestrator.system import limits
+from llamacpp_orchestrator.system.interpreter import Run
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import performing
 
@@ -26,7 +31,7 @@ def setup(context: Context, options: Options, report: Reporter) -> Result:
     began = time.monotonic()
     lock, events, errors = settle(context, options, report, binaries=True)
     if lock:
-        run = preparing(PinnedJob(context, lock), options)
+        run = job_run(PinnedJob(context, lock), options)
         ready = pipeline_setup.steps(run.pinned, run.logs)
         names = ["environment", *(["reference"] if lock.reference else [])]
         names += [] if any(event.step == "source" for event in events) else ["source"]
@@ -36,7 +41,17 @@ def setup(context: Context, options: Options, report: Reporter) -> Result:
     return summary.result(began, events, errors)
 
 
-def preparing(pinned: PinnedJob, options: Options) -> JobRun:
-    """A run that makes no outputs."""
-    locks = Locks(pinned.store.folder("locks"))
-    return JobRun(pinned=pinned, logs=log_folder(pinned.context), converter=warm_worker.run_alone, locks=locks, jobs=options.jobs)
+def job_run(pinned: PinnedJob, options: Options, builds: Iterable[Build] = (), converter: Run = warm_worker.run_alone) -> JobRun:
+    """What the actions of a run work with that makes or uses some outputs, by default none."""
+    builds = list(builds)
+    return JobRun(
+        pinned=pinned,
+        logs=log_folder(pinned.context),
+        converter=converter,
+        locks=Locks(pinned.store.folder("locks")),
+        builds={build.name: build for build in builds},
+        fetches=graph.fetches(pinned, builds),
+        force=options.force,
+        jobs=options.jobs,
+        memory=limits.bound(pinned.context.settings),
+    )

@@ -20,14 +20,14 @@ from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
 
 
-def result(works: Sequence[Context], options: Options, report: Reporter) -> Result | None:
+def result(contexts: Sequence[Context], options: Options, report: Reporter) -> Result | None:
     """What a run of finished jobs comes to; None when something must be done or looked at more closely.
 
     Raises LockError for a damaged lock, IntegrityError for a folder that is not what was locked.
     """
     began = time.monotonic()
-    finished_jobs = [outputs for work in works if (outputs := finished(work, options))]
-    if len(finished_jobs) < len(works):
+    finished_jobs = [outputs for context in contexts if (outputs := finished(context, options))]
+    if len(finished_jobs) < len(contexts):
         return None
     results = []
     for outputs in finished_jobs:

@@ -21,6 +21,8 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.export import CarryOut
 from llamacpp_orchestrator.export import quality_report
 from llamacpp_orchestrator.export.quality_report import QualityJob
+from llamacpp_orchestrator.export.quality_report import check as check
+from llamacpp_orchestrator.export.quality_report import find as find
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
@@ -77,16 +79,6 @@ class Measuring(msgspec.Struct, frozen=True, kw_only=True):
         """What is known by now, by what decides it: by the report, unless it is made anew, and by the steps that have ended."""
         rows = {} if self.force else quality_report.measured(self.run.pinned, self.job)
         return rows | {row.key: row for outcome in outcomes.values() for row in outcome.value or () if isinstance(row, Measure)}
-
-
-def find(pinned: PinnedJob, builds: Iterable[Build]) -> list[QualityJob]:
-    """Every report that a job asks for."""
-    return quality_report.find(pinned, builds)
-
-
-def check(jobs: Iterable[QualityJob], force: bool) -> None:
-    """Raise JobError for what is in the way of a report or its plot and is not ours."""
-    quality_report.check(jobs, force)
 
 
 def needs(pinned: PinnedJob, jobs: Iterable[QualityJob], force: bool = False) -> tuple[Need, ...]:

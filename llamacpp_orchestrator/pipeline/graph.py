@@ -82,8 +82,7 @@ def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ended: frozenset[st
     fetched = {need: f"fetch {key}" for key, need in sources.items()}
     scripts_ready = tuple(step.name for step in steps if step.kind in ("source", "environment"))
     for key, source in sources.items():
-        tried = trial.builds(stale, source, pinned.files(source[0]))
-        steps += _brought(key, after, scripts_ready if tried else (), logs)
+        steps += brought(pinned, stale, key, source, after, scripts_ready, logs)
     here = frozenset(step.name for step in steps)
     for build in stale:
         steps += _made(pinned, build, stale, logs, tuple(fetched[need] for need in build.needs), here)
@@ -98,12 +97,20 @@ def fetches(pinned: PinnedJob, stale: Iterable[Build]) -> dict[str, tuple[Wanted
     return {names[wanted] + ("" if first[wanted] == name else f" as {name}"): (wanted, name) for wanted, name in pairs}
 
 
-def _brought(key: str, after: tuple[str, ...], question_needs: tuple[str, ...], logs: Path) -> list[Step]:
-    """The steps that bring a source here, first its small files, about which upstream is asked; () where it need not be."""
-    if not question_needs:
+def brought(
+    pinned: PinnedJob,
+    stale: list[Build],
+    key: str,
+    source: tuple[Wanted, str],
+    after: tuple[str, ...] = (),
+    scripts_ready: tuple[str, ...] = (),
+    logs: Path = Path(),
+) -> list[Step]:
+    """The steps that bring a source here; where its weights must come, its small files first, about which upstream is asked."""
+    if not trial.builds(stale, source, pinned.files(source[0])):
         return [Step(kind="fetch", key=key, needs=after)]
     inspect = Step(kind="inspect", key=key, needs=after)
-    check = Step(kind="check", key=key, needs=(*question_needs, inspect.name), heavy=True, log=log_of(f"check {key}", logs))
+    check = Step(kind="check", key=key, needs=(*scripts_ready, inspect.name), heavy=True, log=log_of(f"check {key}", logs))
     return [inspect, check, Step(kind="fetch", key=key, needs=(*after, check.name))]
 
 

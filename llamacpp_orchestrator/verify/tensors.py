@@ -16,8 +16,6 @@ from llamacpp_orchestrator.util.findings import Findings
 BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 # What no runtime reads, so that no converter writes it: tables that are computed, masks, counters, a pooler that only trains.
 DROPPED = re.compile(r"(inv_freq|masked_bias|position_ids|num_batches_tracked|pooler\.dense\.\w+)$|(attn|attention)\.bias$")
-# As long as the vocabulary or the context, which upstream may pad or cut to what the tokenizer or the config says.
-ROWS = ("token_embd.weight", "output.weight", "output.bias", "position_embd.weight")
 # Without these nothing works, whatever the architecture; others may be left out.
 CORE = ("token_embd.weight", "output_norm.weight", "output.weight", "position_embd.weight", "token_types.weight")
 # What a block does not work without where its architecture has it; other kinds may be of some sizes of a model only.
