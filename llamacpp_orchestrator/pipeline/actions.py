@@ -26,6 +26,7 @@ from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.pipeline.publish import prepare
 from llamacpp_orchestrator.pipeline.publish import publish
+from llamacpp_orchestrator.pipeline.publish import staged
 from llamacpp_orchestrator.system import limits as system_limits
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.scheduler import CURRENT
@@ -47,18 +48,19 @@ def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     pinned, build, log = run.pinned, run.builds[key], run.log(f"convert {key}")
     if not prepare(run.locks, build, run.force, tell):
         return CURRENT
-    scales = adapter_staging.check_adapter(pinned, build)
-    notes = (*preflight.notes(pinned, build), *scales.notes)
-    for note in notes:
-        tell(f"{NOTE}{build.output.path.name}: {note}")
-    adapter_staging.stage(pinned, build, scales, lambda command: run.converter(command, run.log(f"rescale {key}"), tell))
-    try:
-        command = converter_view.command(pinned, build, adapter_staging.command(pinned, build, scales))
-        trial.convert(run, build, converter_view.fenced(pinned, build, command, build.stage), log, tell)
-    finally:
-        if notes and log.exists():
-            with log.open("a", encoding="utf-8") as file:
-                file.writelines(f"{NOTE}{note}\n" for note in notes)
+    with staged(build):
+        scales = adapter_staging.check_adapter(pinned, build)
+        notes = (*preflight.notes(pinned, build), *scales.notes)
+        for note in notes:
+            tell(f"{NOTE}{build.output.path.name}: {note}")
+        adapter_staging.stage(pinned, build, scales, lambda command: run.converter(command, run.log(f"rescale {key}"), tell))
+        try:
+            command = converter_view.command(pinned, build, adapter_staging.command(pinned, build, scales))
+            trial.convert(run, build, converter_view.fenced(pinned, build, command, build.stage), log, tell)
+        finally:
+            if notes and log.exists():
+                with log.open("a", encoding="utf-8") as file:
+                    file.writelines(f"{NOTE}{note}\n" for note in notes)
     return DONE
 
 
@@ -67,6 +69,14 @@ def quantize_output(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Ou
     build = run.builds[key]
     if not prepare(run.locks, build, run.force, tell):
         return CURRENT
+    with staged(build):
+        notes = _quantize(run, build, tell)
+    for note in notes:
+        tell(f"{NOTE}{key}: {note}")
+    return Outcome("done", notes)
+
+
+def _quantize(run: JobRun, build: Build, tell: Tell) -> tuple[str, ...]:
     assert build.of is not None
     shards = pipeline_build.shards(build.of)
     draft = build.stage / build.output.path.name
@@ -76,11 +86,8 @@ def quantize_output(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Ou
     word, tool = matrix.name if matrix else "", run.tool("llama-quantize")
     command = commands.quantize_command(tool, shards[0], draft, build.output.type, build.output.model, len(shards) > 1, word)
     command = sandbox.around(command, system_limits.limits(run.pinned.context.settings), shards, (build.stage,))
-    notes = quantize.run(command, run.log(f"quantize {key}"), tell)
-    notes += _kept(run, build, matrix) if matrix else ()
-    for note in notes:
-        tell(f"{NOTE}{key}: {note}")
-    return Outcome("done", notes)
+    notes = quantize.run(command, run.log(f"quantize {build.name}"), tell)
+    return notes + (_kept(run, build, matrix) if matrix else ())
 
 
 def _kept(run: JobRun, build: Build, matrix: imatrix.Matrix) -> tuple[str, ...]:
@@ -144,26 +151,30 @@ def verify(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     What fails stays in the stage folder for a look; the next run replaces it.
     """
     build = run.builds[key]
-    path = build.output.path
-    if not build.stage.exists():
+    step = outcomes.get(f"{pipeline_build.verb(build)} {key}")
+    if step == CURRENT:
         run.locks.release(build)
         return CURRENT
+    with staged(build):
+        _verify(run, build, (step.value if step else None) or (), tell)
+    run.locks.release(build)
+    return DONE
+
+
+def _verify(run: JobRun, build: Build, notes: tuple[str, ...], tell: Tell) -> None:
+    path = build.output.path
     files = sorted(build.stage.glob("*.gguf"))
     if not files:
         message = f"upstream said that it was done, but wrote no {path.name}"
         raise OrchestrateError(message, "the log holds its output")
     records = background.begin(lambda: tuple(map(pipeline_receipt.record, files)))
-    made = outcomes.get(f"quantize {key}")
-    notes: tuple[str, ...] = (made.value or ()) if made else ()
     verdict = _checked(run, build, files, notes, tell)
     known = pipeline_receipt.read(path)
     for file in files:
         pipeline_receipt.may_write(path.parent / file.name, known, run.force)
     written = receipt_words.receipt(run.pinned, build, records(), (*notes, *verdict.notes), verdict.levels)
     pipeline_receipt.write(build.stage / path.name, written)
-    publish(build)
-    run.locks.release(build)
-    return DONE
+    publish(path, build.stage)
 
 
 def _checked(run: JobRun, build: Build, files: list[Path], notes: tuple[str, ...], tell: Tell) -> levels.Verdict:

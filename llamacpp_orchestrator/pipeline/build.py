@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from llamacpp_orchestrator.convert.imatrix import Matrix
 
 TOOL = "{llama-quantize}"
+# In the names of this process's stage folders: no run ever writes, or takes for its own, what another is making.
+RUN = secrets.token_hex(4)
 # What a recipe says of Dense modules, which `encoders.options` has written; raise it with every change of what is written.
 DENSE_REVISION = "dense modules 1"
 
@@ -66,8 +69,13 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stage(self) -> Path:
-        """The folder beside the final place in which it is made."""
+        """The folder beside the final place in which this run makes it."""
         return _stage_path(self.output).parent
+
+    @property
+    def stages(self) -> list[Path]:
+        """The folders that runs have for it now, this one's and what others have left."""
+        return sorted(self.output.path.parent.glob(f".{_stage_key(self.output)}*.stage"))
 
 
 class Outputs(msgspec.Struct, frozen=True):
@@ -296,8 +304,12 @@ def _inputs(name: str, pin: FilesPin, weights: bool) -> tuple[Input, ...]:
 
 
 def _stage_path(output: Output) -> Path:
+    return output.path.parent / f".{_stage_key(output)}.{RUN}.stage" / output.path.name
+
+
+def _stage_key(output: Output) -> str:
     # A digest, for the file's own name may already be as long as a name can be.
-    return output.path.parent / f".{hashlib.sha256(output.path.name.encode()).hexdigest()[:12]}.stage" / output.path.name
+    return hashlib.sha256(output.path.name.encode()).hexdigest()[:12]
 
 
 def shards(output: Output) -> list[Path]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Container
 from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -60,12 +61,13 @@ class Locks:
 def prepare(locks: Locks, build: Build, force: bool, tell: Tell) -> bool:
     """Take the lock of an output and finish what was interrupted there; whether it must be made still."""
     locks.acquire(build, tell)
-    publish(build)
+    _publish_left(build)
     if not force and is_current(build):
         return False
     try:
         build.output.path.parent.mkdir(parents=True, exist_ok=True)
-        remove(build.stage)
+        for stage in build.stages:
+            remove(stage)
         build.stage.mkdir()
     except OSError as error:
         message = f"cannot write into {build.output.path.parent}: {error.strerror}"
@@ -75,9 +77,22 @@ def prepare(locks: Locks, build: Build, force: bool, tell: Tell) -> bool:
 
 def finish_interrupted(locks: Locks, build: Build) -> None:
     """End what a killed run left half published, so that its files are known as ours."""
-    if build.stage.exists():
+    if build.stages:
         with locks.of(build):
-            publish(build)
+            _publish_left(build)
+
+
+@contextlib.contextmanager
+def staged(build: Build) -> Iterator[None]:
+    """Do what needs the stage folder of an output; OrchestrateError where somebody takes the folder away meanwhile."""
+    try:
+        yield
+    except Exception as error:
+        if build.stage.exists():
+            raise
+        message = f"{build.stage} was removed while {build.name} was made in it"
+        hint = "run the same command again; does another program clean that folder, or the locks in the cache?"
+        raise OrchestrateError(message, hint) from error
 
 
 def spent(outputs: Outputs, ended: Container[str]) -> list[Path]:
@@ -86,30 +101,35 @@ def spent(outputs: Outputs, ended: Container[str]) -> list[Path]:
     return [build.output.path.parent for build in outputs.builds if build.output.temporary and build.output.path not in left]
 
 
-def publish(build: Build) -> None:
+def _publish_left(build: Build) -> None:
+    for stage in build.stages:
+        publish(build.output.path, stage)
+
+
+def publish(path: Path, stage: Path) -> None:
     """Rename a checked output into its final place, its receipt last.
 
     The receipt lies in the stage folder before the first rename: whoever finds it there, after a crash, ends the work.
     """
-    path = build.output.path
-    receipt = pipeline_receipt.read(build.stage / path.name)
+    receipt = pipeline_receipt.read(stage / path.name)
     if receipt is None:
         return
     former = pipeline_receipt.read(path)
     for file in receipt.files:
-        if (build.stage / file.name).exists():
-            os.replace(build.stage / file.name, path.parent / file.name)
+        if (stage / file.name).exists():
+            os.replace(stage / file.name, path.parent / file.name)
     pipeline_receipt.write(path, receipt)
     for name in {file.name for file in former.files} - {file.name for file in receipt.files} if former else ():
         remove(path.parent / name)
-    remove(build.stage)
+    remove(stage)
 
 
 def clean(locks: Locks, stale: Iterable[Build]) -> None:
     """Remove what an interrupted or failed run has left beside its outputs."""
     for build in stale:
         if locks.holds(build):
-            publish(build)  # a signal between two renames: what was checked and half in its place goes all the way
+            # After a signal between two renames, what was checked and half in its place goes all the way.
+            publish(build.output.path, build.stage)
             remove(build.stage)
             if build.output.temporary and pipeline_receipt.read(build.output.path) is None:
                 remove(build.output.path.parent)

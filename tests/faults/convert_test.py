@@ -24,7 +24,7 @@ from tests.support import disks
 from tests.support import makers
 from tests.support.answer import Answer
 from tests.support.folders import names
-from tests.support.folders import stage_of
+from tests.support.folders import stages_of
 from tests.support.folders import sums
 from tests.support.programs import ODD
 from tests.support.stage.github import GitHub
@@ -309,7 +309,7 @@ def test_82_a_disk_that_fills_up(
     orchestrate: Orchestrate, job: Job, released: Callable[..., dict[str, str]], ready: Path, data: Path, told: Told
 ) -> None:
     disk, wait = ready / "disk", ready / "wait"
-    stage = stage_of(disk / "dist" / "tiny-llama-Q8_0.gguf")
+    quantized = disk / "dist" / "tiny-llama-Q8_0.gguf"
     file = job(
         {"source": str(data / "tiny-llama"), "outtype": "f16", "quantize": ["Q8_0"]}, binaries=released(ODD), output="disk/dist"
     )
@@ -320,7 +320,7 @@ def test_82_a_disk_that_fills_up(
             told("82 the disk is full while converting", orchestrate("run", file, "--force"))
         assert sums(disk / "dist", "*") == before
         wait.touch()
-        with filled(disk, stage.exists, wait):
+        with filled(disk, lambda: stages_of(quantized), wait):
             answer = orchestrate("run", file, "--force")
         answer.err = re.sub(r"cp: .*: (?=No space)", "cp: ", answer.err)  # it says more, in one way or another
         told("82 the disk is full while quantizing", answer)

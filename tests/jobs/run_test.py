@@ -16,12 +16,15 @@ from typing import Any
 
 import pytest
 
+from llamacpp_orchestrator.pipeline import trial
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.verify import gguf
+from llamacpp_orchestrator.verify import levels
 from tests.support import makers
 from tests.support.answer import Answer
+from tests.support.folders import former_stage_of
 from tests.support.folders import remains
-from tests.support.folders import stage_of
+from tests.support.folders import stages_of
 from tests.support.folders import sums
 
 Orchestrate = Callable[..., Answer]
@@ -253,7 +256,7 @@ def test_nan_weights_are_caught_though_upstream_is_content(orchestrate: Orchestr
     weights.write_bytes(raw[:-2] + b"\xc0\x7f")
     answer = orchestrate("run", job({"source": "./model", "outtype": "f16"}))
     assert answer.code == 1 and "failed  verify model-f16.gguf" in answer.err and "holds NaN" in answer.err
-    stage = stage_of(world / "dist" / "model-f16.gguf")
+    (stage,) = stages_of(world / "dist" / "model-f16.gguf")
     assert remains(world / "dist", also=OUTPUTS) == [stage, stage / "model-f16.gguf"]
     assert f"{stage / 'model-f16.gguf'}" in answer.err
     weights.write_bytes(raw)
@@ -382,13 +385,34 @@ def test_a_killed_run_is_healed_by_the_next(orchestrate: Orchestrate, job: Job, 
     good = sums(world / "dist")
     final = world / "dist" / "tiny-llama-f16.gguf"
     receipt = final.with_name(final.name + ".receipt.json")
-    stage = stage_of(final)
-    stage.mkdir()
-    # As after a kill between the renames: the receipt is in the stage folder, the file half way.
-    receipt.rename(stage / receipt.name)
-    final.rename(stage / final.name)
-    assert orchestrate("run", file).code == 0
-    assert sums(world / "dist") == good and not stage.exists() and receipt.is_file()
+    # As after a kill between the renames, of this version or an older one: the receipt is in the stage folder, the file half way.
+    for stage in (final.parent / former_stage_of(final).name.replace(".stage", ".0badcafe.stage"), former_stage_of(final)):
+        stage.mkdir()
+        receipt.rename(stage / receipt.name)
+        final.rename(stage / final.name)
+        assert orchestrate("run", file).code == 0
+        assert sums(world / "dist") == good and not stage.exists() and receipt.is_file()
+
+
+@pytest.mark.parametrize("step", ["convert", "verify"])
+def test_a_folder_that_somebody_takes_away_is_told_as_that(
+    step: str, orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = {"convert": (trial, "convert"), "verify": (levels, "check")}[step]
+    real = getattr(module, name)
+
+    def cleaned(*args: Any, **named: Any) -> Any:
+        for stage in stages_of(world / "dist" / "tiny-llama-f16.gguf"):
+            shutil.rmtree(stage)
+        return real(*args, **named)
+
+    file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, cleaned)
+        answer = orchestrate("run", file)
+    assert answer.code == 1 and "was removed while tiny-llama-f16.gguf was made in it" in answer.err, answer.err
+    assert remains(world / "dist") == [] and not sums(world / "dist")
+    assert orchestrate("run", file).code == 0 and list(sums(world / "dist")) == ["tiny-llama-f16.gguf"]
 
 
 def test_no_secret_reaches_a_converter_a_log_a_lock_or_a_receipt(

@@ -24,9 +24,18 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*"))
 
 
-def stage_of(output: Path) -> Path:
-    """The folder beside an output in which it is made; what a run leaves there a later version must know."""
-    return output.parent / f".{hashlib.sha256(output.name.encode()).hexdigest()[:12]}.stage"
+def stages_of(output: Path) -> list[Path]:
+    """The folders beside an output in which runs make it."""
+    return list(output.parent.glob(f".{_key(output)}.*.stage"))
+
+
+def former_stage_of(output: Path) -> Path:
+    """Such a folder as versions before 2026-11-28 have left it, which a run must know."""
+    return output.parent / f".{_key(output)}.stage"
+
+
+def _key(output: Path) -> str:
+    return hashlib.sha256(output.name.encode()).hexdigest()[:12]
 
 
 def remains(*folders: Path, also: tuple[str, ...] = ()) -> list[Path]:
