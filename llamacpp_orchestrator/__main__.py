@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         told = of_system(error)
         _complain(told or _bug(error))
-        return 1 if told else 4
+        return told.exit_code if told else 4
 
 
 def _complain(error: OrchestrateError) -> None:
@@ -68,6 +69,10 @@ def entry() -> None:
         # Started without one, the next file that is opened, a lock for instance, would take its place in every child.
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - as long as we run
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal cannot show, as a name in another alphabet, is shown by its number; it is no failure.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -175,9 +174,8 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
         complaints = [(path, pipeline_receipt.recheck(path)) for path in outputs]
         if deep or level:
             from llamacpp_orchestrator.commands import reproduce
-            from llamacpp_orchestrator.system import settings
 
-            here = settings.load(os.environ)
+            here = cli_options.here()
             if level:
                 complaints = [(path, wrong or reproduce.check(path, here, level)) for path, wrong in complaints]
             if deep:
@@ -218,14 +216,11 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
 @cli_options.speaking
 def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> None:
     """Make the output of RECEIPT again, aside, and say whether it is identical or where it differs."""
-    import msgspec
-
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import reproduce
     from llamacpp_orchestrator.context import Options
-    from llamacpp_orchestrator.system import settings
 
-    here = msgspec.structs.replace(settings.load(os.environ), offline=offline)
+    here = cli_options.here(offline)
     with cli_options.shown(flags) as show:
         files = reproduce.reproduce(receipt, here, job, Options(), show)
     console.result(files, [line for output in files for line in output.lines()], flags["as_json"])
@@ -240,10 +235,9 @@ def doctor(job: Path | None, **flags: Any) -> None:
     """Look at this machine: system, GPU, tools, disk, and the servers a job needs."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import doctor as commands_doctor
-    from llamacpp_orchestrator.system import settings
 
     with cli_options.ending():
-        lines = commands_doctor.examine(cli_options.load(job, flags) if job else None, settings.load(os.environ))
+        lines = commands_doctor.examine(cli_options.load(job, flags) if job else None, cli_options.here())
     console.result(lines, [line.line() for line in lines], flags["as_json"])
     if job and (lacking := commands_doctor.lacking(lines)):
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")
@@ -335,6 +329,4 @@ def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:
 
 
 def _store_root() -> Path:
-    from llamacpp_orchestrator.system import settings
-
-    return settings.load(os.environ).cache
+    return cli_options.here().cache

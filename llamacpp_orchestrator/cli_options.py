@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llamacpp_orchestrator.job.spec import Job
     from llamacpp_orchestrator.results import Result
     from llamacpp_orchestrator.system.scheduler import Reporter
+    from llamacpp_orchestrator.system.settings import Settings
 
 
 SPEAKING = (
@@ -76,14 +77,26 @@ def context(job: Job, file: Path, flags: dict[str, Any]) -> Context:
     import msgspec
 
     from llamacpp_orchestrator.context import Context
-    from llamacpp_orchestrator.system import settings
     from llamacpp_orchestrator.util import units
     from llamacpp_orchestrator.util.store import Store
 
-    machine = msgspec.structs.replace(settings.load(os.environ), offline=flags.get("offline", False))
+    machine = here(flags.get("offline", False))
     if flags.get("memory"):
         machine = msgspec.structs.replace(machine, memory=units.parse(flags["memory"], "--memory"))
     return Context(job=job, file=file, settings=machine, store=Store(machine.cache))
+
+
+def here(offline: bool = False) -> Settings:
+    """This machine's settings; the environment that libraries and programs will read is put right for them first."""
+    import msgspec
+
+    from llamacpp_orchestrator.system import settings
+    from llamacpp_orchestrator.system import surroundings
+
+    surroundings.settle(os.environ)
+    machine = settings.load(os.environ)
+    surroundings.share_certificates(os.environ, machine)
+    return msgspec.structs.replace(machine, offline=offline)
 
 
 def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Options:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,22 @@ HOST = re.compile(r"(\[[\w:.%]*\]|[\w.~-]*)(:\d{0,5})?")  # as it stands in a UR
 LONGEST_LINE = 700  # a name or value out of a stranger's file may be of any length
 NO_LOCKS = "the cache's disk has no locks, as some network disks: choose a folder on another one (ORCHESTRATE_CACHE_DIR)"
 FULL = "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder"
+# What the words of OpenSSL, Rustls and proxies mean, whichever library passes them on → what to do.
+CAUSES = (
+    (
+        r"(?i)certificate (is |has )?(not yet valid|expired)|NotValidYet|CertExpired|invalid peer certificate: Expired",
+        "a certificate is not valid at this time: is this machine's clock right? else the server's owner must renew it",
+    ),
+    (
+        r"(?i)certificate.verify.failed|UnknownIssuer|invalid peer certificate|certificate problem"
+        "|certificate verification failed|self.signed certificate",
+        "something on the way (a company's proxy?) signs by itself: name its certificates (PEM) in SSL_CERT_FILE",
+    ),
+    (
+        r"(?i)ProxyError|proxy.*(refused|unreachable|timed out|resolve)|tunnel|407 Proxy|SOCKS",
+        "the proxy that is set (HTTPS_PROXY, ALL_PROXY and their kind) does not let this through: correct it, or unset it",
+    ),
+)
 
 
 class OrchestrateError(Exception):
@@ -123,6 +140,10 @@ class Stopped(BaseException):
 
 def of_system(error: Exception) -> OrchestrateError | None:
     """What the system refused, in our words; None for what it did not, as an OSError that a library made up: it has no number."""
+    encoding = sys.getfilesystemencoding()
+    if isinstance(error, UnicodeEncodeError) and encoding.lower() not in ("utf-8", "utf8"):
+        message = f"{ascii(error.object)[:100]}: the character set of this terminal ({encoding}) cannot express it"
+        return JobError(message, "set LC_ALL=C.UTF-8, or another that ends with UTF-8, and run the same command again")
     if isinstance(error, UnicodeEncodeError) and re.search("[\ud800-\udfff]", error.object):
         message = f"{quoted(error.object)}: the name of a file or folder is not in UTF-8"
         return OrchestrateError(message, "rename it, for locks, logs and receipts could not name it, or go by another path")
@@ -146,6 +167,11 @@ def of_system(error: Exception) -> OrchestrateError | None:
     }
     hint = hints.get(error.errno, "if this makes no sense to you, run it again with --verbose and report both")
     return OrchestrateError(f"{where}{(error.strerror or str(error)).lower()}", hint)
+
+
+def hint_for(said: str, hint: str) -> str:
+    """What to do about a failure of a connection, by the words of the library that met it; `hint` where they tell nothing."""
+    return next((meaning for words, meaning in CAUSES if re.search(words, said)), hint)
 
 
 def first(errors: Sequence[OrchestrateError]) -> OrchestrateError:

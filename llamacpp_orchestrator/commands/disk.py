@@ -71,6 +71,12 @@ def missing_bytes(pin: FilesPin) -> int:
     return sum(file.size for file in lock_resolve.missing(pin))
 
 
+def check_sizes(pinned: PinnedJob, stale: Iterable[Build]) -> None:
+    """Raise NetworkError for a file that is to be downloaded, and is too large for the servers that may be asked."""
+    for pin in dict.fromkeys(pinned.files(wanted) for build in stale for wanted, _ in build.needs):
+        hub.check_sizes(lock_resolve.missing(pin), pin.wanted.source, pinned.context.settings)
+
+
 def check_offline(pinned: PinnedJob, stale: Iterable[Build], quantizing: bool) -> None:
     """Raise NetworkError that lists what would have to be fetched, if something would and the network may not be asked."""
     if not pinned.context.settings.offline:

@@ -69,6 +69,7 @@ def make(pinned: PinnedJob, force: bool = False) -> Plan:
     for build in outputs.builds:
         steps += [step for step in _matrix(pinned, build, outputs) if step not in steps]
         steps += _made(pinned, build, build.output.path in outputs.current)
+    disk.check_sizes(pinned, stale)
     needs = disk.needs(pinned, stale)
     for module in export.wanted(pinned.context.job):
         items = module.find(pinned, outputs.builds)

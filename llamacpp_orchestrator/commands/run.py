@@ -157,6 +157,7 @@ def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ended: frozen
     disk.check_offline(pinned, stale, any(map(pipeline_build.needs_programs, stale)))
     if any(build.of for build in stale) and binaries.ready(pinned):
         setup.check_types(pinned)
+    disk.check_sizes(pinned, stale)
     check_space(disk.needs(pinned, stale) + space)
 
 

@@ -19,6 +19,7 @@ from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.errors import hint_for
 from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.system.command import clean_env
 from llamacpp_orchestrator.system.settings import Index
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
     from pypi_simple import DistributionPackage
 
 LONGEST = 600
+STRATEGY, ABSENT = "UV_INDEX_STRATEGY", "not found in the package registry"
+# The user's words on how uv goes about the network, its cache and interpreters; none on what an environment is made of, or how
+# it is laid out: links into a cache that may be pruned, other versions, another target.
+KEPT = re.compile(
+    "UV_(CACHE_DIR|NO_CACHE|CREDENTIALS_DIR|EXCLUDE_NEWER|OFFLINE|INSECURE_HOST|KEYRING_PROVIDER|NATIVE_TLS|SYSTEM_CERTS"
+    r"|HTTP_\w+|REQUEST_TIMEOUT|CONCURRENT_\w+|INDEX_\w+_(USERNAME|PASSWORD)|PYTHON_\w+|PYPY_\w+|(NO_)?MANAGED_PYTHON)"
+)
+REFUSED = re.compile(r"An index(?: URL)? \((\S+)\) [^.]*?(40[13])|status client error \((40[13])[^)]*\) for url \((\S+)\)")
 
 
 def find_links_paths(locations: Iterable[str]) -> list[Path]:
@@ -109,7 +118,14 @@ def failed(error: CommandFailed, what: str, hint: str, log: Path | None = None) 
     elif found := re.search(r"(?s)Hash mismatch for `(.+?)`.*?Expected:\s+(\S+).*?Computed:\s+(\S+)", error.tail):
         message = f"{what}: {found[1]} is not the file that was locked: expected {found[2]}, received {found[3]}"
         hint = "restore the lock if it was edited; else the index has another file by now: name one that has this (PIP_INDEX_URL)"
+    elif refusal := REFUSED.search(" ".join(error.tail.split())):
+        place, status = refusal[1] or refusal[4], refusal[2] or refusal[3]
+        message = f"{what}: {anonymous(place)} refuses uv ({status})"
+        means = "it wants a login: write one into its address, or set UV_KEYRING_PROVIDER"
+        means = means if status == "401" else "is the address right, and may this machine and the program uv read it?"
+        hint = f"{means} or name another index (PIP_INDEX_URL)"
     else:
+        hint = hint_for(error.tail, hint)
         message = f"{what}; uv says:\n{words(error.tail or error.message)}"
     return error.retold(message, hint, log)
 
@@ -132,17 +148,7 @@ def uv_env(index: Index, torch: str | None, offline: bool = False) -> tuple[tupl
 
 def index_variables(index: Index, torch: str | None, environ: Mapping[str, str]) -> dict[str, str]:
     """What uv is told in its environment, never in arguments: an index URL may carry a password."""
-    kept = {name: value for name, value in environ.items() if name.startswith("UV_") or name.lower().endswith("_proxy")}
-    for name in (
-        "UV_INDEX",
-        "UV_INDEX_URL",
-        "UV_DEFAULT_INDEX",
-        "UV_EXTRA_INDEX_URL",
-        "UV_FIND_LINKS",
-        "UV_PYTHON",
-        "UV_CONSTRAINT",
-    ):
-        kept.pop(name, None)
+    kept = {name: value for name, value in environ.items() if KEPT.fullmatch(name) or name.lower().endswith("_proxy")}
     # The main index comes first, too: of equal versions uv takes the first index's files, and the others, PyTorch's own before
     # all, have wheels for a few platforms only. A lock is for all of them.
     first = index.index_urls[:1]
@@ -151,7 +157,6 @@ def index_variables(index: Index, torch: str | None, environ: Mapping[str, str])
         "UV_DEFAULT_INDEX": "".join(first),
         "UV_INDEX": " ".join(more) if len(more) > len(first) else "",
         "UV_FIND_LINKS": ",".join(index.find_links),
-        "SSL_CERT_FILE": index.cert or "",
     }
     # pip takes the best version from all of its indexes; uv by default stops at the first index that knows the name.
-    return {**kept, "UV_INDEX_STRATEGY": "unsafe-best-match", **{name: value for name, value in set_here.items() if value}}
+    return {**kept, STRATEGY: "unsafe-best-match", **{name: value for name, value in set_here.items() if value}}

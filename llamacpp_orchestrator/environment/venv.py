@@ -108,7 +108,15 @@ def _compiled(
     pinned.write_text(beside.requirements if beside else "", encoding="utf-8")
     options = ("--no-build", "--python-version", minor, "--override", str(replaced), "--constraints", str(kept_apart), *limits)
     argv = (indexes.uv(), *COMPILE, *options, str(needed), "-o", str(pinned))
-    process.capture(Command(argv, cwd=str(work), env=env), timeout=600)
+    try:
+        process.capture(Command(argv, cwd=str(work), env=env), timeout=600)
+    except CommandFailed as error:
+        if indexes.ABSENT not in error.tail:
+            raise
+        # By the strategy that a lock needs uv 0.13 passes over an index that refuses it in silence; by its own it tells.
+        plain = tuple((name, value) for name, value in env if name != indexes.STRATEGY)
+        process.capture(Command(argv, cwd=str(work), env=plain), timeout=600)
+        raise
     return Pin(python=minor, requirements=pinned.read_text(encoding="utf-8"))
 
 
@@ -117,7 +125,7 @@ def _conflict(error: CommandFailed, what: str) -> OrchestrateError:
     hint = "put the line that must give way under `environment.overrides`, for example `overrides: [torch==2.13.0]`"
     if re.search(r"(?i)dns|connect|timed out|fetch|network", words) and "No solution found" not in words:
         hint = "check the network, or set an index that can be reached (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
-    elif "not found in the package registry" in words:
+    elif indexes.ABSENT in words:
         hint = "set an index that has it (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
     return indexes.failed(error, what, hint)
 
@@ -142,8 +150,26 @@ def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell:
 
 
 def unhealthy(dest: Path) -> str:
-    """The reason why a built environment cannot be used any more, "" when it can; its base interpreter may have gone."""
-    return "" if python_in(dest / "venv").exists() else "its interpreter is gone"
+    """The reason why a built environment cannot be used any more, "" when it can: interpreter or packages may have gone."""
+    venv = dest / "venv"
+    if not python_in(venv).exists():
+        return "its interpreter is gone"
+    packages = [
+        *venv.glob("lib/*/site-packages/*.dist-info"),
+        *venv.glob("Lib/site-packages/*.dist-info"),
+    ]  # Windows' is the second
+    records = [folder / "RECORD" for folder in packages]
+    return "" if records and all(map(_begins, records)) else "files of its packages are gone"
+
+
+def _begins(record: Path) -> bool:
+    """Whether a package is there: its list of files, and the first of them that is not about the package itself."""
+    if not record.is_file():  # also a link into a cache that was pruned
+        return False
+    with record.open(encoding="utf-8", newline="") as file:
+        names = (row[0] for row in csv.reader(file) if row)
+        own = next((name for name in names if ".dist-info/" not in name and not name.startswith("..")), None)
+    return own is None or (record.parents[1] / own).is_file()
 
 
 @functools.lru_cache(maxsize=8)  # a folder of outputs shares its environment

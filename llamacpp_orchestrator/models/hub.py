@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import signal
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import quoted
@@ -46,9 +49,11 @@ from llamacpp_orchestrator.util.cancel import STOP
 from llamacpp_orchestrator.util.cancel import wait
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.mirrors import first_answer
+from llamacpp_orchestrator.util.units import size
 
 Tell = Callable[[str], None]
 AT_ONCE = 4
+LARGEST_BYTES = 50_000_000_000  # that the hub gives out by plain HTTP
 ENDING_SECONDS = 1.0
 
 
@@ -70,6 +75,7 @@ def list_hub(
     how: dict[str, Any] = {"kind": kind, "weights": weights, "remote_code": remote_code, "index": index}
     chosen = select_files(by_path, source=repo_id, **how)
     files = tuple(_hub_file(by_path[name], place) for name in chosen)
+    check_sizes(files, repo_id, settings)
     unread = weight_files.unread(by_path, chosen) if kind == "model" else ()
     return Snapshot(source=repo_id, commit=commit, files=files, unread=unread)
 
@@ -91,11 +97,11 @@ def _commit(api: Any, place: Place) -> str:
 
 
 def _hub_file(entry: Any, place: Place) -> HubFile:
-    sha256, oid, size = (entry.lfs.sha256, "", entry.lfs.size) if entry.lfs else ("", entry.blob_id, entry.size)
+    sha256, oid, count = (entry.lfs.sha256, "", entry.lfs.size) if entry.lfs else ("", entry.blob_id, entry.size)
     # Names of files are made of the digests.
-    if not re.fullmatch("[0-9a-f]{64}" if entry.lfs else "[0-9a-f]{40}", str(sha256 or oid)) or not isinstance(size, int):
+    if not re.fullmatch("[0-9a-f]{64}" if entry.lfs else "[0-9a-f]{40}", str(sha256 or oid)) or not isinstance(count, int):
         raise hub_session.strange(place, f"about {quoted(entry.path)}")
-    return HubFile(path=entry.path, size=size, sha256=sha256, oid=oid)
+    return HubFile(path=entry.path, size=count, sha256=sha256, oid=oid)
 
 
 def moved(snapshot: Snapshot, revision: str, settings: Settings) -> str:
@@ -131,6 +137,23 @@ class TransferProgress(msgspec.Struct):
         self.heard[path] = time.monotonic()
         if self.failures or STOP.is_set():
             raise Stopped(signal.SIGINT)
+
+
+def check_sizes(files: Iterable[HubFile], source: str, settings: Settings) -> None:
+    """Raise NetworkError for a file that is too large for plain HTTP, where no endpoint may be asked by the hub's newer store.
+
+    The limit is the hub's own (`MAX_HTTP_DOWNLOAD_SIZE` of huggingface_hub); a mirror gets no token, and without one no Xet.
+    """
+    switched_off = os.environ.get("HF_HUB_DISABLE_XET", "").upper() in ("1", "ON", "YES", "TRUE")
+    if not switched_off and any(settings.trusts(endpoint, HUB) for endpoint in settings.huggingface):
+        return
+    for file in files:
+        if file.size > LARGEST_BYTES:
+            way = "unset HF_HUB_DISABLE_XET" if switched_off else "ask the hub itself (unset HF_ENDPOINT)"
+            message = (
+                f"{source}: {file.path} has {size(file.size)}; over {size(LARGEST_BYTES)} comes by the hub's Xet store alone"
+            )
+            raise NetworkError(message, f"{way}, or get the model in another way and name its folder: `source: ./FOLDER`")
 
 
 def fetch(snapshot: Snapshot, settings: Settings, tell: Tell, sha256: Sha256 = file_sha256) -> Path:

@@ -13,6 +13,7 @@ import msgspec
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.errors import hint_for
 from llamacpp_orchestrator.models.hub_cache import cache_folder
 from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.background import load
@@ -67,11 +68,11 @@ def asking(ask: Callable[[], T], place: Place, tries: int = TRIES) -> T:
         # A mirror passes on word of the hub's newer store, which may not be reachable from here; a second try avoids it too.
         if turn > 0 or not place.trusted or not _can_leave_xet():
             huggingface_hub.constants.HF_HUB_DISABLE_XET = True
-        session = huggingface_hub.get_session()
-        # The library asks without a time limit: a server that says nothing would hold us for ever.
-        session.timeout = LIMIT_SECONDS
-        guard(session, place.endpoint if place.trusted else "")
         try:
+            session = huggingface_hub.get_session()
+            # The library asks without a time limit: a server that says nothing would hold us for ever.
+            session.timeout = LIMIT_SECONDS
+            guard(session, place.endpoint if place.trusted else "")
             return ask()
         except OrchestrateError:
             raise
@@ -113,7 +114,9 @@ def explain(error: BaseException, status: int, place: Place) -> OrchestrateError
     }
     refused = (
         f"{repo_id}: the hub refuses ({status})",
-        f"what you log in with is wrong or may not read this: {login}" if place.trusted else login,
+        f"your token is wrong, too old, or may not read this: {login}; a public model needs none: unset it"
+        if place.trusted
+        else login,
     )
     limited = (f"{repo_id}: the hub limits requests (429)", "wait some minutes; with HF_TOKEN set the limit is higher")
     by_status = {401: refused, 403: refused, 429: limited}
@@ -128,7 +131,7 @@ def explain(error: BaseException, status: int, place: Place) -> OrchestrateError
         return OrchestrateError(f"{repo_id} cannot be kept in the cache: {said}", free)
     what = f"it answered {status}" if status else said
     check = "wait some minutes" if status >= 500 else "check the network"
-    hint = f"{check}, then run the same command again; or set a mirror (HF_ENDPOINT)"
+    hint = hint_for(said, f"{check}, then run the same command again; or set a mirror (HF_ENDPOINT)")
     return NetworkError(f"{repo_id} cannot be read from {place.shown}: {what}", hint, status)
 
 

@@ -20,6 +20,7 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.errors import hint_for
 from llamacpp_orchestrator.source.tree import PATTERNS
 from llamacpp_orchestrator.source.tree import utc
 from llamacpp_orchestrator.source.tree import wanted
@@ -243,5 +244,5 @@ def explain(url: str, said: str) -> OrchestrateError:
     reason = next((line for line in lines if line.startswith(("fatal:", "error:", "remote:"))), lines[-1])
     for pattern, message, hint, status in MEANINGS:
         if re.search(pattern, said):
-            return NetworkError(f"{where} {message}{reason if message.endswith(': ') else ''}", hint, status)
-    return OrchestrateError(f"git failed on {where}: {reason}", ELSEWHERE)
+            return NetworkError(f"{where} {message}{reason if message.endswith(': ') else ''}", hint_for(said, hint), status)
+    return OrchestrateError(f"git failed on {where}: {reason}", hint_for(said, ELSEWHERE))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import platform
 import re
-import sys
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from msgspec import Meta
 
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.system import package_config
 from llamacpp_orchestrator.system.command import Limits
 from llamacpp_orchestrator.util import units
 from llamacpp_orchestrator.util import yaml_reader
@@ -70,7 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a token that `original` has issued may be sent to a URL."""
         asked, issuer = urlsplit(url), urlsplit(original)
         host = asked.netloc.rpartition("@")[2].lower()
-        return (asked.scheme, host) == (issuer.scheme, issuer.netloc) or host in self.token_hosts
+        same = (asked.scheme, host) == (issuer.scheme, issuer.netloc)
+        return same or bool({host, (asked.hostname or "").lower()} & {*self.token_hosts})  # without a port: on each of them
 
 
 Places = Annotated[tuple[str, ...], Meta(extra={"short": str.split})]  # a list, or text with one or several
@@ -111,14 +111,15 @@ def load(environ: Mapping[str, str]) -> Settings:
         servers[name] = _urls(_several(environ.get(variable, "")) or getattr(config, name) or (default,), where)
     routes = _several(environ.get("ORCHESTRATE_LLAMA_CPP_FROM", "")) or config.llama_cpp_from or ("git",)
     if unknown := [route for route in routes if route not in ROUTES]:
-        raise JobError(f'ORCHESTRATE_LLAMA_CPP_FROM: unknown value "{unknown[0]}"; {yaml_reader.nearest(unknown[0], ROUTES)}')
+        message = f'ORCHESTRATE_LLAMA_CPP_FROM: unknown value "{unknown[0]}"; {yaml_reader.nearest(unknown[0], ROUTES)}'
+        raise JobError(message, "correct it, or unset it: then git brings llama.cpp")
     return Settings(
         cache=_path(cache) if cache else platformdirs.user_cache_path(NAME, appauthor=False),
         llama_cpp_from=routes,
         token_hosts=tuple(map(str.lower, _several(environ.get("ORCHESTRATE_TOKEN_HOSTS", "")) or config.token_hosts)),
         memory=_memory(environ, "ORCHESTRATE_MEMORY", config.memory, f"{file}: memory"),
         limits=_limits(environ, config, file),
-        index=_index(environ, config, _pip(environ)),
+        index=_index(environ, config, package_config.of_uv(environ, system()), package_config.of_pip(environ, system())),
         **servers,
     )
 
@@ -162,7 +163,7 @@ def _config(file: Path, required: bool) -> Config:
     return msgspec.structs.replace(config, find_links=links, **beside)
 
 
-def _index(environ: Mapping[str, str], config: Config, pip: Mapping[str, str]) -> Index:
+def _index(environ: Mapping[str, str], config: Config, uv: Mapping[str, str], pip: Mapping[str, str]) -> Index:
     def first(*values: tuple[str, str]) -> tuple[str, str]:
         return next(((where, value) for where, value in values if value.strip()), ("", ""))
 
@@ -172,6 +173,7 @@ def _index(environ: Mapping[str, str], config: Config, pip: Mapping[str, str]) -
     where, urls = first(
         *map(variable, ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")),
         ("config.yaml: index_url", " ".join(config.index_url)),
+        ("uv.toml's index", uv.get("index-url", "")),
         ("pip's index-url", pip.get("index-url", "")),
         ("", PYPI),
     )
@@ -180,15 +182,16 @@ def _index(environ: Mapping[str, str], config: Config, pip: Mapping[str, str]) -
         ("UV_INDEX or UV_EXTRA_INDEX_URL", both),
         variable("PIP_EXTRA_INDEX_URL"),
         ("config.yaml: extra_index_urls", " ".join(config.extra_index_urls)),
+        ("uv.toml's indexes", uv.get("extra-index-url", "")),
         ("pip's extra-index-url", pip.get("extra-index-url", "")),
     )
     links = (
         environ.get("UV_FIND_LINKS", "").split(",") if environ.get("UV_FIND_LINKS") else environ.get("PIP_FIND_LINKS", "").split()
     )
-    links = links or list(config.find_links) or pip.get("find-links", "").split()
+    links = links or list(config.find_links) or uv.get("find-links", "").split() or pip.get("find-links", "").split()
     cert_where, cert = first(variable("PIP_CERT"), ("config.yaml: cert", config.cert), ("pip's cert", pip.get("cert", "")))
-    if cert and not _is_there(_path(cert)):
-        raise JobError(f"{cert_where}: {_path(cert)} does not exist", "name a file of certificates (PEM)")
+    if cert:
+        check_certificates(_path(cert), cert_where)
     schemes = ("http", "https", "file")
     return Index(
         index_urls=_urls(_several(urls), where, schemes),
@@ -198,11 +201,15 @@ def _index(environ: Mapping[str, str], config: Config, pip: Mapping[str, str]) -
     )
 
 
-def _is_there(path: Path) -> bool:
+def check_certificates(path: Path, where: str) -> None:
+    """Raise JobError unless there are certificates (PEM) in a file, or a folder of them."""
     try:
-        return path.exists()
-    except OSError:  # what can be no path, or lies where one may not look
-        return False
+        good = path.is_dir() or b"-----BEGIN " in path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: what can be no path
+        message = f"{where}: {path} cannot be read: {(getattr(error, 'strerror', None) or str(error)).lower()}"
+        raise JobError(message, "name a file of certificates (PEM), or unset it") from error
+    if not good:
+        raise JobError(f"{where}: {path} holds no certificate", "name a file of certificates (PEM), which begin with -----BEGIN")
 
 
 def _path(text: str, base: Path | None = None) -> Path:
@@ -237,54 +244,3 @@ def _is_url(text: str) -> bool:
         return bool(parts.scheme == "file" or parts.hostname) and parts.port != 0
     except ValueError:
         return False
-
-
-def _pip(environ: Mapping[str, str]) -> dict[str, str]:
-    texts = {}
-    for file in pip_config_files(system(), environ, Path.home(), Path(sys.prefix)):
-        try:
-            texts[str(file)] = file.read_text(encoding="utf-8-sig", errors="replace")
-        except OSError:
-            continue
-    return pip_options(texts)
-
-
-def pip_config_files(system: str, environ: Mapping[str, str], home: Path, prefix: Path) -> tuple[Path, ...]:
-    """Where pip looks for its options on a system, the last word last (pip's `_internal/configuration.py`)."""
-    chosen = environ.get("PIP_CONFIG_FILE", "")
-    if chosen == os.devnull:
-        return ()
-    if system == "windows":
-        everyone, own = (
-            [Path(folder, "pip", "pip.ini")] if (folder := environ.get(name)) else [] for name in ("PROGRAMDATA", "APPDATA")
-        )
-        users = [home / "pip" / "pip.ini", *own]
-        return (*everyone, *([] if chosen else users), prefix / "pip.ini", *([Path(chosen)] if chosen else []))
-    own_folder = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
-    if system == "macos":
-        support = Path("Library", "Application Support", "pip", "pip.conf")
-        everyone = [Path("/", support)]
-        modern = home / support if (home / support).parent.is_dir() else own_folder / "pip" / "pip.conf"
-    else:
-        folders = (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
-        everyone = [*(Path(folder, "pip", "pip.conf") for folder in folders if folder), Path("/etc/pip.conf")]
-        modern = own_folder / "pip" / "pip.conf"
-    users = [home / ".pip" / "pip.conf", modern]
-    return (*everyone, *([] if chosen else users), prefix / "pip.conf", *([Path(chosen)] if chosen else []))
-
-
-def pip_options(texts: Mapping[str, str]) -> dict[str, str]:
-    """The options in the text of pip's config files (file → text, the last word last); [install] wins over [global]."""
-    found: dict[str, dict[str, str]] = {"global": {}, "install": {}}
-    for file, text in texts.items():
-        parser = configparser.RawConfigParser()
-        try:
-            parser.read_string(text, file)
-        except configparser.Error as error:
-            # Not the line itself: an index in it may have a login.
-            line = getattr(error, "lineno", None) or next((number for number, _ in getattr(error, "errors", ())), 0)
-            said = f"{file}: not a pip config file" + (f" (line {line})" if line else "")
-            raise JobError(said, "correct it, or set PIP_CONFIG_FILE") from error
-        for section in found.keys() & set(parser.sections()):
-            found[section] |= {name.lower().replace("_", "-").removeprefix("--"): value for name, value in parser.items(section)}
-    return found["global"] | found["install"]

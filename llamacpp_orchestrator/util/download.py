@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.errors import hint_for
 from llamacpp_orchestrator.util.archive import CHUNK
 from llamacpp_orchestrator.util.background import load
 from llamacpp_orchestrator.util.cancel import look_for_stop
@@ -65,7 +66,8 @@ def get(
                 return response
         except _cut() as error:
             if attempt == attempts:
-                raise NetworkError(f"{anonymous(url)} cannot be read: {_why(error)}", hint or NETWORK_HINT) from error
+                why = _why(error)
+                raise NetworkError(f"{anonymous(url)} cannot be read: {why}", hint_for(why, hint or NETWORK_HINT)) from error
             wait(BACKOFF_SECONDS * attempt)
     raise AssertionError("unreachable")
 
@@ -76,7 +78,7 @@ def status(url: str) -> int:
         with _request("GET", url, None, {}, timeout=GREETING) as response:
             return response.status_code
     except _cut() as error:
-        raise NetworkError(f"{anonymous(url)} cannot be reached ({type(error).__name__})", NETWORK_HINT) from error
+        raise _unreachable(url, error) from error
 
 
 def _json(response: requests.Response, hint: str) -> Any:
@@ -99,7 +101,7 @@ def head(url: str, *, token: str | None = None) -> int | None:
             there = response.ok or (bool(response.history) and response.status_code in (403, 405))
             return _number(response.headers.get("Content-Length", "")) if there else None
     except _cut() as error:
-        raise NetworkError(f"{anonymous(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
+        raise _unreachable(url, error) from error
 
 
 def probe(url: str, *, token: str | None = None) -> str:
@@ -111,7 +113,7 @@ def probe(url: str, *, token: str | None = None) -> str:
                 raise NetworkError(f"{anonymous(url)} sends nothing", NETWORK_HINT)
             return urlsplit(response.url).netloc.rpartition("@")[2]
     except _cut() as error:
-        raise NetworkError(f"{anonymous(url)} cannot be reached: {_why(error)}", NETWORK_HINT) from error
+        raise _unreachable(url, error) from error
 
 
 def fetch(
@@ -146,6 +148,11 @@ def fetch(
         return fetch(url, dest, sha256=sha256, size=size, token=token, progress=progress)
     os.replace(part, dest)
     return digest
+
+
+def _unreachable(url: str, error: BaseException) -> NetworkError:
+    why = _why(error)
+    return NetworkError(f"{anonymous(url)} cannot be reached: {why}", hint_for(why, NETWORK_HINT))
 
 
 def counted(tell: Callable[[str], None]) -> Progress:
@@ -255,8 +262,9 @@ def _receive(url: str, part: Path, size: int, token: str | None, progress: Progr
             if failures >= ATTEMPTS:
                 status = getattr(getattr(error, "response", None), "status_code", 0)
                 kept = f"; {_length(part)} bytes are kept" if _length(part) else ""
-                message = f"{anonymous(url)} could not be downloaded: {_why(error)}{kept}"
-                raise NetworkError(message, NETWORK_HINT, status) from error
+                why = _why(error)
+                message = f"{anonymous(url)} could not be downloaded: {why}{kept}"
+                raise NetworkError(message, hint_for(why, NETWORK_HINT), status) from error
         wait(BACKOFF_SECONDS * failures)
 
 

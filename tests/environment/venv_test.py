@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,20 @@ def test_python_is_found_in_every_layout(tmp_path: Path) -> None:
 def test_an_own_environment_must_be_one(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no Python in"):
         environment_venv.own(tmp_path, tmp_path / "job.yaml")
+
+
+@pytest.mark.parametrize("lost", ["", "a/__init__.py", "a-1.0.dist-info/RECORD", "all"])
+def test_an_environment_whose_packages_have_gone_is_made_again(lost: str, tmp_path: Path) -> None:
+    python = python_in(tmp_path / "venv")
+    packages = tmp_path / "venv" / "lib" / "python3.11" / "site-packages"
+    for file in (python, packages / "a" / "__init__.py", packages / "a-1.0.dist-info" / "METADATA"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (packages / "a-1.0.dist-info" / "RECORD").write_text("../../../bin/a,,\na-1.0.dist-info/METADATA,,\na/__init__.py,,\n")
+    if lost == "all":
+        shutil.rmtree(packages)
+    elif lost:
+        # As uv lays an environment out with UV_LINK_MODE=symlink, once its cache was pruned.
+        (packages / lost).unlink()
+        (packages / lost).symlink_to(tmp_path / "pruned")
+    assert environment_venv.unhealthy(tmp_path) == ("files of its packages are gone" if lost else "")

@@ -633,3 +633,27 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, variables: dict[str
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert hub.cache_folder() == Path(expected).expanduser()
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "variable", "bytes_", "way_out"),
+    [
+        (("https://mirror.example",), "", 50_000_000_001, "unset HF_ENDPOINT"),
+        (("https://mirror.example",), "", 50_000_000_000, ""),
+        (("https://mirror.example", "https://huggingface.co"), "", 60_000_000_000, ""),
+        (("https://huggingface.co",), "", 60_000_000_000, ""),
+        (("https://huggingface.co",), "1", 60_000_000_000, "unset HF_HUB_DISABLE_XET"),
+    ],
+)
+def test_what_is_too_large_without_the_newer_store_is_told_from_its_listed_size(
+    endpoints: tuple[str, ...], variable: str, bytes_: int, way_out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", variable)
+    here = Settings(cache=tmp_path, huggingface=endpoints, index=Index())
+    files = [HubFile(path="model.safetensors", size=bytes_, sha256="0" * 64)]
+    if not way_out:
+        hub.check_sizes(files, "org/m", here)
+        return
+    with pytest.raises(NetworkError, match=r"model\.safetensors has [56]0\.0 GB") as caught:
+        hub.check_sizes(files, "org/m", here)
+    assert way_out in caught.value.hint

@@ -12,6 +12,8 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.system.command import Limits
 
+PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
 
 def load(tmp_path: Path, config: str | None = None, pip: str | None = None, **environ: str) -> settings.Settings:
     """Settings that nothing of this machine has a part in."""
@@ -39,15 +41,16 @@ llama_cpp_from: pypi
 index_url: https://packages.org/simple/
 extra_index_urls: [https://a.org/x, https://b.org/y]
 find_links: [wheels, "https://c.org/z"]
-cert: config.yaml
+cert: ca.pem
 """
+    (tmp_path / "ca.pem").write_text(PEM)
     found = load(tmp_path, config)
     assert (found.cache, found.github, found.llama_cpp_from) == (tmp_path / "cache", ("https://mirror.org/github",), ("pypi",))
     assert found.index == settings.Index(
         index_urls=("https://packages.org/simple",),
         extra_index_urls=("https://a.org/x", "https://b.org/y"),
         find_links=(str(tmp_path / "wheels"), "https://c.org/z"),
-        cert=str(tmp_path / "config.yaml"),
+        cert=str(tmp_path / "ca.pem"),
     )
     found = load(
         tmp_path,
@@ -168,7 +171,7 @@ def test_package_indexes(
 
 def test_relative_folders_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "ca.pem").touch()
+    (tmp_path / "ca.pem").write_text(PEM)
     found = load(tmp_path, PIP_FIND_LINKS="wheels ~/more", PIP_CERT="ca.pem", ORCHESTRATE_CACHE_DIR="cache")
     assert found.cache == tmp_path / "cache"
     assert found.index.find_links == (str(tmp_path / "wheels"), str(Path.home() / "more"))
@@ -185,6 +188,7 @@ def test_relative_folders_of_the_environment(tmp_path: Path, monkeypatch: pytest
         ("github: mirror.org", {}, 'config.yaml: github: expected a URL with http or https, found "mirror.org"'),
         ("extra_index_urls: [x]", {}, "config.yaml: extra_index_urls: expected a URL"),
         ("cert: none.pem", {}, "config.yaml: cert: "),
+        ("cert: config.yaml", {}, "config.yaml holds no certificate"),
         ("", {"ORCHESTRATE_LLAMA_CPP_FROM": "svn"}, 'ORCHESTRATE_LLAMA_CPP_FROM: unknown value "svn"'),
         ("", {"HF_ENDPOINT": "hf-mirror.com"}, "HF_ENDPOINT: expected a URL"),
         ("", {"PIP_INDEX_URL": "ftp://x"}, "PIP_INDEX_URL: expected a URL with http or https or file"),
@@ -206,74 +210,6 @@ def test_a_config_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_the_usual_config_file_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platformdirs, "user_config_path", lambda *names, **options: tmp_path / "none")
     assert settings.load({"PIP_CONFIG_FILE": os.devnull}).github == ("https://github.com",)
-
-
-HOME, PREFIX = Path("/home/me"), Path("/venv")
-
-
-@pytest.mark.parametrize(
-    ("system", "environ", "files"),
-    [
-        (
-            "linux",
-            {},
-            [
-                "/etc/xdg/pip/pip.conf",
-                "/etc/pip.conf",
-                "/home/me/.pip/pip.conf",
-                "/home/me/.config/pip/pip.conf",
-                "/venv/pip.conf",
-            ],
-        ),
-        (
-            "linux",
-            {"XDG_CONFIG_DIRS": "/a:/b", "XDG_CONFIG_HOME": "/c"},
-            [
-                "/a/pip/pip.conf",
-                "/b/pip/pip.conf",
-                "/etc/pip.conf",
-                "/home/me/.pip/pip.conf",
-                "/c/pip/pip.conf",
-                "/venv/pip.conf",
-            ],
-        ),
-        ("linux", {"PIP_CONFIG_FILE": "/x.conf"}, ["/etc/xdg/pip/pip.conf", "/etc/pip.conf", "/venv/pip.conf", "/x.conf"]),
-        ("linux", {"PIP_CONFIG_FILE": os.devnull}, []),
-        (
-            "macos",
-            {},
-            [
-                "/Library/Application Support/pip/pip.conf",
-                "/home/me/.pip/pip.conf",
-                "/home/me/.config/pip/pip.conf",
-                "/venv/pip.conf",
-            ],
-        ),
-        (
-            "windows",
-            {"PROGRAMDATA": "/pd", "APPDATA": "/ad"},
-            ["/pd/pip/pip.ini", "/home/me/pip/pip.ini", "/ad/pip/pip.ini", "/venv/pip.ini"],
-        ),
-        ("windows", {"PIP_CONFIG_FILE": "/x.ini"}, ["/venv/pip.ini", "/x.ini"]),
-    ],
-)
-def test_where_pip_looks(system: str, environ: dict[str, str], files: list[str]) -> None:
-    assert [file.as_posix() for file in settings.pip_config_files(system, environ, HOME, PREFIX)] == files
-
-
-def test_macos_prefers_the_library_folder(tmp_path: Path) -> None:
-    library = tmp_path / "Library" / "Application Support" / "pip"
-    library.mkdir(parents=True)
-    assert library / "pip.conf" in settings.pip_config_files("macos", {}, tmp_path, PREFIX)
-
-
-def test_pip_options() -> None:
-    first = "[install]\nfind-links = /a\n[global]\nindex-url = https://a.org\ncert=/c\n"
-    second = "[global]\nfind-links = /b\n--index_url = https://b.org\n"
-    found = settings.pip_options({"first": first, "second": second})
-    assert found == {"find-links": "/a", "index-url": "https://b.org", "cert": "/c"}
-    with pytest.raises(JobError, match="broken: not a pip config file"):
-        settings.pip_options({"broken": "index-url = x"})
 
 
 def test_memory(tmp_path: Path) -> None:
