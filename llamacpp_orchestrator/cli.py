@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,14 @@ import click
 
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli_options
+from llamacpp_orchestrator.cli_cache import cache
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.util.units import size
 
 FILE = click.Path(path_type=Path, readable=False)  # what cannot be read is told where it is read
-JOB = click.argument("job", type=FILE)
+JOB = click.argument("job", required=False, callback=cli_options.only_job, type=FILE, shell_complete=cli_options.complete_job)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -30,14 +30,24 @@ def orchestrate() -> None:
 
 
 @orchestrate.command()
-@click.argument("jobs_files", metavar="JOB...", nargs=-1, required=True, type=FILE)
+@click.argument(
+    "jobs_files",
+    metavar="[JOB]...",
+    nargs=-1,
+    callback=cli_options.only_jobs,
+    type=FILE,
+    shell_complete=cli_options.complete_job,
+)
 @click.option(
     "--bundle", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="Take all from a bundle; ask no server."
 )
 @click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
 @cli_options.shared
 def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None:
-    """Do the whole job: set up, fetch, convert, quantize, verify."""
+    """Do the whole job: set up, fetch, convert, quantize, verify.
+
+    Without JOB it is the only job file of this folder, here as in the other commands.
+    """
     if bundle and len(jobs_files) > 1:
         raise click.UsageError("--bundle goes with one JOB.")
     contexts = [cli_options.load(file, flags, folders=not bundle) for file in jobs_files]
@@ -58,10 +68,15 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
     "outtypes",
     multiple=True,
     metavar="T",
+    shell_complete=cli_options.complete_outtype,
     help="bf16 (default), f16, f32, q8_0, ... or none. Several times for several.",
 )
 @click.option(
-    "--quantize", multiple=True, metavar="Q", help="A type of llama-quantize, for example Q4_K_M. May be given several times."
+    "--quantize",
+    multiple=True,
+    metavar="Q",
+    shell_complete=cli_options.complete_quantize,
+    help="A type of llama-quantize, for example Q4_K_M. May be given several times.",
 )
 @click.option("--tag", default="", metavar="TAG", help="Of llama.cpp: a build (bNNNN), a release (vX.Y.Z) or latest.")
 @click.option(
@@ -103,7 +118,7 @@ def convert(
 
 
 @orchestrate.command()
-@click.argument("job", required=False, type=FILE)
+@click.argument("job", required=False, type=FILE, shell_complete=cli_options.complete_job)
 @click.option(
     "--upgrade",
     is_flag=False,
@@ -114,10 +129,9 @@ def convert(
 @cli_options.shared
 def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
     """Resolve JOB and write its lock file, nothing else."""
-    if job is None and upgrade not in (None, "all"):
-        job, upgrade = Path(str(upgrade)), "all"  # `lock --upgrade JOB`: the word after the option is the job
-    if job is None:
-        raise click.UsageError("Missing argument 'JOB'.")
+    if job is None and upgrade and cli_options.is_job(Path(upgrade)):
+        job, upgrade = Path(upgrade), "all"  # `lock --upgrade JOB`: the word after the option is the job
+    job = job or cli_options.only_job()
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import lock as commands_lock
 
@@ -145,7 +159,7 @@ def plan(job: Path, **flags: Any) -> None:
 @JOB
 @cli_options.shared
 def setup(job: Path, **flags: Any) -> None:
-    """Get the converter tree, the release binaries and the environment ready."""
+    """Get llama.cpp's scripts, its programs and the environment ready."""
     from llamacpp_orchestrator.commands import setup as commands_setup
 
     context = cli_options.load(job, flags)
@@ -192,7 +206,7 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
 @click.option("--platform", default="", metavar="NAME", help="linux-x64, windows-x64, macos-arm64, ...; this one by default.")
 @cli_options.shared
 def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
-    """Pack all that the lock of JOB names into one file, for `run --bundle` on a machine without a network."""
+    """Pack JOB for a machine without a network, for `run --bundle`: all that its lock names, in one file."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import bundle as commands_bundle
 
@@ -207,7 +221,7 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
     console.result({"path": str(packed), "size": count}, [f"{size(count):>9}  {packed}"], flags["as_json"])
 
 
-@orchestrate.command(name="reproduce")
+@orchestrate.command(name="reproduce", short_help="Make an output again, aside, and say whether it is identical.")
 @click.argument("receipt", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--job", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="The job, where the receipt does not lead to it."
@@ -243,15 +257,19 @@ def doctor(job: Path | None, **flags: Any) -> None:
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")
 
 
-@orchestrate.command(name="exec", context_settings={**CONTEXT, "ignore_unknown_options": True})
-@JOB
+@orchestrate.command(
+    name="exec",
+    short_help="Run a program or script of the pinned tag.",
+    context_settings={**CONTEXT, "ignore_unknown_options": True},
+)
+@click.argument("job", type=FILE, shell_complete=cli_options.complete_job)
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(job: Path, argv: tuple[str, ...]) -> None:
     """Run a program or script of the pinned tag: orchestrate exec JOB -- llama-cli --version."""
     from llamacpp_orchestrator.commands import exec as commands_exec
     from llamacpp_orchestrator.system import process
 
-    with cli_options.shown({}) as show:
+    with cli_options.shown({"quiet": True}) as show:
         command = commands_exec.exec_command(cli_options.load(job, {}), argv, show)
     raise SystemExit(process.attached(command))
 
@@ -281,52 +299,4 @@ def schema() -> None:
     console.result(loader.schema(), (), as_json=True)
 
 
-@orchestrate.group()
-def cache() -> None:
-    """Look at the cache, or make room in it."""
-
-
-@cache.command(name="dir")
-def cache_dir() -> None:
-    """Print where the cache is."""
-    click.echo(_store_root())
-
-
-@cache.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def cache_list(as_json: bool) -> None:
-    """List what is in the cache, with sizes."""
-    from llamacpp_orchestrator import console
-    from llamacpp_orchestrator.util import store
-
-    entries = store.entries(_store_root())
-    lines = (f"{kind:<14}{size(count):>10}  {key}{'' if whole else '  (incomplete)'}" for kind, key, count, whole in entries)
-    plain = [{"kind": kind, "key": key, "bytes": count, "complete": whole} for kind, key, count, whole in entries]
-    console.result(plain, lines, as_json)
-
-
-@cache.command(name="prune")
-@click.option(
-    "--kind",
-    "kinds",
-    multiple=True,
-    help="Only entries of this kind: source, binaries, builds, environments, views, imatrix, bundles, downloads, logs.",
-)
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:
-    """Remove cached entries; the next run makes what it needs again. Models are in the Hugging Face cache and stay."""
-    from llamacpp_orchestrator import console
-    from llamacpp_orchestrator.util import store
-
-    root = _store_root()
-    chosen = kinds or store.PRUNED
-    if unknown := [kind for kind in chosen if kind not in store.PRUNED]:
-        raise JobError(f"no such kind: {unknown[0]}", f"it is one of {', '.join(store.PRUNED)}")
-    if not yes and sys.stdin.isatty():
-        click.confirm(f"remove {', '.join(chosen)} from {root}?", abort=True, err=True)
-    freed = store.prune(root, chosen)
-    console.result(freed, [f"{size(freed)} freed"])
-
-
-def _store_root() -> Path:
-    return cli_options.here().cache
+orchestrate.add_command(cache)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -108,6 +111,66 @@ def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Opti
     return Options(**chosen, jobs=flags["jobs"] or 0, **more)
 
 
+def is_job(path: Path) -> bool:
+    """Tell whether a file looks like a job, for where none is named: YAML with `models` at its top level, and no lock."""
+    try:
+        return (
+            path.suffix in (".yaml", ".yml")
+            and not path.name.endswith((".lock.yaml", ".lock.yml"))
+            and re.search(rb"(?m)^models\s*:", path.read_bytes()) is not None
+        )
+    except OSError:
+        return False
+
+
+def only_job(context: click.Context | None = None, option: click.Parameter | None = None, file: Path | None = None) -> Path:
+    """The job that is named, or the only one in the current folder; UsageError where there are several or none."""
+    if file is not None:
+        return file
+    files = [path for path in sorted(Path().glob("*.y*ml")) if is_job(path)]
+    if len(files) == 1:
+        click.echo(f"note: no JOB is named; {files[0]} is the only one in this folder", err=True)
+        return files[0]
+    none = "this folder has none (`orchestrate init` writes one)"
+    raise click.UsageError(
+        f"Name a JOB: this folder has several, {', '.join(map(str, files))}." if files else f"Name a JOB: {none}."
+    )
+
+
+def only_jobs(context: click.Context, option: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The jobs that are named, or the only one in the current folder."""
+    return files or (only_job(),)
+
+
+def complete_job(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
+    """The job files that a shell may complete a word to, and the folders on the way to them."""
+    folder = Path(begin if begin.endswith(os.sep) else os.path.dirname(begin) or os.curdir)  # noqa: PTH120 - Path drops "./"
+    with suppress(OSError):
+        paths = [path for path in sorted(folder.iterdir()) if path.is_dir() or is_job(path)]
+        return [CompletionItem(f"{path}{os.sep if path.is_dir() else ''}") for path in paths if str(path).startswith(begin)]
+    return []
+
+
+def complete_outtype(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
+    """The types that a model is converted to."""
+    names = ("bf16", "f16", "f32", "q8_0", "tq1_0", "tq2_0", "auto", "none")  # of convert_hf_to_gguf.py, and ours
+    return [CompletionItem(name) for name in names if name.startswith(begin.lower())]
+
+
+def complete_quantize(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
+    """The types that every tag's llama-quantize knows; a newer one may know more."""
+    from llamacpp_orchestrator.convert.quantize import ALWAYS
+
+    return [CompletionItem(name) for name in sorted(ALWAYS) if name.startswith(begin.upper())]
+
+
+def complete_kind(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
+    """The kinds of entries in the cache."""
+    from llamacpp_orchestrator.util import store
+
+    return [CompletionItem(kind) for kind in store.PRUNED if kind.startswith(begin)]
+
+
 @contextmanager
 def shown(flags: dict[str, Any]) -> Iterator[Reporter]:
     """A voice for what happens, as the options want it, while signals end it in good order."""
@@ -173,6 +236,6 @@ def finish(result: Result, flags: dict[str, Any]) -> None:
     """Show what came of a run; raises its failures."""
     from llamacpp_orchestrator import console
 
-    console.result(result.document(), result.lines(), flags["as_json"])
+    console.result(result.document(), result.lines(created=flags.get("ollama_create", False)), flags["as_json"])
     if result.errors:
         raise first(result.errors)

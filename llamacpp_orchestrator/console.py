@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,15 +62,27 @@ def reporting(manner: Voice) -> Iterator[Reporter]:
     """A function that shows events as they come, until the block ends."""
     if manner.live:
         with _progress() as bars:
-            yield _live(manner, bars)
+            yield _once(_live(manner, bars))
     else:
-        yield lambda event: plain(manner, event)
+        yield _once(lambda event: plain(manner, event))
+
+
+def _once(show: Reporter) -> Reporter:
+    """A reporter that shows a note only the first time: several steps may meet the same."""
+    notes: set[str] = set()
+
+    def show_new(event: Event) -> None:
+        if event.status != "note" or event.text not in notes:
+            notes.update([event.text] if event.status == "note" else [])
+            show(event)
+
+    return show_new
 
 
 def say(text: str, manner: Voice) -> None:
     """One line that is neither a result nor a step."""
     if not manner.quiet:
-        print(plain_text(text), file=sys.stderr, flush=True)
+        print("\n".join(_whole_words([plain_text(text)], sys.stderr)), file=sys.stderr, flush=True)
 
 
 def result(value: Any, lines: Iterable[str], as_json: bool = False) -> None:
@@ -86,13 +100,24 @@ def complain(error: OrchestrateError, manner: Voice) -> None:
     """An error as the user reads it: what happened, what to do, where the log is; the first of several stands last."""
     for failure in (*reversed(error.others), error):
         first, *rest = map(plain_text, failure.lines())
-        print("\n".join([f"{_paint('error:', '31', manner)} {first}", *rest]), file=sys.stderr, flush=True)
+        lines = _whole_words([f"error: {first}", *rest], sys.stderr)
+        lines[0] = _paint("error:", "31", manner) + lines[0].removeprefix("error:")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _whole_words(lines: list[str], stream: TextIO) -> list[str]:
+    """Lines broken between words where a terminal would break them anywhere; paths and commands stay whole."""
+    if not stream.isatty():
+        return lines
+    width = max(shutil.get_terminal_size().columns, 20)
+    how: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    return [part for line in lines for part in textwrap.wrap(line, width, **how) or [""]]
 
 
 def line_of(event: Event) -> str:
     """An ended step as one plain line: what, how it ended, how long it took."""
     seconds = f" ({event.seconds:.1f} s)" if event.status in ("done", "failed") else ""
-    text = f" {event.text.splitlines()[0]}" if event.text and event.status in ("failed", "blocked") else ""
+    text = f" {event.text.splitlines()[0]}" if event.text and event.status == "blocked" else ""  # a failure is told at the end
     return plain_text(f"{event.status:<8}{event.step}{seconds}{text}")
 
 
@@ -113,9 +138,11 @@ def _progress() -> Progress:
     from rich.progress import SpinnerColumn
     from rich.progress import TextColumn
     from rich.progress import TimeElapsedColumn
+    from rich.table import Column
 
     # Names may hold brackets, which are no markup.
-    texts = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[now]}", markup=False))
+    fitting = Column(no_wrap=True, overflow="ellipsis")  # one line for each step, also on a narrow terminal
+    texts = [TextColumn(text, markup=False, table_column=fitting) for text in ("{task.description}", "{task.fields[now]}")]
     columns = (SpinnerColumn(), *texts, TimeElapsedColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
 

@@ -32,9 +32,9 @@ class ModelfileResult(msgspec.Struct, frozen=True, kw_only=True):
     create: str
     run: str
 
-    def lines(self) -> list[str]:
-        """The commands as text."""
-        return [f"{'ollama':<8}{command}" for command in (self.create, self.run)]
+    def lines(self, created: bool) -> list[str]:
+        """The commands that are left, as text; the first is done where the model was `created`."""
+        return [f"{'ollama':<8}{command}" for command in ([] if created else [self.create]) + [self.run]]
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,11 +119,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         plain = {name: msgspec.to_builtins(getattr(self, name)) for name in names}
         return plain | ({"error": self.errors[0].lines()} if self.errors else {})
 
-    def lines(self) -> list[str]:
-        """The files as text, one a line."""
+    def lines(self, created: bool = False) -> list[str]:
+        """The files as text, one a line, and what is left to do; with `created` Ollama has its models already."""
         files = [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {_near(made.path)}" for made in self.outputs]
         files += [line for report in self.quality for line in report.lines()]
-        return files + [line for modelfile in self.ollama for line in modelfile.lines()]
+        return files + [line for modelfile in self.ollama for line in modelfile.lines(created)]
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):

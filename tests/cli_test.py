@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from click.shell_completion import ShellComplete
 
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli
 from llamacpp_orchestrator.commands import doctor
 from llamacpp_orchestrator.job import loader
+from llamacpp_orchestrator.util.store import Store
 from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
@@ -233,3 +235,57 @@ def test_several_jobs_are_one_run(orchestrate: Orchestrate, job: Job, data: Path
     assert both.code == 0 and [output["status"] for output in both.json()["outputs"]] == ["built", "current"]
     answer = orchestrate("run", bad, good, "--json")
     assert answer.code == 2 and answer.json()["status"] == "failed"
+
+
+def test_without_a_job_it_is_the_only_one_of_the_folder(orchestrate: Orchestrate, world: Path, data: Path) -> None:
+    answer = orchestrate("plan")
+    assert answer.code == 2 and "this folder has none (`orchestrate init` writes one)" in answer.err
+    text = f"version: 1\nllama_cpp: {{tag: b11434}}\nmodels: ['{data / 'tiny-llama'}']\nbinaries: {{backend: nonsense}}\n"
+    (world / "mine.yaml").write_text(text)
+    (world / "mine.lock.yaml").write_text("models: []\n")
+    (world / "compose.yaml").write_text("services: {}\n")
+    for command in ("plan", "run", "lock", "setup"):
+        answer = orchestrate(command)
+        assert answer.code == 2 and "mine.yaml is the only one" in answer.err and "mine.yaml:4: binaries.backend" in answer.err
+    (world / "other.yml").write_text(text)
+    answer = orchestrate("run")
+    assert answer.code == 2 and "this folder has several, mine.yaml, other.yml" in answer.err
+
+
+def test_nothing_is_removed_where_nobody_can_be_asked(
+    orchestrate: Orchestrate, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(world / "cache"))
+    store = Store(world / "cache")
+    store.ensure("source", "k", lambda folder: None, about="b11434")
+    listed = orchestrate("cache", "list").out
+    assert "b11434" in listed and listed.splitlines()[-1].startswith("in all")
+    assert {"kind": "source", "about": "b11434", "complete": True}.items() <= orchestrate("cache", "list", "--json").json()[
+        0
+    ].items()
+    answer = orchestrate("cache", "prune")
+    assert answer.code == 2 and "nothing was removed" in answer.err and "--yes" in answer.err
+    assert store.has("source", "k")
+
+
+@pytest.mark.parametrize(
+    ("words", "begin", "expected"),
+    [
+        ("run", "", {"mine.yaml"}),
+        ("convert --quantize", "q4_k", {"Q4_K", "Q4_K_M", "Q4_K_S"}),
+        ("convert --outtype", "b", {"bf16"}),
+        ("cache prune --kind", "b", {"binaries", "builds", "bundles"}),
+    ],
+)
+def test_a_shell_completes_jobs_types_and_kinds(
+    words: str, begin: str, expected: set[str], world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    (world / "mine.yaml").write_text("models: []\n")
+    (world / "other.yaml").write_text("services: {}\n")
+    completion = ShellComplete(cli.orchestrate, {}, "orchestrate", "_ORCHESTRATE_COMPLETE")
+    assert {item.value for item in completion.get_completions(words.split(), begin)} == expected
+
+
+def test_help_shows_whole_sentences(orchestrate: Orchestrate) -> None:
+    assert "..." not in orchestrate("-h").out

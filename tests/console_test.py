@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import sys
 
 import pytest
 
 from llamacpp_orchestrator import console
+from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system.scheduler import Event
 
 
@@ -23,7 +27,8 @@ def test_plain_lines_and_colours(capsys: pytest.CaptureFixture[str]) -> None:
             ):
                 show(event)
     err = capsys.readouterr().err
-    assert err.count("failed  convert x (1.2 s) broke\n") == 3 and "\x1b[31mfailed  \x1b[0mconvert x" in err
+    assert err.count("failed  convert x (1.2 s)\n") == 3 and "broke" not in err  # that is told once, at the end
+    assert "\x1b[31mfailed  \x1b[0mconvert x" in err
     assert err.count("done    s (2.0 s)\n") == 2 and err.count("note: moved") == 3 and err.count("s: 1%") == 1
 
 
@@ -43,3 +48,24 @@ def test_the_voice_fits_the_stream(environ: dict[str, str], colour: bool) -> Non
 
     assert console.voice(Terminal(), environ, quiet=False, verbose=False, progress=True).colour is colour
     assert not console.voice(io.StringIO(), environ, quiet=False, verbose=False, progress=True).live
+
+
+def test_a_note_of_several_steps_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.reporting(console.Voice()) as show:
+        for step in ("a", "b"):
+            show(Event(step, "note", "PyTorch's index cannot be reached"))
+    assert capsys.readouterr().err.count("PyTorch's index") == 1
+
+
+@pytest.mark.parametrize("columns", [40, 60, 200])
+def test_words_are_whole_on_a_narrow_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    path = "/a/very/long/path/that/no/terminal/of/forty/columns/can/hold/in/one/line"
+    said = OrchestrateError("the machine's own words are several, and there are quite a few", f"look at {path}")
+    console.complain(said, console.Voice())
+    lines = capsys.readouterr().err.splitlines()
+    assert " ".join(" ".join(lines).split()) == f"error: {said.message} hint: look at {path}"
+    assert all(len(line) <= columns or path in line for line in lines)

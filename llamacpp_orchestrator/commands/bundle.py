@@ -234,7 +234,9 @@ def opened(file: Path, context: Context) -> Context:
     here = platform_of(lock_resolve.this_host())
     if label.platform != here:
         raise JobError(f"{file.name} was packed for {label.platform}, this is {here}", f"pack one for it: --platform {here}")
-    folder = context.store.ensure("bundles", f"{label.lock[:32]}-{label.platform}", lambda dest: _unpack(file, dest, lock))
+    folder = context.store.ensure(
+        "bundles", f"{label.lock[:32]}-{label.platform}", lambda dest: _unpack(file, dest, lock), about=file.name
+    )
     _place(PinnedJob(context, lock), folder)
     settings = msgspec.structs.replace(
         context.settings, offline=True, index=Index(index_urls=(), find_links=(str(folder / "wheels"),))

@@ -64,7 +64,8 @@ def settle(
     lock = lock_resolve.complete(resolution, {event.step: event.outcome for event in events if event.outcome})
     local_folders.check_pairs(context)
     if options.write_lock:
-        for change in (*stale, *diff.moved(old, lock)) if old else ():
+        changes = (*stale, *diff.moved(old, lock)) if old else ()
+        for change in changes or (("nothing has moved: the lock is as it was",) if old and options.upgrade else ()):
             report(Event("lock", "note", change))
         lock_file.write(path, lock)
     return lock, events, []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.convert import preflight
+from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import resolve as lock_resolve
@@ -40,7 +40,6 @@ from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.units import size
 
 QUESTIONS = {"inspect": "its small files", "check": "whether the tag's script takes it"}
-PACKAGE = re.compile(r"^[\w.-]+==", re.MULTILINE)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +123,8 @@ def _setup(pinned: PinnedJob, stale: list[Build]) -> list[PlannedStep]:
     if lock.environment is None:
         steps.append(PlannedStep(name="environment", status="own", detail=f"{pinned.context.job.environment.path} (unpinned)"))
     for pin, _ in needed_environments(lock, stale):
-        detail = f"Python {pin.python}, {len(PACKAGE.findall(pin.requirements))} packages, torch {pin.torch}"
+        count = len(wheels.packages(pin.requirements, wheels.here(), pin.python))
+        detail = f"Python {pin.python}, {count} packages, torch {pin.torch}"
         name = "environment" if pin is lock.environment else "reference"
         steps.append(PlannedStep(name=name, status=_cached(store.has("environments", pin.pin().digest())), detail=detail))
     return steps + ([_binaries(pinned)] if any(map(pipeline_build.needs_programs, stale)) else [])

@@ -113,7 +113,7 @@ def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell
             cause, hint = explain(CommandFailed("", code=0, tail=process.tail_of(log)))
             raise OrchestrateError(f"{cause}llama-imatrix said that it was done, but wrote no matrix", hint, log)
 
-    store.ensure(FOLDER, matrix.digest, fill)
+    store.ensure(FOLDER, matrix.digest, fill, about=matrix.name)
 
 
 def explain(error: CommandFailed) -> tuple[str, str]:

@@ -78,7 +78,8 @@ def places(torch: str, settings: Settings, tell: Callable[[str], None]) -> tuple
         index = msgspec.structs.replace(index, index_urls=(first,))
     extra = _reachable(own, "torch", tell)
     if own and extra is None:
-        tell("note: PyTorch's index cannot be reached; torch comes from the configured indexes, perhaps in a larger build")
+        way = "set ORCHESTRATE_TORCH_INDEX to a mirror of it"
+        tell(f"note: PyTorch's index cannot be reached: {way}; torch comes from the package index, on Linux with CUDA (some GB)")
     return index, extra
 
 

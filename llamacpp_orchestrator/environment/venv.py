@@ -13,6 +13,7 @@ from pathlib import Path
 from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment import reference
 from llamacpp_orchestrator.environment import resolution
+from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.environment.pin import Pin
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.environment.python_version import choose_python
@@ -133,6 +134,10 @@ def _conflict(error: CommandFailed, what: str) -> OrchestrateError:
 def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell: Callable[[str], None]) -> None:
     """Make the venv in `dest` and install exactly the pinned files, wheels only, hashes required."""
     index, extra = indexes.places(torch, settings, tell)
+    if torch == "cpu" and extra is None and index.index_urls and wheels.brings_cuda(pin.requirements, wheels.here(), pin.python):
+        message = "PyTorch's index cannot be reached, and the package index has torch for this machine only with CUDA (some GB)"
+        way = "set ORCHESTRATE_TORCH_INDEX to a mirror of download.pytorch.org/whl"
+        raise OrchestrateError(message, f"{way}, or write `torch: upstream` under `environment` to take the large build")
     env = indexes.uv_env(index, extra, settings.offline)
     base = sys.executable if pin.python == f"{sys.version_info.major}.{sys.version_info.minor}" else pin.python
     pinned = dest / "requirements.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import platform as this
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -21,7 +22,9 @@ from packaging.utils import parse_wheel_filename
 from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment.pin import Pin
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.system.host import ARCHITECTURES
 from llamacpp_orchestrator.system.settings import Index
+from llamacpp_orchestrator.system.settings import system
 from llamacpp_orchestrator.util import download
 
 AT_ONCE = 4
@@ -52,6 +55,18 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     place: str
     sha256: str
+
+
+def here() -> str:
+    """The platform of this machine; of one that has no name here, that of most machines, which is near enough to count by."""
+    arch = ARCHITECTURES.get(this.machine().lower(), "")
+    name = f"{system()}-{arch}"
+    return name if name in PLATFORMS else "linux-x64"
+
+
+def brings_cuda(requirements: str, platform: str, python: str) -> bool:
+    """Tell whether a hashed set holds NVIDIA's libraries for a platform: some gigabytes."""
+    return any(package.name.startswith("nvidia-") for package in packages(requirements, platform, python))
 
 
 def packages(requirements: str, platform: str, python: str) -> tuple[Package, ...]:

@@ -60,7 +60,7 @@ def get_tree(context: Context, pin: SourcePin, tell: Tell) -> Path:
         check_tree(pin, digest)
         mark(pin, dest, digest, time)
 
-    return context.store.ensure("source", pin.key(), make, functools.partial(unhealthy, pin))
+    return context.store.ensure("source", pin.key(), make, functools.partial(unhealthy, pin), about=pin.tag)
 
 
 def mark(pin: SourcePin, dest: Path, digest: str, time: str) -> None:

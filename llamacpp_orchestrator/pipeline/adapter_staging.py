@@ -57,7 +57,7 @@ def stage(pinned: PinnedJob, build: Build, scales: Scales, run: Callable[[Comman
         call = Command(argv, cwd=str(entry), env=pinned.script_env)
         run(sandbox.around(call, limits.limits(pinned.context.settings), write=(entry,)))
 
-    pinned.store.ensure("views", copy.parent.name, make, lambda _: unhealthy(view, copy))
+    pinned.store.ensure("views", copy.parent.name, make, lambda _: unhealthy(view, copy), about=f"{view.name}, rescaled")
 
 
 def unhealthy(view: Path, copy: Path) -> str:

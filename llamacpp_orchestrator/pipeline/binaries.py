@@ -109,7 +109,7 @@ def _fetched(pinned: PinnedJob, tell: Tell) -> Path:
         install.install(choice, dest, pinned.store, pinned.context.settings, tell)
         write_atomically(dest / CONTENT_MARK, folder_sha256(dest))
 
-    folder = pinned.store.ensure(*store_key(pinned), make)
+    folder = pinned.store.ensure(*store_key(pinned), make, about=choice.archive.name)
     install.sweep(choice, pinned.store)
     return folder
 
@@ -129,7 +129,7 @@ def _built(pinned: PinnedJob, log: Path, jobs: int, tell: Tell) -> Path:
         with contextlib.suppress(OSError):  # on Windows a scanner may still hold a file; the programs are none the worse
             remove(scratch)
 
-    return pinned.store.ensure(kind, key, make)
+    return pinned.store.ensure(kind, key, make, about=f"{pinned.tag}, built here")
 
 
 def _source(pinned: PinnedJob, scratch: Path, tell: Tell) -> Path:
@@ -152,5 +152,6 @@ def _makers(context: Context, tree: Path, log: Path) -> tuple[str, str]:
         context.online("cmake and ninja")
         cmake_build.install_makers(dest, context.settings, log)
 
-    installed = cmake_build.installed_makers(context.store.ensure("environments", MAKERS, make, venv.unhealthy) / "venv")
+    entry = context.store.ensure("environments", MAKERS, make, venv.unhealthy, about="cmake and ninja")
+    installed = cmake_build.installed_makers(entry / "venv")
     return cmake or installed[0], ninja or installed[1]

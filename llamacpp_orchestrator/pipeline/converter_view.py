@@ -95,7 +95,7 @@ def folder(pinned: PinnedJob, view: Path) -> Path:
         altered = [name for name, content in translated.items() if _content(copy / name) != content]
         return f"{(gone or altered)[0]} of the copy is not as it was made" if gone or altered else ""
 
-    pinned.store.ensure("views", copy.parent.name, make, unhealthy)
+    pinned.store.ensure("views", copy.parent.name, make, unhealthy, about=f"{view.name}, translated for {pinned.tag}")
     return copy
 
 

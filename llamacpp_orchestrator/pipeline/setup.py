@@ -96,7 +96,8 @@ def build_environment(
         venv.build(pin.pin(), context.job.environment.torch, context.settings, dest, log, tell)
         prove(dest)
 
-    context.store.ensure("environments", key, make, venv.unhealthy)
+    about = f"{context.job.llama_cpp.tag}: {title}, Python {pin.python}, torch {pin.torch}"
+    context.store.ensure("environments", key, make, venv.unhealthy, about)
     return status
 
 
@@ -136,7 +137,7 @@ def bring(pinned: PinnedJob, pin: FilesPin, name: str, tell: Tell) -> str:
             lock_resolve.tell_moved(pinned.context, pin, tell)
         lock_resolve.origin(pinned.context, pin, tell, look)
 
-    pinned.store.ensure("views", view.parent.name, show, unhealthy)
+    pinned.store.ensure("views", view.parent.name, show, unhealthy, about=wanted.source)
     return status
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.util.hashing import file_sha256
@@ -63,8 +64,10 @@ class Store:
         with FileLock(path, thread_local=False, is_singleton=False):
             yield
 
-    def ensure(self, kind: str, key: str, make: Callable[[Path], None], healthy: Callable[[Path], str] = lambda path: "") -> Path:
-        """The complete folder of `key`, made by `make(folder)` if need be.
+    def ensure(
+        self, kind: str, key: str, make: Callable[[Path], None], healthy: Callable[[Path], str] = lambda path: "", about: str = ""
+    ) -> Path:
+        """The complete folder of `key`, made by `make(folder)` if need be; `about` says for `cache list` what it is.
 
         `healthy` answers "" or the reason why a complete entry must be made anew. An environment cannot be moved, so
         entries are made in place, and the mark, renamed in last, is what makes them count.
@@ -90,7 +93,7 @@ class Store:
             except BaseException:
                 remove(path)
                 raise
-            write_atomically(path / MARK, json.dumps({"kind": kind, "key": key}) + "\n")
+            write_atomically(path / MARK, json.dumps({"kind": kind, "key": key, "about": about}) + "\n")
         return path
 
     def sha256(self, path: Path) -> str:
@@ -191,13 +194,36 @@ def remove(path: Path) -> None:
                 time.sleep(0.05)
 
 
-def entries(root: Path) -> list[tuple[str, str, int, bool]]:
-    """(kind, key, bytes, complete) of everything in a cache folder."""
-    found = []
-    for kind in ENTRIES:
-        for path in sorted((root / kind).glob("*")):
-            found.append((kind, path.name, _size(path), (path / MARK).is_file()))
-    return found
+class Entry(NamedTuple):
+    """One entry of a cache; `about` says what it is (a tag, a model), `date` when it was made or last written to (ISO 8601)."""
+
+    kind: str
+    key: str
+    bytes: int
+    complete: bool
+    about: str
+    date: str
+
+    @property
+    def said(self) -> str:
+        """What it is, for people."""
+        return f"{self.about or self.key}{'' if self.complete else '  (incomplete)'}"
+
+
+def entries(root: Path) -> list[Entry]:
+    """Everything in a cache folder."""
+    return [_entry(kind, path) for kind in ENTRIES for path in sorted((root / kind).glob("*"))]
+
+
+def _entry(kind: str, path: Path) -> Entry:
+    mark = path / MARK
+    try:
+        about = json.loads(mark.read_text(encoding="utf-8")).get("about", "")
+    except (OSError, ValueError, AttributeError):
+        about = ""
+    whole = mark.is_file()
+    changed = time.localtime((mark if whole else path).lstat().st_mtime)
+    return Entry(kind, path.name, _size(path), whole, str(about), time.strftime("%Y-%m-%d", changed))
 
 
 def prune(root: Path, kinds: tuple[str, ...]) -> int:
