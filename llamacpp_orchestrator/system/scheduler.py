@@ -20,6 +20,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import of_system
+from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.util.units import size
 
 T = TypeVar("T")
@@ -241,6 +242,8 @@ def _teller(name: str, put: Callable[[Event], None]) -> Tell:
 
 def _work(step: Step, perform: Perform, outcomes: Outcomes, put: Callable[[Event], None]) -> None:
     began = time.monotonic()
+    if step.log:
+        process.renew(step.log)
     put(Event(step.name, "started", log=step.log))
     try:
         outcome = perform(step, outcomes, _teller(step.name, put))
