@@ -91,7 +91,7 @@ class Warm:
         if code:
             limits = command.fence or Fence()
             allowed = process.shown_seconds(limits.seconds)
-            how, hint = (f"took longer than {allowed}", sandbox.LONGER) if late else (process.ended(code), "")
+            how, hint = (f"{diagnose.LATE} {allowed}", sandbox.LONGER) if late else (process.ended(code), "")
             message = f"`{Path(command.argv[1]).name}` {how}"
             raise failed(CommandFailed(message, code=code, tail=tail, hint=hint, log=log), limits.memory)
 

@@ -25,6 +25,7 @@ SIGNALS = {
 }
 # llama.cpp's own libraries, as they are called on Linux and macOS; a system has none of them.
 OWN = r"(?:[^\s:']*/)?(?:lib(?:llama|ggml|mtmd)[\w.-]*\.(?:so|dylib)[\w.]*)"
+LATE = "took longer than"
 INCOMPLETE = "remove its folder from the cache (orchestrate cache list): the next run gets it whole; or take another tag"
 NOEXEC = "the disk that it lies on lets nothing be executed (noexec), or a security module forbids it"
 EXECUTES = "move the cache (ORCHESTRATE_CACHE_DIR) to a disk that may execute, or mount this one with `exec`"
@@ -110,6 +111,8 @@ def machine(code: int, said: str) -> tuple[str, str]:
 
     To be asked before any table of a program's own words. Of a signal the cause is empty, for `ended` has it in words already.
     """
+    if LATE in said:  # then we have killed it
+        return "", ""
     if code in KILLED_HARD:
         return "", MEMORY
     if code < 0 and (remedy := SIGNALS.get(-code)):

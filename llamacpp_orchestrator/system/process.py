@@ -77,7 +77,7 @@ def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = 
             code = child.wait()
         tail = tail_of(sink, begin) if code or late.is_set() else ""
     if late.is_set():
-        message = f"`{Path(command.argv[0]).name}` took longer than {shown_seconds(limit or allowed)}"
+        message = f"`{Path(command.argv[0]).name}` {diagnose.LATE} {shown_seconds(limit or allowed)}"
         raise CommandFailed(message, code=code, tail=tail, hint="" if limit else sandbox.LONGER, log=log)
     if code:
         raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail, log=log)

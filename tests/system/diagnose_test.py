@@ -58,6 +58,12 @@ def test_a_signal_comes_before_words(code: int, words: str) -> None:
     assert not cause and words in remedy
 
 
+def test_what_we_have_ended_ourselves_is_no_want_of_memory() -> None:
+    assert diagnose.machine(-9, "`llama-imatrix` took longer than 5 min") == ("", "")
+    error = CommandFailed("`llama-perplexity` took longer than 5 min", code=-9)
+    assert "minutes" in perplexity.explain(error)[1] and "minutes" in imatrix.explain(error)[1]
+
+
 # Each table of words would know another cause for these lines: those of an adapter, of options, of an index or a compiler.
 OTHER = "Embeddings is present in the adapter\nusage: x\ninvalid ftype\nnvcc\nNo solution found\ntimed out\n"
 
