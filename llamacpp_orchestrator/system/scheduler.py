@@ -142,6 +142,8 @@ def _run(
     workers: list[threading.Thread],
 ) -> list[Event]:
     by_name = {step.name: step for step in steps}
+    for log in {step.log for step in by_name.values() if step.log}:  # a check goes on in the log of what it checks
+        process.renew(log)
     order = graphlib.TopologicalSorter({step.name: step.needs for step in by_name.values()})
     order.prepare()
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -242,8 +244,6 @@ def _teller(name: str, put: Callable[[Event], None]) -> Tell:
 
 def _work(step: Step, perform: Perform, outcomes: Outcomes, put: Callable[[Event], None]) -> None:
     began = time.monotonic()
-    if step.log:
-        process.renew(step.log)
     put(Event(step.name, "started", log=step.log))
     try:
         outcome = perform(step, outcomes, _teller(step.name, put))
