@@ -49,8 +49,6 @@ WHEELS = ("cmake>=3.18,<5", "ninja>=1.10")
 BYTES_PER_JOB = 1_500_000_000
 # The compiler's own words → what they likely mean, and what to do. First match wins.
 KNOWN = (
-    (r"No space left on device", "the disk is full", "free some space and run again: what is compiled already is kept"),
-    (r"Killed signal|out of memory|cc1plus.*[Kk]illed|bad_alloc", "the machine ran out of memory", "run again with --jobs 1"),
     (r"nvcc|CUDA", "its CUDA part does not", "use a CUDA toolkit that suits the tag, or take nvcc off PATH"),
     (
         r"filesystem: No such file|C\+\+17|cxx_std_17",
@@ -173,9 +171,10 @@ def progress_of(line: str) -> str:
     return f"{found[1]}/{found[2]}" if found else ""
 
 
-def explain(tail: str) -> tuple[str, str]:
-    """The likely cause and the remedy for the last lines of a build; two empty texts when nobody knows."""
-    return next(((cause, remedy) for pattern, cause, remedy in KNOWN if re.search(pattern, tail)), ("", ""))
+def explain(tail: str, code: int = 1) -> tuple[str, str]:
+    """The likely cause and the remedy for the end of a build and its last lines; two empty texts when nobody knows."""
+    cause, remedy = diagnose.machine(code, tail)
+    return (cause, f"{remedy}; what is compiled already is kept") if remedy else diagnose.matched(tail, KNOWN)
 
 
 def build(tools: Tools, tree: Path, out: Path, dest: Path, parallel: int, log: Path, tell: Callable[[str], None]) -> None:
@@ -202,9 +201,9 @@ def _tell_progress(line: str, tell: Callable[[str], None]) -> None:
 
 
 def _failed(error: CommandFailed, what: str) -> CommandFailed:
-    cause, remedy = explain(error.tail)
+    cause, remedy = explain(f"{error.message}\n{error.tail}", error.code)
     if error.code < 0:
-        return error.retold(f"{what}: {error.message}", "run it again with --jobs 1, or free some memory")
+        return error.retold(f"{what}: {error.message}", remedy or "run it again with --jobs 1, or free some memory")
     # The first thing that a compiler minds is the point; what follows from it comes later.
     told = re.search(r"(?m)^.*\berror: .*$|^CMake Error.*\n\s*.*$", error.tail)
     words = " ".join(told[0].split()) if told else error.tail

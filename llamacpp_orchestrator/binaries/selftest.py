@@ -15,6 +15,10 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.system.diagnose import EXECUTES
+from llamacpp_orchestrator.system.diagnose import INCOMPLETE
+from llamacpp_orchestrator.system.diagnose import NOEXEC
+from llamacpp_orchestrator.system.diagnose import OWN
 from llamacpp_orchestrator.system.host import Host
 
 BUILD = "set `binaries.backend: source` to build it for this system"
@@ -22,8 +26,10 @@ NEWER, OTHER = f"use a newer system, or {BUILD}", f"take another tag, or {BUILD}
 MACHINES = {3: "x86", 40: "arm", 62: "x64", 183: "arm64", 243: "riscv64"}  # in an ELF header
 CANNOT_START = (
     (r"(GLIBC(?:XX)?_[\d.]+)'? not found", "it needs {0}, newer than this system's C library ({libc})", NEWER),
+    (rf"(?:shared libraries|Library not loaded): ({OWN})", "its own {0} is missing: the package is incomplete", INCOMPLETE),
+    (r"failed to map segment|started: Permission denied", NOEXEC, EXECUTES),
     (r"loading shared libraries: (\S+?):", "the library {0} is missing", f"install it, or {BUILD}"),
-    (r"Library not loaded: (\S+)", "the library {0} is missing", "the archive is incomplete: take another tag"),
+    (r"Library not loaded: (\S+)", "the library {0} is missing", f"install it, or {BUILD}"),
     (r"0xC0000135|3221225781", "a DLL is missing", "install the Microsoft Visual C++ 2015-2022 runtime (vc_redist)"),
     (r"Exec format|Bad CPU|WinError 193|valid Win32", "it is made for another processor{made} than {arch}", OTHER),
     (r"started: No such file", "its loader{loader} is missing: made for another C library than this ({libc})", BUILD),

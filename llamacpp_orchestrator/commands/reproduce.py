@@ -150,7 +150,8 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         raise JobError(f"{context.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
     files = [build.output.path.parent / file.name for file in receipt.files]
     find = functools.partial(binaries.tool, pinned) if level in check_levels.RUNNING else None
-    subject = actions.subject(pinned, build, files, log_of(f"verify {build.name}", context.store.folder("logs")), find)
+    log = process.renew(log_of(f"verify {build.name}", context.store.folder("logs")))
+    subject = actions.subject(pinned, build, files, log, find)
     if find and not binaries.ready(pinned):
         raise JobError(
             f"the programs of {pinned.tag}, which `{level}` needs, are not on this machine",

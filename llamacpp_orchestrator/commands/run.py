@@ -42,6 +42,7 @@ from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system import host
+from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.disk import Need
 from llamacpp_orchestrator.system.disk import check_space
 from llamacpp_orchestrator.system.scheduler import Event
@@ -129,7 +130,7 @@ def _make(
         remove(folder)
     if not stale:
         return current, []
-    log, scripts = log_folder(pinned.context) / "converter.log", graph.scripts(pinned, stale)
+    log, scripts = process.renew(log_folder(pinned.context) / "converter.log"), graph.scripts(pinned, stale)
     warm = warm_worker.Warm(str(pinned.python), pinned.tree, pinned.script_env, log, scripts)
     forks = warm_worker.can_fork(host.system())
     run = job_run(pinned, options, stale, warm.convert if forks else warm_worker.run_alone)

@@ -11,17 +11,21 @@ from llamacpp_orchestrator.convert.known_failures import PAIRED
 from llamacpp_orchestrator.convert.known_failures import TAG_OR_FILES
 from llamacpp_orchestrator.convert.known_failures import TOKENIZER
 from llamacpp_orchestrator.convert.known_failures import WORDS
+from llamacpp_orchestrator.convert.known_failures import WRAPPED
 from llamacpp_orchestrator.system.diagnose import LONGEST
+from llamacpp_orchestrator.system.diagnose import filled
+from llamacpp_orchestrator.system.diagnose import matched
 
 FRAME = re.compile(r'^ *File "(.+)", line \d+, in (\S+)$')
 ERROR = re.compile(r"[A-Za-z_][\w.]*(?::.*)?")
 UPSTREAM = re.compile(r"(?:.*[/\\])?((?:conversion|gguf)[/\\]\w+\.py|convert_\w+_to_gguf\.py)")
+UNMAPPED = re.compile(r"(?:[Cc]an ?not|Unable to) map tensor '([^']+)'|Unexpected tensors?:? \[*'([^']+)'")
+BEFORE = re.compile(r"(?m)^INFO:[\w.-]+:(.*\S.*)$")
 REPORT = "or report it to llama.cpp with the log"
 # Upstream's functions that read options and small files alone. MiniMax looks at a tensor in set_vocab (b11434:
 # conversion/minimax.py), which its error names.
 SMALL = re.compile(r">(?:load_hparams|get_model_architecture|find_hparam|split_str_to_n_bytes|set_vocab)\b|>(?:main|<module>)$")
 TENSORS = re.compile(r"\.safetensors|_tensors|weight_map")
-Rows = tuple[tuple[str, str, str], ...]
 
 # Which script failed ("lora", "hf" or either), the way through upstream's functions (>main>write>...), and the error or the line
 # to blame → cause and way out. Functions are those of b3878 to b11434: convert_*_to_gguf.py, conversion/*.py, gguf-py/gguf/*.py.
@@ -155,11 +159,12 @@ READING = (
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a traceback: upstream's frames as (file, function), outermost first, the error, and the line to blame."""
+    """A traceback's end: upstream's frames as (file, function), outermost first, error, line to blame, and last words before."""
 
     frames: tuple[tuple[str, str], ...]
     error: str
     line: str
+    before: str = ""
 
     @property
     def script(self) -> str:
@@ -169,26 +174,16 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 def failure(tail: str) -> Failure | None:
     """Where upstream's script failed, by the last traceback of its words; None without one that goes through its files."""
-    lines = tail[max(0, tail.rfind("Traceback (most recent call last)")) :].splitlines()
+    begin = max(0, tail.rfind("Traceback (most recent call last)"))
+    lines, before = tail[begin:].splitlines(), BEFORE.findall(tail[:begin])
     places = [(number, match) for number, line in enumerate(lines) if (match := FRAME.match(line))]
     frames = [(number, own[1].replace("\\", "/"), match[2]) for number, match in places if (own := UPSTREAM.fullmatch(match[1]))]
     if not frames:
         return None
     after = [line for line in lines[places[-1][0] + 1 :] if ERROR.fullmatch(line)]
     blamed = lines[frames[-1][0] + 1].strip() if len(lines) > frames[-1][0] + 1 else ""
-    return Failure(frames=tuple(frame[1:] for frame in frames), error=after[0] if after else "", line=blamed)
-
-
-def matched(said: str, rows: Rows) -> tuple[str, str]:
-    """The cause and the remedy of the first row whose pattern is found in a text; two empty texts without one."""
-    return next((_told(match, *told) for pattern, *told in rows if (match := re.search(pattern, said))), ("", ""))
-
-
-def _told(match: re.Match[str], cause: str, remedy: str) -> tuple[str, str]:
-    detail = next((group for group in match.groups() if group), "")
-    # Without the detail its brackets go too; and a list of all tensors is no detail.
-    shown = cause.format(detail[:LONGEST]) if detail else re.sub(r" \(\{0\}.*?\)", "", cause)
-    return shown.removesuffix(": {0}"), remedy
+    error, last = after[0] if after else "", " ".join(before[-1].split())[:LONGEST] if before else ""
+    return Failure(frames=tuple(frame[1:] for frame in frames), error=error, line=blamed, before=last)
 
 
 def explain(tail: str) -> tuple[str, str]:
@@ -197,20 +192,29 @@ def explain(tail: str) -> tuple[str, str]:
     Two empty texts where it said nothing that is known, and died of no error of Python's.
     """
     found = failure(tail)
-    if (known := matched(tail, WORDS))[0]:
+    if (known := tensor(tail))[0] or (known := matched(tail, WORDS))[0]:
         return known
     if found is None:
         return matched(tail, VAGUE)
     way, said = "".join(f">{name}" for _, name in found.frames), f"{found.error}\n{found.line}"
     for script, functions, error, *told in PLACES:
         if script in ("", found.script) and re.search(functions, way) and (match := re.search(error, said)):
-            return _told(match, *told)
+            return filled(match, *told)
     what, remedy = reading(found)
     cause, hint = matched(found.error, VAGUE)
     if cause:
         return f"{cause} (it was reading {what})", f"{hint}; {REPORT}"
     file, function = found.frames[-1]
-    return f"upstream's script did not expect what it read in {what} ({found.error}; {function} in {file})", f"{remedy}; {REPORT}"
+    error = found.error if ": " in found.error else f"{found.error} at `{found.line}`"
+    place = f"{error}; {function} in {file}" + (f"; just before: {found.before}" if found.before else "")
+    return f"upstream's script did not expect what it read in {what} ({place})", f"{remedy}; {REPORT}"
+
+
+def tensor(said: str) -> tuple[str, str]:
+    """What the name of a tensor without a place tells of how its model was saved, and the way out; two empty texts without."""
+    name = "".join(part or "" for part in match.groups()) if (match := UNMAPPED.search(said)) else ""
+    rows = (row for row in WRAPPED if re.search(row[0], name))
+    return next(((f"{cause} ({name[:LONGEST]})", remedy) for _, cause, remedy in rows), ("", ""))
 
 
 def reading(found: Failure) -> tuple[str, str]:

@@ -110,7 +110,7 @@ def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell
             cause, hint = explain(error)
             raise error.retold(diagnose.pointed(f"{cause}{error.message}", error.tail, error.code), hint, log) from error
         if not (dest / matrix.made).is_file():
-            cause, hint = explain(CommandFailed("", code=0, tail=process.tail_of(log)))
+            cause, hint = explain(CommandFailed("", code=0, tail=process.words_of(log)))
             raise OrchestrateError(f"{cause}llama-imatrix said that it was done, but wrote no matrix", hint, log)
 
     store.ensure(FOLDER, matrix.digest, fill, about=matrix.name)
@@ -118,6 +118,9 @@ def make(matrix: Matrix, store: Store, tool: Path, source: Path, log: Path, tell
 
 def explain(error: CommandFailed) -> tuple[str, str]:
     """What the tool's end likely means, and what to do."""
+    cause, remedy = diagnose.machine(error.code, f"{error.message}\n{error.tail}")
+    if remedy:
+        return f"{cause}: " if cause else "", remedy
     if re.search(LACKING, error.tail):
         return "the text is too short: ", "give one of at least 1024 tokens, better of 50,000 or more"
     if "longer than" in error.message:

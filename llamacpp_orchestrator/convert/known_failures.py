@@ -61,62 +61,10 @@ WORDS = (
         UNQUANTIZED,
     ),
     (
-        r"Can not map tensor '([^']+\.(?:scales|biases))'",
-        "the weights are quantized by MLX ({0})",
-        "name the model that it was made from, or undo it (mlx_lm.convert --dequantize; after training mlx_lm.fuse --dequantize)",
-    ),
-    (
-        r"Can not map tensor '([^']+\.(?:absmax|SCB|quant_map|quant_state\.\w+|qweight|qzeros|weight_packed|weight_shape"
-        r"|(?:weight_)?g_idx|weight_zero_point|weight_scale(?:_\w+)?|[kqv]_scale|(?:input|output)_(?:global_)?scale))'",
-        "the weights are quantized already ({0})",
-        UNQUANTIZED,
-    ),
-    (
         r"_dtype_str_map\[.*\n(?:[ ~^]*\n)?KeyError: '(\w+)'|unknown variant `(\w+)`"
         r"|invalid (shape, data type, or offset) for tensor",
         "the weights are of a type that this tag cannot read ({0})",
         "pin a newer tag, or name the model that it was made from",
-    ),
-    # Weights that were saved out of a wrapper.
-    (
-        r"Can not map tensor '([^']*\b_orig_mod\.[^']*)'",
-        "the model was saved while it was compiled by torch.compile ({0})",
-        "save the model itself (`model._orig_mod.save_pretrained`), or take `_orig_mod.` out of the names of its tensors",
-    ),
-    (
-        r"Can not map tensor '([^']*\b(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_flat_param|_forward_module)\b[^']*)'",
-        "the weights are as FSDP or DeepSpeed trained them ({0})",
-        "gather them into a model first: `accelerate merge-weights`, or DeepSpeed's zero_to_fp32.py",
-    ),
-    (
-        r"Can not map tensor '(module\.[^']*)'",
-        "the model was saved inside of DataParallel ({0})",
-        "save the model itself (`model.module.save_pretrained`), or take `module.` out of the names of its tensors",
-    ),
-    (
-        r"Can not map tensor '((?:[^']*\.)?(?:base_layer|modules_to_save|lora_\w+)\.[^']*|base_model\.[^']*)'",
-        "the model was saved with PEFT's adapter in it, not merged ({0})",
-        "load it with PEFT, `model = model.merge_and_unload()`, and save that; or convert the base and the adapter apart",
-    ),
-    (
-        r"Can not map tensor '([^']*\bparametrizations\.[^']*)'",
-        "the model was saved with torch's parametrizations in it ({0})",
-        "take them out (torch.nn.utils.parametrize.remove_parametrizations) and save it again",
-    ),
-    (
-        r"Can not map tensor '((?:v_head|value_head|reward_head|score|classifier|optimizer)\.[^']*)'",
-        "the weights hold more than a language model ({0})",
-        "save the model without it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
-    ),
-    (
-        r"Can not map tensor '([^']*\b(?:mtp|eh_proj|enorm|hnorm|shared_head|nextn)\b[^']*)'",
-        "the weights hold a layer for multi-token prediction (MTP) that this tag does not expect ({0})",
-        "pin a newer tag, or use the original's config.json (num_nextn_predict_layers, mtp_num_hidden_layers)",
-    ),
-    (
-        r"Can not map tensor '([^']*\b(?:vision_\w+|visual|audio_\w+|multi_modal_projector|mm_projector)\b[^']*)'",
-        "parts for images or sound have other names than this tag knows ({0})",
-        "load a copy as its author published it with from_pretrained, and save that; or pin a newer tag",
     ),
     # Files that are damaged, missing, or contradict each other.
     (
@@ -228,16 +176,6 @@ WORDS = (
         "take out `environment.overrides` or `environment.path`, or name versions from the tag's own time",
     ),
     (
-        r"No space left on device|Errno 28|OSError: \d+ requested and \d+ written",  # the last is numpy's way to say it
-        "the disk is full",
-        "free some space and run again",
-    ),
-    (
-        r"MemoryError|Unable to allocate|not enough memory|can't allocate memory|failed to map segment",
-        "the machine ran out of memory",
-        "close other programs, or use --jobs 1",
-    ),
-    (
         r"Permission denied: '([^']+)'",
         "{0} may not be read or written",
         "check its rights; a converter sees no more than its model, and writes no more than its output",
@@ -264,4 +202,94 @@ WORDS = (
     ),
     (r"JSONDecodeError", "a JSON file of the model or adapter is damaged", AGAIN),
     (r"UnicodeDecodeError", "a file of the model or adapter is not UTF-8 text", AGAIN),
+)
+
+WITHOUT = "save the model without it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+# The name of a tensor that no architecture has → how the model was saved, and the way out. First match wins.
+WRAPPED = (
+    (
+        r"\b_orig_mod\.",
+        "the model was saved while it was compiled by torch.compile",
+        "save the model itself (`model._orig_mod.save_pretrained`), or take `_orig_mod.` out of the names of its tensors",
+    ),
+    (
+        r"\b(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_flat_param|_forward_module)\b",
+        "the weights are as FSDP or DeepSpeed trained them",
+        "gather them into a model first: `accelerate merge-weights`, or DeepSpeed's zero_to_fp32.py",
+    ),
+    (
+        r"^module\.",
+        "the model was saved inside of DataParallel",
+        "save the model itself (`model.module.save_pretrained`), or take `module.` out of the names of its tensors",
+    ),
+    (
+        r"\b(?:exp_avg(?:_sq)?|momentum_buffer|fp32_master|master_weights?|grad)\b|^(?:optimizer|optim|scheduler)\.|^state\.\d",
+        "these are the states of an optimizer, or a checkpoint of a training with them in it",
+        "export the model out of that checkpoint with the program that trained it, and convert that",
+    ),
+    (
+        r"(?:^|[._])ema(?:[._]|$)|\bshadow_params\b",
+        "the weights hold an averaged copy of the model (EMA) besides",
+        "copy the average into the model, and save one of the two: model.save_pretrained(...)",
+    ),
+    (
+        r"^(?:teacher|student|ref_model|reference_model|actor|critic|policy)(?:_model|_module)?\.",
+        "the weights are those of a training with several models, or of a wrapper around one",
+        "save the one model itself: `model.save_pretrained(...)` of the one that was trained",
+    ),
+    (
+        r"\.(?:absmax|nested_absmax|SCB|(?:nested_)?quant_map|quant_state\.\w+|weight_format)$",
+        "saved by bitsandbytes, the weights are quantized already",
+        "name the model that it was made from, or undo it: `model.dequantize()` of transformers, then save_pretrained",
+    ),
+    (
+        r"\.(?:qweight|qzeros|g_idx)$",
+        "by GPTQ or AWQ, the weights are quantized already",
+        UNQUANTIZED,
+    ),
+    (
+        r"\.(?:weight_(?:packed|shape|g_idx|zero_point|scale(?:_\w+)?)|[kqv]_scale|(?:input|output)_(?:global_)?(?:scale|zero_point))$",
+        "by compressed-tensors, ModelOpt or as fp8, the weights are quantized already",
+        f"{UNQUANTIZED}; what compressed-tensors packed, transformers unpacks with CompressedTensorsConfig(run_compressed=False)",
+    ),
+    (
+        r"\.(?:scales|biases)$",
+        "the weights are quantized by MLX",
+        "name the model that it was made from, or undo it (mlx_lm.convert --dequantize; after training mlx_lm.fuse --dequantize)",
+    ),
+    (
+        r"\.(?:W_q|weight_qdata|weight\._data|weight\._scale|weight_quantizer\.\w+|quant_scale)$",
+        "by HQQ, torchao or Quanto, the weights are quantized already",
+        UNQUANTIZED,
+    ),
+    (
+        r"(?:^|\.)(?:base_layer|modules_to_save|(?:lora|vera|loha|lokr|hada|oft)_\w+)(?:\.|$)|(?:^|\.)base_model\.",
+        "the model was saved with PEFT's adapter in it, not merged",
+        "load it with PEFT, `model = model.merge_and_unload()`, and save that; or convert the base and the adapter apart",
+    ),
+    (
+        r"\bparametrizations\.",
+        "the model was saved with torch's parametrizations in it",
+        "take them out (torch.nn.utils.parametrize.remove_parametrizations) and save it again",
+    ),
+    (
+        r"^(?:v_head|value_head|reward_head|score|classifier)\.",
+        "the weights hold more than a language model",
+        WITHOUT,
+    ),
+    (
+        r"\blinear_(?:qkv|proj|fc[12])\b|\bword_embeddings_for_head\b|^decoder\.layers\.\d+\.self_attention\b",
+        "the weights are laid out as Megatron or NeMo keeps them",
+        "export the model in the layout of Transformers first (NeMo's export, Megatron-Bridge)",
+    ),
+    (
+        r"\b(?:mtp|eh_proj|enorm|hnorm|shared_head|nextn)\b",
+        "the weights hold a layer for multi-token prediction (MTP) that this tag does not expect",
+        "pin a newer tag, or use the original's config.json (num_nextn_predict_layers, mtp_num_hidden_layers)",
+    ),
+    (
+        r"\b(?:vision_\w+|visual|audio_\w+|multi_modal_projector|mm_projector)\b",
+        "parts for images or sound have other names than this tag knows",
+        "load a copy as its author published it with from_pretrained, and save that; or pin a newer tag",
+    ),
 )

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
 
-from llamacpp_orchestrator.convert import failures
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import process
@@ -75,7 +74,7 @@ KNOWN = (
         "binaries and converter must be of one tag; `orchestrate doctor JOB` says which are used",
     ),
     (
-        r"No space left|basic_ios::clear: iostream error",
+        r"basic_ios::clear: iostream error",
         "the file could not be written, perhaps because the disk is full",
         "free some space, and check the rights of the output folder",
     ),
@@ -135,14 +134,16 @@ def run(asked: Command, log: Path, tell: Callable[[str], None]) -> tuple[str, ..
     except CommandFailed as error:
         # Where the tool does not like its arguments it says so first, and then its whole help.
         said = next((line.strip() for line in lines if re.search(r"^\S*: (invalid|malformed|missing|bad) ", line.strip())), "")
-        cause, hint = explain("\n".join((said, error.tail)), asked.fence.memory if asked.fence else 0)
+        words = "\n".join((error.message, said, error.tail))
+        cause, hint = explain(words, asked.fence.memory if asked.fence else 0, error.code)
         message = diagnose.pointed(f"{cause}{error.message}", said or error.tail, error.code)
         raise error.retold(message, error.hint or hint, log) from error
     return fallbacks(lines)
 
 
-def explain(tail: str, memory: int = 0) -> tuple[str, str]:
-    """What the tool's last words likely mean, and what to do; `memory` is what it was allowed to take."""
+def explain(tail: str, memory: int = 0, code: int = 1) -> tuple[str, str]:
+    """What the tool's end and last words likely mean, and what to do; `memory` is what it was allowed to take."""
     starved = sandbox.starved(tail, memory)
-    cause, hint = starved if starved[0] else failures.matched(tail, KNOWN)
+    known = starved if starved[0] else diagnose.machine(code, tail)
+    cause, hint = known if known[1] else diagnose.matched(tail, KNOWN)
     return f"{cause}: " if cause else "", hint or "the log holds the tool's whole output"

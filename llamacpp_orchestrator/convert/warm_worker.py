@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -38,8 +39,9 @@ def failed(error: CommandFailed, memory: int = 0) -> CommandFailed:
     if error.hint:
         return error
     starved = sandbox.starved(error.tail, memory)
-    cause, remedy = starved if starved[0] else failures.explain(error.tail)
-    hint = remedy or ("run again with --jobs 1, or free some memory" if error.code == -9 else UNKNOWN)
+    known = starved if starved[0] else diagnose.machine(error.code, f"{error.message}\n{error.tail}")
+    cause, remedy = known if known[1] else failures.explain(error.tail)
+    hint = remedy or UNKNOWN
     message = f"{cause}: {error.message}" if cause else diagnose.pointed(error.message, error.tail, error.code)
     return error.retold(message, hint)
 
@@ -81,24 +83,17 @@ class Warm:
         """Run one script as a child of the warm interpreter; CommandFailed as if it had been a process of its own."""
         answer: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(f"$ {command}\n", encoding="utf-8")
-        self._ask(command, log, answer)
-        shown = ""
-        while True:
-            try:
-                code, late = answer.get(timeout=POLL_SECONDS if not shown else 0.2)
-                break
-            except queue.Empty:
-                now = progress_of(process.tail_of(log).rsplit("\n", 1)[-1])
-                if now != shown:
-                    shown = now
-                    tell(now)
+        with log.open("a+b") as said:
+            begin = process.begun(said, command)
+            self._ask(command, log, answer)
+            code, late = _followed(answer, said, begin, tell)
+            tail = process.tail_of(said, begin)
         if code:
             limits = command.fence or Fence()
             allowed = process.shown_seconds(limits.seconds)
-            how, hint = (f"took longer than {allowed}", sandbox.LONGER) if late else (process.ended(code), "")
+            how, hint = (f"{diagnose.LATE} {allowed}", sandbox.LONGER) if late else (process.ended(code), "")
             message = f"`{Path(command.argv[1]).name}` {how}"
-            raise failed(CommandFailed(message, code=code, tail=process.tail_of(log), hint=hint, log=log), limits.memory)
+            raise failed(CommandFailed(message, code=code, tail=tail, hint=hint, log=log), limits.memory)
 
     def _ask(self, command: Command, log: Path, answer: queue.SimpleQueue[tuple[int, bool]]) -> None:
         with self._lock:
@@ -132,7 +127,7 @@ class Warm:
             self._answers.clear()
 
     def _gone(self, error: Exception) -> OrchestrateError:
-        message = diagnose.pointed(f"the environment's Python did not start ({error})", process.tail_of(self._log))
+        message = diagnose.pointed(f"the environment's Python did not start ({error})", process.words_of(self._log))
         return OrchestrateError(message, "run again with --force", self._log)
 
     def close(self) -> None:
@@ -141,6 +136,21 @@ class Warm:
             if self._child is not None:
                 process.stop(self._child)
                 self._child = None
+
+
+def _followed(
+    answer: queue.SimpleQueue[tuple[int, bool]], log: IO[bytes], begin: int, tell: Callable[[str], None]
+) -> tuple[int, bool]:
+    """How a child ended (its code, and whether it was too late), with its progress told meanwhile."""
+    shown = ""
+    while True:
+        try:
+            return answer.get(timeout=POLL_SECONDS if not shown else 0.2)
+        except queue.Empty:
+            now = progress_of(process.tail_of(log, begin).rsplit("\n", 1)[-1])
+            if now != shown:
+                shown = now
+                tell(now)
 
 
 def run_alone(command: Command, log: Path, tell: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.source.tree import SCRIPTS
+from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import interpreter as system_interpreter
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.interpreter import Interpreter
@@ -142,6 +143,10 @@ def prove(
     for line, trouble in zip(checked, _tried(checked, python, env, log), strict=True):
         if trouble is None or not (line.needed or canonicalize_name(trouble.distribution) in named):
             continue
+        cause, remedy = diagnose.machine(1, trouble.error)
+        if cause:
+            message = f"the environment cannot be used: {cause} ({_statement(line)}: {_reason(trouble)})"
+            raise OrchestrateError(message, remedy, log)
         message = f"{_statement(line)} ({line.where}) fails with {_version_of(trouble)}: {_reason(trouble)}"
         if trouble.lacking and not line.needed and canonicalize_name(trouble.distribution) in overridden:
             tell(f"note: {message}; models that need it will not convert")
@@ -168,7 +173,7 @@ def _tried(checked: tuple[Import, ...], python: Path, env: tuple[tuple[str, str]
             last = next((line for line in reversed(error.tail.splitlines()) if line.startswith("import ")), "")
             message = f"the environment's Python {process.ended(error.code)} at `{last or 'its start'}`"
             hint = "free some memory, or put another version of that package under `environment.overrides`"
-            raise error.retold(message, hint, log) from error
+            raise error.retold(message, diagnose.machine(error.code, error.tail)[1] or hint, log) from error
 
 
 def _statement(line: Import) -> str:

@@ -21,6 +21,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.errors import hint_for
 from llamacpp_orchestrator.source import pypi
+from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system.command import clean_env
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
@@ -114,8 +115,13 @@ def uv() -> str:
 
 def failed(error: CommandFailed, what: str, hint: str, log: Path | None = None) -> CommandFailed:
     """The failure of a call of uv: what could not be done, in uv's own words or by how it ended, and what to do."""
+    cause, remedy = diagnose.machine(error.code, f"{error.message}\n{error.tail}")
     if error.code < 0:
-        message, hint = f"{what}: {error.message.splitlines()[0]}", "run the same command again, with more memory free"
+        again = "run the same command again, with more memory free"
+        message, hint = f"{what}: {error.message.splitlines()[0]}", remedy or again
+    elif cause:
+        message = f"{what}: {cause}; uv says:\n{words(error.tail or error.message)}"
+        hint = f"{remedy}, or uv's own (UV_CACHE_DIR)"
     elif found := re.search(r"(?s)Hash mismatch for `(.+?)`.*?Expected:\s+(\S+).*?Computed:\s+(\S+)", error.tail):
         message = f"{what}: {found[1]} is not the file that was locked: expected {found[2]}, received {found[3]}"
         hint = "restore the lock if it was edited; else the index has another file by now: name one that has this (PIP_INDEX_URL)"

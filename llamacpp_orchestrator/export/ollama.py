@@ -38,6 +38,7 @@ from llamacpp_orchestrator.pipeline.build import is_current
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.results import ModelfileResult
 from llamacpp_orchestrator.results import PlannedStep
+from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
@@ -337,7 +338,8 @@ def _create(at: tuple[JobRun, Mapping[str, Handoff]], key: str, outcomes: Outcom
     try:
         process.stream(Command((program, *handoff.commands[0].argv[1:]), cwd=str(handoff.path.parent), env=_env()), log, tell)
     except CommandFailed as error:
-        hint = next((hint for pattern, hint in KNOWN if re.search(pattern, error.tail, re.IGNORECASE)), "see the log")
+        known = next((hint for pattern, hint in KNOWN if re.search(pattern, error.tail, re.IGNORECASE)), "see the log")
+        hint = diagnose.machine(error.code, f"{error.message}\n{error.tail}")[1] or known
         last = process.last_lines(error.tail).split("\n")[-1]
         message = f"Ollama did not take {handoff.path.name}: {error.message} ({last})"
         raise error.retold(message, hint, log) from error

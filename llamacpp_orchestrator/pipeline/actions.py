@@ -28,6 +28,7 @@ from llamacpp_orchestrator.pipeline.publish import prepare
 from llamacpp_orchestrator.pipeline.publish import publish
 from llamacpp_orchestrator.pipeline.publish import staged
 from llamacpp_orchestrator.system import limits as system_limits
+from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.scheduler import CURRENT
 from llamacpp_orchestrator.system.scheduler import DONE
@@ -53,7 +54,7 @@ def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
         notes = (*preflight.notes(pinned, build), *scales.notes)
         for note in notes:
             tell(f"{NOTE}{build.output.path.name}: {note}")
-        adapter_staging.stage(pinned, build, scales, lambda command: run.converter(command, run.log(f"rescale {key}"), tell))
+        adapter_staging.stage(pinned, build, scales, lambda command: run.converter(command, log, tell))
         try:
             command = converter_view.command(pinned, build, adapter_staging.command(pinned, build, scales))
             trial.convert(run, build, converter_view.fenced(pinned, build, command, build.stage), log, tell)
@@ -180,7 +181,7 @@ def _verify(run: JobRun, build: Build, notes: tuple[str, ...], tell: Tell) -> No
 def _checked(run: JobRun, build: Build, files: list[Path], notes: tuple[str, ...], tell: Tell) -> levels.Verdict:
     find = run.tool if pipeline_build.is_loaded(build, run.builds.values()) else None
     try:
-        target = subject(run.pinned, build, files, run.log(f"verify {build.name}"), find)
+        target = subject(run.pinned, build, files, process.renew(run.log(f"verify {build.name}")), find)
         verdict = levels.check(target, run.converter, tell)
         # What the types are is not said twice: the tool itself may have told of others.
         if not any("instead" in note for note in notes):

@@ -27,7 +27,7 @@ from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.util.cancel import STOP
 from llamacpp_orchestrator.util.cancel import look_for_stop
 
-TAIL_LINES = 20
+TAIL_LINES, BEFORE_TRACEBACK, OLDER_LOGS = 20, 3, 3
 TRACEBACK, LONGEST_TRACEBACK = "Traceback (most recent call last)", 300
 GRACE_SECONDS, TICK = 3.0, 0.2
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -65,9 +65,8 @@ def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = 
     """
     allowed = command.fence.seconds if command.fence else 0.0
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as sink, known(_start(command, stderr=subprocess.STDOUT)) as child:
-        begin = sink.seek(0, os.SEEK_END)  # what an earlier run wrote there is no word of this one
-        sink.write(f"$ {command}\n".encode())
+    with log.open("a+b") as sink, known(_start(command, stderr=subprocess.STDOUT)) as child:
+        begin = begun(sink, command)
         assert child.stdout is not None
         with _limited(child, limit or allowed) as late:
             for raw in child.stdout:
@@ -76,11 +75,12 @@ def stream(command: Command, log: Path, on_line: Callable[[str], None] | None = 
                 if on_line:
                     on_line(raw.decode(errors="replace").rstrip())
             code = child.wait()
+        tail = tail_of(sink, begin) if code or late.is_set() else ""
     if late.is_set():
-        message = f"`{Path(command.argv[0]).name}` took longer than {shown_seconds(limit or allowed)}"
-        raise CommandFailed(message, code=code, tail=tail_of(log, begin), hint="" if limit else sandbox.LONGER, log=log)
+        message = f"`{Path(command.argv[0]).name}` {diagnose.LATE} {shown_seconds(limit or allowed)}"
+        raise CommandFailed(message, code=code, tail=tail, hint="" if limit else sandbox.LONGER, log=log)
     if code:
-        raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail_of(log, begin), log=log)
+        raise CommandFailed(f"`{Path(command.argv[0]).name}` {ended(code)}", code=code, tail=tail, log=log)
 
 
 def shown_seconds(seconds: float) -> str:
@@ -181,25 +181,49 @@ def stop_all() -> None:
 
 def ended(code: int) -> str:
     """How a process ended, in words; a negative code is the signal that killed it."""
-    if code == -9:
+    if code in diagnose.KILLED_HARD:
         return "was killed (often the system running out of memory)"
     if code < 0:
         return f"was ended by signal {-code}"
     return f"ended with exit code {code}"
 
 
-def tail_of(log: Path, begin: int = 0) -> str:
-    """The last lines of a log, those before byte `begin` left out; each redrawn progress bar counts once."""
-    with log.open("rb") as file:
-        file.seek(max(begin, log.stat().st_size - 65536))
-        return last_lines(file.read().decode(errors="replace"))
+def begun(log: IO[bytes], command: Command) -> int:
+    """Write a call into an open log; where its own words will begin, for neither the call nor those before it explain its end."""
+    log.write(f"$ {command}\n".encode())
+    log.flush()
+    return log.seek(0, os.SEEK_END)
+
+
+def tail_of(log: IO[bytes], begin: int = 0) -> str:
+    """The last lines of an open log, those before byte `begin` left out; each redrawn progress bar counts once."""
+    log.seek(max(begin, log.seek(0, os.SEEK_END) - 65536))
+    return last_lines(log.read().decode(errors="replace"))
+
+
+def words_of(log: Path) -> str:
+    """The last lines of a log by its name; none where it cannot be read."""
+    with suppress(OSError), log.open("rb") as file:
+        return tail_of(file)
+    return ""
+
+
+def renew(log: Path) -> Path:
+    """Let a log begin anew, for an explanation reads what this run said; the older ones stay beside it (NAME.1.log, ...)."""
+    names = [log, *(log.with_name(f"{log.stem}.{number}{log.suffix}") for number in range(1, OLDER_LOGS + 1))]
+    with suppress(OSError):  # on Windows another run may have it open: then both write to the one
+        if log.exists():
+            for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+                if newer.exists():
+                    os.replace(newer, older)
+    return log
 
 
 def last_lines(text: str) -> str:
-    """The last few lines of a text, with the whole of a traceback; of a line redrawn with carriage returns only its end."""
+    """The last few lines of a text, with a whole traceback and what came before it; of a line drawn anew only its end."""
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.strip("\n").split("\n")]
     traced = [number for number, line in enumerate(lines) if line.startswith(TRACEBACK)]
-    begin = min(max(0, len(lines) - TAIL_LINES), *traced[-1:], len(lines))
+    begin = max(0, min(len(lines) - TAIL_LINES, *(number - BEFORE_TRACEBACK for number in traced[-1:]), len(lines)))
     return "\n".join(lines[max(begin, len(lines) - LONGEST_TRACEBACK) :])
 
 

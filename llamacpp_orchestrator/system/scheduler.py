@@ -20,6 +20,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import of_system
+from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.util.units import size
 
 T = TypeVar("T")
@@ -141,6 +142,8 @@ def _run(
     workers: list[threading.Thread],
 ) -> list[Event]:
     by_name = {step.name: step for step in steps}
+    for log in {step.log for step in by_name.values() if step.log}:  # a check goes on in the log of what it checks
+        process.renew(log)
     order = graphlib.TopologicalSorter({step.name: step.needs for step in by_name.values()})
     order.prepare()
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()

@@ -137,8 +137,7 @@ def _load(subject: Subject, checks: gguf.Checks, find: Callable[[str], Path]) ->
 def _spoken(subject: Subject, architecture: str, find: Callable[[str], Path], run: Run) -> Findings:
     """Compare an output's tokens and chat template in use; IntegrityError or CommandFailed when they are not its source's."""
     metadata = gguf.contents(subject.files).metadata
-    # A log of its own, for it is begun anew, and the loader's words are in the other.
-    interpreter = _interpreter(subject, run, subject.log.with_name(f"source-{subject.log.name}"))
+    interpreter = _interpreter(subject, run, subject.log)
     view = subject.views[0]
     translated = subject.translated() if subject.translated else view
     checked = words.Words(

@@ -11,6 +11,7 @@ from pathlib import Path
 from llamacpp_orchestrator.convert.encoders import ENCODERS
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import UNLIMITED
@@ -99,6 +100,10 @@ def check(
         process.stream(sandbox.around(call, limits), log, limit=limit(files, base))
     except CommandFailed as error:
         words = log.read_bytes()[begin:].decode(errors="replace") if log.exists() else error.tail
+        refused, remedy = diagnose.machine(error.code, f"{error.message}\n{words}")
+        if remedy:
+            message = f"{tool.stem} cannot load {files[0].name}: {refused or error.message}"
+            raise error.retold(message, remedy, log) from error
         if why := cause(words, error, architecture):
             hint = "the source is damaged or this tag converts it wrongly: get the source's files again, or pin a newer tag"
             raise error.retold(f"{tool.stem} cannot load {files[0].name}: {why}", hint, log) from error

@@ -250,7 +250,7 @@ def _record(sides: Sides, tool: Path, ends: bool, size: int) -> None:
         by.run(sandbox.around(asked, by.limits, write=(by.scratch,)), by.log, lambda line: None)
     except CommandFailed as error:
         message = diagnose.pointed(f"{TOOL} cannot run {sides.files[0].name}: {error.message}", error.tail)
-        raise error.retold(message, LESS) from error
+        raise error.retold(message, diagnose.machine(error.code, f"{error.message}\n{error.tail}")[1] or LESS) from error
 
 
 def question(model: Path, adapter: Path | None, record: Record, path: Path) -> dict[str, Any]:

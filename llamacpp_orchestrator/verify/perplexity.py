@@ -9,6 +9,7 @@ from pathlib import Path
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system.command import Command
 
 TOOL, LOGITS = "{llama-perplexity}", "base.logits"
@@ -61,6 +62,9 @@ def progress_of(line: str, total: str) -> str:
 
 def explain(error: CommandFailed) -> tuple[str, str]:
     """What the tool's end likely means, and what to do."""
+    cause, remedy = diagnose.machine(error.code, f"{error.message}\n{error.tail}")
+    if remedy:
+        return f"{cause}: " if cause else "", remedy
     if "longer than" in error.message:
         return "", "give it more time (`minutes`) or less to do (`chunks`) under `quality`"
     for pattern, cause, hint in KNOWN:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator.convert import commands
+from llamacpp_orchestrator.convert import known_failures
 from llamacpp_orchestrator.convert import quantize
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.convert.failures import explain
@@ -293,11 +294,6 @@ LITERAL = {
     "numpy": ("A module that was compiled using NumPy 1.x cannot be run in NumPy 2.2.6", "do not fit this tag"),
     "the fence": ("OSError: [Errno 7] Landlock: Argument list too long", "refused to fence the converter in"),
     "the fence, sockets": ("PermissionError: [Errno 13] Permission denied", "asked for the network"),
-    "Python, disk": ("OSError: [Errno 28] No space left on device", "disk is full"),
-    "numpy, disk": ("OSError: 2048000 requested and 639904 written", "disk is full"),
-    "torch": ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes", "out of memory"),
-    "numpy, memory": ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 9.3 GiB for an array", "out of memory"),
-    "the linker": ("ImportError: libtorch_cpu.so: failed to map segment from shared object", "out of memory"),
     "Python, rights": ("PermissionError: [Errno 13] Permission denied: '/x/y.gguf'", "/x/y.gguf may not be"),
     "Python, text": ("UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0", "not UTF-8"),
     "nobody": ("something new", ""),
@@ -432,6 +428,62 @@ def test_other_words_of_upstream_are_explained(place: str) -> None:
     assert cause in found and bool(hint) is bool(cause)
 
 
+# The name of a tensor without a place → words of the cause, and of its own way out.
+WRAPPED = {
+    "_orig_mod.model.layers.0.mlp.up_proj.weight": ("torch.compile", "model._orig_mod"),
+    "model._orig_mod.layers.0.mlp.up_proj.weight": ("torch.compile", "model._orig_mod"),
+    "_fsdp_wrapped_module.model.norm.weight": ("FSDP or DeepSpeed", "zero_to_fp32.py"),
+    "model.layers.0._flat_param": ("FSDP or DeepSpeed", "merge-weights"),
+    "module.model.norm.weight": ("DataParallel", "model.module"),
+    "optimizer.state.0.exp_avg": ("optimizer", "export the model"),
+    "state.12.exp_avg_sq": ("optimizer", "export the model"),
+    "model_ema.norm.weight": ("EMA", "average"),
+    "ema.shadow_params.3": ("EMA", "average"),
+    "actor.model.norm.weight": ("several models", "the one model"),
+    "model.layers.0.mlp.up_proj.weight.absmax": ("by bitsandbytes", "model.dequantize()"),
+    "model.layers.0.mlp.up_proj.weight.nested_quant_map": ("by bitsandbytes", "model.dequantize()"),
+    "model.layers.0.mlp.up_proj.qweight": ("GPTQ or AWQ", "made from"),
+    "model.layers.0.mlp.up_proj.input_scale": ("compressed-tensors", "run_compressed=False"),
+    "model.layers.0.mlp.up_proj.weight_scale": ("compressed-tensors", "run_compressed=False"),
+    "model.layers.0.mlp.up_proj.weight_packed": ("compressed-tensors", "run_compressed=False"),
+    "model.layers.0.mlp.up_proj.scales": ("MLX", "--dequantize"),
+    "model.layers.0.mlp.up_proj.biases": ("MLX", "--dequantize"),
+    "model.layers.0.mlp.up_proj.W_q": ("HQQ", "made from"),
+    "base_model.model.model.norm.weight": ("PEFT's adapter", "merge_and_unload"),
+    "model.layers.0.self_attn.q_proj.lora_A.default.weight": ("PEFT's adapter", "merge_and_unload"),
+    "model.layers.0.mlp.parametrizations.weight.original0": ("parametrizations", "remove_parametrizations"),
+    "v_head.summary.weight": ("more than a language model", "from_pretrained"),
+    "decoder.layers.0.self_attention.linear_qkv.weight": ("Megatron", "layout of Transformers"),
+    "model.layers.61.eh_proj.weight": ("(MTP)", "num_nextn_predict_layers"),
+    "vision_tower.x": ("images or sound", "from_pretrained"),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_tensor_without_a_place_has_its_own_way_out(name: str) -> None:
+    for said in (f"ValueError: Can not map tensor {name!r}", f"ValueError: Unexpected tensors: [{name!r}, 'x']"):
+        cause, hint = explain(within("map_tensor_name", "raise", said))
+        assert WRAPPED[name][0] in cause and f"({name})" in cause and WRAPPED[name][1] in hint
+
+
+def test_every_way_to_save_a_model_is_tried() -> None:
+    first = {next(row for row in known_failures.WRAPPED if re.search(row[0], name)) for name in WRAPPED}
+    assert first == set(known_failures.WRAPPED)
+
+
+@pytest.mark.parametrize(
+    "error", ["AttributeError: 'Foo' object has no attribute 'bar'", "AssertionError", "NotImplementedError"]
+)
+@pytest.mark.parametrize("function", ["set_vocab", "modify_tensors", "set_gguf_parameters", "index_tensors", "odd"])
+def test_a_bare_error_is_told_with_what_was_read_and_what_to_do(error: str, function: str) -> None:
+    said = "INFO:hf-to-gguf:gguf: loading model part 'model-2.safetensors'\n"
+    cause, hint = explain(said + within(function, "assert this == that", error))
+    assert cause and hint and hint != warm_worker.UNKNOWN
+    if "did not expect" in cause:
+        assert f"{function} in conversion/x.py" in cause and "just before: gguf: loading model part" in cause
+        assert ": " in error or "assert this == that" in cause
+
+
 def test_a_long_list_is_cut_and_no_brace_of_the_log_is_taken_for_ours() -> None:
     found, _ = explain(f"ValueError: Missing tensors: [{', '.join(repr(f'model.{n}') for n in range(9999))}]")
     assert len(found) < LONGEST + 100
@@ -453,7 +505,7 @@ TOOL = {
     "llama_model_quantize: failed to quantize: requantizing from type q4_0 is disabled": ("already (q4_0)", "outtype"),
     "llama_model_quantize: failed to quantize: quantized data validation failed": ("NaN", "bf16"),
     "llama_model_quantize: failed to quantize: basic_ios::clear: iostream error": ("could not be written", "free some space"),
-    "write: No space left on device": ("could not be written", "free some space"),
+    "write: No space left on device": ("the disk is full: ", "free some space"),
     "gguf_init_from_reader: failed to read key-value pairs": ("no whole GGUF", "--force"),
     "gguf_init_from_reader: invalid magic characters: 'hell', expected 'GGUF'": ("no whole GGUF", "--force"),
     "unknown model architecture: 'foo'": ("do not know the architecture foo", "doctor"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -85,3 +86,23 @@ def test_a_program_on_our_own_terminal(capfd: pytest.CaptureFixture[str]) -> Non
     assert process.attached(python("print('seen'); raise SystemExit(5)")) == 5 and "seen" in capfd.readouterr().out
     with pytest.raises(CommandFailed):
         process.attached(Command(("/no/such/program",)))
+
+
+def test_a_log_begins_anew_and_a_few_older_ones_stay_beside_it(tmp_path: Path) -> None:
+    log = tmp_path / "a b-Q8_0.gguf.log"
+    for number in range(6):
+        process.renew(log)
+        with pytest.raises(CommandFailed) as failed:
+            process.stream(python(f"print('run {number}'); raise SystemExit(1)"), log)
+        assert failed.value.tail.count("run") == 1
+        process.stream(python(f"print('then {number}')"), log)  # several commands of one step
+    assert re.findall(r"(?m)^(?:run|then) .*$", log.read_text()) == ["run 5", "then 5"]
+    older = sorted(tmp_path.glob("*.log"))
+    assert [path.name for path in older] == [f"a b-Q8_0.gguf.{number}.log" for number in (1, 2, 3)] + [log.name]
+    assert ["run 4" in older[0].read_text(), "run 2" in older[2].read_text()] == [True, True]
+    assert process.words_of(tmp_path / "none.log") == ""
+
+
+def test_what_came_before_a_traceback_is_kept_with_it() -> None:
+    lines = [f"INFO:{number}" for number in range(9)] + [process.TRACEBACK, *("  frame" for _ in range(40)), "KeyError: 'x'"]
+    assert process.last_lines("\n".join(lines)).startswith("INFO:6\nINFO:7\nINFO:8\nTraceback")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.scheduler import DONE
 from llamacpp_orchestrator.system.scheduler import Bounds
 from llamacpp_orchestrator.system.scheduler import Claim
@@ -241,3 +244,18 @@ def test_logs_have_names_that_fit_and_that_no_two_steps_share(tmp_path: Path) ->
     assert len(set(logs)) == len(steps)
     for log in logs:
         log.touch()
+
+
+def test_a_step_begins_its_log_anew_and_its_commands_go_on_in_it(tmp_path: Path) -> None:
+    log = tmp_path / "convert-x.log"
+    step = Step(kind="convert", key="x", log=log)
+
+    def perform(step: Step, outcomes: Outcomes, tell: Tell) -> Outcome:
+        for word in ("one", "two"):
+            process.stream(Command((sys.executable, "-c", f"print('{word}')")), log)
+        return DONE
+
+    for _ in range(2):
+        run([step], perform, Bounds(jobs=1, memory=0, keep_going=False), lambda event: None)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["convert-x.1.log", "convert-x.log"]
+    assert [line for line in log.read_text(encoding="utf-8").splitlines() if line[0] != "$"] == ["one", "two"]
