@@ -29,12 +29,12 @@ from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.models import weight_files
 from llamacpp_orchestrator.models.hub import HubFile
 from llamacpp_orchestrator.models.hub import Snapshot
-from llamacpp_orchestrator.models.safetensors import LFS
 from llamacpp_orchestrator.models.selection import select_files
 from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import cancel
+from llamacpp_orchestrator.util.pointers import LFS
 from tests.support import makers
 from tests.support.stage.hub import COMMIT
 from tests.support.stage.hub import LARGE
