@@ -127,7 +127,9 @@ def _listed(reading: Reading, value: Any, where: str, base: Path) -> Any:
 
 
 def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
-    item = {"source": item} if isinstance(item, str) else item
+    if isinstance(item, str):
+        reading.escaped |= {f"{where}.source"} if where in reading.escaped else set()
+        item = {"source": item}
     if not isinstance(item, dict):
         return item
     if item.get("loras") is not None:
@@ -139,6 +141,9 @@ def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
         complaint = f"{yaml_reader.shown(source)} is a folder beside {reading.file}, and is not written as one"
         yaml_reader.say(reading, f"{where}.source", complaint, f"write ./{source}")
         return {**item, "source": f"./{source}"}
+    if f"{where}.source" in reading.escaped and not _is_there(fields.folder(source, base)):
+        yaml_reader.say(reading, f"{where}.source", f'"{yaml_reader.shown(source)}" is no folder here', yaml_reader.ESCAPE[1])
+        return {**item, "source": "./x"}
     if not fields.is_folder(source) and "@" in source and "://" not in source:
         source, revision = source.split("@", 1)
         if item.get("revision", revision) != revision:

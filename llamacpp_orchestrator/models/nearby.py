@@ -12,7 +12,6 @@ import msgspec
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.job.fields import SNAPSHOT
-from llamacpp_orchestrator.models.weight_files import ADAPTER_WEIGHTS
 
 CONFIGS = {"model": "config.json", "adapter": "adapter_config.json"}
 CHECKPOINT = re.compile(r"(?:.*[-_])?checkpoint[-_](\d+)|(?:global_)?(?:step|epoch)[-_]?(\d+)")
@@ -36,7 +35,9 @@ def check(path: Path, kind: str, weights: bool) -> None:
     """Raise JobError for a folder without what is needed, where a folder near it has it, or a command can make it."""
     if not path.is_dir() or _holds(path, kind, weights) or (kind == "model" and (path / CONFIGS["adapter"]).is_file()):
         return
-    for refusal in (_sharded(path, kind), _inside(path, kind, weights), _in_cache(path), _above(path, kind, weights)):
+    below = sorted((folder for folder in _folders(path, 1) if CHECKPOINT.fullmatch(folder.name)), key=_age, reverse=True)
+    ways = (_sharded(path, kind), _inside(path, kind, weights), *(_sharded(folder, kind) for folder in below[:1]))
+    for refusal in (*ways, _in_cache(path), _above(path, kind, weights)):
         if refusal:
             raise JobError(*refusal)
 
@@ -138,14 +139,8 @@ def _in_cache(path: Path) -> tuple[str, str] | None:
 
 
 def _above(path: Path, kind: str, weights: bool) -> tuple[str, str] | None:
-    parents = list(path.parents)[:2]
-    place = next((parent for parent in parents if _holds(parent, kind, weights)), None)
-    message = f"{path} is only a part of a {kind}: {CONFIGS[kind]} and the weights lie in {place}"
-    return (message, f"name that folder: {place}") if place and not _names_adapter(path, kind) else None
-
-
-def _names_adapter(path: Path, kind: str) -> bool:
-    return kind == "model" and ADAPTER_WEIGHTS in _names(path)
+    place = next((parent for parent in list(path.parents)[:2] if _holds(parent, kind, weights)), None)
+    return (f"{path} holds no {kind} itself; one lies in a folder above it", f"name that folder: {place}") if place else None
 
 
 def _sharded(path: Path, kind: str) -> tuple[str, str] | None:
