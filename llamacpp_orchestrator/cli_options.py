@@ -140,13 +140,15 @@ def run(contexts: list[Context], flags: dict[str, Any], kept: bool) -> None:
         result = idle or _worked(contexts, chosen, flags)
     except (OrchestrateError, Stopped) as error:
         if isinstance(error, OrchestrateError) and not kept:
-            for each in (error, *error.others):
-                by_option.tell_by_option(each, contexts[0].file)
+            for failure in (error, *error.others):
+                by_option.tell_by_option(failure, contexts[0].file)
         if flags["as_json"]:
             words = [str(error)] if isinstance(error, Stopped) else error.lines()
             failed = Result(status="failed", seconds=0.0, steps=(), outputs=()).document() | {"error": words}
             console.result(failed, (), as_json=True)
         raise
+    for failure in result.errors if not kept else ():
+        by_option.tell_by_option(failure, contexts[0].file)
     finish(result, flags)
 
 

@@ -132,6 +132,13 @@ def test_convert_speaks_of_the_type_in_a_name(orchestrate: Callable[..., Answer]
     assert answer.code == 2 and "write org/m, and the type by itself: `--quantize Q4_K_M`" in answer.err
 
 
+def test_convert_speaks_of_options_where_a_step_fails(orchestrate: Callable[..., Answer], world: Path) -> None:
+    (world / "m").mkdir()
+    (world / "m" / "config.json").write_text("{}")
+    answer = orchestrate("convert", "./m", "--offline", "--keep-going")
+    assert answer.code == 1 and "with only adapters to convert, set `--outtype none`" in answer.err
+
+
 def test_keys_of_a_job_in_the_words_of_options() -> None:
     error = OrchestrateError("x is a LoRA adapter", "list it under `loras`, or set `outtype: none`, or `trust_remote_code: true`")
     by_option.tell_by_option(error, Path("orchestrate.yaml"))
