@@ -97,18 +97,19 @@ def convert(
     **flags: Any,
 ) -> None:
     """Convert MODEL (hub id or folder) without a job file."""
+    from llamacpp_orchestrator.job import by_option
     from llamacpp_orchestrator.job import loader
     from llamacpp_orchestrator.util.store import write_atomically
 
     file = (write_job or Path("orchestrate.yaml")).absolute()
     words: dict[str, Any]
     words = {"model": model, "loras": loras, "outtypes": outtypes, "quantize": quantize, "tag": tag, "overrides": overrides}
-    text = loader.job_text(**words, output=output, folder=file.parent)
+    text = by_option.job_text(**words, output=output, folder=file.parent)
     try:
         job = loader.parse(text.encode(errors="surrogateescape"), file)
         loader.check_folders(job, file)
     except JobError as error:
-        loader.tell_by_option(error, file)
+        by_option.tell_by_option(error, file)
         raise
     if write_job:
         if file.exists() and not flags["force"]:

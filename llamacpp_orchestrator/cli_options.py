@@ -16,7 +16,6 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import first
@@ -205,6 +204,7 @@ def run(contexts: list[Context], flags: dict[str, Any], kept: bool) -> None:
     """Do whole jobs, and end as they did."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import up_to_date
+    from llamacpp_orchestrator.job import by_option
     from llamacpp_orchestrator.job import loader
     from llamacpp_orchestrator.results import Result
 
@@ -215,13 +215,16 @@ def run(contexts: list[Context], flags: dict[str, Any], kept: bool) -> None:
         idle = up_to_date.result(contexts, chosen, lambda event: console.plain(manner, event))
         result = idle or _worked(contexts, chosen, flags)
     except (OrchestrateError, Stopped) as error:
-        if isinstance(error, JobError) and not kept:
-            loader.tell_by_option(error, contexts[0].file)
+        if isinstance(error, OrchestrateError) and not kept:
+            for failure in (error, *error.others):
+                by_option.tell_by_option(failure, contexts[0].file)
         if flags["as_json"]:
             words = [str(error)] if isinstance(error, Stopped) else error.lines()
             failed = Result(status="failed", seconds=0.0, steps=(), outputs=()).document() | {"error": words}
             console.result(failed, (), as_json=True)
         raise
+    for failure in result.errors if not kept else ():
+        by_option.tell_by_option(failure, contexts[0].file)
     finish(result, flags)
 
 

@@ -47,6 +47,8 @@ def settle(
         )
     if options.write_lock and old and (stale or options.upgrade):
         neighbours.check_lock(context.file)
+    if not options.locked:
+        local_folders.check(context)
     resolution = Resolution(
         context=context,
         partial=diff.fitting(context.job, old, options.upgrade),

@@ -8,12 +8,19 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from urllib.parse import urlsplit
 
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.util.yaml_reader import shown
 
 HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+# A page or name of a model: the hub's hosts, and those whose names are no hub ids.
+HUB = re.compile(r"(?:(?:www\.)?(?:huggingface\.co|hf\.co|hf-mirror\.com)/|hf://)(?=[^/]+/)", re.IGNORECASE)
+STRANGE = re.compile(r"(?:https?://)?(?:www\.|registry\.)?(github|gitlab|modelscope|ollama|kaggle|civitai)\.(?:com|cn|ai)/", re.I)
+PAGES = ("tree", "blob", "resolve", "raw", "commit")
+TYPED = re.compile(r"(?P<id>[^:]+):(?P<type>[\w.-]+)", re.ASCII)  # how Ollama and llama.cpp's -hf name one file of a repository
+SNAPSHOT = re.compile(r"(?:^|/)models--[\w.-]+?--(?P<name>[\w.-]+)/snapshots/[0-9a-f]{40}$")  # of the hub's cache
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 # What the driver itself passes to upstream's scripts, and what would make them ask the network.
 OURS = ("--outfile", "--outtype", "--model-name", "--remote")
@@ -81,23 +88,39 @@ def source(text: str) -> str:
     """A hub id or a folder."""
     if is_folder(text):
         return 'a folder\'s name cannot hold "\\0"' if "\0" in text else ""
-    if "://" in text:
-        text = anonymous(text)
-        if named := _in_address(text):
-            return f'"{shown(text)}" is an address; write {named}'
+    text = anonymous(text) if "://" in text else text
+    if elsewhere := _elsewhere(text):
+        return f'"{shown(text)}" is {elsewhere}'
     if not HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
         return f'"{shown(text)}" is neither a hub id (org/name) nor a folder, which begins with ./ ../ ~/ or /'
     return ""
 
 
-def _in_address(text: str) -> str:
-    """The hub id of a page on the hub that shows a model, with its revision where one is named; else ""."""
-    words = re.split("[?#]", text.partition("://")[2], maxsplit=1)[0].strip("/").split("/")[1:]
-    named = "/".join(words[:2])
-    revision = words[3] if words[2:3] == ["tree"] and len(words) == 4 and words[3] != "main" else ""
+def _elsewhere(text: str) -> str:
+    """What a source is that is written as in a browser or for Ollama, and what to write; "" for any other."""
+    if site := STRANGE.match(text):
+        return f"a page of {site[1]}, and only models of the hub are fetched; download it, and name the folder: ./my-model"
+    hosted = HUB.match(text)
+    address = text[hosted.end() :] if hosted else text.partition("://")[2].partition("/")[2] if "://" in text else text
+    words = re.split("[?#]", address, maxsplit=1)[0].strip("/").split("/")
+    kind, words = (words[0], words[1:]) if words[0] in ("datasets", "spaces", "models") and words[2:] else ("models", words)
+    if kind != "models":
+        return f"one of the hub's {kind}, not a model"
+    typed = TYPED.fullmatch("/".join(words))
+    named = typed["id"] if typed else "/".join(words[:2])
+    if typed and "/" not in named and not hosted:
+        return "a name of Ollama's library; name the model on the hub that it was made from: org/name"
     if not HUB_ID.fullmatch(named):
         return ""
-    return f"{named}@{revision}" if revision else named
+    if typed:
+        key = "outtype" if typed["type"].lower() in ("f32", "f16", "bf16") else "quantize"
+        type_ = typed["type"].lower() if key == "outtype" else typed["type"]
+        also = "" if type_ == "latest" else f", and the type by itself: `{key}: {type_}`"
+        return f"the way of Ollama and llama-server; write {named}{also}"
+    revision = unquote(words[3]) if words[2:3] and words[2] in PAGES and words[3:] else ""
+    if not (hosted or "://" in text or revision):
+        return ""
+    return f"an address; write {named}" + (f"@{revision}" if revision not in ("", "main") else "")
 
 
 def url(text: str) -> str:
@@ -174,6 +197,12 @@ def folder(source: str, base: Path) -> Path:
     """The absolute folder that a text of the job names; relative ones are relative to `base`, `~` is the user's home."""
     text = source if os.sep == "\\" else source.replace("\\", "/")
     return Path(os.path.abspath(base), os.path.expanduser(text))
+
+
+def folder_name(path: Path) -> str:
+    """What a model is called after its folder: a snapshot in the hub's cache after its repository, not after its commit."""
+    snapshot = SNAPSHOT.search(path.as_posix())
+    return snapshot["name"] if snapshot else path.name
 
 
 def from_command_line(source: str, base: Path) -> str:

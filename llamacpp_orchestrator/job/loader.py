@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,29 +11,21 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.job import strangers
 from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.job.spec import Model
+from llamacpp_orchestrator.util import pointers
 from llamacpp_orchestrator.util import yaml_reader
 from llamacpp_orchestrator.util.yaml_reader import Reading
 
 WAY = "`orchestrate schema` lists what each key may hold; `orchestrate init FILE` writes an example"
 APART = "set `name` or `outfile`, or drop one of the two"
-LONGEST_PART, LONGEST_FILE, SHARD_SUFFIX = 255, 250, len("-00001-of-00001")
-
-# Key of a job → the option of `orchestrate convert` that fills it.
-OPTIONS = (
-    (r"models\[0\]\.source", "MODEL"),
-    (r"models\[0\]\.loras\[\d+\](\.\w+)?", "--lora"),
-    (r"models\[0\]\.outtype(\[\d+\])?", "--outtype"),
-    (r"models\[0\]\.quantize(\[\d+\])?", "--quantize"),
-    (r"llama_cpp\.tag", "--tag"),
-    (r"environment\.overrides\[\d+\]", "--override"),
-    ("output", "--output"),
-)
+LONGEST_PATH, LONGEST_PART, LONGEST_FILE, SHARD_SUFFIX = 4096, 255, 250, len("-00001-of-00001")
 
 STARTER = f"""\
 # A job of llamacpp-orchestrator. Run it with: orchestrate run job.yaml
@@ -80,10 +71,14 @@ def load(path: Path, folders: bool = True) -> Job:
         raise JobError(f"{path}: no such file", way) from error
     except OSError as error:
         if isinstance(error, IsADirectoryError) or (os.name == "nt" and path.is_dir()):
-            raise JobError(f"{path}: is a folder, not a job file", f"name the file in it: {path / 'job.yaml'}") from error
+            raise JobError(f"{path}: is a folder, not a job file", strangers.folder(path)) from error
         why = f"cannot be read: {(error.strerror or str(error)).lower()}"
         raise JobError(f"{path}: {why}", "check the name, and the rights of the file and of the folders above it") from error
-    job, reading = _parse(text, path)
+    try:
+        job, reading = _parse(text, path)
+    except JobError as error:
+        stranger, way = strangers.file(path, text)
+        raise JobError(stranger, way) if stranger else error from error
     if folders:
         _look_up(job, path, reading)
     return job
@@ -108,10 +103,10 @@ def check_together(jobs: Sequence[tuple[Job, Path]]) -> None:
 def _parse(text: bytes, path: Path) -> tuple[Job, Reading]:
     reading = yaml_reader.read(text, str(path), WAY)
     data = reading.data
-    if isinstance(data, dict) and isinstance(data.get("models"), list):
-        models = [_expanded(reading, item, f"models[{index}]", path.parent) for index, item in enumerate(data["models"])]
+    if isinstance(data, dict) and data.get("models") is not None:
+        models = _listed(reading, data["models"], "models", path.parent)
         data = {**data, "models": models}
-        if not models:
+        if models == []:
             yaml_reader.say(reading, "models", "expected at least one model")
     data = yaml_reader.fit(reading, data, Job)
     yaml_reader.done(reading)
@@ -121,15 +116,34 @@ def _parse(text: bytes, path: Path) -> tuple[Job, Reading]:
     return job, reading
 
 
+def _listed(reading: Reading, value: Any, where: str, base: Path) -> Any:
+    """The models or adapters of a job with what each leaves to its source; one that stands alone is a list of one."""
+    if value and isinstance(value, dict | str):
+        yaml_reader.alone(reading, where)
+        value = [value]
+    if not isinstance(value, list):
+        return value
+    return [_expanded(reading, item, f"{where}[{index}]", base) for index, item in enumerate(value)]
+
+
 def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
-    item = {"source": item} if isinstance(item, str) else item
+    if isinstance(item, str):
+        reading.escaped |= {f"{where}.source"} if where in reading.escaped else set()
+        item = {"source": item}
     if not isinstance(item, dict):
         return item
-    if isinstance(loras := item.get("loras"), list):
-        item = {**item, "loras": [_expanded(reading, lora, f"{where}.loras[{n}]", base) for n, lora in enumerate(loras)]}
+    if item.get("loras") is not None:
+        item = {**item, "loras": _listed(reading, item["loras"], f"{where}.loras", base)}
     source = item.get("source")
     if not isinstance(source, str):
         return item
+    if source and fields.source(source.split("@")[0]) and _is_there(base / source):
+        complaint = f"{yaml_reader.shown(source)} is a folder beside {reading.file}, and is not written as one"
+        yaml_reader.say(reading, f"{where}.source", complaint, f"write ./{source}")
+        return {**item, "source": f"./{source}"}
+    if f"{where}.source" in reading.escaped and not _is_there(fields.folder(source, base)):
+        yaml_reader.say(reading, f"{where}.source", f'"{yaml_reader.shown(source)}" is no folder here', yaml_reader.ESCAPE[1])
+        return {**item, "source": "./x"}
     if not fields.is_folder(source) and "@" in source and "://" not in source:
         source, revision = source.split("@", 1)
         if item.get("revision", revision) != revision:
@@ -139,8 +153,15 @@ def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
         yaml_reader.say(reading, f"{where}.revision", "a folder has no revisions")
     if fields.source(source):
         return item
-    name = os.path.basename(os.path.abspath(fields.folder(source, base))) if fields.is_folder(source) else source.split("/")[1]
-    return {**item, "name": item.get("name", name)}
+    place = Path(os.path.abspath(fields.folder(source, base)))
+    return {"name": fields.folder_name(place) if fields.is_folder(source) else source.split("/")[1], **item}
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except (OSError, ValueError):  # no name of a folder at all
+        return False
 
 
 def _check(job: Job, base: Path, reading: Reading) -> None:
@@ -224,21 +245,21 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
             yaml_reader.say(reading, where, f"{text} is a file here, and no hub id", _instead(Path(text)))
     named = [(where, source) for where, source in named if fields.is_folder(source)]
     for where, text in named + ([("environment.path", job.environment.path)] if job.environment.path else []):
-        found = fields.folder(text, path.parent)
-        if not found.is_dir():
-            why = "is not a folder" if found.exists() else "does not exist"
-            way = _instead(found) if found.is_file() else f"correct the path; it is relative to {path.name}"
-            yaml_reader.say(reading, where, f"{found} {why}", way)
+        place = fields.folder(text, path.parent)
+        if not place.is_dir():
+            why = "is not a folder" if place.exists() else "does not exist"
+            way = _instead(place) if place.is_file() else _correct(reading, where, path)
+            yaml_reader.say(reading, where, f"{quoted(place, LONGEST_PATH)} {why}", way)
     for where, model in sources:
         matrix, quality = model.imatrix, model.quality
         files = [("imatrix", "file", matrix.file), ("imatrix", "text", matrix.text)] if matrix else []
         for part, key, name in files + ([("quality", "text", quality.text)] if quality else []):
-            if name and not (place := fields.folder(name, path.parent)).is_file():
+            if name:
                 key = f".{key}" if f"{where}.{part}.{key}" in reading.lines else ""
-                yaml_reader.say(
-                    reading, f"{where}.{part}{key}", f"{place} is not a file", f"correct the path; it is relative to {path.name}"
-                )
+                _look_at_file(reading, f"{where}.{part}{key}", fields.folder(name, path.parent), path)
     dest = fields.folder(job.output, path.parent)
+    if "output" in reading.escaped and not dest.exists():
+        yaml_reader.say(reading, "output", f"{quoted(dest, LONGEST_PATH)} does not exist", yaml_reader.ESCAPE[1])
     nearest = next(each for each in (dest, *dest.parents) if os.path.lexists(each))
     if not nearest.is_dir():
         yaml_reader.say(reading, "output", f"{nearest} is not a folder", "name another folder, or move that file away")
@@ -252,6 +273,19 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
     yaml_reader.done(reading)
 
 
+def _look_at_file(reading: Reading, where: str, place: Path, job: Path) -> None:
+    pointer, way = pointers.kind(place)
+    if pointer:
+        yaml_reader.say(reading, where, f"{place} is {pointer}, not the file itself", way)
+    elif not place.is_file():
+        yaml_reader.say(reading, where, f"{quoted(place, LONGEST_PATH)} is not a file", _correct(reading, where, job))
+
+
+def _correct(reading: Reading, where: str, job: Path) -> str:
+    """What to do about a path that leads nowhere."""
+    return yaml_reader.ESCAPE[1] if where in reading.escaped else f"correct the path; it is relative to {job.name}"
+
+
 def _instead(file: Path) -> str:
     if file.suffix == ".gguf":
         return "a GGUF file is converted already: name the model that it was made from"
@@ -260,50 +294,16 @@ def _instead(file: Path) -> str:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a job file, short forms included, made from the types that parse it."""
-    found = msgspec.json.schema(Job)
-    parts = {name: part["properties"] for name, part in found["$defs"].items()}
+    whole = msgspec.json.schema(Job)
+    parts = {name: part["properties"] for name, part in whole["$defs"].items()}
     text = {"type": "string"}
-    for part, key in (("Model", "outtype"), ("Model", "mmproj"), ("Lora", "outtype")):
-        del parts[part][key]["type"]
-        parts[part][key] |= {"anyOf": [text, {"type": "array", "items": parts[part][key].pop("items")}]}
-    for key in ("imatrix", "quality"):
-        parts["Model"][key]["anyOf"].insert(0, text)
-    for part, key in (("Job", "models"), ("Model", "loras")):
-        parts[part][key]["items"] = {"anyOf": [text, parts[part][key]["items"]]}
-    for part, key in (("Binaries", "cuda"), ("Environment", "python")):
-        parts[part][key]["type"] = ["string", "number"]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
-
-
-def job_text(
-    *,
-    model: str,
-    loras: Sequence[str],
-    outtypes: Sequence[str],
-    quantize: Sequence[str],
-    tag: str,
-    output: str,
-    folder: Path,
-    overrides: Sequence[str] = (),
-) -> str:
-    """The text of a job in `folder` that does what the options of `orchestrate convert` say."""
-    import yaml
-
-    asked: dict[str, Any] = {"source": fields.from_command_line(model, folder)}
-    asked |= {"outtype": list(outtypes)} if outtypes else {}
-    asked |= {"quantize": list(quantize)} if quantize else {}
-    asked |= {"loras": [fields.from_command_line(lora, folder) for lora in loras]} if loras else {}
-    data: dict[str, Any] = {"version": 1, "llama_cpp": {"tag": tag or spec.DEFAULT_TAG}}
-    data |= {"environment": {"overrides": list(overrides)}} if overrides else {}
-    data |= {"output": fields.relative(output, folder), "models": [asked]}
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=4096)
-
-
-def tell_by_option(error: JobError, file: Path) -> None:
-    """Put what is wrong with a job that is in no file into the words of the options that it was made of."""
-    place = f"{re.escape(str(file))}|{re.escape(file.name)}"
-    message = re.sub(rf"^({place})(:\d+)*: ", "", error.message, flags=re.MULTILINE)
-    for key, option in OPTIONS:
-        message = re.sub(rf"^{key}(?=: )", option, message, flags=re.MULTILINE)
-    hint = "`orchestrate convert --help` tells what each may be" if error.hint == WAY else error.hint
-    error.message, error.hint = message, hint.replace(f"relative to {file.name}", "relative to the current folder")
+    for key in [key for part in parts.values() for key in part.values() if key.get("type") == "array"]:
+        rules = {name: key.pop(name) for name in ("type", "items", "minItems") if name in key}
+        if "$ref" in rules["items"]:
+            rules["items"] = {"anyOf": [text, rules["items"]]}
+        key["anyOf"] = [rules["items"], rules]
+    for name in ("imatrix", "quality"):
+        parts["Model"][name]["anyOf"].insert(0, text)
+    for part, name in (("Binaries", "cuda"), ("Environment", "python")):
+        parts[part][name]["type"] = ["string", "number"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}

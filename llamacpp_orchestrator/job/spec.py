@@ -28,9 +28,7 @@ NEED_IMATRIX = (
 DEFAULT_TAG = "b11434"
 
 Type = Annotated[str, Meta(extra=fields.matching(r"\w{1,40}", "a type such as bf16"))]
-Types = Annotated[
-    tuple[Type, ...], Meta(description="One type or a list of the tag's own types", extra={"short": lambda text: [text]})
-]
+Types = Annotated[tuple[Type, ...], Meta(description="One type or a list of the tag's own types")]
 Revision = Annotated[
     str,
     Meta(
@@ -59,7 +57,7 @@ class Lora(Record, frozen=True, kw_only=True):
     outtype: Types = ("f16",)
     args: Annotated[
         tuple[Annotated[str, Meta(extra=fields.not_ours(fields.OURS_ADAPTER))], ...],
-        Meta(description="Passed to convert_lora_to_gguf.py"),
+        Meta(description="Passed to convert_lora_to_gguf.py", extra={"short": str.split}),
     ] = ()
 
 
@@ -84,7 +82,7 @@ class Imatrix(Record, frozen=True, kw_only=True):
             description="How long it may take", extra=fields.matching(r"[1-9]\d{0,4}", "a number of minutes", fields.PLAIN_NUMBER)
         ),
     ] = 120
-    args: Annotated[tuple[str, ...], Meta(description="Passed to llama-imatrix")] = ()
+    args: Annotated[tuple[str, ...], Meta(description="Passed to llama-imatrix", extra={"short": str.split})] = ()
 
 
 class Quality(Record, frozen=True, kw_only=True):
@@ -100,7 +98,8 @@ class Quality(Record, frozen=True, kw_only=True):
         ),
     ] = 60
     args: Annotated[
-        tuple[Annotated[str, Meta(extra={"check": fields.perplexity_word})], ...], Meta(description="Passed to llama-perplexity")
+        tuple[Annotated[str, Meta(extra={"check": fields.perplexity_word})], ...],
+        Meta(description="Passed to llama-perplexity", extra={"short": str.split}),
     ] = ()
 
 
@@ -120,7 +119,8 @@ class Model(Record, frozen=True, kw_only=True):
     ] = "{name}-{type}.gguf"
     quantize: Annotated[tuple[Type, ...], Meta(description="Types of llama-quantize, such as Q4_K_M")] = ()
     quantize_args: Annotated[
-        tuple[Annotated[str, Meta(extra={"check": fields.quantize_word})], ...], Meta(description="Passed to llama-quantize")
+        tuple[Annotated[str, Meta(extra={"check": fields.quantize_word})], ...],
+        Meta(description="Passed to llama-quantize", extra={"short": str.split}),
     ] = ()
     quantize_threads: Annotated[
         int,
@@ -141,7 +141,8 @@ class Model(Record, frozen=True, kw_only=True):
         ),
     ] = None
     args: Annotated[
-        tuple[Annotated[str, Meta(extra=fields.not_ours(fields.OURS))], ...], Meta(description="Passed to convert_hf_to_gguf.py")
+        tuple[Annotated[str, Meta(extra=fields.not_ours(fields.OURS))], ...],
+        Meta(description="Passed to convert_hf_to_gguf.py", extra={"short": str.split}),
     ] = ()
     mmproj: Annotated[
         Types, Meta(description="Types of the projector file of a vision or audio model, made beside the model")

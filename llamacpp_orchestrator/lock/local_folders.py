@@ -12,6 +12,7 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import adapter
+from llamacpp_orchestrator.models import nearby
 from llamacpp_orchestrator.models import selection
 
 
@@ -25,6 +26,14 @@ def listed(context: Context, wanted: Wanted) -> FilesPin:
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
     snapshot = selection.list_folder(context.folder(wanted.source), sha256=context.store.sha256, **how)
     return FilesPin(wanted=wanted, files=snapshot.files, unread=snapshot.unread)
+
+
+def check(context: Context) -> None:
+    """Raise JobError for a folder that is not the one that is meant, IntegrityError for one whose files are not here."""
+    for wanted, folder in local_folders(context).items():
+        nearby.check(folder, wanted.kind, wanted.weights)
+        if folder.is_dir():
+            selection.check_pointers(folder, kind=wanted.kind, weights=wanted.weights, remote_code=wanted.remote_code)
 
 
 def drift(pinned: PinnedJob) -> None:

@@ -237,11 +237,18 @@ def look(context: Context, wanted: Wanted, tell: Tell = lambda text: None) -> Fi
         pin = local_folders.listed(context, wanted)
         examine(context.folder(wanted.source), wanted, pin.files)
         return pin
-    context.online(f"the list of files of {wanted.source}@{wanted.revision}")
-    if context.folder(wanted.source).is_dir():
-        tell(f"note: {wanted.source} is taken for a repository of the hub; for the folder of that name write ./{wanted.source}")
+    namesake, taken = context.folder(wanted.source).is_dir(), f"{wanted.source} is taken for a repository of the hub"
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
-    snapshot = hub.list_hub(wanted.source, wanted.revision, context.settings, tell, **how)
+    try:
+        context.online(f"the list of files of {wanted.source}@{wanted.revision}")
+        if namesake:
+            tell(f"note: {taken}; for the folder of that name write ./{wanted.source}")
+        snapshot = hub.list_hub(wanted.source, wanted.revision, context.settings, tell, **how)
+    except NetworkError as error:
+        if not namesake:
+            raise
+        message = f"{taken}, and there is a folder of that name here\n{error.message}"
+        raise JobError(message, f"for the folder write ./{wanted.source}") from error
     return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files, unread=snapshot.unread)
 
 

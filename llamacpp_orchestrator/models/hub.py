@@ -35,7 +35,6 @@ from llamacpp_orchestrator.models.hub_cache import sound as sound
 from llamacpp_orchestrator.models.hub_session import HUB
 from llamacpp_orchestrator.models.hub_session import Place
 from llamacpp_orchestrator.models.hub_session import asking
-from llamacpp_orchestrator.models.safetensors import LFS
 from llamacpp_orchestrator.models.selection import HubFile as HubFile
 from llamacpp_orchestrator.models.selection import Snapshot as Snapshot
 from llamacpp_orchestrator.models.selection import check_index
@@ -49,6 +48,7 @@ from llamacpp_orchestrator.util.cancel import STOP
 from llamacpp_orchestrator.util.cancel import wait
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.mirrors import first_answer
+from llamacpp_orchestrator.util.pointers import LFS
 from llamacpp_orchestrator.util.units import size
 
 Tell = Callable[[str], None]

@@ -14,9 +14,9 @@ import msgspec
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.models.weight_files import AGAIN
+from llamacpp_orchestrator.util import pointers
 
 Shapes = Mapping[str, tuple[int, ...]]
-LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -43,9 +43,9 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if start + file.read(len(LFS) - 8) == LFS:
-            hint = "run `git lfs pull` in its repository, or name the hub id instead of the folder"
-            raise IntegrityError(f"{path.name} is a Git LFS pointer, not weights", hint)
+        pointer, way = pointers.kind(path)
+        if pointer:
+            raise IntegrityError(f"{path.name} is {pointer}, not weights", way)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(size - 8, 100_000_000):
             raise IntegrityError(f"{path.name} ({size} bytes) is not a safetensors file", AGAIN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.job.fields import RESERVED
@@ -17,6 +20,7 @@ from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.models.weight_files import MODULES
 from llamacpp_orchestrator.models.weight_files import PICKLES
 from llamacpp_orchestrator.models.weight_files import matches
+from llamacpp_orchestrator.util import pointers
 
 SMALL = (
     "*.json", "*.jinja", "*.model", "*.model.v*", "*.tiktoken", "tokenizer.jsonl", "chat_template.*", "*vocab*.txt", "merges.txt",
@@ -63,6 +67,7 @@ def select_files(
     if "config.json" not in names:
         if "adapter_config.json" in names:
             raise weight_files.is_adapter(source)
+        _check_below(names, "config.json", source)
         hint = "is it a Transformers model? GGUF or Diffusers repositories cannot be converted"
         raise OrchestrateError(f"{source} has no config.json{'' if names else '; it is empty'}", hint)
     chosen = {name for name in names if matches(name, SMALL) and not matches(name, NOT_READ)}
@@ -72,17 +77,27 @@ def select_files(
 
 def _adapter_files(names: list[str], source: str) -> tuple[str, ...]:
     if "adapter_config.json" not in names:
-        # PEFT saves an adapter that has a name of its own in a folder of that name.
-        inside = [name.partition("/")[0] for name in names if re.fullmatch(r"[^/]+/adapter_config\.json", name)]
-        if inside:
-            listed = ", ".join(map(quoted, inside[:5]))
-            hint = f"name the one that is meant, as a folder: {quoted(source)}/{quoted(inside[0])}"
-            raise OrchestrateError(f"{source} has no adapter_config.json, but folders with one: {listed}", hint)
+        _check_below(names, "adapter_config.json", source)
         raise OrchestrateError(f"{source} has no adapter_config.json", "is it a PEFT adapter? a model belongs under `models`")
     if "adapter_model.safetensors" not in names:
         only = ", only adapter_model.bin (a pickle, which may run code when it is loaded)" if "adapter_model.bin" in names else ""
         raise OrchestrateError(f"{source} has no adapter_model.safetensors{only}", "save the adapter again with safetensors")
     return tuple(name for name in names if name in ADAPTER)
+
+
+def _check_below(names: list[str], config: str, source: str) -> None:
+    """Raise OrchestrateError for a repository whose models or adapters lie in folders; of its own folders only one can be named.
+
+    PEFT saves an adapter that has a name of its own in a folder of that name.
+    """
+    folders = [name.partition("/")[0] for name in names if name.count("/") == 1 and name.endswith(f"/{config}")]
+    whole = [folder for folder in folders if any(matches(name, (f"{glob.escape(folder)}/*.safetensors",)) for name in names)]
+    if whole and "model_index.json" not in names:  # of Diffusers, whose parts are no models for themselves
+        one = quoted(whole[0])
+        command = f"hf download {source} --include '{one}/*' --local-dir OUT"
+        hint = f"fetch the one that is meant, and name its folder, ./OUT/{one}: {command}"
+        listed = ", ".join(map(quoted, whole[:5]))
+        raise OrchestrateError(f"{source} has no {config}, but folders with one: {listed}", hint)
 
 
 def check_names(names: Iterable[str], source: str) -> None:
@@ -112,13 +127,35 @@ def list_folder(path: Path, *, kind: str, weights: bool, remote_code: bool, sha2
     """The files of a folder that conversion reads, pinned by content."""
     if not path.is_dir():
         raise OrchestrateError(f"{path} is not a folder", "check `source`; a hub id is written org/name, with no ./ before it")
-    names = [file.relative_to(path).as_posix() for file in (*path.glob("*"), *path.glob("*/*")) if file.is_file()]
-    # What else lies in a folder of the user's own is no matter of ours, whatever its name.
-    names = [name for name in names if matches(name, (*SMALL, *WEIGHTS, *PICKLES, "*.py", "*/*.py", "*/adapter_config.json"))]
+    names = [name for name in _names(path) if (path / name).is_file()]
     index = weight_files.indexed(path / INDEX) if INDEX in names and weights and kind == "model" else ()
     chosen = select_files(names, source=str(path), kind=kind, weights=weights, remote_code=remote_code, index=index)
     files = tuple(HubFile(path=name, size=(path / name).stat().st_size, sha256=sha256(path / name)) for name in chosen)
     return Snapshot(source=str(path), files=files, unread=weight_files.unread(names, chosen) if kind == "model" else ())
+
+
+def check_pointers(path: Path, *, kind: str, weights: bool, remote_code: bool) -> None:
+    """Raise IntegrityError where files that conversion reads of a folder are pointers to content that is not here."""
+    names = _names(path)
+    stand_ins = [name for name in names if pointers.kind(path / name)[0] and name != "README.md"]
+    if not stand_ins:
+        return
+    needed = {name for name in names if matches(name, ADAPTER if kind == "adapter" else (*SMALL, "*.safetensors"))}
+    if INDEX not in stand_ins:
+        with contextlib.suppress(OrchestrateError):
+            index = weight_files.indexed(path / INDEX) if INDEX in names and weights and kind == "model" else ()
+            how = {"weights": weights, "remote_code": remote_code}
+            needed = set(select_files(names, source=str(path), kind=kind, index=index, **how))
+    complaint, way = pointers.complaint(path, (name for name in stand_ins if name in needed))
+    if complaint:
+        raise IntegrityError(complaint, way)
+
+
+def _names(path: Path) -> list[str]:
+    """The files of a folder that may be of a model, with links into nothing; what else lies there is no matter of ours."""
+    files = (file for file in (*path.glob("*"), *path.glob("*/*")) if file.is_file() or (file.is_symlink() and not file.exists()))
+    names = (file.relative_to(path).as_posix() for file in files)
+    return [name for name in names if matches(name, (*SMALL, *WEIGHTS, *PICKLES, "*.py", "*/*.py", "*/adapter_config.json"))]
 
 
 def check_index(path: Path, names: Iterable[str]) -> None:

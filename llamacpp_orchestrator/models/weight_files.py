@@ -18,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MODULES = ("[0-9]_*/*.safetensors",)  # of sentence-transformers, with weights of their own
 ASIDE = ("joint_head.safetensors",)  # what upstream's scripts read by name beside the weights (conversion/clef.py)
+STATE = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|sampler|.*_states).*")  # of a training
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 SHARD = re.compile(r"(.+-)(\d+)-of-(\d{1,5})\.safetensors")
 AGAIN = "download or copy it again"
@@ -108,7 +109,7 @@ def is_adapter(source: str) -> OrchestrateError:
 
 
 def _pickles(names: Sequence[str], source: str, remote_code: bool) -> list[str]:
-    pickles = [name for name in names if "/" not in name and matches(name, PICKLES)]
+    pickles = [name for name in names if "/" not in name and matches(name, PICKLES) and not STATE.fullmatch(name)]
     readable = [name for name in pickles if re.fullmatch(r"pytorch_model.*\.bin", name)]
     if readable and remote_code:
         return readable + [name for name in names if name == "pytorch_model.bin.index.json"]

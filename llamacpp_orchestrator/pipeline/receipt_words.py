@@ -10,6 +10,7 @@ import msgspec
 
 import llamacpp_orchestrator
 from llamacpp_orchestrator.context import Context
+from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
@@ -57,7 +58,7 @@ def inputs(pinned: PinnedJob, build: Build) -> tuple[Input, ...]:
     for wanted, name in build.needs:
         pin = pinned.files(wanted)
         view, source = pinned.view(wanted, name), wanted.source
-        named = pinned.context.folder(source).name if spec.is_folder(source) else source
+        named = fields.folder_name(pinned.context.folder(source)) if spec.is_folder(source) else source
         for file in pin.files:
             full, path = f"{name}/{file.path}", view / file.path
             sha256 = file.sha256 or (pinned.store.sha256(path) if path.is_file() else "")

@@ -24,6 +24,11 @@ BARE = {
     **dict.fromkeys(("no", "off", "false"), "false"), **dict.fromkeys(("yes", "on", "true"), "true"), "null": "nothing",
 }  # fmt: skip
 NULLS = ("~", "null", "Null", "NULL")
+# In double quotes \ begins an escape, which is an error, or in silence a tab: "..\m", "C:\temp".
+ESCAPE = (
+    "not YAML: no such escape in double quotes",
+    r"in double quotes \ begins an escape, as \t is a tab: use single quotes, or / ('C:\my models', C:/models)",
+)
 ALIAS = ("anchors and aliases (& and *) are not taken", "write the value out; one that begins with & or * needs quotes")
 PROPERTY = re.compile(r"&|![^\s,]*")  # what a node has no other word for: begins with it, and is an anchor or a tag
 SECOND = ("a second document begins here", "put what follows into a file of its own")
@@ -33,7 +38,8 @@ KINDS = {dict: "keys with values", list: "a list", str: "text", type(None): "not
 class Reading(msgspec.Struct, kw_only=True):
     """A file as plain data (dict, list, str, None), the line of each value by its key path, and the complaints so far.
 
-    `bare` has the words without quotes that YAML takes for something else, by key path; `way` is what to do about any complaint.
+    `bare` has the words without quotes that YAML takes for something else, by key path; `escaped` the key paths of texts in
+    double quotes in which a backslash made a character that nobody types into a name; `way` is what to do about any complaint.
     """
 
     file: str
@@ -41,6 +47,7 @@ class Reading(msgspec.Struct, kw_only=True):
     data: Any = None
     lines: dict[str, int] = {}
     bare: dict[str, str] = {}
+    escaped: set[str] = set()
     complaints: list[tuple[int, str, str]] = []
 
 
@@ -53,6 +60,15 @@ def shown(text: str) -> str:
 def say(reading: Reading, where: str, text: str, hint: str = "") -> None:
     """Note one complaint about the value at a key path."""
     reading.complaints.append((line_of(reading, where), f"{shown(where) + ': ' if where else ''}{text}", hint))
+
+
+def alone(reading: Reading, where: str) -> None:
+    """Let what stands for a list of one be known by the key path that it has as the first of a list."""
+    paths = [path for path in reading.lines if path == where or path.startswith(f"{where}.")]
+    first = {path: f"{where}[0]{path[len(where) :]}" for path in paths}
+    reading.lines |= {first[path]: reading.lines[path] for path in paths}
+    reading.bare |= {first[path]: reading.bare[path] for path in paths if path in reading.bare}
+    reading.escaped |= {first[path] for path in paths if path in reading.escaped}
 
 
 def line_of(reading: Reading, where: str) -> int:
@@ -124,6 +140,8 @@ def explain(error: yaml.MarkedYAMLError) -> tuple[str, str]:
         return problem, error.note
     if isinstance(error, yaml.composer.ComposerError):
         return ALIAS if "alias" in problem or "anchor" in problem else SECOND
+    if re.search("unknown escape character|expected escape sequence", problem):
+        return ESCAPE
     if "'\\t'" in problem:
         return f"not YAML: {problem}", "indent with spaces, not tabs"
     if "cannot start any token" in problem:
@@ -173,6 +191,8 @@ def _scalar(reading: Reading, node: yaml.ScalarNode, where: str) -> str | None:
     text, plain = str(node.value), not node.style
     if re.search("[\ud800-\udfff]", text):
         raise _refused(node, "half a character, written as \\uD800 to \\uDFFF", "write the character itself")
+    if node.style == '"' and not text.isprintable():
+        reading.escaped.add(where)
     if plain and (text in NULLS or (text.lower() in BARE and text in (text.lower(), text.capitalize(), text.upper()))):
         reading.bare[where] = text
     return None if plain and text in ("", *NULLS) else text
@@ -219,18 +239,20 @@ def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
     if isinstance(wanted, types.UnionType):
         wanted = typing.get_args(wanted)[0]
     word = reading.bare.get(where, "") if isinstance(data, str) and wanted is not bool else ""
-    if short := isinstance(data, str) and "short" in extra:
+    if isinstance(data, str) and "short" in extra:
         data = extra["short"](data)
     kind: type = list if typing.get_origin(wanted) is tuple else dict if issubclass(wanted, msgspec.Struct) else str
+    if kind is list and data and isinstance(data, str | dict):  # one stands for a list of one
+        return [fit(reading, data, typing.get_args(wanted)[0], where)]
     if not isinstance(data, kind):
         say(reading, where, f"expected {KINDS[kind]}, found {KINDS[type(data)]}")
     elif isinstance(data, list):
         item = typing.get_args(wanted)[0]
-        return [fit(reading, value, item, where if short else f"{where}[{index}]") for index, value in enumerate(data)]
+        return [fit(reading, value, item, f"{where}[{index}]") for index, value in enumerate(data)]
     elif isinstance(data, dict) and not word:
         return _fit_record(reading, data, wanted, where)
     elif isinstance(data, str) and (complaint := _fit_text(data, wanted, extra)):
-        say(reading, where, complaint, extra.get("way", ""))
+        say(reading, where, complaint, ESCAPE[1] if where in reading.escaped else extra.get("way", ""))
     elif word:
         _say_bare(reading, where, word)
     return data

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.job import by_option
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.job import spec
@@ -77,6 +78,28 @@ models:
     assert made[0].lora is None and made[3].lora == found.loras[0]
 
 
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [
+        ("models: a/b", "models: [a/b]"),
+        ("models: {source: a/b, name: x}", "models: [{source: a/b, name: x}]"),
+        ("models:\n  source: a/b@v1\n  outtype: f16", "models:\n- source: a/b@v1\n  outtype: [f16]"),
+        ("models: {source: a/b, quantize: Q4_K_M}", "models: [{source: a/b, quantize: [Q4_K_M]}]"),
+        ("models: {source: a/b, loras: ./x}", "models: [{source: a/b, loras: [./x]}]"),
+        ("models: {source: a/b, loras: ./my adapter}", "models: [{source: a/b, loras: [./my adapter]}]"),
+        (
+            "models: {source: a/b, loras: {source: ./x, outtype: f32}}",
+            "models: [{source: a/b, loras: [{source: ./x, outtype: f32}]}]",
+        ),
+        ("models: {source: a/b, mmproj: f16}", "models: [{source: a/b, mmproj: [f16]}]"),
+        ("models: {source: a/b, args: --split-max-size 2G}", "models: [{source: a/b, args: [--split-max-size, 2G]}]"),
+        ("models: a/b\nenvironment: {overrides: torch==2.13.0}", "models: [a/b]\nenvironment: {overrides: [torch==2.13.0]}"),
+    ],
+)
+def test_one_stands_for_a_list_of_one(one: str, several: str) -> None:
+    assert parse(HEAD + one) == parse(HEAD + several)
+
+
 def test_none_makes_adapters_only() -> None:
     job = parse(HEAD + "models: [{source: a/b, outtype: none, loras: [./x]}]")
     assert [output.path.name for output in layout.outputs(job, Path())] == ["b-x-lora-f16.gguf"]
@@ -92,6 +115,11 @@ def test_none_makes_adapters_only() -> None:
         ("..", Path.cwd().parent.name),
         ("~/models/x", "x"),
         ("/abs/y", "y"),
+        (f"~/.cache/huggingface/hub/models--org--Some--Name/snapshots/{'0a' * 20}", "Some--Name"),
+        (f"/c/models--org--Name.v1/snapshots/{'0a' * 20}/", "Name.v1"),
+        (f"/c/models--org--Name/snapshots/{'0a' * 20}/adapter", "adapter"),
+        (f"/c/snapshots/{'0a' * 20}", "0a" * 20),
+        ("/c/models--org--Name", "models--org--Name"),
         ("'.\\models\\z'", "z"),
         ("./with@sign", "with@sign"),
     ],
@@ -197,13 +225,17 @@ def test_complaints_of_the_repo(repo: str, said: str) -> None:
         ("source: a/b\n    outtype: none", "`none` stands alone"),
         ("source: a/b\n    outtype: [none, f16]", "`none` stands alone"),
         ("source: a/b\n    outtype: none\n    loras: [./x]\n    quantize: [Q8_0]", "`none` stands alone"),
-        ("source: a/b\n    quantize: Q4_0", "expected a list, found text"),
+        ("source: a/b\n    quantize: Q4_0, Q8_0", 'quantize: expected a type such as bf16, found "Q4_0, Q8_0"'),
+        ("source: a/b\n    quantize: {Q4_0: true}", "quantize: expected text, found keys with values"),
         ("source: a/b\n    verify: contents", "content"),
         ("source: a/b\n    verify: load\nbinaries: {backend: none}", "`load` needs the tag's programs"),
         ("source: a/b\n    trust_remote_code: no", 'expected true or false, found "no"'),
         ("source: a/b\n    loras: [{source: ./x, outtype: none}]", "loras[0].outtype: expected at least one type"),
         ("source: a/b\n    loras: [5]", 'job.yaml:5: models[0].loras[0].source: "5" is neither'),
-        ("source: a/b\n    loras: x", "expected a list, found text"),
+        ("source: a/b\n    loras: x", 'job.yaml:5: models[0].loras[0].source: "x" is neither'),
+        ("source: a/b\n    loras:\n      source: ./x\n      typ: f16", "job.yaml:7: models[0].loras[0].typ: unknown key"),
+        ("source: a/b\n    loras:\n      source: ./x\n      name: no", "job.yaml:7: models[0].loras[0].name: no without quotes"),
+        ("source: a/b\n    args: --split-max-size 2G --outfile x", "the job sets --outfile"),
         ("source: a/b\n    args: [--outfile=x]", "the job sets --outfile"),
         ("source: a/b\n    args: [--outt, x]", "--outt is not yours to give: the job sets --outtype"),
         ("source: a/b\n    loras: [{source: ./x, args: [--base, y]}]", "the job sets --base"),
@@ -294,14 +326,14 @@ def test_schema_knows_every_key_and_short_form() -> None:
         assert all(key.get("description") for key in keys.values())
         assert found[part.__name__]["additionalProperties"] is False
     assert found["Binaries"]["properties"]["backend"]["enum"] == list(spec.BACKENDS)
-    assert found["Job"]["properties"]["models"]["items"]["anyOf"][0] == {"type": "string"}
-    assert found["Model"]["properties"]["loras"]["items"]["anyOf"][0] == {"type": "string"}
+    for short, whole in (found["Job"]["properties"]["models"]["anyOf"], found["Model"]["properties"]["loras"]["anyOf"]):
+        assert short == whole["items"] and short["anyOf"][0] == {"type": "string"} and whole["type"] == "array"
     assert [one["type"] for one in found["Model"]["properties"]["outtype"]["anyOf"]] == ["string", "array"]
 
 
 def job_text(folder: Path, **asked: object) -> str:
     plain = {"model": "a/b", "loras": (), "outtypes": (), "quantize": (), "tag": "", "output": "dist", "folder": folder}
-    return loader.job_text(**{**plain, **asked})  # type: ignore[arg-type]
+    return by_option.job_text(**{**plain, **asked})  # type: ignore[arg-type]
 
 
 def test_the_text_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

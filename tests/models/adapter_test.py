@@ -353,7 +353,7 @@ def test_an_adapter_with_a_name_lies_in_a_folder_of_that_name(
     copy("lora-a", "saved/german")
     file = job({"source": str(data / "tiny-llama"), "outtype": "none", "loras": ["./saved"]})
     answer = orchestrate("lock", file)
-    assert answer.code == 1 and "has no adapter_config.json, but folders with one: german" in answer.err
+    assert answer.code == 2 and "holds no adapter itself; an adapter in a folder below it: german" in answer.err
     assert "/saved/german" in answer.err
 
 

@@ -29,12 +29,12 @@ from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.models import weight_files
 from llamacpp_orchestrator.models.hub import HubFile
 from llamacpp_orchestrator.models.hub import Snapshot
-from llamacpp_orchestrator.models.safetensors import LFS
 from llamacpp_orchestrator.models.selection import select_files
 from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import cancel
+from llamacpp_orchestrator.util.pointers import LFS
 from tests.support import makers
 from tests.support.stage.hub import COMMIT
 from tests.support.stage.hub import LARGE
@@ -227,6 +227,20 @@ def test_adapter_files() -> None:
     [
         ((), {}, "has no config.json; it is empty", "Transformers"),
         (("x.gguf",), {}, "has no config.json$", "GGUF"),
+        (
+            ("a/config.json", "a/model.safetensors", "b/config.json"),
+            {},
+            "but folders with one: a$",
+            "--include 'a/*' --local-dir OUT",
+        ),
+        (
+            ("de/adapter_config.json", "de/adapter_model.safetensors"),
+            {"kind": "adapter"},
+            "folders with one: de",
+            "./OUT/de: hf down",
+        ),
+        (("model_index.json", "unet/config.json", "unet/model.safetensors"), {}, "has no config.json$", "Diffusers"),
+        (("config.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"), {}, "has no weights", "outtype"),
         (("adapter_config.json", "adapter_model.safetensors"), {}, "is a LoRA adapter", "loras"),
         (("config.json", "adapter_config.json", "adapter_model.safetensors"), {}, "is a LoRA adapter", "loras"),
         (("config.json",), {}, "has no weights", "outtype: none"),

@@ -13,7 +13,7 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-from llamacpp_orchestrator.models.safetensors import LFS
+from llamacpp_orchestrator.util.pointers import LFS
 from tests.support import makers
 
 COMMIT = "a" * 40

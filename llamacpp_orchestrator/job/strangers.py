@@ -1,0 +1,79 @@
+"""What is named where a job file is meant: a lock, a model, an output or another file, and what to run for it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llamacpp_orchestrator.util import pointers
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".model", ".distcp")
+ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+RECEIPT, LOCK, QUALITY = ".receipt.json", re.compile(r"(.*)\.lock(\.ya?ml)"), "-quality.json"
+JOB = re.compile(rb"^llama_cpp:", re.MULTILINE)
+LARGEST = 64 * 1024  # bytes of a job
+
+
+def file(path: Path, text: bytes) -> tuple[str, str]:
+    """What a file is that is no job, by its name and how it begins, and what to run instead; ("", "") in doubt."""
+    name = path.name
+    pointer, way = pointers.kind(path)
+    if pointer:
+        return f"{path} is {pointer}, not the job itself", way
+    if text.startswith(b"GGUF") or path.suffix.lower() == ".gguf":
+        hint = f"check it: orchestrate verify {path}; for other types name what it was made from: orchestrate convert MODEL"
+        return f"{path} is a GGUF file, which is converted already, not a job file", hint
+    if match := LOCK.fullmatch(name):
+        return f"{path} is a lock, not a job file", f"name the job that it belongs to: orchestrate run {_job_of(path, match[1])}"
+    if name.endswith(RECEIPT):
+        output = path.with_name(name.removesuffix(RECEIPT))
+        hint = f"make that file again and compare: orchestrate reproduce {path}; check it: orchestrate verify {output}"
+        return f"{path} is the receipt of {output.name}, not a job file", hint
+    if name.endswith(QUALITY):
+        return f"{path} is a report on quality, not a job file", "name the job that measured it: orchestrate run JOB"
+    if name.startswith("Modelfile") or name.endswith(".Modelfile"):
+        return f"{path} is a Modelfile of Ollama, not a job file", f"orchestrate is done there: ollama create NAME -f {path}"
+    if text.startswith(ARCHIVES) or name.endswith((".tar", ".rar")):
+        hint = "a bundle goes with its job: orchestrate run JOB --bundle FILE; unpack any other, and convert the folder in it"
+        return f"{path} is an archive, not a job file", hint
+    if name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+        return f"{path} is a part of an adapter, not a job file", adapter(path.absolute().parent)
+    command = model(path.absolute().parent) if path.suffix in (*WEIGHTS, ".json", ".jinja") else ""
+    if path.suffix in WEIGHTS or command:
+        hint = command or "name the folder of its model: orchestrate convert FOLDER"
+        return f"{path} is a part of a model, not a job file", hint
+    return "", ""
+
+
+def folder(path: Path) -> str:
+    """What to run for a folder that is named where a job file is meant."""
+    files = sorted(path.glob("*.y*ml"))
+    jobs = [file.name for file in files if file.is_file() and not LOCK.fullmatch(file.name) and _is_job(file)]
+    if jobs:
+        return f"name the file in it: {path / jobs[0]}" + (f" (or {', '.join(jobs[1:4])})" if jobs[1:] else "")
+    return model(path) or f"name the file in it: {path / 'job.yaml'}"
+
+
+def model(path: Path) -> str:
+    """What to run for the folder of a model or adapter; "" for any other folder."""
+    if (path / "adapter_config.json").is_file():
+        return adapter(path)
+    return f"a model needs no job file: orchestrate convert {path}" if (path / "config.json").is_file() else ""
+
+
+def adapter(path: Path) -> str:
+    """What to run for the folder of an adapter."""
+    return f"an adapter is converted with its base: orchestrate convert BASE --outtype none --lora {path}"
+
+
+def _is_job(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return bool(JOB.search(file.read(LARGEST)))
+    except OSError:
+        return False
+
+
+def _job_of(path: Path, stem: str) -> Path:
+    named = [path.with_name(stem + ending) for ending in (".yaml", ".yml")]
+    return next((file for file in named if file.is_file()), named[0])
