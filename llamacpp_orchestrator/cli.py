@@ -244,7 +244,7 @@ def doctor(job: Path | None, **flags: Any) -> None:
 
     with cli_options.ending():
         lines = commands_doctor.examine(cli_options.load(job, flags) if job else None, settings.load(os.environ))
-    console.result(lines, [line.line() for line in lines], flags["as_json"])
+    console.result(lines, [line.line() for line in lines if not line.within], flags["as_json"])
     if job and (lacking := commands_doctor.lacking(lines)):
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")
 
