@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import sys
@@ -42,7 +43,7 @@ SMALL = 50_000_000  # what resolving takes
 # What the questions import when they are asked; threads that do so at one time may lock each other out (_DeadlockError).
 LIBRARIES = (
     "requests", "urllib3", "pypi_simple", "huggingface_hub", "huggingface_hub.hf_api", "huggingface_hub.utils.tqdm", "filelock",
-    "psutil", "uv", "urllib.request", "mmap", "subprocess", "encodings.idna",
+    "psutil", "uv", "urllib.request", "mmap", "subprocess", "encodings.idna", "netrc", "git",
 )  # fmt: skip
 ELSEWHERE = {
     "cache": "set ORCHESTRATE_CACHE_DIR to a folder of yours on another disk",
@@ -56,7 +57,8 @@ ELSEWHERE = {
 def examine(context: Context | None, settings: Settings) -> list[Line]:
     """Everything worth knowing about this machine, for one job where one is given; raises nothing."""
     for name in LIBRARIES:
-        load(name)
+        with contextlib.suppress(ImportError):  # GitPython's own answer where there is no git
+            load(name)
     machine = host.detect()
     local = [*surroundings.probes(settings), *_machine(machine, settings), *_disks(context, settings)]
     asked = list(servers.of_job(context, machine) if context else servers.set_here(settings))

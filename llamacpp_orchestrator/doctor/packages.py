@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.environment import indexes
+from llamacpp_orchestrator.environment import uv_call
 from llamacpp_orchestrator.environment import venv
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.environment.python_version import MINORS
@@ -45,7 +46,7 @@ def resolved(url: str, settings: Settings) -> str:
         try:
             env = dict(indexes.uv_env(index, None))
             # A job tries again for longer; here somebody waits for the answer.
-            text = process.capture(Command(argv, cwd=scratch, env=tuple(({"UV_HTTP_RETRIES": "0"} | env).items())), UV_SECONDS)
+            text = uv_call.answer(Command(argv, cwd=scratch, env=tuple(({"UV_HTTP_RETRIES": "0"} | env).items())), UV_SECONDS)
         except CommandFailed as error:
             raise indexes.failed(error, f"{anonymous(url)}: uv cannot take {ASKED} from it", "") from error
     version = re.search(rf"^{ASKED}==(\S+)", text, re.MULTILINE)

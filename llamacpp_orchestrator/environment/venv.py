@@ -13,6 +13,7 @@ from pathlib import Path
 from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment import reference
 from llamacpp_orchestrator.environment import resolution
+from llamacpp_orchestrator.environment import uv_call
 from llamacpp_orchestrator.environment.pin import Pin
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.environment.python_version import choose_python
@@ -108,7 +109,7 @@ def _compiled(
     pinned.write_text(beside.requirements if beside else "", encoding="utf-8")
     options = ("--no-build", "--python-version", minor, "--override", str(replaced), "--constraints", str(kept_apart), *limits)
     argv = (indexes.uv(), *COMPILE, *options, str(needed), "-o", str(pinned))
-    process.capture(Command(argv, cwd=str(work), env=env), timeout=600)
+    uv_call.answer(Command(argv, cwd=str(work), env=env), 600.0)
     return Pin(python=minor, requirements=pinned.read_text(encoding="utf-8"))
 
 
