@@ -207,7 +207,7 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
 @click.option("--platform", default="", metavar="NAME", help="linux-x64, windows-x64, macos-arm64, ...; this one by default.")
 @cli_options.shared
 def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
-    """Pack JOB for a machine without a network, for `run --bundle`: all that its lock names, in one file."""
+    """Pack all that JOB needs into one file, for a machine without a network."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import bundle as commands_bundle
 
@@ -253,7 +253,7 @@ def doctor(job: Path | None, **flags: Any) -> None:
 
     with cli_options.ending():
         lines = commands_doctor.examine(cli_options.load(job, flags) if job else None, cli_options.here())
-    console.result(lines, [line.line() for line in lines], flags["as_json"])
+    console.result(lines, [line.line() for line in lines if not line.within], flags["as_json"])
     if job and (lacking := commands_doctor.lacking(lines)):
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")
 

@@ -34,7 +34,7 @@ def cache_list(as_json: bool) -> None:
     entries = store.entries(_store_root())
     lines = [f"{entry.kind:<14}{size(entry.bytes):>10}  {entry.date}  {entry.said}" for entry in entries]
     total = f"{'in all':<14}{size(sum(entry.bytes for entry in entries)):>10}"
-    console.result([entry._asdict() for entry in entries], [*lines, total] if entries else [], as_json)
+    console.result(entries, [*lines, total] if entries else [], as_json)
 
 
 @cache.command(name="prune")

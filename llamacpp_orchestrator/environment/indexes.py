@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pypi_simple import DistributionPackage
 
 LONGEST = 600
-STRATEGY, ABSENT = "UV_INDEX_STRATEGY", "not found in the package registry"
 # The user's words on how uv goes about the network, its cache and interpreters; none on what an environment is made of, or how
 # it is laid out: links into a cache that may be pruned, other versions, another target.
 KEPT = re.compile(
@@ -166,4 +165,4 @@ def index_variables(index: Index, torch: str | None, environ: Mapping[str, str])
         "UV_FIND_LINKS": ",".join(index.find_links),
     }
     # pip takes the best version from all of its indexes; uv by default stops at the first index that knows the name.
-    return {**kept, STRATEGY: "unsafe-best-match", **{name: value for name, value in set_here.items() if value}}
+    return {**kept, "UV_INDEX_STRATEGY": "unsafe-best-match", **{name: value for name, value in set_here.items() if value}}

@@ -13,6 +13,7 @@ from pathlib import Path
 from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment import reference
 from llamacpp_orchestrator.environment import resolution
+from llamacpp_orchestrator.environment import uv_call
 from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.environment.pin import Pin
 from llamacpp_orchestrator.environment.pin import python_in
@@ -109,15 +110,7 @@ def _compiled(
     pinned.write_text(beside.requirements if beside else "", encoding="utf-8")
     options = ("--no-build", "--python-version", minor, "--override", str(replaced), "--constraints", str(kept_apart), *limits)
     argv = (indexes.uv(), *COMPILE, *options, str(needed), "-o", str(pinned))
-    try:
-        process.capture(Command(argv, cwd=str(work), env=env), timeout=600)
-    except CommandFailed as error:
-        if indexes.ABSENT not in error.tail:
-            raise
-        # By the strategy that a lock needs uv 0.13 passes over an index that refuses it in silence; by its own it tells.
-        plain = tuple((name, value) for name, value in env if name != indexes.STRATEGY)
-        process.capture(Command(argv, cwd=str(work), env=plain), timeout=600)
-        raise
+    uv_call.answer(Command(argv, cwd=str(work), env=env), 600.0)
     return Pin(python=minor, requirements=pinned.read_text(encoding="utf-8"))
 
 
@@ -126,7 +119,7 @@ def _conflict(error: CommandFailed, what: str) -> OrchestrateError:
     hint = "put the line that must give way under `environment.overrides`, for example `overrides: [torch==2.13.0]`"
     if re.search(r"(?i)dns|connect|timed out|fetch|network", words) and "No solution found" not in words:
         hint = "check the network, or set an index that can be reached (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
-    elif indexes.ABSENT in words:
+    elif uv_call.UNKNOWN in words:
         hint = "set an index that has it (PIP_INDEX_URL or UV_DEFAULT_INDEX)"
     return indexes.failed(error, what, hint)
 

@@ -19,6 +19,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.system import disk_trial
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.hashing import folder_sha256
 from llamacpp_orchestrator.util.store import MARK
@@ -104,6 +105,7 @@ def _fetched(pinned: PinnedJob, tell: Tell) -> Path:
     tell(f"note: {choice.archive.name}: {choice.reason}")
 
     def make(dest: Path) -> None:
+        disk_trial.check(dest)
         if not install.here(choice, pinned.store):
             pinned.context.online(choice.archive.name)
         install.install(choice, dest, pinned.store, pinned.context.settings, tell)

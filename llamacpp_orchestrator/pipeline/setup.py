@@ -25,6 +25,7 @@ from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import preflight as pipeline_preflight
 from llamacpp_orchestrator.pipeline.job_run import JobRun
+from llamacpp_orchestrator.system import disk_trial
 from llamacpp_orchestrator.system.scheduler import CURRENT
 from llamacpp_orchestrator.system.scheduler import DONE
 from llamacpp_orchestrator.system.scheduler import Outcome
@@ -91,6 +92,7 @@ def build_environment(
     status = "current" if context.store.has("environments", key) else "done"
 
     def make(dest: Path) -> None:
+        disk_trial.check(dest, links=True)
         if context.settings.index.index_urls:  # none: out of a bundle, with all wheels at hand
             context.online(title)
         venv.build(pin.pin(), context.job.environment.torch, context.settings, dest, log, tell)

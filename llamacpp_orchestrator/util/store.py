@@ -13,7 +13,8 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.util.hashing import file_sha256
@@ -194,7 +195,7 @@ def remove(path: Path) -> None:
                 time.sleep(0.05)
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of a cache; `about` says what it is (a tag, a model), `date` when it was made or last written to (ISO 8601)."""
 
     kind: str
@@ -223,7 +224,8 @@ def _entry(kind: str, path: Path) -> Entry:
         about = ""
     whole = mark.is_file()
     changed = time.localtime((mark if whole else path).lstat().st_mtime)
-    return Entry(kind, path.name, _size(path), whole, str(about), time.strftime("%Y-%m-%d", changed))
+    date = time.strftime("%Y-%m-%d", changed)
+    return Entry(kind=kind, key=path.name, bytes=_size(path), complete=whole, about=str(about), date=date)
 
 
 def prune(root: Path, kinds: tuple[str, ...]) -> int:

@@ -29,6 +29,7 @@ VARIABLE = (
     (r"<temp>/pytest-of-\S+/data\d+(?=/)", "<data>"),
     (r"\b[0-9a-f]{64}\b", "<sha256>"),
     (r"\b[0-9a-f]{40}\b", "<commit>"),
+    (r"(?<=\.[0-9a-f]{12})\.[0-9a-f]{8}(?=\.stage)", ".<run>"),
     (r"-[0-9a-f]{8}/(?=[^/\s]+\.log)", "-<key>/"),
     (r"\b\d+(?:\.\d+)? (?:s|ms)\b", "<time>"),
     (r"\b\d+(?:\.\d+)? GB free\b", "<space> free"),

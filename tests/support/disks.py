@@ -1,4 +1,4 @@
-"""Disks that are too small."""
+"""Disks that are too small, or of which a system lets no program run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def possible() -> bool:
 
 
 @contextlib.contextmanager
-def mounted(place: Path, size: int) -> Iterator[None]:
-    """A disk of so many MB at a place, as long as the block runs."""
+def mounted(place: Path, size: int, *options: str) -> Iterator[None]:
+    """A disk of so many MB at a place, with options of mount such as noexec and ro, as long as the block runs."""
     place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}m", *options)), "tmpfs", str(place)], check=True)
     try:
         yield
     finally:
