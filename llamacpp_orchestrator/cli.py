@@ -146,7 +146,10 @@ def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
 @JOB
 @cli_options.shared
 def plan(job: Path, **flags: Any) -> None:
-    """Show every step of JOB, its exact command, and what it needs; make nothing."""
+    """Show every step of JOB, its command, and what it needs.
+
+    Nothing is made, and nothing is written.
+    """
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import plan as commands_plan
 
@@ -160,7 +163,7 @@ def plan(job: Path, **flags: Any) -> None:
 @JOB
 @cli_options.shared
 def setup(job: Path, **flags: Any) -> None:
-    """Get llama.cpp's scripts, its programs and the environment ready."""
+    """Get llama.cpp, its programs and the environment ready."""
     from llamacpp_orchestrator.commands import setup as commands_setup
 
     context = cli_options.load(job, flags)
@@ -179,7 +182,7 @@ def setup(job: Path, **flags: Any) -> None:
 )
 @cli_options.speaking
 def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any) -> None:
-    """Check outputs (files, or folders of them) against their receipts."""
+    """Check outputs, or folders of them, against their receipts."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator import results
     from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
@@ -207,7 +210,7 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
 @click.option("--platform", default="", metavar="NAME", help="linux-x64, windows-x64, macos-arm64, ...; this one by default.")
 @cli_options.shared
 def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
-    """Pack all that JOB needs into one file, for a machine without a network."""
+    """Pack all that JOB needs for a machine without a network."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import bundle as commands_bundle
 
@@ -247,7 +250,7 @@ def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> 
 @click.argument("job", required=False, type=FILE)
 @cli_options.speaking
 def doctor(job: Path | None, **flags: Any) -> None:
-    """Look at this machine: system, GPU, tools, disk, and the servers a job needs."""
+    """Look at this machine, and at all that JOB needs here."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import doctor as commands_doctor
 

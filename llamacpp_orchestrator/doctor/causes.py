@@ -93,7 +93,7 @@ def remedy(cause: str, setting: str, hint: str) -> str:
         "unreachable": _joined(elsewhere, proxy),
         "cut": _joined("try again", elsewhere),
         "proxy": "correct HTTPS_PROXY and HTTP_PROXY (with the login that it asks for), or list the server in NO_PROXY",
-        "socks": "install support for SOCKS proxies (pip install PySocks socksio), or name an HTTP proxy",
+        "socks": "reinstall llamacpp-orchestrator: packages for SOCKS proxies are missing; or name an HTTP proxy",
         "certificate": PEM,
         "expired": "see whether this machine's clock is right; if it is, the server's certificate has run out",
         "login": f"put your login into the address (https://user:password@host/...){f': {setting}' if setting else ''}",

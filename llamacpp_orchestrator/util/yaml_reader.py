@@ -239,7 +239,7 @@ def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
     if isinstance(wanted, types.UnionType):
         wanted = typing.get_args(wanted)[0]
     word = reading.bare.get(where, "") if isinstance(data, str) and wanted is not bool else ""
-    if isinstance(data, str) and "short" in extra:
+    if short := isinstance(data, str) and "short" in extra:
         data = extra["short"](data)
     kind: type = list if typing.get_origin(wanted) is tuple else dict if issubclass(wanted, msgspec.Struct) else str
     if kind is list and data and isinstance(data, str | dict):  # one stands for a list of one
@@ -248,7 +248,7 @@ def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
         say(reading, where, f"expected {KINDS[kind]}, found {KINDS[type(data)]}")
     elif isinstance(data, list):
         item = typing.get_args(wanted)[0]
-        return [fit(reading, value, item, f"{where}[{index}]") for index, value in enumerate(data)]
+        return [fit(reading, value, item, where if short else f"{where}[{index}]") for index, value in enumerate(data)]
     elif isinstance(data, dict) and not word:
         return _fit_record(reading, data, wanted, where)
     elif isinstance(data, str) and (complaint := _fit_text(data, wanted, extra)):

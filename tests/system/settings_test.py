@@ -183,7 +183,7 @@ def test_relative_folders_of_the_environment(tmp_path: Path, monkeypatch: pytest
     [
         ("githbu: x", {}, 'config.yaml:1: githbu: unknown key; did you mean "github"?'),
         ("- x", {}, "expected keys with values, found a list"),
-        ("find_links: x", {}, "find_links: expected a list"),
+        ("find_links: {x: y}", {}, "find_links: expected text, found keys with values"),
         ("llama_cpp_from: svn", {}, 'llama_cpp_from: unknown value "svn"; known: git, pypi'),
         ("github: mirror.org", {}, 'config.yaml: github: expected a URL with http or https, found "mirror.org"'),
         ("extra_index_urls: [x]", {}, "config.yaml: extra_index_urls: expected a URL"),
