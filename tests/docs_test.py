@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -145,6 +146,10 @@ def test_the_full_config_has_every_key() -> None:
 def test_the_job_in_the_readme_is_one_and_makes_the_files_named(name: str) -> None:
     (job,) = [block.removeprefix("yaml\n") for block in blocks(name) if block.startswith("yaml\n")]
     made = {output.path.name for output in layout.outputs(loader.parse(job.encode(), ROOT / "job.yaml"), ROOT)}
+    for model, outtype in re.findall(r"^orchestrate convert (\S+) --outtype (\S+)", "\n".join(blocks(name)), re.MULTILINE):
+        options: dict[str, Any] = dict.fromkeys(("loras", "quantize", "overrides"), ()) | {"tag": "", "output": "dist"}
+        written = loader.job_text(model=model, outtypes=(outtype,), folder=ROOT, **options)
+        made |= {output.path.name for output in layout.outputs(loader.parse(written.encode(), ROOT / "job.yaml"), ROOT)}
     named = set(re.findall(r"dist/(\S+\.gguf)", "\n".join(blocks(name))))
     assert named
     assert named <= made
