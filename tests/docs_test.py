@@ -12,6 +12,7 @@ import yaml
 
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli
+from llamacpp_orchestrator.job import by_option
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.job import spec
@@ -148,7 +149,7 @@ def test_the_job_in_the_readme_is_one_and_makes_the_files_named(name: str) -> No
     made = {output.path.name for output in layout.outputs(loader.parse(job.encode(), ROOT / "job.yaml"), ROOT)}
     for model, outtype in re.findall(r"^orchestrate convert (\S+) --outtype (\S+)", "\n".join(blocks(name)), re.MULTILINE):
         options: dict[str, Any] = dict.fromkeys(("loras", "quantize", "overrides"), ()) | {"tag": "", "output": "dist"}
-        written = loader.job_text(model=model, outtypes=(outtype,), folder=ROOT, **options)
+        written = by_option.job_text(model=model, outtypes=(outtype,), folder=ROOT, **options)
         made |= {output.path.name for output in layout.outputs(loader.parse(written.encode(), ROOT / "job.yaml"), ROOT)}
     named = set(re.findall(r"dist/(\S+\.gguf)", "\n".join(blocks(name))))
     assert named
