@@ -42,7 +42,7 @@ def orchestrate() -> None:
     "--bundle", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="Take all from a bundle; ask no server."
 )
 @click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
-@cli_options.shared
+@cli_options.shared()
 def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None:
     """Do the whole job: set up, fetch, convert, quantize, verify.
 
@@ -84,7 +84,7 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
 )
 @click.option("--output", default="dist", show_default=True, metavar="DIR", help="Where the files go.")
 @click.option("--write-job", type=FILE, metavar="FILE", help="Keep it as a job file, which is then what runs.")
-@cli_options.shared
+@cli_options.shared()
 def convert(
     model: str,
     loras: tuple[str, ...],
@@ -127,7 +127,7 @@ def convert(
     metavar="[WHAT]",
     help="Move pins to what the job means now: llama_cpp, environment, models or the name of one; without WHAT all.",
 )
-@cli_options.shared
+@cli_options.shared("--force", "--jobs", "--memory", "--keep-going")
 def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
     """Resolve JOB and write its lock file, nothing else."""
     if job is None and upgrade and cli_options.is_job(Path(upgrade)):
@@ -144,7 +144,7 @@ def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
 
 @orchestrate.command()
 @JOB
-@cli_options.shared
+@cli_options.shared("--jobs", "--keep-going")
 def plan(job: Path, **flags: Any) -> None:
     """Show every step of JOB, its command, and what it needs.
 
@@ -161,7 +161,7 @@ def plan(job: Path, **flags: Any) -> None:
 
 @orchestrate.command()
 @JOB
-@cli_options.shared
+@cli_options.shared("--force", "--memory")
 def setup(job: Path, **flags: Any) -> None:
     """Get llama.cpp, its programs and the environment ready."""
     from llamacpp_orchestrator.commands import setup as commands_setup
@@ -180,7 +180,7 @@ def setup(job: Path, **flags: Any) -> None:
     type=click.Choice(check_levels.LEVELS),
     help="Also compare them with their source, load them, or compare what they say next.",
 )
-@cli_options.speaking
+@cli_options.speaking("--verbose", "--no-progress")
 def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any) -> None:
     """Check outputs, or folders of them, against their receipts."""
     from llamacpp_orchestrator import console
@@ -199,7 +199,9 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
             if deep:
                 complaints = [(path, wrong or reproduce.recheck(path, here)) for path, wrong in complaints]
     checked = [results.Checked(path=str(path), complaints=tuple(wrong)) for path, wrong in complaints]
-    console.result(checked, [line for check in checked for line in check.lines()], flags["as_json"])
+    console.result(
+        checked, [line for check in checked if check.complaints or not flags["quiet"] for line in check.lines()], flags["as_json"]
+    )
     if any(wrong.complaints for wrong in checked):
         raise OrchestrateError("not everything is as its receipt says", "make it again: orchestrate run JOB --force")
 
@@ -208,7 +210,7 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
 @JOB
 @click.option("--output", "-o", "file", required=True, type=FILE, metavar="FILE", help="The file to write.")
 @click.option("--platform", default="", metavar="NAME", help="linux-x64, windows-x64, macos-arm64, ...; this one by default.")
-@cli_options.shared
+@cli_options.shared("--jobs", "--memory", "--keep-going")
 def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
     """Pack all that JOB needs for a machine without a network."""
     from llamacpp_orchestrator import console
@@ -231,7 +233,7 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
     "--job", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="The job, where the receipt does not lead to it."
 )
 @click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine.")
-@cli_options.speaking
+@cli_options.speaking()
 def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> None:
     """Make the output of RECEIPT again, aside, and say whether it is identical or where it differs."""
     from llamacpp_orchestrator import console
@@ -248,7 +250,7 @@ def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> 
 
 @orchestrate.command()
 @click.argument("job", required=False, type=FILE)
-@cli_options.speaking
+@cli_options.speaking("--verbose", "--no-progress")
 def doctor(job: Path | None, **flags: Any) -> None:
     """Look at this machine, and at all that JOB needs here."""
     from llamacpp_orchestrator import console
@@ -256,7 +258,7 @@ def doctor(job: Path | None, **flags: Any) -> None:
 
     with cli_options.ending():
         lines = commands_doctor.examine(cli_options.load(job, flags) if job else None, cli_options.here())
-    console.result(lines, [line.line() for line in lines if not line.within], flags["as_json"])
+    console.result(lines, [line.line() for line in lines if not (line.within or (flags["quiet"] and line.ok))], flags["as_json"])
     if job and (lacking := commands_doctor.lacking(lines)):
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")
 

@@ -30,41 +30,48 @@ if TYPE_CHECKING:
     from llamacpp_orchestrator.system.settings import Settings
 
 
-SPEAKING = (
-    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
-    click.option("--quiet", "-q", is_flag=True, help="Say only what fails."),
-    click.option("--verbose", "-v", is_flag=True, help="Also say how each step proceeds."),
-    click.option("--no-progress", is_flag=True, help="Plain lines, no redrawing."),
-)
-
-
 def _count(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
     from llamacpp_orchestrator.util import units
 
     return units.count(text, f"--{option.name}") if text is not None else None
 
 
-def shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that every command which works on a job has."""
-    options = (
-        click.option("--locked", is_flag=True, help="The lock must exist and fit the job; nothing is resolved anew."),
-        click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine."),
-        click.option("--force", is_flag=True, help="Make everything anew, and overwrite files that are not ours."),
-        click.option("--jobs", callback=_count, metavar="N", help="At most N conversions at a time."),
-        click.option("--memory", metavar="SIZE", help="At most so much memory at a time, such as 8G; by default what is free."),
-        click.option("--keep-going", is_flag=True, help="After a failure, go on with what does not depend on it."),
-        *SPEAKING,
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+# The options that several commands have. A command takes all of its group, and shows those that mean something to it.
+WORKING: dict[tuple[str, ...], dict[str, Any]] = {
+    ("--locked",): {"is_flag": True, "help": "The lock must exist and fit the job; nothing is resolved anew."},
+    ("--offline",): {"is_flag": True, "help": "Ask no server; say what is missing on this machine."},
+    ("--force",): {"is_flag": True, "help": "Make everything anew, and overwrite files that are not ours."},
+    ("--jobs",): {"callback": _count, "metavar": "N", "help": "At most N conversions at a time."},
+    ("--memory",): {"metavar": "SIZE", "help": "At most so much memory at a time, such as 8G; by default what is free."},
+    ("--keep-going",): {"is_flag": True, "help": "After a failure, go on with what does not depend on it."},
+}
+SPEAKING: dict[tuple[str, ...], dict[str, Any]] = {
+    ("--json", "as_json"): {"is_flag": True, "help": "One JSON document on stdout."},
+    ("--quiet", "-q"): {"is_flag": True, "help": "Say only what fails."},
+    ("--verbose", "-v"): {"is_flag": True, "help": "Also say how each step proceeds."},
+    ("--no-progress",): {"is_flag": True, "help": "Plain lines, no redrawing."},
+}
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-def speaking(command: Callable[..., None]) -> Callable[..., None]:
-    """The options about output alone."""
-    for option in reversed(SPEAKING):
-        command = option(command)
-    return command
+def shared(*idle: str) -> Decorator:
+    """The options that every command which works on a job has; those that are `idle` in this one are taken, but not shown."""
+    return _taking(WORKING | SPEAKING, idle)
+
+
+def speaking(*idle: str) -> Decorator:
+    """The options about output alone, of which the `idle` ones are not shown."""
+    return _taking(SPEAKING, idle)
+
+
+def _taking(options: dict[tuple[str, ...], dict[str, Any]], idle: tuple[str, ...]) -> Decorator:
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for names, how in reversed(options.items()):
+            command = click.option(*names, **how, hidden=names[0] in idle)(command)
+        return command
+
+    return decorate
 
 
 def load(file: Path, flags: dict[str, Any], folders: bool = True) -> Context:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -290,3 +291,34 @@ def test_a_shell_completes_jobs_types_and_kinds(
 def test_help_shows_whole_sentences(orchestrate: Orchestrate) -> None:
     commands = orchestrate("-h").out.partition("Commands:")[2]
     assert "exec" in commands and "..." not in commands
+
+
+@pytest.mark.parametrize(
+    ("command", "shown", "idle"),
+    [
+        ("lock", "--locked", "--jobs"),
+        ("plan", "--force", "--keep-going"),
+        ("doctor", "--json", "--verbose"),
+        ("verify", "--quiet", "--no-progress"),
+    ],
+)
+def test_options_are_shown_where_they_mean_something(command: str, shown: str, idle: str, orchestrate: Orchestrate) -> None:
+    text = orchestrate(command, "-h").out
+    assert shown in text and idle not in text
+
+
+def test_quiet_says_only_what_fails(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
+    assert orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16"})).code == 0
+    assert orchestrate("verify", "dist", "-q").out == "" and "ok" in orchestrate("verify", "dist").out
+    (world / "dist" / "tiny-llama-f16.gguf").write_bytes(b"GGUF")
+    assert "failed" in orchestrate("verify", "dist", "-q").out
+
+
+def test_doctor_looks_into_the_folders_of_a_job(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
+    shutil.copytree(data / "tiny-llama", world / "model")
+    file = job("./model")
+    assert "ok       ./model       a folder with a model" in orchestrate("doctor", file).out
+    (world / "model" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    told, failed = orchestrate("doctor", file), orchestrate("run", file)
+    assert told.code == failed.code == 1 and "git lfs pull" in told.out and "git lfs pull" in failed.err
+    assert "./model" in told.err and not list(world.glob("*.lock.yaml"))

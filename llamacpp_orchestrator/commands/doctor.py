@@ -26,6 +26,7 @@ from llamacpp_orchestrator.doctor.records import answered
 from llamacpp_orchestrator.doctor.records import problem
 from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.system import host
@@ -135,8 +136,15 @@ def _disks(context: Context | None, settings: Settings) -> Iterator[Probe]:
     if context:
         output = context.file.parent / context.job.output
         yield _disk(lambda: Place(name="output", folder=output, way=ELSEWHERE["output"]), "output")
+        for wanted, source in local_folders.local_folders(context).items():
+            yield Probe(name=wanted.source, ask=functools.partial(_folder, wanted, source))
     temporary = Path(tempfile.gettempdir())
     yield _disk(lambda: Place(name="temporary", folder=temporary, way=ELSEWHERE["temporary"], room=SMALL), "temporary")
+
+
+def _folder(wanted: records.Wanted, folder: Path) -> str:
+    local_folders.check_one(wanted, folder)
+    return f"a folder with {'an adapter' if wanted.kind == 'adapter' else 'a model'}"
 
 
 def _disk(place: Callable[[], Place], name: str = "cache") -> Probe:

@@ -31,9 +31,14 @@ def listed(context: Context, wanted: Wanted) -> FilesPin:
 def check(context: Context) -> None:
     """Raise JobError for a folder that is not the one that is meant, IntegrityError for one whose files are not here."""
     for wanted, folder in local_folders(context).items():
-        nearby.check(folder, wanted.kind, wanted.weights)
-        if folder.is_dir():
-            selection.check_pointers(folder, kind=wanted.kind, weights=wanted.weights, remote_code=wanted.remote_code)
+        check_one(wanted, folder)
+
+
+def check_one(wanted: Wanted, folder: Path) -> None:
+    """Raise JobError for a folder that is not the one that is meant, IntegrityError for one whose files are not here."""
+    nearby.check(folder, wanted.kind, wanted.weights)
+    if folder.is_dir():
+        selection.check_pointers(folder, kind=wanted.kind, weights=wanted.weights, remote_code=wanted.remote_code)
 
 
 def drift(pinned: PinnedJob) -> None:
