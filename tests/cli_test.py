@@ -152,6 +152,7 @@ def test_exec_runs_a_script_of_the_tag(orchestrate: Orchestrate, job: Job, data:
     file = job(str(data / "tiny-llama"))
     answer = orchestrate("exec", file, "--", "convert_hf_to_gguf.py", "--help")
     assert answer.code == 0 and "--outtype" in answer.out
+    assert orchestrate("exec", file, "--", "convert_hf_to_gguf.py", "--help").err == ""  # it says only what the program says
     answer = orchestrate("exec", file, "--", "nothing.py")
     assert answer.code == 2 and "convert_lora_to_gguf.py" in answer.err
     assert orchestrate("exec", file, "--", "llama-cli").code == 1

@@ -11,6 +11,8 @@ import pytest
 
 from llamacpp_orchestrator import console
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.results import ModelfileResult
+from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system.scheduler import Event
 
 
@@ -69,3 +71,10 @@ def test_words_are_whole_on_a_narrow_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert " ".join(" ".join(lines).split()) == f"error: {said.message} hint: look at {path}"
     assert all(len(line) <= columns or path in line for line in lines)
+
+
+def test_a_command_that_is_done_is_not_told_as_left() -> None:
+    modelfile = ModelfileResult(name="m", path="m.Modelfile", create="ollama create m", run="ollama run m")
+    result = Result(status="ok", seconds=0.0, steps=(), outputs=(), ollama=(modelfile,))
+    assert [line.split(maxsplit=1)[1] for line in result.lines()] == ["ollama create m", "ollama run m"]
+    assert [line.split(maxsplit=1)[1] for line in result.lines(created=True)] == ["ollama run m"]

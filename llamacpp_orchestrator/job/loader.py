@@ -175,7 +175,12 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
                 reading, f"{where}.verify", f"`{model.verify}` needs the tag's programs, and binaries.backend is none"
             )
         elif not model.outtype and not model.quantize:
-            yaml_reader.say(reading, f"{where}.outtype", "expected at least one type, or none")
+            yaml_reader.say(
+                reading,
+                f"{where}.outtype",
+                "expected at least one type",
+                "write none where only adapters are meant: outtype: none",
+            )
         _check_quantize(model, where, reading)
         if "none" in model.mmproj:
             yaml_reader.say(reading, f"{where}.mmproj", "expected at least one type; leave the key out instead")

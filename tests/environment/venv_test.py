@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment import venv as environment_venv
+from llamacpp_orchestrator.environment.pin import Pin
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.settings import Index
+from llamacpp_orchestrator.system.settings import Settings
 
 
 def test_python_is_found_in_every_layout(tmp_path: Path) -> None:
@@ -41,3 +48,30 @@ def test_an_environment_whose_packages_have_gone_is_made_again(lost: str, tmp_pa
         (packages / lost).unlink()
         (packages / lost).symlink_to(tmp_path / "pruned")
     assert environment_venv.unhealthy(tmp_path) == ("files of its packages are gone" if lost else "")
+
+
+@pytest.mark.parametrize(
+    ("torch", "extra", "marker", "refused"),
+    [
+        ("cpu", None, "", True),
+        ("cpu", None, " ; sys_platform == 'plan9'", False),
+        ("cpu", "https://torch/cpu", "", False),
+        ("cu128", None, "", False),
+        ("upstream", None, "", False),
+    ],
+)
+def test_gigabytes_of_cuda_are_not_taken_unasked(
+    torch: str, extra: str | None, marker: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Command] = []
+    monkeypatch.setattr(indexes, "places", lambda *_: (Index(), extra))
+    monkeypatch.setattr(environment_venv.process, "stream", lambda command, *_: calls.append(command))
+    pin = Pin(python="3.11", requirements=f"nvidia-cublas==1.0{marker} \\\n    --hash=sha256:{'0' * 64}\ntorch==2.0\n")
+    words: tuple[Any, ...] = (pin, torch, Settings(cache=tmp_path, index=Index()), tmp_path, tmp_path / "log", print)
+    if refused:
+        with pytest.raises(OrchestrateError, match="only with CUDA") as caught:
+            environment_venv.build(*words)
+        assert "ORCHESTRATE_TORCH_INDEX" in caught.value.hint and "torch: upstream" in caught.value.hint and not calls
+    else:
+        environment_venv.build(*words)
+        assert len(calls) == 2
