@@ -275,7 +275,7 @@ def exec_(job: Path, argv: tuple[str, ...]) -> None:
     from llamacpp_orchestrator.commands import exec as commands_exec
     from llamacpp_orchestrator.system import process
 
-    with cli_options.shown({"quiet": True}) as show:
+    with cli_options.shown({}) as show:
         command = commands_exec.exec_command(cli_options.load(job, {}), argv, show)
     raise SystemExit(process.attached(command))
 

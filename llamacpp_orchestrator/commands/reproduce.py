@@ -45,6 +45,7 @@ from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.system.settings import Settings
+from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.verify import levels
 
@@ -150,7 +151,7 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         raise JobError(f"{context.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
     files = [build.output.path.parent / file.name for file in receipt.files]
     find = functools.partial(binaries.tool, pinned) if level in check_levels.RUNNING else None
-    log = process.renew(log_of(f"verify {build.name}", context.store.folder("logs")))
+    log = tempfiles.renew(log_of(f"verify {build.name}", context.store.folder("logs")))
     subject = actions.subject(pinned, build, files, log, find)
     if find and not binaries.ready(pinned):
         raise JobError(

@@ -42,13 +42,13 @@ from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system import host
-from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.disk import Need
 from llamacpp_orchestrator.system.disk import check_space
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Perform
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import Step
+from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.util.store import remove
 from llamacpp_orchestrator.util.tempfiles import sweep_folder
 
@@ -130,7 +130,7 @@ def _make(
         remove(folder)
     if not stale:
         return current, []
-    log, scripts = process.renew(log_folder(pinned.context) / "converter.log"), graph.scripts(pinned, stale)
+    log, scripts = tempfiles.renew(log_folder(pinned.context) / "converter.log"), graph.scripts(pinned, stale)
     warm = warm_worker.Warm(str(pinned.python), pinned.tree, pinned.script_env, log, scripts)
     forks = warm_worker.can_fork(host.system())
     run = job_run(pinned, options, stale, warm.convert if forks else warm_worker.run_alone)

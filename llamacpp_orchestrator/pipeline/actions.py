@@ -28,7 +28,6 @@ from llamacpp_orchestrator.pipeline.publish import prepare
 from llamacpp_orchestrator.pipeline.publish import publish
 from llamacpp_orchestrator.pipeline.publish import staged
 from llamacpp_orchestrator.system import limits as system_limits
-from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.scheduler import CURRENT
 from llamacpp_orchestrator.system.scheduler import DONE
@@ -37,6 +36,7 @@ from llamacpp_orchestrator.system.scheduler import Outcome
 from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util import background
+from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.verify import gguf
@@ -181,7 +181,7 @@ def _verify(run: JobRun, build: Build, notes: tuple[str, ...], tell: Tell) -> No
 def _checked(run: JobRun, build: Build, files: list[Path], notes: tuple[str, ...], tell: Tell) -> levels.Verdict:
     find = run.tool if pipeline_build.is_loaded(build, run.builds.values()) else None
     try:
-        target = subject(run.pinned, build, files, process.renew(run.log(f"verify {build.name}")), find)
+        target = subject(run.pinned, build, files, tempfiles.renew(run.log(f"verify {build.name}")), find)
         verdict = levels.check(target, run.converter, tell)
         # What the types are is not said twice: the tool itself may have told of others.
         if not any("instead" in note for note in notes):

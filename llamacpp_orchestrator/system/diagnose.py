@@ -26,7 +26,7 @@ SIGNALS = {
 # llama.cpp's own libraries, as they are called on Linux and macOS; a system has none of them.
 OWN = r"(?:[^\s:']*/)?(?:lib(?:llama|ggml|mtmd)[\w.-]*\.(?:so|dylib)[\w.]*)"
 LATE = "took longer than"
-INCOMPLETE = "remove its folder from the cache (orchestrate cache list): the next run gets it whole; or take another tag"
+INCOMPLETE = "orchestrate cache prune --kind binaries, then run again: it comes anew; if it stays so, take another tag"
 NOEXEC = "the disk that it lies on lets nothing be executed (noexec), or a security module forbids it"
 EXECUTES = "move the cache (ORCHESTRATE_CACHE_DIR) to a disk that may execute, or mount this one with `exec`"
 

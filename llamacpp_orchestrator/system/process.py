@@ -27,7 +27,7 @@ from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.util.cancel import STOP
 from llamacpp_orchestrator.util.cancel import look_for_stop
 
-TAIL_LINES, BEFORE_TRACEBACK, OLDER_LOGS = 20, 3, 3
+TAIL_LINES, BEFORE_TRACEBACK = 20, 3
 TRACEBACK, LONGEST_TRACEBACK = "Traceback (most recent call last)", 300
 GRACE_SECONDS, TICK = 3.0, 0.2
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -206,17 +206,6 @@ def words_of(log: Path) -> str:
     with suppress(OSError), log.open("rb") as file:
         return tail_of(file)
     return ""
-
-
-def renew(log: Path) -> Path:
-    """Let a log begin anew, for an explanation reads what this run said; the older ones stay beside it (NAME.1.log, ...)."""
-    names = [log, *(log.with_name(f"{log.stem}.{number}{log.suffix}") for number in range(1, OLDER_LOGS + 1))]
-    with suppress(OSError):  # on Windows another run may have it open: then both write to the one
-        if log.exists():
-            for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
-                if newer.exists():
-                    os.replace(newer, older)
-    return log
 
 
 def last_lines(text: str) -> str:

@@ -20,7 +20,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import of_system
-from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.util.units import size
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ def _run(
 ) -> list[Event]:
     by_name = {step.name: step for step in steps}
     for log in {step.log for step in by_name.values() if step.log}:  # a check goes on in the log of what it checks
-        process.renew(log)
+        tempfiles.renew(log)
     order = graphlib.TopologicalSorter({step.name: step.needs for step in by_name.values()})
     order.prepare()
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()

@@ -113,8 +113,8 @@ def test_four_set_up_one_environment(job: Job, data: Path, cold: Path, world: Pa
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"}, binaries={"backend": "none"})
     answers = [end(child) for child in [begin("setup", file, cwd=world) for _ in range(RUNS // 2)]]
     assert [answer.code for answer in answers] == [0] * (RUNS // 2), "\n".join(answer.err for answer in answers if answer.code)
-    made = [log for log in (cold / "logs").rglob("environment.log") if "pip sync" in log.read_text(encoding="utf-8")]
-    assert [log.read_text(encoding="utf-8").count("pip sync") for log in made] == [1]
+    texts = [log.read_text(encoding="utf-8") for log in (cold / "logs").rglob("environment*.log")]  # a run keeps those of others
+    assert sum(text.count("pip sync") for text in texts) == 1
     assert remains(cold) == []
 
 

@@ -17,6 +17,7 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
 from llamacpp_orchestrator.util import cancel
+from llamacpp_orchestrator.util import tempfiles
 
 
 def python(code: str) -> Command:
@@ -91,7 +92,7 @@ def test_a_program_on_our_own_terminal(capfd: pytest.CaptureFixture[str]) -> Non
 def test_a_log_begins_anew_and_a_few_older_ones_stay_beside_it(tmp_path: Path) -> None:
     log = tmp_path / "a b-Q8_0.gguf.log"
     for number in range(6):
-        process.renew(log)
+        tempfiles.renew(log)
         with pytest.raises(CommandFailed) as failed:
             process.stream(python(f"print('run {number}'); raise SystemExit(1)"), log)
         assert failed.value.tail.count("run") == 1
