@@ -43,6 +43,14 @@ from tests.support.stage.fixtures import repository as repository
 from tests.support.warm import Lender
 
 
+@pytest.fixture(autouse=True)
+def own_session() -> Iterator[None]:
+    """Leave no client of the hub behind: it keeps the proxies and certificates of the test that was the first to ask."""
+    yield
+    if library := sys.modules.get("huggingface_hub"):
+        library.close_session()
+
+
 @pytest.fixture(scope="session")
 def demo_data() -> ModuleType:
     """configs/demo_data.py, which makes real inputs."""
