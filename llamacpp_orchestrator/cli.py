@@ -130,7 +130,9 @@ def convert(
 @cli_options.shared("--force", "--jobs", "--memory", "--keep-going")
 def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
     """Resolve JOB and write its lock file, nothing else."""
-    if job is None and upgrade and cli_options.is_job(Path(upgrade)):
+    from llamacpp_orchestrator.job import strangers
+
+    if job is None and upgrade and strangers.is_job(Path(upgrade)):
         job, upgrade = Path(upgrade), "all"  # `lock --upgrade JOB`: the word after the option is the job
     job = job or cli_options.only_job()
     from llamacpp_orchestrator import console
@@ -257,7 +259,8 @@ def doctor(job: Path | None, **flags: Any) -> None:
     from llamacpp_orchestrator.commands import doctor as commands_doctor
 
     with cli_options.ending():
-        lines = commands_doctor.examine(cli_options.load(job, flags) if job else None, cli_options.here())
+        context = cli_options.load(job, flags) if job else None
+        lines = commands_doctor.examine(context, context.settings if context else cli_options.here())
     console.result(lines, [line.line() for line in lines if not (line.within or (flags["quiet"] and line.ok))], flags["as_json"])
     if job and (lacking := commands_doctor.lacking(lines)):
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")

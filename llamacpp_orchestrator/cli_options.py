@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -117,23 +116,13 @@ def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Opti
     return Options(**chosen, jobs=flags["jobs"] or 0, **more)
 
 
-def is_job(path: Path) -> bool:
-    """Tell whether a file looks like a job, for where none is named: YAML with `models` at its top level, and no lock."""
-    try:
-        return (
-            path.suffix in (".yaml", ".yml")
-            and not path.name.endswith((".lock.yaml", ".lock.yml"))
-            and re.search(rb"(?m)^models\s*:", path.read_bytes()) is not None
-        )
-    except OSError:
-        return False
-
-
 def only_job(context: click.Context | None = None, option: click.Parameter | None = None, file: Path | None = None) -> Path:
     """The job that is named, or the only one in the current folder; UsageError where there are several or none."""
     if file is not None:
         return file
-    files = [path for path in sorted(Path().glob("*.y*ml")) if is_job(path)]
+    from llamacpp_orchestrator.job import strangers
+
+    files = strangers.jobs(Path())
     if len(files) == 1:
         click.echo(f"note: no JOB is named; {files[0]} is the only one in this folder", err=True)
         return files[0]
@@ -150,9 +139,11 @@ def only_jobs(context: click.Context, option: click.Parameter, files: tuple[Path
 
 def complete_job(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
     """The job files that a shell may complete a word to, and the folders on the way to them."""
+    from llamacpp_orchestrator.job import strangers
+
     folder = Path(begin if begin.endswith(os.sep) else os.path.dirname(begin) or os.curdir)  # noqa: PTH120 - Path drops "./"
     with suppress(OSError):
-        paths = [path for path in sorted(folder.iterdir()) if path.is_dir() or is_job(path)]
+        paths = [path for path in sorted(folder.iterdir()) if path.is_dir() or strangers.is_job(path)]
         return [CompletionItem(f"{path}{os.sep if path.is_dir() else ''}") for path in paths if str(path).startswith(begin)]
     return []
 

@@ -43,7 +43,7 @@ def needs(pinned: PinnedJob, stale: Iterable[Build]) -> tuple[Need, ...]:
     """What the outputs that are to be made will write, and where."""
     stale = list(stale)
     needs: list[Need] = []
-    for pin in dict.fromkeys(pinned.files(wanted) for build in stale for wanted, _ in build.needs):
+    for pin in _pins(pinned, stale):
         if missing := missing_bytes(pin):
             needs.append(Need(str(hub.cache_folder()), missing, f"download of {pin.wanted.source}"))
     for environment, what in needed_environments(pinned.lock, stale):
@@ -66,6 +66,11 @@ def needed_environments(lock: Lock, stale: list[Build]) -> Iterator[tuple[Enviro
         yield lock.reference, reference.TITLE
 
 
+def _pins(pinned: PinnedJob, stale: Iterable[Build]) -> Iterable[FilesPin]:
+    """The files that outputs are made from, those of several once."""
+    return dict.fromkeys(pinned.files(wanted) for build in stale for wanted, _ in build.needs)
+
+
 def missing_bytes(pin: FilesPin) -> int:
     """The bytes of a pin's files that are not on this machine yet."""
     return sum(file.size for file in lock_resolve.missing(pin))
@@ -73,7 +78,7 @@ def missing_bytes(pin: FilesPin) -> int:
 
 def check_sizes(pinned: PinnedJob, stale: Iterable[Build]) -> None:
     """Raise NetworkError for a file that is to be downloaded, and is too large for the servers that may be asked."""
-    for pin in dict.fromkeys(pinned.files(wanted) for build in stale for wanted, _ in build.needs):
+    for pin in _pins(pinned, stale):
         hub.check_sizes(lock_resolve.missing(pin), pin.wanted.source, pinned.context.settings)
 
 
@@ -88,7 +93,7 @@ def check_offline(pinned: PinnedJob, stale: Iterable[Build], quantizing: bool) -
         lacking += [] if pinned.store.has("environments", environment.pin().digest()) else [what]
     if quantizing and (absent := binaries.lacking(pinned)):
         lacking.append(absent)
-    for pin in dict.fromkeys(pinned.files(wanted) for build in stale for wanted, _ in build.needs):
+    for pin in _pins(pinned, stale):
         lacking += [f"{pin.wanted.source}: {file.path} ({size(file.size)})" for file in lock_resolve.missing(pin)]
     if lacking:
         message = f"--offline: these are not on this machine: {'; '.join(lacking)}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from llamacpp_orchestrator.commands.execution import complete
+from llamacpp_orchestrator.commands.execution import quietly
 from llamacpp_orchestrator.commands.lock import settled
 from llamacpp_orchestrator.commands.setup import job_run
 from llamacpp_orchestrator.context import Context
@@ -15,18 +14,14 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import tool_env
-from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import performing
 
 
-def exec_command(context: Context, argv: tuple[str, ...], reporter: Reporter) -> Command:
+def exec_command(context: Context, argv: tuple[str, ...], report: Reporter) -> Command:
     """The command that runs a script of the tree or a program of the release, once both are here."""
     (name, *rest), script = argv, argv[0].endswith(".py")
-
-    def report(event: Event) -> None:  # the last words are the program's own: what went well needs none
-        reporter(msgspec.structs.replace(event, status="ended") if event.status in ("done", "current") else event)
-
+    report = quietly(report)  # the last words are the program's own
     pinned = PinnedJob(context, settled(context, Options(), report, binaries=not script))
     run = job_run(pinned, Options())
     step = setup.steps(pinned, run.logs)["environment" if script else "binaries"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from pathlib import Path
+
+import msgspec
 
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
@@ -57,3 +60,13 @@ def complete(steps: list[Step], perform: Perform, options: Options, report: Repo
     """Run steps, and raise the first failure among them."""
     if failed := step_errors(carry_out(steps, perform, options, report)):
         raise first(failed)
+
+
+def quietly(report: Reporter, told: Collection[str] = ()) -> Reporter:
+    """A reporter that ends steps without a word where they went well, but for those that are `told`."""
+
+    def show(event: Event) -> None:
+        silent = event.status in ("done", "current") and event.step not in told
+        report(msgspec.structs.replace(event, status="ended") if silent else event)
+
+    return show

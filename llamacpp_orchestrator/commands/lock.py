@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.commands.execution import carry_out
+from llamacpp_orchestrator.commands.execution import quietly
 from llamacpp_orchestrator.commands.execution import step_errors
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
@@ -58,7 +59,7 @@ def settle(
         lock_resolve.steps(resolution, binaries),
         performing(lock_resolve.ACTIONS, resolution),
         msgspec.structs.replace(options, keep_going=True),
-        _quietly(report),
+        quietly(report, ("source",)),  # resolving is only the first half of these steps
     )
     errors = step_errors(events)
     if errors:
@@ -71,18 +72,6 @@ def settle(
             report(Event("lock", "note", change))
         lock_file.write(path, lock)
     return lock, events, []
-
-
-def _quietly(report: Reporter) -> Reporter:
-    # Resolving is only the first half of these steps; their line comes when they are done.
-    def show(event: Event) -> None:
-        report(
-            msgspec.structs.replace(event, status="ended")
-            if event.status in ("done", "current") and event.step != "source"
-            else event
-        )
-
-    return show
 
 
 def write_lock(context: Context, options: Options, report: Reporter) -> Path:

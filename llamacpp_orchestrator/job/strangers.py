@@ -10,7 +10,7 @@ from llamacpp_orchestrator.util import pointers
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".model", ".distcp")
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 RECEIPT, LOCK, QUALITY = ".receipt.json", re.compile(r"(.*)\.lock(\.ya?ml)"), "-quality.json"
-JOB = re.compile(rb"^llama_cpp:", re.MULTILINE)
+JOB = re.compile(rb"^models\s*:", re.MULTILINE)
 LARGEST = 64 * 1024  # bytes of a job
 
 
@@ -47,10 +47,10 @@ def file(path: Path, text: bytes) -> tuple[str, str]:
 
 def folder(path: Path) -> str:
     """What to run for a folder that is named where a job file is meant."""
-    files = sorted(path.glob("*.y*ml"))
-    jobs = [file.name for file in files if file.is_file() and not LOCK.fullmatch(file.name) and _is_job(file)]
-    if jobs:
-        return f"name the file in it: {path / jobs[0]}" + (f" (or {', '.join(jobs[1:4])})" if jobs[1:] else "")
+    files = jobs(path)
+    if files:
+        more = f" (or {', '.join(file.name for file in files[1:4])})" if files[1:] else ""
+        return f"name the file in it: {files[0]}{more}"
     return model(path) or f"name the file in it: {path / 'job.yaml'}"
 
 
@@ -66,7 +66,15 @@ def adapter(path: Path) -> str:
     return f"an adapter is converted with its base: orchestrate convert BASE --outtype none --lora {path}"
 
 
-def _is_job(path: Path) -> bool:
+def jobs(path: Path) -> list[Path]:
+    """The files of a folder that look like jobs."""
+    return [file for file in sorted(path.glob("*.y*ml")) if is_job(file)]
+
+
+def is_job(path: Path) -> bool:
+    """Tell whether a file looks like a job, for where none is named: YAML with `models` at its top level, and no lock."""
+    if path.suffix not in (".yaml", ".yml") or LOCK.fullmatch(path.name):
+        return False
     try:
         with path.open("rb") as file:
             return bool(JOB.search(file.read(LARGEST)))
