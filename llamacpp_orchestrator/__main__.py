@@ -8,13 +8,16 @@ import sys
 import threading
 from pathlib import Path
 
-import click
+try:
+    import click
 
-from llamacpp_orchestrator import __version__
-from llamacpp_orchestrator.cli import orchestrate
-from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.errors import Stopped
-from llamacpp_orchestrator.errors import of_system
+    from llamacpp_orchestrator import __version__
+    from llamacpp_orchestrator.cli import orchestrate
+    from llamacpp_orchestrator.errors import OrchestrateError
+    from llamacpp_orchestrator.errors import Stopped
+    from llamacpp_orchestrator.errors import of_system
+except KeyboardInterrupt:  # stopped in the first tenth of a second, before there is anything to tell
+    sys.exit(130)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -140,23 +140,33 @@ def _progress() -> Progress:
     from rich.progress import TimeElapsedColumn
     from rich.table import Column
 
-    # Names may hold brackets, which are no markup.
-    fitting = Column(no_wrap=True, overflow="ellipsis")  # one line for each step, also on a narrow terminal
-    texts = [TextColumn(text, markup=False, table_column=fitting) for text in ("{task.description}", "{task.fields[now]}")]
-    columns = (SpinnerColumn(), *texts, TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    # Names may hold brackets, which are no markup; one line for each step, also when the terminal is made narrower.
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    return Progress(SpinnerColumn(), text, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+
+
+def running(step: str, now: str, columns: int) -> str:
+    """A running step in one line beside spinner and time: where it is too long, what it waits for stays and its name is cut."""
+    width = max(columns - len("⠋ ") - len(" 0:00:00"), 0)
+    room = width - len(now) - 1
+    name = step if len(step) <= room or not now else step[: max(room - 1, 0)] + "…"
+    return f"{name} {now}".rstrip()
 
 
 def _live(manner: Voice, bars: Progress) -> Reporter:
     tasks: dict[str, TaskID] = {}
 
+    def text(event: Event) -> str:
+        return running(plain_text(event.step), plain_text("".join(event.text.splitlines()[:1])), bars.console.width)
+
     def show(event: Event) -> None:
         if event.status == "started":
-            tasks[event.step] = bars.add_task(plain_text(event.step), total=None, now="")
+            tasks[event.step] = bars.add_task(text(event), total=None)
         elif event.status == "note":
-            bars.console.out(plain_text(f"note: {event.text}"), highlight=False)
+            note = plain_text(f"note: {event.text}")
+            bars.console.out("\n".join(_whole_words([note], sys.stderr)), highlight=False)
         elif event.status == "progress":
-            bars.update(tasks[event.step], now=plain_text("".join(event.text.splitlines()[:1])[:80]))
+            bars.update(tasks[event.step], description=text(event))
         else:
             if event.step in tasks:
                 bars.remove_task(tasks.pop(event.step))
@@ -167,7 +177,7 @@ def _live(manner: Voice, bars: Progress) -> Reporter:
 
 
 def _painted(event: Event, manner: Voice) -> str:
-    line = line_of(event)
+    line = "\n".join(_whole_words([line_of(event)], sys.stderr))
     return _paint(line[:8], COLOURS[event.status], manner) + line[8:]
 
 

@@ -78,3 +78,17 @@ def test_a_command_that_is_done_is_not_told_as_left() -> None:
     result = Result(status="ok", seconds=0.0, steps=(), outputs=(), ollama=(modelfile,))
     assert [line.split(maxsplit=1)[1] for line in result.lines()] == ["ollama create m", "ollama run m"]
     assert [line.split(maxsplit=1)[1] for line in result.lines(created=True)] == ["ollama run m"]
+
+
+@pytest.mark.parametrize(
+    ("step", "now", "columns", "line"),
+    [
+        ("convert m-f16.gguf", "", 60, "convert m-f16.gguf"),
+        ("convert m-f16.gguf", "45%", 60, "convert m-f16.gguf 45%"),
+        ("convert m-f16.gguf", "importing", 30, "convert m… importing"),
+        ("fetch m", "1034.5 of 20480.0 MB", 30, "… 1034.5 of 20480.0 MB"),
+        ("convert m-f16.gguf", "", 20, "convert m-f16.gguf"),  # the terminal's own mark stands at its end then
+    ],
+)
+def test_what_is_waited_for_is_kept_where_a_line_is_too_long(step: str, now: str, columns: int, line: str) -> None:
+    assert console.running(step, now, columns) == line

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
@@ -27,7 +26,8 @@ from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import Fence
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.2
+IMPORTS, READS = "importing", "reading"  # what is waited for before upstream counts
 UNKNOWN = "read the log; pin a newer tag, take the model's files as they were published, or report it to llama.cpp with the log"
 
 
@@ -48,8 +48,8 @@ def failed(error: CommandFailed, memory: int = 0) -> CommandFailed:
 
 def progress_of(line: str) -> str:
     """What a line of upstream's output says about how far it is: "45%", or nothing."""
-    found = re.findall(r"(\d{1,3})%\|", line)
-    return f"{found[-1]}%" if found else ""
+    percents = re.findall(r"(\d{1,3})%\|", line)
+    return f"{percents[-1]}%" if percents else ""
 
 
 def can_fork(system: str) -> bool:
@@ -66,11 +66,12 @@ class Warm:
     def __init__(
         self, python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, scripts: Iterable[Path] = ()
     ) -> None:
-        wanted = scripts or (tree / script for script in SCRIPTS.values())
-        self._command = Command((python, str(inside.path("fork_server")), str(tree), *map(str, wanted)), cwd=str(tree), env=env)
+        paths = map(str, scripts or (tree / name for name in SCRIPTS.values()))
+        self._command = Command((python, str(inside.path("fork_server")), str(tree), *paths), cwd=str(tree), env=env)
         self._log = log
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._ready = threading.Event()
         self._answers: dict[int, queue.SimpleQueue[tuple[int, bool]]] = {}
         self._count = 0
 
@@ -83,11 +84,11 @@ class Warm:
         """Run one script as a child of the warm interpreter; CommandFailed as if it had been a process of its own."""
         answer: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a+b") as said:
-            begin = process.begun(said, command)
+        with log.open("a+b") as output:
+            begin = process.begun(output, command)
             self._ask(command, log, answer)
-            code, late = _followed(answer, said, begin, tell)
-            tail = process.tail_of(said, begin)
+            code, late = _followed(answer, self._ready, lambda: process.tail_of(output, begin), tell)
+            tail = process.tail_of(output, begin)
         if code:
             limits = command.fence or Fence()
             allowed = process.shown_seconds(limits.seconds)
@@ -111,15 +112,17 @@ class Warm:
 
     def _begin(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
-            self._child = process.start(self._command, stderr=self._log)
-            threading.Thread(target=self._listen, args=(self._child,), daemon=True).start()
+            self._child, self._ready = process.start(self._command, stderr=self._log), threading.Event()
+            threading.Thread(target=self._listen, args=(self._child, self._ready), daemon=True).start()
         return self._child
 
-    def _listen(self, child: subprocess.Popen[bytes]) -> None:
+    def _listen(self, child: subprocess.Popen[bytes], ready: threading.Event) -> None:
         assert child.stdout is not None
         for line in child.stdout:
-            said = json.loads(line)
-            self._answers.pop(said["id"]).put((said["code"], said["late"]))
+            if "ready" in (message := json.loads(line)):
+                ready.set()
+            else:
+                self._answers.pop(message["id"]).put((message["code"], message["late"]))
         code = child.wait()
         with self._lock:
             for answer in self._answers.values():
@@ -139,18 +142,17 @@ class Warm:
 
 
 def _followed(
-    answer: queue.SimpleQueue[tuple[int, bool]], log: IO[bytes], begin: int, tell: Callable[[str], None]
+    answer: queue.SimpleQueue[tuple[int, bool]], ready: threading.Event, tail: Callable[[], str], tell: Callable[[str], None]
 ) -> tuple[int, bool]:
-    """How a child ended (its code, and whether it was too late), with its progress told meanwhile."""
+    """How a child ended (its code, and whether it was too late), with what is waited for told meanwhile."""
     shown = ""
     while True:
-        try:
-            return answer.get(timeout=POLL_SECONDS if not shown else 0.2)
-        except queue.Empty:
-            now = progress_of(process.tail_of(log, begin).rsplit("\n", 1)[-1])
-            if now != shown:
-                shown = now
-                tell(now)
+        now = (progress_of(tail().rsplit("\n", 1)[-1]) or READS) if ready.is_set() else IMPORTS
+        if now != shown:
+            shown = now
+            tell(now)
+        with contextlib.suppress(queue.Empty):
+            return answer.get(timeout=POLL_SECONDS)
 
 
 def run_alone(command: Command, log: Path, tell: Callable[[str], None]) -> None:
@@ -159,10 +161,11 @@ def run_alone(command: Command, log: Path, tell: Callable[[str], None]) -> None:
 
     def on_line(line: str) -> None:
         nonlocal seen
-        if (now := progress_of(line)) and time.monotonic() - seen > 0.2:
+        if (now := progress_of(line)) and time.monotonic() - seen > POLL_SECONDS:
             seen = time.monotonic()
             tell(now)
 
+    tell(IMPORTS)
     try:
         process.stream(command, log, on_line)
     except CommandFailed as error:

@@ -1,9 +1,9 @@
 """One warm interpreter: imports once what upstream's scripts import, then forks one child per conversion.
 
-Reads one JSON request a line from standard input: {"id", "argv": [script, ...], "cwd", "env", "log", "fence"}; answers
-{"id", "code", "late"} a line on standard output when that child has ended. A child runs the script as `__main__` exactly as
-a fresh process would: argv, sys.path[0], cwd, environment and its own log, in its fence; when the seconds of that are over it
-is killed, and late. The end of standard input ends everything.
+Says {"ready"} on standard output once that is done. Then reads one JSON request a line from standard input: {"id", "argv":
+[script, ...], "cwd", "env", "log", "fence"}; answers {"id", "code", "late"} a line when that child has ended. A child runs the
+script as `__main__` exactly as a fresh process would: argv, sys.path[0], cwd, environment and its own log, in its fence; when
+the seconds of that are over it is killed, and late. The end of standard input ends everything.
 Called as fork_server.py TREE SCRIPT..., with the scripts that will be asked for.
 """
 
@@ -140,4 +140,5 @@ if __name__ == "__main__":
     preload(sys.argv[1], sys.argv[2:])
     gc.freeze()
     gc.enable()
+    os.write(1, b'{"ready": true}\n')
     serve()

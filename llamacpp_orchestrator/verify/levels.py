@@ -95,7 +95,7 @@ def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
     passed: tuple[str, ...] = (STRUCTURE,)
     notes: tuple[str, ...] = ()
     if CONTENT in upto(subject.level):
-        tell("comparing it with its source")
+        tell("comparing weights")
         findings = _content(subject, {name for file_checks in checks for name in file_checks.blank}, run)
         if findings.failures:
             more = f"; and {len(findings.failures) - 1} more: {findings.failures[1]}" if findings.failures[1:] else ""
@@ -103,14 +103,14 @@ def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
             raise IntegrityError(message, UNLIKE)
         passed, notes = (*passed, CONTENT), findings.notes
     if subject.find and LOAD in upto(subject.level):
-        tell("loading it with llama.cpp")
+        tell("loading")
         why = _load(subject, checks[0], subject.find)
         if not why and subject.kind == "model" and not subject.of and not _partial(subject):
-            tell("comparing how it cuts and renders texts with its source")
+            tell("comparing tokens")
             notes = (*notes, *_spoken(subject, checks[0].architecture, subject.find, run).notes)
         passed, notes = (passed, (*notes, why)) if why else ((*passed, LOAD), notes)
         if not why and LOGITS in upto(subject.level):
-            tell("comparing what it says next with its source")
+            tell("comparing logits")
             findings, done = _logits(subject, checks[0].architecture, subject.find, tell)
             if findings.failures:
                 raise IntegrityError(findings.failures[0], logits.WRONG, subject.log)
