@@ -15,6 +15,7 @@ import msgspec
 from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment import uv_call
 from llamacpp_orchestrator.environment import venv
+from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.environment.python_version import MINORS
 from llamacpp_orchestrator.errors import CommandFailed
@@ -25,32 +26,52 @@ from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.system.settings import Index
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
 
-ASKED = "numpy"  # every environment has it
+ASKED, TORCH = "numpy", "torch"  # every environment has them
 UV_SECONDS = 60.0
 BASE = "import sys; print(sys._base_executable)"
 RUNNING = f"{sys.version_info.major}.{sys.version_info.minor}"
+AT_HAND = RUNNING if RUNNING in MINORS else MINORS[0]  # the Python that an environment gets where its pins leave the choice
 INSTALL = "install Python {minor}, or set `environment.python` to one that is here"
 
 
 def resolved(url: str, settings: Settings) -> str:
     """What uv takes of one index, asked with a job's options and settings, but from no cache; CommandFailed in uv's words."""
     index = msgspec.structs.replace(settings.index, index_urls=(url,))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        needed = Path(scratch) / "requirements.in"
-        needed.write_text(f"{ASKED}\n", encoding="utf-8")
-        minor = RUNNING if RUNNING in MINORS else MINORS[0]
-        argv = (indexes.uv(), *venv.COMPILE, "--no-build", "--no-deps", "--no-cache", "--python-version", minor, str(needed))
-        try:
-            env = dict(indexes.uv_env(index, None))
-            # A job tries again for longer; here somebody waits for the answer.
-            text = uv_call.answer(Command(argv, cwd=scratch, env=tuple(({"UV_HTTP_RETRIES": "0"} | env).items())), UV_SECONDS)
-        except CommandFailed as error:
-            raise indexes.failed(error, f"{anonymous(url)}: uv cannot take {ASKED} from it", "") from error
+    try:
+        text = _compiled((ASKED,), AT_HAND, index, "--no-deps", "--no-cache")
+    except CommandFailed as error:
+        raise indexes.failed(error, f"{anonymous(url)}: uv cannot take {ASKED} from it", "") from error
     version = re.search(rf"^{ASKED}==(\S+)", text, re.MULTILINE)
     return f"{anonymous(url)}: uv takes {ASKED} {version[1] if version else ''}; {_data(url)}"
+
+
+def _compiled(lines: tuple[str, ...], minor: str, index: Index, *options: str) -> str:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        needed = Path(scratch) / "requirements.in"
+        needed.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        argv = (indexes.uv(), *venv.COMPILE, "--no-build", "--python-version", minor, *options, str(needed))
+        # A job tries again for longer; here somebody waits for the answer.
+        env = {"UV_HTTP_RETRIES": "0"} | dict(indexes.uv_env(index, None))
+        return uv_call.answer(Command(argv, cwd=scratch, env=tuple(env.items())), UV_SECONDS)
+
+
+def torch(url: str, wanted: str, minor: str, settings: Settings) -> str:
+    """From where a torch without CUDA comes: PyTorch's own index, else the package index where that has one.
+
+    `wanted` is a line of requirements. NetworkError where neither has it: a job refuses then, rather than to take gigabytes
+    that nobody asked for.
+    """
+    try:
+        return listed(url, TORCH)
+    except NetworkError as error:
+        with contextlib.suppress(CommandFailed):
+            if not wheels.brings_cuda(_compiled((wanted,), minor, settings.index), wheels.here(), minor):
+                return f"{error.message}; the package index has {TORCH} without CUDA"
+        raise
 
 
 def _data(url: str) -> str:

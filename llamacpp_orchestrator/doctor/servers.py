@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable
 from collections.abc import Iterator
 
@@ -18,13 +19,13 @@ from llamacpp_orchestrator.doctor import disks
 from llamacpp_orchestrator.doctor import packages
 from llamacpp_orchestrator.doctor.records import Probe
 from llamacpp_orchestrator.environment import indexes
-from llamacpp_orchestrator.environment.python_version import MINORS
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models import hub_cache
 from llamacpp_orchestrator.source import git
@@ -46,7 +47,7 @@ SETTINGS = {
     "hub": "HF_ENDPOINT",
     "compiler": "binaries.backend to cpu, or install a compiler",
     "packages": "PIP_INDEX_URL",
-    "torch": "ORCHESTRATE_TORCH_INDEX; without it torch comes from the package index",
+    "torch": "ORCHESTRATE_TORCH_INDEX",
 }
 REPOSITORY = "ggml-org/llama.cpp"
 MOST_ON_FAT = 4 << 30  # bytes from which on FAT has no room for a file
@@ -101,21 +102,28 @@ def _of_environment(context: Context) -> Iterator[Probe]:
     for url in settings.index.index_urls if not own or records.uses_reference(context.job) else ():
         yield _packages(url, settings)
     for url in indexes.torch_indexes(environment.torch, settings) if not own else ():
-        yield _torch(url)
+        yield _torch(url, environment.torch, _wanted_torch(context), _minor(context), settings)
+
+
+def _pin(context: Context) -> EnvironmentPin | None:
+    with contextlib.suppress(OrchestrateError):  # a lock that is damaged
+        return diff.fitting(context.job, lock_file.read(lock_file.path_for(context.file))).environment
+    return None
 
 
 def _minor(context: Context) -> str:
     """The Python that the environment is locked to, or asked for; where the pins will decide, the one that is at hand."""
     named = context.job.environment.python
-    with contextlib.suppress(OrchestrateError):  # a lock that is damaged
-        if pin := diff.fitting(context.job, lock_file.read(lock_file.path_for(context.file))).environment:
-            return str(pin.python)
-    return named if named != "auto" else at_hand()
+    if pin := _pin(context):
+        return pin.python
+    return named if named != "auto" else packages.AT_HAND
 
 
-def at_hand() -> str:
-    """The Python that an environment gets where its pins leave the choice."""
-    return packages.RUNNING if packages.RUNNING in MINORS else MINORS[0]
+def _wanted_torch(context: Context) -> str:
+    """The torch that the environment is locked to, or asked for, as a line of requirements."""
+    pin = _pin(context)
+    lines = pin.requirements.splitlines() if pin else context.job.environment.overrides
+    return next((line.split()[0] for line in lines if re.match(r"torch\b(?!-)", line)), packages.TORCH)
 
 
 def _packages(url: str, settings: Settings) -> Probe:
@@ -123,9 +131,10 @@ def _packages(url: str, settings: Settings) -> Probe:
     return Probe(name="packages", setting=SETTINGS["packages"], place=anonymous(url), ask=ask)
 
 
-def _torch(url: str) -> Probe:
-    ask = functools.partial(packages.listed, url, "torch")
-    return Probe(name="torch", setting=SETTINGS["torch"], place=anonymous(url), ask=ask, needed=False)
+def _torch(url: str, build: str, wanted: str, minor: str, settings: Settings) -> Probe:
+    cpu = functools.partial(packages.torch, url, wanted, minor, settings)
+    ask = cpu if build == "cpu" else functools.partial(packages.listed, url, packages.TORCH)
+    return Probe(name="torch", setting=SETTINGS["torch"], place=anonymous(url), ask=ask, needed=build == "cpu")
 
 
 def _source(context: Context, route: str, url: str) -> str:
@@ -218,8 +227,8 @@ def set_here(settings: Settings) -> Iterator[Probe]:
     for url in settings.index.index_urls:
         yield _packages(url, settings)
     for url in indexes.torch_indexes("cpu", settings):
-        yield _torch(url)
-    yield Probe(name="interpreter", ask=functools.partial(packages.interpreter, at_hand(), settings))
+        yield _torch(url, "cpu", packages.TORCH, packages.AT_HAND, settings)
+    yield Probe(name="interpreter", ask=functools.partial(packages.interpreter, packages.AT_HAND, settings))
 
 
 def _by_git(url: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llamacpp_orchestrator.doctor import causes
@@ -22,6 +23,7 @@ from llamacpp_orchestrator.system.settings import Settings
 from tests.support import NOWHERE
 from tests.support import server
 from tests.support.answer import Answer
+from tests.support.archives import zipped
 
 HERE = Settings(cache=Path("unused"), index=Index())
 
@@ -143,3 +145,30 @@ def test_an_environment_of_the_users_own_lacks_what_a_run_says_it_lacks(
     assert "lacks numpy, sentencepiece, torch" in caught.value.message
     looked = orchestrate("doctor", job(str(data / "tiny-llama"), environment={"path": "mine"}))
     assert looked.code == 1 and "lacks numpy, sentencepiece, torch" in looked.out and "environment" in looked.err
+
+
+@pytest.mark.parametrize(
+    ("wanted", "needs", "has"),
+    [
+        ("torch", "", True),
+        ("torch==2.0", "\nRequires-Dist: nvidia-cublas; sys_platform == 'plan9'", True),
+        ("torch", "\nRequires-Dist: nvidia-cublas", False),
+        ("torch==2.0+cpu", "", False),  # as a lock has it that was made with PyTorch's index
+    ],
+)
+def test_pytorchs_index_is_needed_where_the_other_has_only_gigabytes(wanted: str, needs: str, has: bool, tmp_path: Path) -> None:
+    for name, more in (("torch", needs), ("nvidia_cublas", "")):
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.0{more}\n".encode()
+        kind = b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        files = {"METADATA": metadata, "WHEEL": kind, "RECORD": b""}
+        members = [(f"{name}-2.0.dist-info/{file}", content, 0o644, "") for file, content in files.items()]
+        page = tmp_path / name.replace("_", "-") / "index.html"
+        page.parent.mkdir()
+        wheel = zipped(page.with_name(f"{name}-2.0-py3-none-any.whl"), *members)
+        page.write_text(f"<a href='{wheel.name}'>{wheel.name}</a>")
+    here = msgspec.structs.replace(HERE, index=Index(index_urls=(tmp_path.as_uri(),)))
+    if has:
+        assert "has torch without CUDA" in packages.torch(NOWHERE, wanted, packages.AT_HAND, here)
+    else:
+        with pytest.raises(NetworkError, match="refused"):
+            packages.torch(NOWHERE, wanted, packages.AT_HAND, here)
