@@ -59,7 +59,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """The measurements of one model's files, and where the report and its plot lie."""
+    """The measurements of one model's files, and where the report and its plot lie, "" where none is drawn."""
 
     model: str
     report: str
@@ -70,7 +70,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
     def lines(self) -> list[str]:
         """The same as a table."""
         rows = (self.unquantized, *self.types)
-        return [f"{'quality':<8}{line}" for line in (*map(_measure, rows), *([self.plot] if self.types else []))]
+        return [f"{'quality':<8}{line}" for line in (*map(_measure, rows), *([self.plot] if self.types and self.plot else []))]
 
 
 def _measure(row: Measure) -> str:

@@ -89,3 +89,20 @@ def test_what_is_kept_in_the_repository_is_a_table_of_known_groups() -> None:
     assert kept and kept.rows
     assert {each.group for each in kept.rows} <= bench.GROUPS.keys()
     assert (ROOT / "benchmarks" / "results.svg").read_text(encoding="utf-8") == picture.svg(kept.rows)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (0.003, 0.04, (0.002, 0.005, 0.01, 0.02, 0.05)),
+        (0.01, 0.01, (0.01, 0.02)),
+        (0.011, 0.012, (0.01, 0.02)),
+        (0.9, 0.95, (0.5, 1.0)),
+        (6, 7, (5, 10)),
+        (1e-6, 0.5, (1e-06, 1e-05, 0.0001, 0.001, 0.01, 0.1, 1.0)),
+    ],
+)
+def test_marks_in_powers_of_ten(low: float, high: float, marks: tuple[float, ...]) -> None:
+    found = picture.ticks(low, high)
+    assert found == pytest.approx(marks)
+    assert found[0] <= low * 1.001 and found[-1] * 1.001 >= high and found[0] < found[-1]

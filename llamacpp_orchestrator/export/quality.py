@@ -146,7 +146,7 @@ def _perform(measuring: Measuring, step: Step, outcomes: Outcomes, tell: Tell) -
     if step.kind == "binaries":
         return setup.programs(measuring.run, step.key, outcomes, tell)
     if step.key == measuring.job.path.name:
-        return _write(measuring, measuring.rows(outcomes))
+        return _finish(measuring, measuring.rows(outcomes), tell)
     builds = {quality_report.key(build): build for build in (measuring.job.base, *measuring.job.compared)}
     measure = _keep if builds[step.key] == measuring.job.base else _compare
     return measure(measuring, builds[step.key], outcomes, tell)
@@ -251,11 +251,21 @@ def _write(measuring: Measuring, rows: Mapping[str, Measure]) -> Outcome:
         unquantized=base,
         types=tuple(filter(None, others)),
     )
-    title = f"{report.model}: what quantizing has cost"
-    points = [plot.Point(label=row.type, x=row.bits, y=row.kld or 0.0) for row in report.types]
-    texts = {job.path: msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"}
-    texts |= {job.plot: plot.svg(title, "bits per weight", "mean KL divergence", points)} if points else {}
-    changed = [path for path, text in texts.items() if text_of(path) != text]
-    for path in changed:
-        write_atomically(path, texts[path])
+    text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"
+    changed = text_of(job.path) != text
+    if changed:
+        write_atomically(job.path, text)
+    if report.types and (changed or not job.plot.exists()):
+        points = [(row.type, row.bits, row.kld or 0.0) for row in report.types]
+        if drawn := plot.svg(f"{report.model}: what quantizing has cost", points):
+            write_atomically(job.plot, drawn)
+            return DONE
+        job.plot.unlink(missing_ok=True)  # it would show other numbers
     return DONE if changed else CURRENT
+
+
+def _finish(measuring: Measuring, rows: Mapping[str, Measure], tell: Tell) -> Outcome:
+    outcome = _write(measuring, rows)
+    if not measuring.job.plot.exists():
+        tell(f"{NOTE}{plot.ABSENT}")
+    return outcome

@@ -149,4 +149,5 @@ def result(pinned: PinnedJob, job: QualityJob) -> Quality | None:
     if base is None:
         return None
     rows = tuple(filter(None, types))
-    return Quality(model=job.base.output.model.name, report=str(job.path), plot=str(job.plot), unquantized=base, types=rows)
+    drawn = str(job.plot) if job.plot.exists() else ""
+    return Quality(model=job.base.output.model.name, report=str(job.path), plot=drawn, unquantized=base, types=rows)

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from llamacpp_orchestrator.verify.plot import MARK
-from llamacpp_orchestrator.verify.plot import ticks
 from tests.bench.table import Row
 
+MARK = "<!-- made by llamacpp-orchestrator -->\n"
 WIDTH, LEFT, RIGHT = 980, 500, 940
 TOP, STEP, BAR = 58, 24, 14
 STYLE = """
@@ -20,6 +19,18 @@ STYLE = """
     .met { fill: #3fb950 } .missed { fill: #f85149 }
   }
 """
+
+
+def ticks(low: float, high: float) -> tuple[float, ...]:
+    """Marks of an axis in powers of ten, around all values: 1, 2, 5, 10 ..., or the powers alone where those are many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    fine = [factor * 10.0**power for power in range(first, last + 1) for factor in (1, 2, 5)]
+    below = max(mark for mark in fine if mark <= low * (1 + 1e-9))
+    above = next((mark for mark in fine if mark >= high * (1 - 1e-9) and mark > below), 2 * below)
+    marks = tuple(mark for mark in fine if below <= mark <= above)
+    if len(marks) <= 8:
+        return marks
+    return tuple(10.0**power for power in range(first, last + 1))
 
 
 def svg(rows: Sequence[Row]) -> str:
