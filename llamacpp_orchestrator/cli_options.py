@@ -150,15 +150,18 @@ def complete_job(context: click.Context, option: click.Parameter, begin: str) ->
 
 def complete_outtype(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
     """The types that a model is converted to."""
-    names = ("bf16", "f16", "f32", "q8_0", "tq1_0", "tq2_0", "auto", "none")  # of convert_hf_to_gguf.py, and ours
+    from llamacpp_orchestrator.job.tensor_types import OUTTYPES
+
+    names = (*OUTTYPES["model"], "none")
     return [CompletionItem(name) for name in names if name.startswith(begin.lower())]
 
 
 def complete_quantize(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
     """The types that every tag's llama-quantize knows; a newer one may know more."""
-    from llamacpp_orchestrator.convert.quantize import ALWAYS
+    from llamacpp_orchestrator.job import tensor_types
 
-    return [CompletionItem(name) for name in sorted(ALWAYS) if name.startswith(begin.upper())]
+    names = sorted(filter(tensor_types.is_in_every_tag, tensor_types.FILE_TYPES))
+    return [CompletionItem(name) for name in names if name.startswith(begin.upper())]
 
 
 def complete_kind(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:

@@ -11,6 +11,7 @@ from llamacpp_orchestrator.environment import reference
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.job import tensor_types
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
@@ -25,14 +26,6 @@ from llamacpp_orchestrator.system.disk import Need
 from llamacpp_orchestrator.system.disk import existing
 from llamacpp_orchestrator.util.units import size
 
-# Bits per weight, from ggml's block layouts; K-quants and IQ types mix, so theirs are upstream's averages, rounded up.
-BITS = {
-    "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "tq1_0": 2.0, "tq2_0": 2.5, "auto": 16.0,
-    "q6_k": 6.6, "q5_k_m": 5.8, "q5_k_s": 5.6, "q5_0": 5.6, "q5_1": 6.1, "q4_k_m": 5.0, "q4_k_s": 4.7, "q4_0": 4.7, "q4_1": 5.2,
-    "q3_k_l": 4.4, "q3_k_m": 4.1, "q3_k_s": 3.7, "q2_k": 3.5, "iq4_xs": 4.5, "iq4_nl": 4.7, "iq3_m": 3.8, "iq2_m": 3.0,
-    "iq1_s": 2.1, "iq1_m": 2.3, "iq2_xxs": 2.5, "iq2_xs": 2.7, "iq2_s": 2.9, "iq3_xxs": 3.5, "iq3_xs": 3.7, "iq3_s": 3.8,
-    "q2_k_s": 3.4, "q3_k": 4.1, "q4_k": 5.0, "q5_k": 5.8, "q1_0": 1.5, "q2_0": 2.6, "mxfp4_moe": 4.7,
-}  # fmt: skip
 PROJECTOR_SHARE = 5  # what looks and listens is rarely more than a fifth of a model
 ENVIRONMENT_BYTES = {"cpu": 1_500_000_000}
 GPU_ENVIRONMENT_BYTES = 7_000_000_000
@@ -107,7 +100,7 @@ def estimate(lock: Lock, build: Build) -> int:
     weights = sum(file.size for file in lock.files(wanted).files if file.path.endswith(".safetensors"))
     if output.kind == "mmproj":
         weights //= PROJECTOR_SHARE
-    return int(weights / 2 * BITS.get(output.type.lower(), 16.0) / 8)
+    return int(weights / 2 * tensor_types.bits(output.type) / 8)
 
 
 def check_place(context: Context) -> None:

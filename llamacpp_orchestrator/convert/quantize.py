@@ -23,12 +23,6 @@ FALLBACKS = (
 )
 
 HELP_SECONDS = 60.0
-# What every tag's tool has made since b3878: with these, a model's files need not wait for the tool.
-ALWAYS = {
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q2_K_S", "Q3_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K", "Q4_K_S", "Q4_K_M",
-    "Q5_K", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S",
-    "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "F16", "BF16", "F32", "COPY",
-}  # fmt: skip
 
 # The tool's own words → what they likely mean, and what to do. First match wins.
 KNOWN = (

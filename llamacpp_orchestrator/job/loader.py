@@ -17,6 +17,7 @@ from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job import strangers
+from llamacpp_orchestrator.job import tensor_types
 from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.util import pointers
@@ -233,7 +234,7 @@ def _check_quantize(model: Model, where: str, reading: Reading) -> None:
     elif model.quality and not set(model.outtype) & set(spec.UNQUANTIZED):
         complaint = "compares with the unquantized file, and none is kept: add bf16 to `outtype`"
         yaml_reader.say(reading, f"{where}.quality", complaint)
-    needing = [type_ for type_ in model.quantize if type_.upper() in spec.NEED_IMATRIX]
+    needing = [type_ for type_ in model.quantize if tensor_types.needs_matrix(type_)]
     if needing and not matrix:
         complaint = f"{', '.join(needing)} cannot be made without an importance matrix"
         hint = "set `imatrix: {text: FILE}`, or choose a type that needs none, such as Q4_K_M"

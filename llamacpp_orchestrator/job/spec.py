@@ -19,12 +19,6 @@ VERIFY = (check_levels.AUTO, *check_levels.LEVELS)
 OF_QUANTIZE = ("imatrix", "quantize_args", "quantize_threads")
 UNQUANTIZED = ("f32", "bf16", "f16")
 BETWEEN = "bf16"  # what is quantized where no unquantized file is wanted
-# Every tag's llama-quantize refuses these without an importance matrix (tensor_requires_imatrix in src/llama-quant.cpp);
-# some also refuse others, and say so themselves.
-NEED_IMATRIX = (
-    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S",
-    "24", "31", "19", "20", "28", "29", "21",  # the same by their numbers in the tool's list
-)  # fmt: skip
 DEFAULT_TAG = "b11434"
 
 Type = Annotated[str, Meta(extra=fields.matching(r"\w{1,40}", "a type such as bf16"))]

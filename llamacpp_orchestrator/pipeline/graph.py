@@ -7,8 +7,8 @@ from pathlib import Path
 
 from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.convert import imatrix
-from llamacpp_orchestrator.convert import quantize
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.job import tensor_types
 from llamacpp_orchestrator.job.layout import Output
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
@@ -27,8 +27,6 @@ from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import log_of
 
-# What every tag's scripts have taken since b3878: with these and without options, downloads need not wait for the tree.
-ALWAYS = {"model": {"f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"}, "adapter": {"f32", "f16", "bf16", "q8_0", "auto"}}
 ACTIONS = setup.ACTIONS | trial.ACTIONS | actions.ACTIONS
 
 
@@ -77,7 +75,7 @@ def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ended: frozenset[st
         steps.append(ready["reference"])
     after: tuple[str, ...] = () if "source" in ended or _ordinary(stale) else ("source",)
     # A type that the tool may not have is told before gigabytes come for nothing.
-    after += ("binaries",) if any(build.of and build.output.type.upper() not in quantize.ALWAYS for build in stale) else ()
+    after += ("binaries",) if any(build.of and not tensor_types.is_in_every_tag(build.output.type) for build in stale) else ()
     sources = fetches(pinned, stale)
     fetched = {need: f"fetch {key}" for key, need in sources.items()}
     scripts_ready = tuple(step.name for step in steps if step.kind in ("source", "environment"))
@@ -155,6 +153,6 @@ def _matrices(pinned: PinnedJob, stale: list[Build], logs: Path) -> list[Step]:
 
 def _ordinary(stale: list[Build]) -> bool:
     def usual(output: Output) -> bool:
-        return output.type in ALWAYS.get(output.kind, ()) and not (output.lora or output.model).args
+        return output.type in tensor_types.OUTTYPES.get(output.kind, ()) and not (output.lora or output.model).args
 
     return all(usual(build.output) for build in stale if not build.of)

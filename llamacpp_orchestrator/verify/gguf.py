@@ -13,25 +13,12 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.job.tensor_types import DOUBLE
+from llamacpp_orchestrator.job.tensor_types import HALF
+from llamacpp_orchestrator.job.tensor_types import POWER
+from llamacpp_orchestrator.job.tensor_types import SPREAD
+from llamacpp_orchestrator.job.tensor_types import TENSOR_TYPES
 
-# type → (elements, bytes) of a block; gguf-py/gguf/constants.py, GGML_QUANT_SIZES.
-BLOCKS = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36), 10: (256, 84),
-    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
-    18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
-    26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
-    40: (64, 36), 41: (128, 18), 42: (64, 18),
-}  # fmt: skip
-# Where a block keeps a floating point number, a weight or the scale of some: the offset of its last byte, and of what kind it is
-# (ggml/src/ggml-common.h). The scales of NVFP4 and whole numbers are all numbers, and the low bits of no block matter.
-HALF, SINGLE, DOUBLE, POWER, SPREAD = "f16", "f32 or bf16", "f64", "e8m0", "four bits of four words"
-FLOATS: dict[int, tuple[tuple[int, str], ...]] = {
-    0: ((3, SINGLE),), 1: ((1, HALF),), 28: ((7, DOUBLE),), 30: ((1, SINGLE),), 15: ((3, SINGLE),),
-    **dict.fromkeys((2, 6, 8, 16, 17, 18, 19, 20, 21, 22, 23, 41, 42), ((1, HALF),)),
-    **dict.fromkeys((3, 7, 9, 12, 13), ((1, HALF), (3, HALF))),
-    10: ((81, HALF), (83, HALF)), 11: ((109, HALF),), 14: ((209, HALF),), 34: ((53, HALF),), 35: ((65, HALF),),
-    29: ((55, SPREAD),), 39: ((0, POWER),),
-}  # fmt: skip
 # Of which zeros can be compared with a source's: what a converter makes itself.
 PLAIN = (0, 1, 8, 30)
 # A value's type → its struct format; 8 is a string, 9 an array.
@@ -204,15 +191,15 @@ def _tensors(name: str, data: mmap.mmap, at: int, checks: Checks, alignment: Any
 
 
 def _bytes(name: str, tensor: str, kind: int, shape: list[int]) -> int:
-    if kind not in BLOCKS:
+    row = TENSOR_TYPES.get(kind)
+    if row is None:
         return 0
-    elements, size = BLOCKS[kind]
-    if shape and shape[0] % elements:
-        raise IntegrityError(f"{name}: the rows of tensor {tensor[:80]} are not whole blocks of {elements}", AGAIN)
+    if shape and shape[0] % row.elements:
+        raise IntegrityError(f"{name}: the rows of tensor {tensor[:80]} are not whole blocks of {row.elements}", AGAIN)
     total = 1
     for length in shape:
         total *= length
-    return total // elements * size
+    return total // row.elements * row.size
 
 
 def _check_places(name: str, placed: list[Tensor], size: int) -> None:
@@ -232,7 +219,8 @@ def _scan(name: str, file: io.BufferedReader, tensors: Sequence[Tensor]) -> tupl
     for tensor in tensors:
         file.seek(tensor.start)
         suspect = False
-        places, step = FLOATS.get(tensor.type, ()), BLOCKS.get(tensor.type, (1, 1))[1]
+        row = TENSOR_TYPES.get(tensor.type)
+        places, step = (row.floats, row.size) if row else ((), 1)
         whole = CHUNK // step * step
         for at in range(0, tensor.size if places else 0, whole):
             count = min(whole, tensor.size - at)

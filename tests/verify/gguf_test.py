@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.job.tensor_types import TENSOR_TYPES
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.verify import gguf as verify_gguf
@@ -217,8 +218,8 @@ RANDOM = bytes(range(1, 121)) * 200
     ],
 )
 def test_what_may_be_blank_is_named(tmp_path: Path, kind: int, data: bytes, blank: bool) -> None:
-    elements, size = verify_gguf.BLOCKS[kind]
-    shape = (len(data) // size * elements,)
+    row = TENSOR_TYPES[kind]
+    shape = (len(data) // row.size * row.elements,)
     path = saved(tmp_path / "x.gguf", gguf([("w", shape, kind, 0)], data=data))
     assert verify_gguf.check_set([path])[0].blank == (("w",) if blank else ())
     assert verify_gguf.check(path).blank == ()
@@ -236,11 +237,12 @@ def test_what_is_no_number_in_a_block_is_what_upstream_reads_so(
     script = Path(__file__).parents[1] / "inside" / "blocks.py"
     said = process.capture(Command((str(python), str(script), str(tree(TAG) / "gguf-py"))))
     found = {int(kind): blocks for kind, blocks in json.loads(said).items()}
-    assert found.keys() >= verify_gguf.FLOATS.keys() - {9, 15, 28, 41, 42}, "what that package has no reader for"
+    scaled = {number for number, row in TENSOR_TYPES.items() if row.floats}
+    assert found.keys() >= scaled - {9, 15, 28, 41, 42}, "what that package has no reader for"
     for kind, blocks in found.items():
         sound, bad = ([bytes.fromhex(block) for block, none in blocks if none is wanted] for wanted in (False, True))
-        assert sound and bool(bad) is (kind in verify_gguf.FLOATS), kind
-        elements = verify_gguf.BLOCKS[kind][0]
+        assert sound and bool(bad) is bool(TENSOR_TYPES[kind].floats), kind
+        elements = TENSOR_TYPES[kind].elements
         shape = (elements, len(sound))
         verify_gguf.check_set([saved(tmp_path / "x.gguf", gguf([("w", shape, kind, 0)], data=b"".join(sound)))])
         for block in bad:
