@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -140,12 +141,14 @@ INERT_ENDS = ("_token_id", "_token_ids", "_token_index", "_dropout", "_dropout_p
 def flat(config: Text) -> dict[str, Any]:
     """A config with that of its language model, which has the last word, at the top; the way of conversion/base.py."""
     nested = (config.get(name) for name in ("attn_config", "ffn_config"))  # MPT, DBRX
-    found = {key: value for part in (*nested, config) if isinstance(part, dict) for key, value in part.items()}
-    for inner in (found.get("thinker_config"), found):
-        parts = [inner[name] for name in INNER if isinstance(inner.get(name), dict)] if isinstance(inner, dict) else []
-        if parts:
-            return {**found, **parts[0]}
-    return found
+    return {key: value for part in (*nested, *parts(config)) if isinstance(part, dict) for key, value in part.items()}
+
+
+def parts(config: Text) -> tuple[Text, ...]:
+    """A config, and behind it that of its language model where it has one within; the places of conversion/base.py."""
+    outer = [part for part in (config.get("thinker_config"), config) if isinstance(part, Mapping)]
+    inner = (part[name] for part in outer for name in INNER if isinstance(part.get(name), dict))
+    return (config, *itertools.islice(inner, 1))
 
 
 def numbers(value: Any) -> tuple[float, ...]:

@@ -165,8 +165,7 @@ def elsewhere(subject: Subject, able: Callable[[Path], bool], otherwise: str = N
 
 def scaling(config: dict[str, Any]) -> str:
     """The kind of rope scaling that a config asks of all texts, by the spelling of either time; "" for none."""
-    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
-    nested = [part.get(key) for part in parts for key in ("rope_scaling", "rope_parameters")]
+    nested = [part.get(key) for part in config_keys.parts(config) for key in ("rope_scaling", "rope_parameters")]
     ropes = [rope.get("full_attention", rope) for rope in nested if isinstance(rope, dict)]
     kinds = [rope.get("rope_type", rope.get("type")) for rope in ropes if isinstance(rope, dict) and rope.get("factor") != 1]
     return next((str(kind) for kind in kinds if kind in capabilities.SCALINGS), "")

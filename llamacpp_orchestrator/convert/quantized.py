@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator.convert import capabilities
+from llamacpp_orchestrator.convert import config_keys
 from llamacpp_orchestrator.models.headers import Weights
 from llamacpp_orchestrator.models.headers import listed
 
@@ -111,9 +112,8 @@ def dtypes(tree: Path) -> frozenset[str]:
 
 def config_of(config: dict[str, Any]) -> dict[str, Any]:
     """What a config says of quantization, for the model or for its language part; {} for nothing."""
-    inner = config.get("text_config")
-    both = [each.get("quantization_config") for each in (config, inner) if isinstance(each, dict)]
-    return next((each for each in both if isinstance(each, dict)), {})
+    said = [part.get("quantization_config") for part in config_keys.parts(config)]
+    return next((method for method in said if isinstance(method, dict)), {})
 
 
 def complaint(

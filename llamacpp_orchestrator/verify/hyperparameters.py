@@ -69,8 +69,7 @@ def of(metadata: Mapping[str, Any], factors: dict[str, tuple[float, ...]]) -> Mo
 
 def _head(config: Text, view: Path, kept: bool) -> Findings:
     """Check that the head is the one that the source uses, where config and weights do not agree on that."""
-    inner = config.get("text_config")
-    tied = {part.get("tie_word_embeddings") for part in (config, inner) if isinstance(part, dict)}
+    tied = {part.get("tie_word_embeddings") for part in config_keys.parts(config)}
     own, embedding = (_place(view, ends) for ends in (HEADS, EMBEDDINGS))
     if own is None or embedding is None or (kept and True not in tied) or _same_bytes(own, embedding):
         return Findings()

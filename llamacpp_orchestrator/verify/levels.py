@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator.convert import config_keys
 from llamacpp_orchestrator.convert import encoders
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -42,7 +43,7 @@ from llamacpp_orchestrator.verify import words
 from llamacpp_orchestrator.verify.gguf import Contents
 from llamacpp_orchestrator.verify.tensors import Sides
 
-TENSOR_MAP = "tensor_map"
+TENSOR_MAP, TIED = "tensor_map", "tie_word_embeddings"
 # Options of upstream's script that make another thing of a model than the model; what is left out then is wanted.
 PARTS = ("--mmproj", "--mtp", "--dspark", "--vocab-only")
 UNLIKE = "get the source's files again, pin a newer tag, or look into upstream's log; `verify: structure` does without this check"
@@ -314,8 +315,7 @@ def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Fin
 
 
 def _headless(config: dict[str, Any], folder: Path) -> bool:
-    inner = config.get("text_config")
-    tied = config.get("tie_word_embeddings", inner.get("tie_word_embeddings") if isinstance(inner, dict) else None)
+    tied = next((part[TIED] for part in config_keys.parts(config) if TIED in part), None)
     # What sentence-transformers saved only reads: it needs no matrix that turns numbers into tokens.
     return bool(tied) or (folder / "modules.json").is_file()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator.convert import config_keys
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system import diagnose
@@ -116,9 +117,7 @@ class Sides(msgspec.Struct, frozen=True, kw_only=True):
 
 def windows(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
     """How far back attention reaches where it does not reach all, by an output's metadata and by its source's config.json."""
-    inner = config.get("text_config")
-    parts = [config, *([inner] if isinstance(inner, dict) else [])]
-    said = [part.get("sliding_window") for part in parts if part.get("use_sliding_window") is not False]
+    said = [part.get("sliding_window") for part in config_keys.parts(config) if part.get("use_sliding_window") is not False]
     said.append(metadata.get(f"{metadata.get('general.architecture')}.attention.sliding_window"))
     return [each for each in said if isinstance(each, int) and each > 0]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator.convert import config_keys
 from llamacpp_orchestrator.convert import encoders
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify.tensors import listed
@@ -148,8 +149,7 @@ def sizes(source: TokenizerFiles, tokens: list[str], rows: int) -> Findings:
     if rows and len(tokens) != rows:
         failures.append(f"it lists {len(tokens)} tokens, and has numbers for {rows}")
     due = max(_by_id(source.tokenizer), default=-1) + 1
-    inner = source.config.get("text_config")
-    limit = source.config.get("vocab_size") or (inner.get("vocab_size") if isinstance(inner, dict) else None)
+    limit = next((part["vocab_size"] for part in config_keys.parts(source.config) if part.get("vocab_size")), None)
     # Some models have more tokens than numbers for them (an image's place): those upstream leaves out.
     due = min(due, limit) if isinstance(limit, int) else due
     if len(tokens) < due:
@@ -237,9 +237,8 @@ def _named(source: TokenizerFiles, kind: str) -> tuple[set[int], set[str]]:
 
 
 def _ids(source: TokenizerFiles, kind: str) -> set[int]:
-    inner = source.config.get("text_config")
     ids: set[int] = set()
-    for config in (source.config, source.generation, inner if isinstance(inner, dict) else {}):
+    for config in (*config_keys.parts(source.config), source.generation):
         value = config.get(f"{kind}_token_id")
         ids |= {number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)}
     return ids
