@@ -57,6 +57,7 @@ def seeing(copy: Copy, demo_data: ModuleType) -> Path:
     return model
 
 
+@pytest.mark.slow
 def test_a_model_that_sees_has_a_projector_beside_it(orchestrate: Orchestrate, job: Job, seeing: Path, world: Path) -> None:
     model: dict[str, Any] = {"source": "./seeing", "outtype": "f16", "mmproj": ["f16", "q8_0"], "ollama": True}
     answer = orchestrate("run", job(model), "--json")

@@ -70,6 +70,7 @@ def sources(reference: Path, once: Callable[..., None], data: Path, world: Path)
     return world
 
 
+@pytest.mark.slow
 def test_right_files_of_todays_checkpoints_pass(
     orchestrate: Run, job: Callable[..., Path], built: dict[str, Any], sources: Path, world: Path
 ) -> None:
@@ -120,6 +121,7 @@ def broken(model: Path, to: Path, changes: dict[str, Any]) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_every_number_that_is_wrong_is_seen(
     recorder: Path,
     python: Path,
@@ -170,6 +172,7 @@ def test_every_number_that_is_wrong_is_seen(
     assert len(seen) == len(BREAKS) + 6
 
 
+@pytest.mark.slow
 def test_a_bundle_brings_what_is_compared_with(
     linux: None,
     github: GitHub,

@@ -48,6 +48,7 @@ def test_git_gives_the_same_tree_as_the_package(
     assert len(github.seen) == seen, "with a lock and a full cache nothing is asked"
 
 
+@pytest.mark.slow
 def test_a_commit_is_as_good_as_a_tag_and_a_missing_tag_names_its_neighbours(
     github: GitHub, orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path
 ) -> None:
@@ -268,6 +269,7 @@ def test_a_model_from_the_hub_gives_the_bytes_of_its_folder(
     assert (world / "dist" / "m-f16.gguf").read_bytes() == (world / "local" / "m-f16.gguf").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_check_by_files_that_are_not_here_any_more_names_the_way(
     hub: Hub, orchestrate: Callable[..., Answer], job: Callable[..., Path], world: Path
 ) -> None:

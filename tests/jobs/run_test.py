@@ -88,6 +88,7 @@ def test_a_finished_job_needs_neither_cache_nor_network(
     assert "current" in again.out and "tiny-llama-f16.gguf" in again.out
 
 
+@pytest.mark.slow
 def test_equal_jobs_give_equal_bytes_in_another_cache(
     orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_equal_jobs_give_equal_bytes_in_another_cache(
     shutil.rmtree(world / "other")
 
 
+@pytest.mark.slow
 def test_the_warm_interpreter_makes_the_bytes_of_a_bare_script(
     orchestrate: Orchestrate, job: Job, data: Path, world: Path, compiled: dict[str, str]
 ) -> None:

@@ -66,6 +66,7 @@ def converted(orchestrate: Orchestrate, job: Job, world: Path, built: dict[str, 
     return make
 
 
+@pytest.mark.slow
 def test_a_tokenizer_and_a_template_are_proven_by_use_and_what_is_broken_is_found(
     converted: Callable[[Path], Path],
     checked: Callable[[Path, Path], words.Words],

@@ -176,6 +176,7 @@ def respelled(path: Path, old: bytes, new: bytes) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_adapters_and_encoders(orchestrate: Run, job: Callable[..., Path], data: Path, world: Path) -> None:
     loras = [{"source": str(data / name), "outtype": "f16"} for name in ("lora-a", "lora-b")]
     file = job(
