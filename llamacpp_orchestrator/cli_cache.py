@@ -9,7 +9,6 @@ import click
 
 from llamacpp_orchestrator import cli_options
 from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.util.store import PRUNED
 from llamacpp_orchestrator.util.units import size
 
 
@@ -44,7 +43,8 @@ def cache_list(as_json: bool) -> None:
     multiple=True,
     metavar="KIND",
     shell_complete=cli_options.complete_kind,
-    help=f"Only entries of this kind: {', '.join(PRUNED)}.",
+    # Written out, for the place that has them would be imported at every start.
+    help="Only of this kind: source, binaries, builds, environments, views, imatrix, bundles, downloads, logs, memo, home.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:

@@ -19,6 +19,7 @@ from llamacpp_orchestrator import cli
 from llamacpp_orchestrator import cli_cache
 from llamacpp_orchestrator.commands import doctor
 from llamacpp_orchestrator.job import loader
+from llamacpp_orchestrator.util import store
 from llamacpp_orchestrator.util.store import Store
 from tests.support.answer import Answer
 
@@ -323,3 +324,11 @@ def test_doctor_looks_into_the_folders_of_a_job(orchestrate: Orchestrate, job: J
     told, failed = orchestrate("doctor", file), orchestrate("run", file)
     assert told.code == failed.code == 1 and "git lfs pull" in told.out and "git lfs pull" in failed.err
     assert "./model" in told.err and not list(world.glob("*.lock.yaml"))
+
+
+def test_the_help_of_prune_names_every_kind_and_imports_nothing_for_it(orchestrate: Orchestrate) -> None:
+    helped = " ".join(orchestrate("cache", "prune", "--help").out.split())
+    assert f"Only of this kind: {', '.join(store.PRUNED)}." in helped
+    heavy = "{'msgspec', 'yaml', 'requests', 'rich'}"
+    code = f"import sys; from llamacpp_orchestrator import cli; print(sorted({heavy} & {{*sys.modules}}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

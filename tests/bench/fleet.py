@@ -9,6 +9,7 @@ from tests.bench.clock import ours
 from tests.bench.clock import turns
 from tests.bench.table import Row
 from tests.bench.table import compared
+from tests.support import scratch
 from tests.support.scratch import World
 
 ADAPTERS = 20
@@ -17,7 +18,7 @@ ADAPTERS = 20
 def rows(world: World) -> Iterator[Row]:
     """The whole job anew against each script by hand."""
     env = world.env()
-    job = worlds.write_job(world.folder("fleet"), worlds.fleet(worlds.data(world.scratch), ADAPTERS))
+    job = worlds.write_job(world.folder("fleet"), worlds.fleet(scratch.data(world.scratch), ADAPTERS))
     ours("run", job, env=env)
     theirs = worlds.by_hand(world, worlds.commands(job, env))
     pairs = turns(1, lambda: ours("run", job, "--force", env=env), theirs)

@@ -19,6 +19,7 @@ from tests.bench.clock import probed
 from tests.bench.table import Row
 from tests.bench.table import compared
 from tests.bench.table import limited
+from tests.support import scratch
 from tests.support.scratch import Failed
 from tests.support.scratch import World
 
@@ -69,4 +70,4 @@ def scheduling() -> float:
 
 def job(world: World, count: int) -> Path:
     """One model with so many adapters."""
-    return worlds.write_job(world.folder(f"many-{count}"), worlds.fleet(worlds.data(world.scratch), count))
+    return worlds.write_job(world.folder(f"many-{count}"), worlds.fleet(scratch.data(world.scratch), count))

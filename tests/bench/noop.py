@@ -24,6 +24,7 @@ from tests.bench.clock import timed
 from tests.bench.clock import turns
 from tests.bench.table import Row
 from tests.bench.table import compared
+from tests.support import scratch
 from tests.support.scratch import Failed
 from tests.support.scratch import World
 from tests.support.scratch import run
@@ -53,7 +54,7 @@ def rows(world: World) -> Iterator[Row]:
 def finished(world: World, env: dict[str, str]) -> tuple[Path, list[Path]]:
     """A job that is done, with its data beside it, and its outputs blown up to a real job's size."""
     folder = world.folder("noop")
-    shutil.copytree(worlds.data(world.scratch), folder / "data")
+    shutil.copytree(scratch.data(world.scratch), folder / "data")
     job = worlds.write_job(folder, worlds.fleet("./data", ADAPTERS))
     ours("run", job, env=env)
     outputs = pipeline_receipt.outputs(folder / "dist")

@@ -18,6 +18,7 @@ from tests.bench.clock import turns
 from tests.bench.table import Row
 from tests.bench.table import compared
 from tests.bench.table import limited
+from tests.support import scratch
 from tests.support.scratch import World
 
 PAIRS = 3
@@ -32,7 +33,7 @@ def rows(world: World) -> Iterator[Row]:
     """A model of 2 GB: the whole run, source already pinned, against the script; then the driver's own memory."""
     env, folder = world.env(), world.folder("overhead")
     model = folder / "llama"
-    size = write_model(worlds.data(world.scratch) / "tiny-llama", model)
+    size = write_model(scratch.data(world.scratch) / "tiny-llama", model)
     job = worlds.write_job(folder, {"source": str(model), "outtype": "bf16"})
     ours("run", job, env=env)
     bare = worlds.by_hand(world, worlds.commands(job, env))

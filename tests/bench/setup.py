@@ -18,6 +18,7 @@ from tests.bench.table import compared
 from tests.bench.table import limited
 from tests.bench.upstream import TAGS
 from tests.bench.upstream import Upstream
+from tests.support import scratch
 from tests.support.scratch import Failed
 from tests.support.scratch import World
 from tests.support.scratch import run
@@ -62,7 +63,7 @@ def own(world: World, upstream: Upstream) -> dict[str, str]:
 
 def job(world: World, tag: str) -> Path:
     """A job at a tag; its model is not looked at."""
-    return worlds.write_job(world.folder(f"cold/{tag}"), {"source": str(worlds.data(world.scratch) / "tiny-llama")}, tag=tag)
+    return worlds.write_job(world.folder(f"cold/{tag}"), {"source": str(scratch.data(world.scratch) / "tiny-llama")}, tag=tag)
 
 
 def by_hand(world: World, upstream: Upstream) -> float:
@@ -83,6 +84,6 @@ def by_hand(world: World, upstream: Upstream) -> float:
 def fit(requirements: Path) -> None:
     """Give the tutorial's side the same PyTorch, from the same place."""
     text = requirements.read_text(encoding="utf-8")
-    index = f"--extra-index-url {worlds.torch_index()}" if worlds.torch_index() else ""
+    index = f"--extra-index-url {scratch.torch_index()}" if scratch.torch_index() else ""
     text = re.sub(r"^--extra-index-url .*$", index, text, flags=re.MULTILINE)
-    requirements.write_text(re.sub(r"^torch[=~<>].*$", worlds.TORCH, text, flags=re.MULTILINE), encoding="utf-8")
+    requirements.write_text(re.sub(r"^torch[=~<>].*$", scratch.TORCH, text, flags=re.MULTILINE), encoding="utf-8")

@@ -18,6 +18,7 @@ from tests.bench.table import Row
 from tests.bench.table import compared
 from tests.bench.table import limited
 from tests.support import TAG
+from tests.support import scratch
 from tests.support.scratch import Failed
 from tests.support.scratch import World
 from tests.support.scratch import run
@@ -43,7 +44,7 @@ OTHERS = (
 def rows(world: World) -> Iterator[Row]:
     """Bytes that servers here have sent, headers included."""
     yield from tree(world)
-    data = worlds.data(world.scratch)
+    data = scratch.data(world.scratch)
     base, adapter = (contents(data / name) for name in ("tiny-llama", "lora-a"))
     heavy = base | dict.fromkeys(OTHERS, base["model.safetensors"])
     needed = size(adapter) + size({name: base[name] for name in TOKENIZER})
@@ -70,7 +71,7 @@ def tree(world: World) -> Iterator[Row]:
     with upstreams.upstream(world.scratch) as upstream:
         folder = world.folder("tree")
         env = world.env(ORCHESTRATE_GITHUB_URL=upstream.url, ORCHESTRATE_LLAMA_CPP_FROM="git", GIT_TERMINAL_PROMPT="0")
-        job = worlds.write_job(folder, {"source": str(worlds.data(world.scratch) / "tiny-llama")})
+        job = worlds.write_job(folder, {"source": str(scratch.data(world.scratch) / "tiny-llama")})
         orchestrate("setup", job, env=env)
         mine = upstream.counted.received
         address = f"{upstream.url}/{upstreams.PLACE}"

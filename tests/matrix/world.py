@@ -134,7 +134,7 @@ def upstream(here: World, tag: str) -> Iterator[World]:
     with GitHub(root) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         more: Mapping[str, str] = {"ORCHESTRATE_GITHUB_URL": server.url, "ORCHESTRATE_LLAMA_CPP_FROM": "git"}
-        yield World(scratch=here.scratch, env=here.env | more)
+        yield World(scratch=here.scratch, env={**here.env, **more})
         server.shutdown()
 
 
