@@ -112,8 +112,7 @@ def convert(
         by_option.tell_by_option(error, file)
         raise
     if write_job:
-        if file.exists() and not flags["force"]:
-            raise JobError(f"{write_job} exists already", "choose another name, or use --force")
+        cli_options.check_new(write_job, flags["force"])
         write_atomically(file, text)
     cli_options.run([cli_options.context(job, file, flags)], flags, kept=bool(write_job))
 
@@ -218,10 +217,7 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import bundle as commands_bundle
 
-    if file.exists() and not flags["force"]:
-        raise JobError(f"{file} exists already", "choose another name, or use --force")
-    if not file.absolute().parent.is_dir():
-        raise JobError(f"{file.parent} is not a folder", "make it first")
+    cli_options.check_new(file, flags["force"])
     context = cli_options.load(job, flags)
     with cli_options.shown(flags) as show:
         packed = commands_bundle.pack(context, cli_options.options(flags), platform, file.absolute(), show)
@@ -291,10 +287,7 @@ def init(file: Path) -> None:
     from llamacpp_orchestrator.system.command import ours
     from llamacpp_orchestrator.util.store import write_atomically
 
-    if file.exists():
-        raise JobError(f"{file} exists already", f"choose another name: {ours('init', file.with_stem(file.stem + '-2'))}")
-    if not file.absolute().parent.is_dir():
-        raise JobError(f"{file.parent} is not a folder", "make it first")
+    cli_options.check_new(file, False, f"choose another name: {ours('init', file.with_stem(file.stem + '-2'))}")
     write_atomically(file, loader.STARTER)
     click.echo(f"wrote {file}; next: {ours('run', file)}", err=True)
 

@@ -15,6 +15,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import first
@@ -135,6 +136,16 @@ def only_job(context: click.Context | None = None, option: click.Parameter | Non
 def only_jobs(context: click.Context, option: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
     """The jobs that are named, or the only one in the current folder."""
     return files or (only_job(),)
+
+
+def check_new(file: Path, force: bool, way: str = "choose another name, or use --force") -> None:
+    """Raise JobError where a file cannot be written: its folder is not there, or something that may not be replaced is."""
+    if file.exists() and not file.is_file():
+        raise JobError(f"{file} is a folder, a pipe or a device, where a file is to be written", "choose another name")
+    if file.exists() and not force:
+        raise JobError(f"{file} exists already", way)
+    if not file.absolute().parent.is_dir():
+        raise JobError(f"{file.parent} is not a folder", "make it first")
 
 
 def complete_job(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:

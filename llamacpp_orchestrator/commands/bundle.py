@@ -249,6 +249,8 @@ def opened(file: Path, context: Context) -> Context:
 
 
 def _label(file: Path) -> Label:
+    if not file.is_file():  # a pipe would be waited for, and is read more than once
+        raise IntegrityError(f"{file} is no bundle, but a folder, a pipe or a device", "save the bundle as a file, and name that")
     try:
         with tarfile.open(file, "r:") as tar:
             first = tar.next()

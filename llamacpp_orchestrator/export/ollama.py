@@ -177,10 +177,10 @@ def check(handoffs: Iterable[Handoff], force: bool) -> None:
     """Raise JobError for what is in the way of a Modelfile and is not ours, and for names that one cannot hold."""
     for handoff in handoffs:
         if hidden := next((build.name for build in handoff.outputs if not build.name.isprintable()), None):
-            raise JobError(
-                f"Ollama cannot read the file name {hidden!r}: it drops letters that cannot be seen", "set `name` or `outfile`"
-            )
-        if handoff.path.is_dir() or (not force and text_of(handoff.path) and not text_of(handoff.path).startswith(MARK)):
+            message = f"Ollama cannot read the file name {hidden!r}: it drops letters that cannot be seen"
+            raise JobError(message, "set `name` or `outfile`")
+        strange = handoff.path.exists() and not handoff.path.is_file()
+        if strange or (not force and text_of(handoff.path) and not text_of(handoff.path).startswith(MARK)):
             raise JobError(f"{handoff.path} exists already, and orchestrate did not write it", "move it away, or use --force")
 
 

@@ -63,8 +63,9 @@ def parse(text: bytes, path: Path) -> Job:
 def load(path: Path, folders: bool = True) -> Job:
     """The job in a file, its `folders` looked up; JobError with every complaint, or why the file cannot be read."""
     try:
-        if not (path.is_file() or path.is_dir()) and path.exists():
-            raise JobError(f"{path}: is a pipe or a device, not a file", "write the job into a file: its lock lies beside it")
+        if strangers.is_stream(path):
+            way = "write the job into a file (cat > job.yaml), and name that: its lock and its outputs lie beside it"
+            raise JobError(f"{path}: is a pipe, a device or an open file by its number, not a job file", way)
         with path.open("rb") as file:
             text = file.read(yaml_reader.MAX_BYTES + 1)
     except FileNotFoundError as error:

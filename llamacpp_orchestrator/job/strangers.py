@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,22 @@ ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"\xfd7zXZ", b"\x28\xb5\x
 RECEIPT, LOCK, QUALITY = ".receipt.json", re.compile(r"(.*)\.lock(\.ya?ml)"), "-quality.json"
 JOB = re.compile(rb"^models\s*:", re.MULTILINE)
 LARGEST = 64 * 1024  # bytes of a job
+OPEN_FILES = ("/dev", "/dev/fd", "/proc/")  # where a system names what a program has open
+MOST_LINKS = 40  # as Linux has it
+
+
+def is_stream(path: Path) -> bool:
+    """Tell whether a path is a pipe, a device, or what is open by its number (`-`, /dev/stdin): nothing can lie beside it."""
+    if not path.is_file():
+        return not path.is_dir() and (str(path) == "-" or path.exists())
+    for _ in range(MOST_LINKS):
+        folder = os.path.realpath(path.parent)
+        if folder in OPEN_FILES or folder.startswith(OPEN_FILES[-1]):
+            return True
+        if not path.is_symlink():
+            break
+        path = path.parent / path.readlink()
+    return False
 
 
 def file(path: Path, text: bytes) -> tuple[str, str]:
@@ -76,6 +93,8 @@ def is_job(path: Path) -> bool:
     if path.suffix not in (".yaml", ".yml") or LOCK.fullmatch(path.name):
         return False
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             return bool(JOB.search(file.read(LARGEST)))
     except OSError:

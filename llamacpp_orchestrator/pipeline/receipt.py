@@ -123,9 +123,10 @@ def _untouched(file: FileRecord, folder: Path) -> bool:
 
 
 def may_write(path: Path, receipt: Receipt | None, force: bool) -> None:
-    """Raise JobError if a file is in the way that we did not make, or that was changed since; `force` allows a file."""
-    if taken := next((file for file in (path, receipt_path(path)) if file.is_dir()), None):
-        raise JobError(f"{taken} is a folder, where a file is to be written", "move it away, or set another `outfile`")
+    """Raise JobError if something is in the way that we did not make, or that was changed since; `force` allows a file."""
+    if taken := next((file for file in (path, receipt_path(path)) if file.exists() and not file.is_file()), None):
+        what = "a folder" if taken.is_dir() else "a pipe or a device"
+        raise JobError(f"{taken} is {what}, where a file is to be written", "move it away, or set another `outfile`")
     if force or not (path.exists() or path.is_symlink()):
         return
     ours = next((file for file in receipt.files if file.name == path.name), None) if receipt else None

@@ -21,7 +21,7 @@ def kind(path: Path) -> tuple[str, str]:
         other = f"a link to {target}, which is not there", "copy or download the folder again, with what its links name"
         return annexed if ANNEX.decode() in target else other
     try:
-        if path.stat().st_size > LARGEST:
+        if not path.is_file() or path.stat().st_size > LARGEST:
             return "", ""
         with path.open("rb") as file:
             head = file.read(len(LFS))

@@ -193,7 +193,10 @@ def test_what_the_lock_does_not_know_is_refused(
 def test_bundles_that_cannot_be_read(small: tuple[Path, Context], orchestrate: Orchestrate, world: Path) -> None:
     _, work = small
     (world / "text.tar").write_text("hello")
-    for path in (world / "text.tar", world):
+    pipes = [world / "pipe.tar"] if os.name != "nt" else []
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    for path in (world / "text.tar", world, *pipes):
         with pytest.raises(OrchestrateError, match="is no bundle"):
             bundle.opened(path, work)
     (world / "job.lock.yaml").unlink()

@@ -153,6 +153,37 @@ def test_13_a_pipe_is_no_job_file(place: Path, orchestrate: Orchestrate, told: T
     told("13 a pipe", orchestrate("run", "pipe.yaml"), code=2)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+@pytest.mark.parametrize("command", ["run", "plan", "lock", "setup", "doctor", "bundle -o x.tar", "exec x"])
+def test_13_an_open_file_is_no_job_file(command: str, place: Path, orchestrate: Orchestrate, told: Told) -> None:
+    (place / "job.yaml").write_text(GOOD, encoding="utf-8")
+    with (place / "job.yaml").open("rb") as file:
+        number = f"/dev/fd/{file.fileno()}"
+        (place / "linked.yaml").symlink_to(number)
+        before, (name, *words) = listed(place), command.split()
+        for job in (number, "linked.yaml", "-"):
+            said = told("13 an open file", orchestrate(name, job, *words), code=2).replace(number, "N")
+            assert "an open file by its number, not a job file" in said and listed(place) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+def test_13_a_pipe_beside_a_job_is_not_waited_for(place: Path, orchestrate: Orchestrate, told: Told) -> None:
+    os.mkfifo(place / "pipe.yaml")
+    (place / "job.yaml").write_text(MODEL + "    quantize: [Q4_0]\n    imatrix: pipe.yaml\n", encoding="utf-8")
+    answer = orchestrate("plan")
+    assert "job.yaml is the only one in this folder" in answer.err
+    told("13 a pipe for a matrix", answer, code=2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+@pytest.mark.parametrize("command", ["init", "convert ./model --force --write-job", "bundle job.yaml --force -o"])
+def test_13_no_file_takes_the_place_of_a_pipe(command: str, place: Path, orchestrate: Orchestrate, told: Told) -> None:
+    (place / "job.yaml").write_text(GOOD, encoding="utf-8")
+    os.mkfifo(place / "pipe")
+    said = told("13 a pipe to write", orchestrate(*command.split(), "pipe"), code=2)
+    assert "pipe is a folder, a pipe or a device" in said and (place / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("fault", ["13 missing", "13 a folder", "13 a folder above is missing", "13 below a file"])
 def test_13_a_job_file_that_is_none(fault: str, place: Path, orchestrate: Orchestrate, told: Told) -> None:
     names = {"13 missing": "job.yaml", "13 a folder": "model", "13 a folder above is missing": "no/job.yaml"}

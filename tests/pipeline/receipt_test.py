@@ -120,6 +120,8 @@ def test_what_may_be_written(made: Path, tmp_path: Path) -> None:
     pipeline_receipt.may_write(made, known, True)
     with pytest.raises(JobError, match="is a folder"):
         pipeline_receipt.may_write(tmp_path, None, True)
+    with pytest.raises(JobError, match="is a pipe or a device"):
+        pipeline_receipt.may_write(Path(os.devnull), None, True)
 
 
 def test_recheck(made: Path) -> None:
