@@ -9,12 +9,10 @@ import threading
 from pathlib import Path
 
 try:
-    import click
-
     from llamacpp_orchestrator import __version__
-    from llamacpp_orchestrator.cli import orchestrate
     from llamacpp_orchestrator.errors import OrchestrateError
     from llamacpp_orchestrator.errors import Stopped
+    from llamacpp_orchestrator.errors import of_python_path
     from llamacpp_orchestrator.errors import of_system
 except KeyboardInterrupt:  # stopped in the first tenth of a second, before there is anything to tell
     sys.exit(130)
@@ -23,15 +21,7 @@ except KeyboardInterrupt:  # stopped in the first tenth of a second, before ther
 def main(argv: list[str] | None = None) -> int:
     """Run one command and answer its exit code; every failure is told here and nowhere else."""
     try:
-        code = orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.Abort:
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return 2
+        return _command(argv)
     except OrchestrateError as error:
         _complain(error)
         return error.exit_code
@@ -45,9 +35,30 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        told = of_system(error)
-        _complain(told or _bug(error))
-        return told.exit_code if told else 4
+        if shadowed := of_python_path(error):
+            sys.stderr.write(f"error: {shadowed.message}\nhint: {shadowed.hint}\n")  # without any library
+            return shadowed.exit_code
+        refused = of_system(error)
+        _complain(refused or _bug(error))
+        return refused.exit_code if refused else 4
+
+
+def _command(argv: list[str] | None) -> int:
+    # Imported here, so that what goes wrong with a library, or Ctrl-C meanwhile, is told like all else.
+    import click
+
+    from llamacpp_orchestrator.cli import orchestrate
+
+    try:
+        code = orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
 
 
 def _complain(error: OrchestrateError) -> None:

@@ -194,7 +194,7 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
         if deep or level:
             from llamacpp_orchestrator.commands import reproduce
 
-            here = cli_options.here()
+            here = cli_options.here(flags)
             if level:
                 complaints = [(path, wrong or reproduce.check(path, here, level)) for path, wrong in complaints]
             if deep:
@@ -238,7 +238,7 @@ def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> 
     from llamacpp_orchestrator.commands import reproduce
     from llamacpp_orchestrator.context import Options
 
-    here = cli_options.here(offline)
+    here = cli_options.here(flags | {"offline": offline})
     with cli_options.shown(flags) as show:
         files = reproduce.reproduce(receipt, here, job, Options(), show)
     console.result(files, [line for output in files for line in output.lines()], flags["as_json"])
@@ -256,7 +256,7 @@ def doctor(job: Path | None, **flags: Any) -> None:
 
     with cli_options.ending():
         context = cli_options.load(job, flags) if job else None
-        lines = commands_doctor.examine(context, context.settings if context else cli_options.here())
+        lines = commands_doctor.examine(context, context.settings if context else cli_options.here(flags))
     console.result(lines, [line.line() for line in lines if not (line.within or (flags["quiet"] and line.ok))], flags["as_json"])
     if job and (lacking := commands_doctor.lacking(lines)):
         raise OrchestrateError(f"{job} cannot be run here as it is: {', '.join(lacking)}", "see the lines that say `problem`")

@@ -65,4 +65,4 @@ def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:
 
 
 def _store_root() -> Path:
-    return cli_options.here().cache
+    return cli_options.here({}).cache

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import contextmanager
 from contextlib import suppress
 from pathlib import Path
@@ -89,23 +90,25 @@ def context(job: Job, file: Path, flags: dict[str, Any]) -> Context:
     from llamacpp_orchestrator.util import units
     from llamacpp_orchestrator.util.store import Store
 
-    machine = here(flags.get("offline", False))
+    machine = here(flags)
     if flags.get("memory"):
         machine = msgspec.structs.replace(machine, memory=units.parse(flags["memory"], "--memory"))
     return Context(job=job, file=file, settings=machine, store=Store(machine.cache))
 
 
-def here(offline: bool = False) -> Settings:
+def here(flags: Mapping[str, Any]) -> Settings:
     """This machine's settings; the environment that libraries and programs will read is put right for them first."""
     import msgspec
 
     from llamacpp_orchestrator.system import settings
     from llamacpp_orchestrator.system import surroundings
 
-    surroundings.settle(os.environ)
+    for note in surroundings.settle(os.environ):
+        if not flags.get("quiet"):
+            click.echo(f"note: {note}", err=True)
     machine = settings.load(os.environ)
     surroundings.share_certificates(os.environ, machine)
-    return msgspec.structs.replace(machine, offline=offline)
+    return msgspec.structs.replace(machine, offline=flags.get("offline", False))
 
 
 def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Options:

@@ -13,6 +13,7 @@ Stopped               a signal asked us to end (exit 128 + its number); no failu
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -167,6 +168,26 @@ def of_system(error: Exception) -> OrchestrateError | None:
     }
     hint = hints.get(error.errno, "if this makes no sense to you, run it again with --verbose and report both")
     return OrchestrateError(f"{where}{(error.strerror or str(error)).lower()}", hint)
+
+
+def of_python_path(error: Exception) -> OrchestrateError | None:
+    """What to say of a bug where PYTHONPATH, or the folder of `python -m`, has a module by the name of one that we need."""
+    import traceback
+    from importlib.machinery import PathFinder
+
+    own = str(Path(__file__).parents[1])
+    folders = [os.path.abspath(folder) for folder in (*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path[:1])]
+    theirs = [folder for folder in folders if folder != own]
+    rest = [folder for folder in sys.path if os.path.abspath(folder) not in theirs]
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    files += filter(None, (getattr(module, "__file__", None) for module in tuple(sys.modules.values())))
+    for file, folder in ((Path(file), folder) for file in files for folder in theirs if Path(file).is_relative_to(folder)):
+        name = file.relative_to(folder).parts[0].removesuffix(".py")
+        if name in sys.stdlib_module_names or (name.isidentifier() and PathFinder.find_spec(name, rest)):
+            message = f"Python takes the module {name} from {file}, not the one that orchestrate needs ({quoted(error)})"
+            way = "start it in another folder, or without PYTHONPATH; if it fails there too, please report what it says then"
+            return OrchestrateError(message, way)
+    return None
 
 
 def hint_for(said: str, hint: str) -> str:

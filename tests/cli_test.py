@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from click.shell_completion import ShellComplete
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli
 from llamacpp_orchestrator import cli_cache
+from llamacpp_orchestrator import errors
 from llamacpp_orchestrator.commands import doctor
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.util import store
 from llamacpp_orchestrator.util.store import Store
+from tests.support import ROOT
 from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
@@ -38,6 +41,32 @@ def test_help_and_version_import_nothing_heavy(world: Path) -> None:
         [sys.executable, "-m", "llamacpp_orchestrator", "--version"], capture_output=True, text=True, check=True
     )
     assert __version__ in said.stdout
+
+
+@pytest.mark.parametrize("name", ["click", "msgspec", "yaml"])
+def test_a_python_path_that_hides_a_library_is_told_as_that(name: str, world: Path) -> None:
+    (world / "hidden").mkdir()
+    (world / "hidden" / f"{name}.py").write_text("x = 1\n")
+    (world / "job.yaml").write_text("version: 1\n")
+    for path in (f"{world / 'hidden'}{os.pathsep}{ROOT}", f"{ROOT}{os.pathsep}{world / 'hidden'}"):
+        command = (sys.executable, "-m", "llamacpp_orchestrator", "convert", "./m", "--offline")
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+        assert done.returncode == 1 and "Traceback" not in done.stderr and "bug" not in done.stderr
+        assert f"error: Python takes the module {name} from {world / 'hidden' / name}.py" in done.stderr
+        assert "hint: start it in another folder, or without PYTHONPATH" in done.stderr
+
+
+def test_a_module_of_the_users_own_hides_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failure(name: str) -> Exception:
+        with pytest.raises(ZeroDivisionError) as caught:
+            exec(compile("1 / 0", str(tmp_path / f"{name}.py"), "exec"))
+        return caught.value
+
+    assert errors.of_python_path(failure("colorsys")) is None
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert errors.of_python_path(failure("my_own_plugin")) is None
+    hidden = errors.of_python_path(failure("colorsys"))
+    assert hidden and "the module colorsys from" in hidden.message and "division by zero" in hidden.message
 
 
 def test_a_run_that_is_up_to_date_imports_nothing_heavy(orchestrate: Orchestrate, job: Job, data: Path) -> None:

@@ -201,6 +201,11 @@ WORDS = (
         "correct it, or leave README.md out of the folder",
     ),
     (r"JSONDecodeError", "a JSON file of the model or adapter is damaged", AGAIN),
+    (
+        r"in load_model_card\n(?s:.*)\nUnicodeDecodeError",
+        "README.md of the model or adapter is not UTF-8 text",
+        "save it as UTF-8, or leave README.md out of the folder",
+    ),
     (r"UnicodeDecodeError", "a file of the model or adapter is not UTF-8 text", AGAIN),
 )
 

@@ -33,6 +33,7 @@ OURS_PERPLEXITY = (
 LONGEST_NAME = 200
 PLAIN_NUMBER = "write it in digits alone: 10, not 1e1, 1_0 or 010"
 PLAIN_NAME = "use letters, digits, - _ and . alone, such as my-model"
+PLAIN_REVISION = "write one, as text without blanks: main, v1.0, or a commit's 40 digits"
 PLAIN_URL = "write it such as https://github.com/ggml-org/llama.cpp"
 PLAIN_TAG = "each release of llama.cpp has a tag: https://github.com/ggml-org/llama.cpp/releases"
 PLAIN_TEMPLATE = "write it such as {name}-{type}.gguf, or sub/{name}-{type}.gguf"

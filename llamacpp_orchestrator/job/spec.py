@@ -27,7 +27,7 @@ Revision = Annotated[
     str,
     Meta(
         description="Branch, tag or commit on the hub",
-        extra=fields.matching(r"(?!.*\.\.)\w[\w./+-]{0,199}", "a branch, tag or commit"),
+        extra=fields.matching(r"(?!.*\.\.)\w[\w./+-]{0,199}", "a branch, tag or commit", fields.PLAIN_REVISION),
     ),
 ]
 Name = Annotated[

@@ -86,8 +86,7 @@ def _list(place: Place) -> tuple[str, dict[str, Any]]:
 
     api = HfApi(endpoint=place.endpoint, token=place.token)
     commit = _commit(api, place)
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise hub_session.strange(place, f"when asked which commit {place.repo_id}@{place.revision} is")
+    hub_session.check_commit(place, commit)
     entries = list(api.list_repo_tree(place.repo_id, revision=commit, recursive=True))
     return commit, {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
@@ -216,7 +215,8 @@ def _fetch_group(get: Callable[[HubFile], None], group: list[HubFile], state: Tr
 def _fetch_file(snapshot: Snapshot, file: HubFile, settings: Settings, transfer: TransferProgress, tell: Tell) -> None:
     def ask(endpoint: str) -> None:
         trusted = settings.trusts(endpoint, HUB)
-        place = Place(endpoint=endpoint, repo_id=snapshot.source, revision=snapshot.commit, trusted=trusted)
+        where: dict[str, Any] = {"endpoint": endpoint, "repo_id": snapshot.source, "revision": snapshot.commit}
+        place = Place(**where, trusted=trusted, file=file.path)
         _fetch_checked(snapshot, file, place, lambda: _download(snapshot, file, place, transfer))
 
     first_answer(settings.huggingface, ask, tell)
@@ -257,7 +257,8 @@ def _download(snapshot: Snapshot, file: HubFile, place: Place, transfer: Transfe
     url = hf_hub_url(snapshot.source, file.path, **where)
     metadata = get_hf_file_metadata(url, token=place.token, timeout=hub_session.LIMIT_SECONDS, endpoint=place.endpoint)
     # The library makes file names of both, as they come, slashes included.
-    if not re.fullmatch(r"[\w-][\w.-]*", metadata.etag or "") or metadata.commit_hash != snapshot.commit:
+    hub_session.check_commit(place, metadata.commit_hash)
+    if not re.fullmatch(r"[\w-][\w.-]*", metadata.etag or ""):
         raise hub_session.strange(place, f"about {file.path}")
     if metadata.xet_file_data:
         hub_session.check_xet(metadata.xet_file_data.refresh_route)

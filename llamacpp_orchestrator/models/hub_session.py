@@ -37,12 +37,13 @@ _trusted: set[str] = set()  # of the endpoints asked so far
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """One repository at one revision on one endpoint, which may be `trusted` with the user's token."""
+    """One repository at one revision on one endpoint, which may be `trusted` with the user's token, or one `file` of it."""
 
     endpoint: str
     repo_id: str
     revision: str
     trusted: bool
+    file: str = ""
 
     @property
     def shown(self) -> str:
@@ -107,7 +108,10 @@ def explain(error: BaseException, status: int, place: Place) -> OrchestrateError
     words = {
         "GatedRepoError": (f"{repo_id} is gated", f"accept its licence at {page}{', then' if place.trusted else ';'} {login}"),
         "RevisionNotFoundError": _no_revision(place, page),
-        "RemoteEntryNotFoundError": (f"a file of {repo_id} is no longer at {revision}", f"{UNLOCKED} takes what is there now"),
+        "RemoteEntryNotFoundError": (
+            f"{place.file or 'a file'} of {repo_id} is no longer at {revision}",
+            f"{UNLOCKED} takes what is there now",
+        ),
         "RepositoryNotFoundError": (f"{repo_id} is not on the hub, or it is private", f"{spelling}; if it is private: {login}"),
         "HFValidationError": (f"`{repo_id}` cannot be the name of a repository", "write org/name, or ./folder for a folder"),
         "OfflineModeIsEnabled": (f"{repo_id} is not complete in the cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE"),
@@ -119,7 +123,9 @@ def explain(error: BaseException, status: int, place: Place) -> OrchestrateError
         else login,
     )
     limited = (f"{repo_id}: the hub limits requests (429)", "wait some minutes; with HF_TOKEN set the limit is higher")
-    by_status = {401: refused, 403: refused, 429: limited}
+    absent = f"{place.shown} has no {place.file and f'{place.file} of '}{repo_id}@{revision} (404)"
+    unknown = absent, "is HF_ENDPOINT a mirror of the hub? it may have neither this repository nor this commit: unset it"
+    by_status = {401: refused, 403: refused, 404: unknown, 429: limited}
     if kind in words or status in by_status:
         return NetworkError(*(words.get(kind) or by_status[status]), status)
     if kind in (*STRANGE, "FileMetadataError"):
@@ -140,6 +146,18 @@ def _no_revision(place: Place, page: str) -> tuple[str, str]:
         gone = f"{place.repo_id} has no commit {place.revision}: its history was rewritten, or it is misspelt"
         return gone, f"{UNLOCKED} takes what its branch holds now; {page}/commits/main has those that there are"
     return f"{place.repo_id} has no revision {place.revision}", f"see {page}/tree/main for its branches and commits"
+
+
+def check_commit(place: Place, commit: object) -> None:
+    """Raise NetworkError for an answer about another commit than the one that was asked for, or about none."""
+    if not re.fullmatch("[0-9a-f]{40}", str(commit)):
+        raise strange(
+            place, f"about {place.file}" if place.file else f"when asked which commit {place.repo_id}@{place.revision} is"
+        )
+    if re.fullmatch("[0-9a-f]{40}", place.revision) and commit != place.revision:
+        message = f"{place.shown} answers with commit {commit} of {place.repo_id}, when it is asked for {place.revision}"
+        hint = f"a mirror may lack that commit: unset HF_ENDPOINT, or take the one that it has (`revision`, or {UNLOCKED})"
+        raise NetworkError(message, hint)
 
 
 def strange(place: Place, asked: str = "") -> NetworkError:

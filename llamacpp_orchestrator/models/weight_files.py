@@ -35,7 +35,9 @@ def indexed(path: Path) -> tuple[str, ...]:
     try:
         named = set(map(str, json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise IntegrityError(f"{path} is not an index of weight files", AGAIN) from error
+        cut = isinstance(error, json.JSONDecodeError)
+        lack = f"it is cut, or no JSON ({error})" if cut else "it names no files under `weight_map`"
+        raise IntegrityError(f"{path} is not an index of weight files: {lack}", AGAIN) from error
     return tuple(sorted(named))
 
 

@@ -90,9 +90,14 @@ def staged(build: Build) -> Iterator[None]:
     except Exception as error:
         if build.stage.exists():
             raise
+        folder = build.stage.parent
+        way = "does another program clean that folder, or the locks in the cache?"
         message = f"{build.stage} was removed while {build.name} was made in it"
-        hint = "run the same command again; does another program clean that folder, or the locks in the cache?"
-        raise OrchestrateError(message, hint) from error
+        if not folder.is_dir():
+            gone = "is a file now" if folder.exists() else "was removed or renamed"
+            message = f"the output folder {folder} {gone} while {build.name} was made in it"
+            way = "leave that folder alone while it runs, or set another `output`"
+        raise OrchestrateError(message, f"run the same command again; {way}") from error
 
 
 def spent(outputs: Outputs, ended: Container[str]) -> list[Path]:

@@ -37,6 +37,14 @@ SERVERS = {
 }
 
 
+# All that begin with ORCHESTRATE_ and mean something.
+VARIABLES = (
+    "ORCHESTRATE_CACHE_DIR", "ORCHESTRATE_CONFIG", "ORCHESTRATE_LIMIT_MEMORY", "ORCHESTRATE_LIMIT_MINUTES",
+    "ORCHESTRATE_LLAMA_CPP_FROM", "ORCHESTRATE_MEMORY", "ORCHESTRATE_TOKEN_HOSTS",
+    *(variable for variable, _ in SERVERS.values() if variable.startswith("ORCHESTRATE_")),
+)  # fmt: skip
+
+
 class Index(msgspec.Struct, frozen=True, kw_only=True):
     """Where Python packages come from: the first of `index_urls` that answers; `find_links` are URLs or absolute folders."""
 

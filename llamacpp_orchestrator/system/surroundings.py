@@ -12,13 +12,17 @@ from urllib.parse import urlsplit
 
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.system.settings import VARIABLES
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.system.settings import check_certificates
 from llamacpp_orchestrator.system.settings import system
 from llamacpp_orchestrator.util.store import write_atomically
+from llamacpp_orchestrator.util.yaml_reader import nearest
 
 # What huggingface_hub, uv, pip, git and requests read by themselves, and what is ours.
 READ = re.compile(r"(?i)(ORCHESTRATE|HF|HUGGINGFACE|UV|PIP)_.*|GITHUB_TOKEN|GH_TOKEN|XDG_\w+_(HOME|DIRS)|(\w+)_PROXY")
+OURS = "ORCHESTRATE_"
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT")
 # Where a network stack looks for certificates: uv, the hub's client and git (which we tell); requests and older hub clients.
 STACKS = (("SSL_CERT_FILE",), ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
@@ -82,9 +86,15 @@ def _proxy(name: str, text: str) -> str:
     return url
 
 
-def settle(environ: MutableMapping[str, str]) -> None:
-    """Make an environment `readable`; where nobody has a home folder, one in the cache stands for it. Raises JobError."""
+def settle(environ: MutableMapping[str, str]) -> list[str]:
+    """Make an environment `readable`; where nobody has a home folder, one in the cache stands for it. Raises JobError.
+
+    Answers notes on variables that are taken out, as they look like ours and mean nothing.
+    """
     values = readable(environ)
+    strangers = [name for name in values if name.upper().startswith(OURS) and name not in VARIABLES]
+    for name in strangers:
+        del values[name]
     if not has_home(values):
         cache = values.get("ORCHESTRATE_CACHE_DIR", "")
         if not cache:
@@ -95,6 +105,8 @@ def settle(environ: MutableMapping[str, str]) -> None:
     for name in environ.keys() - values.keys():
         del environ[name]
     environ.update(values)
+    known = [variable.removeprefix(OURS) for variable in VARIABLES]
+    return [f"{quoted(name)} means nothing here; after {OURS}, {nearest(name[len(OURS) :], known)}" for name in strangers]
 
 
 def has_home(environ: Mapping[str, str]) -> bool:

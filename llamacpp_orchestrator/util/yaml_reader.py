@@ -245,7 +245,7 @@ def fit(reading: Reading, data: Any, wanted: Any, where: str = "") -> Any:
     if kind is list and data and isinstance(data, str | dict):  # one stands for a list of one
         return [fit(reading, data, typing.get_args(wanted)[0], where)]
     if not isinstance(data, kind):
-        say(reading, where, f"expected {KINDS[kind]}, found {KINDS[type(data)]}")
+        say(reading, where, f"expected {KINDS[kind]}, found {KINDS[type(data)]}", extra.get("way", ""))
     elif isinstance(data, list):
         item = typing.get_args(wanted)[0]
         return [fit(reading, value, item, where if short else f"{where}[{index}]") for index, value in enumerate(data)]

@@ -174,6 +174,7 @@ MODELS: dict[str, tuple[Spoil, str, str]] = {
     "type": (of_type("F4"), "", "of a type that this tag cannot read (F4)"),
     "pickle": (lambda model: (without(WEIGHTS)(model), written("pytorch_model.bin", b"nonsense")(model)), "", "a pickle"),
     "front matter": (written("README.md", b"---\na: [\n---\n"), "", "front matter of README.md"),
+    "a card, not UTF-8": (written("README.md", b"---\nlicense: \xff\n---\n"), "", "README.md of the model or adapter is not"),
     "option": (nothing, "--nope", "does not have the option --nope"),
     "choice": (nothing, "--outtype q4_k_m", "take an option so: --outtype: invalid choice: 'q4_k_m'"),
     "no value": (nothing, "--metadata", "--metadata: expected one argument"),

@@ -396,24 +396,49 @@ def test_a_killed_run_is_healed_by_the_next(orchestrate: Orchestrate, job: Job, 
         assert sums(world / "dist") == good and not stage.exists() and receipt.is_file()
 
 
+def _rename(folder: Path) -> None:
+    folder.rename(folder.with_name("renamed"))
+
+
+def _replace(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("mine")
+
+
+def _clean(folder: Path) -> None:
+    for stage in stages_of(folder / "tiny-llama-f16.gguf"):
+        shutil.rmtree(stage)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cleaned": (_clean, "stage was removed while tiny-llama-f16.gguf was made in it"),
+    "removed": (shutil.rmtree, "dist was removed or renamed while tiny-llama-f16.gguf was made in it"),
+    "renamed": (_rename, "dist was removed or renamed while"),
+    "replaced": (_replace, "dist is a file now while"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("step", ["convert", "verify"])
 def test_a_folder_that_somebody_takes_away_is_told_as_that(
-    step: str, orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, change: str, orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, name = {"convert": (trial, "convert"), "verify": (levels, "check")}[step]
     real = getattr(module, name)
 
-    def cleaned(*args: Any, **named: Any) -> Any:
-        for stage in stages_of(world / "dist" / "tiny-llama-f16.gguf"):
-            shutil.rmtree(stage)
+    def changed(*args: Any, **named: Any) -> Any:
+        CHANGES[change][0](world / "dist")
         return real(*args, **named)
 
     file = job({"source": str(data / "tiny-llama"), "outtype": "f16"})
     with monkeypatch.context() as patch:
-        patch.setattr(module, name, cleaned)
+        patch.setattr(module, name, changed)
         answer = orchestrate("run", file)
-    assert answer.code == 1 and "was removed while tiny-llama-f16.gguf was made in it" in answer.err, answer.err
+    assert answer.code == 1 and CHANGES[change][1] in answer.err and "run the same command again" in answer.err, answer.err
     assert remains(world / "dist") == [] and not sums(world / "dist")
+    if change == "replaced":
+        assert (world / "dist").read_text() == "mine"
+        (world / "dist").unlink()
     assert orchestrate("run", file).code == 0 and list(sums(world / "dist")) == ["tiny-llama-f16.gguf"]
 
 

@@ -39,6 +39,7 @@ from tests.support import makers
 from tests.support.stage.hub import COMMIT
 from tests.support.stage.hub import LARGE
 from tests.support.stage.hub import MODEL
+from tests.support.stage.hub import OTHER
 from tests.support.stage.hub import Hub
 from tests.support.stage.hub import blob
 from tests.support.stage.hub import safetensors
@@ -559,8 +560,30 @@ def test_a_bad_download_leaves_nothing_and_the_next_run_is_good(
 def test_a_file_that_has_gone_is_told(server: Hub) -> None:
     found = listed(server)
     del server.files["tokenizer.json"]
-    with pytest.raises(NetworkError, match="a file of org/m is no longer at"):
+    with pytest.raises(NetworkError, match=r"tokenizer.json of org/m is no longer at"):
         fetched(server, found)
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "main"])
+def test_another_commit_than_was_asked_for_is_told_as_that(server: Hub, cache: Path, revision: str) -> None:
+    found, server.fault = listed(server), "other-commit"
+    with pytest.raises(NetworkError, match=f"answers with commit {OTHER} of org/m, when it is asked for {COMMIT}") as caught:
+        if revision == COMMIT:
+            hub.list_hub("org/m", COMMIT, settings(server.url), nothing, kind="model", weights=True, remote_code=False)
+        fetched(server, found)
+    assert "a mirror may lack that commit: unset HF_ENDPOINT" in caught.value.hint and "login" not in caught.value.hint
+    assert not list(cache.rglob("*.json"))
+    server.fault = ""
+    assert fetched(server, found) == MODEL
+
+
+@pytest.mark.parametrize("fault", ["404", "file-404"])
+def test_a_commit_that_a_mirror_does_not_know_is_no_matter_of_the_network(server: Hub, fault: str) -> None:
+    found, server.fault = listed(server), fault
+    with pytest.raises(NetworkError, match=rf"has no (\S+ of )?org/m@{COMMIT} \(404\)") as caught:
+        hub.list_hub("org/m", COMMIT, settings(server.url), nothing, kind="model", weights=True, remote_code=False)
+        fetched(server, found)
+    assert caught.value.status == 404 and "neither this repository nor this commit" in caught.value.hint
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "dangle"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import certifi
@@ -165,3 +166,18 @@ def test_without_certificates_nothing_is_set(tmp_path: Path) -> None:
 def test_a_host_without_a_port_has_all_of_them(hosts: tuple[str, ...], url: str, trusted: bool, tmp_path: Path) -> None:
     here = settings.Settings(cache=tmp_path, index=settings.Index())
     assert msgspec.structs.replace(here, token_hosts=hosts).trusts(url, "https://huggingface.co") is trusted
+
+
+def test_variables_that_nobody_knows_are_noted_with_the_nearest_and_taken_out(tmp_path: Path) -> None:
+    strange = {"ORCHESTRATE_CACHEDIR": "x", "orchestrate_memory": "1", "ORCHESTRATE_ZZZ": "1"}
+    environ = {"HOME": str(tmp_path), "ORCHESTRATE_MEMORY": "8G", "MY_ORCHESTRATE_X": "1", **strange}
+    notes = sorted(surroundings.settle(environ), key=str.lower)
+    assert 'ORCHESTRATE_CACHEDIR means nothing here; after ORCHESTRATE_, did you mean "CACHE_DIR"?' in notes[0]
+    assert 'did you mean "MEMORY"?' in notes[1] and "ORCHESTRATE_ZZZ" in notes[2] and "known: CACHE_DIR, CONFIG" in notes[2]
+    assert environ.keys() == {"HOME", "ORCHESTRATE_MEMORY", "MY_ORCHESTRATE_X"} and surroundings.settle(environ) == []
+
+
+def test_every_variable_that_is_read_is_known() -> None:
+    package = Path(surroundings.__file__).parents[1]
+    read = {name for path in package.rglob("*.py") for name in re.findall(r"ORCHESTRATE_[A-Z_]*[A-Z]", path.read_text("utf-8"))}
+    assert read == set(settings.VARIABLES)

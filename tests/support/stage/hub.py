@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from llamacpp_orchestrator.util.pointers import LFS
 from tests.support import makers
 
-COMMIT = "a" * 40
+COMMIT, OTHER = "a" * 40, "c" * 40
 KEY = "key-of-the-newer-store"
 LARGE = 1000  # what is larger is served the LFS way
 
@@ -84,7 +84,7 @@ class Route(BaseHTTPRequestHandler):
         fault = self.server.fault
         errors = {"gated": (403, "GatedRepo"), "missing": (404, "RepoNotFound"), "revision": (404, "RevisionNotFound"),
                   "private": (401, "RepoNotFound"), "401": (401, ""), "403": (403, ""),
-                  "429": (429, ""), "503": (503, "")}  # fmt: skip
+                  "404": (404, ""), "429": (429, ""), "503": (503, "")}  # fmt: skip
         if fault == "silent":
             return self.silence()
         if fault in errors or (fault.startswith("once-") and self.server.seen[f"GET {self.path}"] == 1):
@@ -99,7 +99,7 @@ class Route(BaseHTTPRequestHandler):
         if revision in self.server.gone:
             return self.reply(404, X_Error_Code="RevisionNotFound")
         commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else self.server.commit
-        sha = None if fault == "no-sha" else "main" if fault == "odd-sha" else commit
+        sha = {"no-sha": None, "odd-sha": "main", "other-commit": OTHER}.get(fault, commit)
         return self.reply(200, json.dumps({"id": repo, "sha": sha}).encode(), Content_Type="application/json")
 
     def tree(self, repo: str, commit: str) -> None:
@@ -121,7 +121,7 @@ class Route(BaseHTTPRequestHandler):
 
     def resolve(self, commit: str, name: str) -> None:
         content, fault = self.server.files.get(name), self.server.fault
-        refusals = {"file-gated": (403, "GatedRepo"), "file-401": (401, ""), "file-403": (403, "")}
+        refusals = {"file-gated": (403, "GatedRepo"), "file-401": (401, ""), "file-403": (403, ""), "file-404": (404, "")}
         if fault in refusals:
             return self.reply(refusals[fault][0], X_Error_Code=refusals[fault][1])
         if fault == "page-head":
@@ -134,7 +134,7 @@ class Route(BaseHTTPRequestHandler):
             return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
         if fault == "pointer" and len(content) > LARGE:
             content = LFS + b"v1\noid sha256:00\n"
-        known = {"X_Repo_Commit": "../beside" if fault == "commit-escape" else commit}
+        known = {"X_Repo_Commit": {"commit-escape": "../beside", "other-commit": OTHER}.get(fault, commit)}
         if len(content) > LARGE:
             digest = "../beside" if fault == "etag-escape" else hashlib.sha256(content).hexdigest()
             if self.server.xet:
