@@ -125,9 +125,14 @@ def _unpack(files: list[Path], dest: Path) -> None:
                 archive.unpack(runtime, Path(scratch))
             for file in [path for path in Path(scratch).rglob("*") if path.is_symlink() or path.is_file()]:
                 os.replace(file, home / file.name)
-    for path in dest.rglob("*"):
-        if path.is_file() and not path.is_symlink() and _is_program(path):
-            path.chmod(0o755)  # zip archives made on other systems do not say so
+    give_rights(dest)
+
+
+def give_rights(folder: Path) -> None:
+    """Let the programs in a folder be started: zip archives of other systems do not say so, nor do copies of a cache."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not os.access(path, os.X_OK) and _is_program(path):
+            path.chmod(0o755)
 
 
 @contextlib.contextmanager

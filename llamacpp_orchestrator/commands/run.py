@@ -88,6 +88,8 @@ def run(context: Context, options: Options, report: Reporter) -> Result:
 def _run(pinned: PinnedJob, options: Options, report: Reporter, began: float, events: list[Event]) -> Result:
     local_folders.drift(pinned)
     outputs = _chosen(pipeline_build.outputs(pinned, options.force), options.only)
+    if not options.force and publish.recognise(publish.Locks(pinned.store.folder("locks")), outputs.stale):
+        outputs = _chosen(pipeline_build.outputs(pinned), options.only)
     modules = [] if options.only else export.wanted(pinned.context.job)
     exports = [(module, module.find(pinned, outputs.builds)) for module in modules]
     for module, items in exports:

@@ -224,9 +224,13 @@ def _fetch_file(snapshot: Snapshot, file: HubFile, settings: Settings, transfer:
 
 def _fetch_checked(snapshot: Snapshot, file: HubFile, place: Place, get: Callable[[], None]) -> None:
     path, expected, digest = hub_cache.cached(snapshot, file), file.sha256 or file.oid, ""
-    for _ in range(2):
+
+    def anew() -> None:
         hub_cache.forget(snapshot, file)
-        asking(get, place)
+        get()
+
+    for _ in range(2):
+        asking(anew, place)
         digest = hub_cache.digest_of(path, file)
         if digest == expected:
             return hub_cache.sweep(snapshot, file)

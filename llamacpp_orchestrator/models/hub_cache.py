@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -67,10 +68,11 @@ def forget(snapshot: Snapshot, file: HubFile) -> None:
 
 
 def sweep(snapshot: Snapshot, file: HubFile) -> None:
-    """Remove what killed runs have left of a file that is whole now: nobody will go on with these parts."""
+    """Remove what killed runs have left of a file that is whole now, where it may: nobody will go on with these parts."""
     blob = _blob(snapshot, file)
-    for part in blob.parent.glob(f"{blob.name}.*incomplete"):
-        part.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a cache that others share with us, and do not let us write to
+        for part in blob.parent.glob(f"{blob.name}.*incomplete"):
+            part.unlink(missing_ok=True)
 
 
 def place(snapshot: Snapshot, file: HubFile, origin: Path) -> None:

@@ -96,6 +96,7 @@ def bring(pinned: PinnedJob, log: Path, jobs: int, tell: Tell) -> str:
     """Get the programs and see that they start; `jobs` compilers at a time, 0 for as many as fit. "current" if they were here."""
     status = "current" if installed(pinned) else "done"
     folder = _built(pinned, log, jobs, tell) if from_source(pinned.context) else _fetched(pinned, tell)
+    install.give_rights(folder)
     selftest.probe(folder, lock_resolve.this_host())
     return status
 

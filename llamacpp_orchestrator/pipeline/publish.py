@@ -82,6 +82,15 @@ def finish_interrupted(locks: Locks, build: Build) -> None:
             _publish_left(build)
 
 
+def recognise(locks: Locks, stale: Iterable[Build]) -> bool:
+    """Tell whether some outputs are current after all, and have lost no more than their times; not those being made just now."""
+    recognised = False
+    for build in stale:
+        with contextlib.suppress(Timeout), locks.of(build).acquire(timeout=0):
+            recognised |= not is_current(build) and pipeline_receipt.recognise(build.output.path, build.recipes)
+    return recognised
+
+
 @contextlib.contextmanager
 def staged(build: Build) -> Iterator[None]:
     """Do what needs the stage folder of an output; OrchestrateError where somebody takes the folder away meanwhile."""

@@ -28,7 +28,7 @@ from llamacpp_orchestrator import cli_options
 from llamacpp_orchestrator.errors import OrchestrateError
 stack, url, folder = sys.argv[1:]
 try:
-    here = cli_options.here()
+    here = cli_options.here({})
     if stack == "requests":
         from llamacpp_orchestrator.util import download
         download.get(url + "/simple", attempts=1)
