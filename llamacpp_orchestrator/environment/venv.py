@@ -151,8 +151,10 @@ def build(pin: Pin, torch: str, settings: Settings, dest: Path, log: Path, tell:
 def unhealthy(dest: Path) -> str:
     """The reason why a built environment cannot be used any more, "" when it can: interpreter or packages may have gone."""
     venv = dest / "venv"
+    if not python_in(venv).exists():
+        return "its interpreter is gone"
     if not os.access(python_in(venv), os.X_OK):  # rights are lost in copies and archives that keep none
-        return "its interpreter is gone, or cannot be started"
+        return "its interpreter may not be started"
     packages = [
         *venv.glob("lib/*/site-packages/*.dist-info"),
         *venv.glob("Lib/site-packages/*.dist-info"),

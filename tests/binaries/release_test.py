@@ -563,3 +563,16 @@ def test_an_api_out_of_reach_is_no_matter_of_tokens(tmp_path: Path) -> None:
     with pytest.raises(NetworkError) as error:
         binaries_release.fetch_assets("b11434", "https://github.com/ggml-org/llama.cpp", away, nothing)
     assert "ORCHESTRATE_GITHUB_API_URL" in error.value.hint and "TOKEN" not in error.value.hint
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has other rights")
+def test_programs_of_a_cache_that_was_restored_without_rights_can_be_started(tmp_path: Path) -> None:
+    program, text, closed = tmp_path / "bin" / "llama-quantize", tmp_path / "LICENSE", tmp_path / "tool"
+    program.parent.mkdir()
+    program.write_bytes(b"\x7fELF")
+    text.write_text("mine")
+    closed.write_bytes(b"\x7fELF")
+    closed.chmod(0o700)
+    install.give_rights(tmp_path)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (program, closed)] == [0o755, 0o700]
+    assert not os.access(text, os.X_OK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def test_an_environment_whose_packages_have_gone_is_made_again(lost: str, tmp_pa
     packages = tmp_path / "venv" / "lib" / "python3.11" / "site-packages"
     for file in (python, packages / "a" / "__init__.py", packages / "a-1.0.dist-info" / "METADATA"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+        file.touch(mode=0o755)
     (packages / "a-1.0.dist-info" / "RECORD").write_text("../../../bin/a,,\na-1.0.dist-info/METADATA,,\na/__init__.py,,\n")
     if lost == "all":
         shutil.rmtree(packages)
@@ -48,6 +49,8 @@ def test_an_environment_whose_packages_have_gone_is_made_again(lost: str, tmp_pa
         (packages / lost).unlink()
         (packages / lost).symlink_to(tmp_path / "pruned")
     assert environment_venv.unhealthy(tmp_path) == ("files of its packages are gone" if lost else "")
+    python.chmod(0o644)  # as a copy without rights has it
+    assert os.name == "nt" or environment_venv.unhealthy(tmp_path) == "its interpreter may not be started"
 
 
 @pytest.mark.parametrize(

@@ -694,3 +694,13 @@ def test_what_is_too_large_without_the_newer_store_is_told_from_its_listed_size(
     with pytest.raises(NetworkError, match=r"model\.safetensors has [56]0\.0 GB") as caught:
         hub.check_sizes(files, "org/m", here)
     assert way_out in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "lack"),
+    [('{"weight_map": {"a": "model-0', "it is cut, or no JSON"), ("", "it is cut, or no JSON"), ("{}", "it names no files")],
+)
+def test_an_index_that_is_none_says_what_it_lacks(text: str, lack: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(text)
+    with pytest.raises(IntegrityError, match=f"{INDEX} is not an index of weight files: {lack}"):
+        weight_files.indexed(tmp_path / INDEX)

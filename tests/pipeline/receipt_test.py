@@ -103,6 +103,19 @@ def test_current(made: Path) -> None:
     assert not pipeline_receipt.is_current(known, "r1", made.parent)
 
 
+def test_a_copy_with_other_times_is_known_by_its_digest(made: Path) -> None:
+    os.utime(made, ns=(1, 1))
+    assert not pipeline_receipt.recognise(made, {"r2"}) and not pipeline_receipt.is_current(
+        pipeline_receipt.read(made), "r1", made.parent
+    )
+    assert pipeline_receipt.recognise(made, {"r1", "r2"})
+    assert pipeline_receipt.is_current(pipeline_receipt.read(made), "r1", made.parent)
+    made.write_bytes(made.read_bytes()[:-1] + b"\x01")
+    assert not pipeline_receipt.recognise(made, {"r1"})
+    made.unlink()
+    assert not pipeline_receipt.recognise(made, {"r1"})
+
+
 def test_what_may_be_written(made: Path, tmp_path: Path) -> None:
     known = pipeline_receipt.read(made)
     pipeline_receipt.may_write(tmp_path / "new.gguf", None, False)

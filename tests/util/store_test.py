@@ -156,3 +156,16 @@ def test_an_entry_that_another_makes_anew_while_it_is_looked_at_is_waited_for(tm
 
     store.ensure("source", "k", lambda entry: made.append("again"), healthy)
     assert made == ["first"]
+
+
+def test_ten_thousand_entries_cost_seconds_at_most(tmp_path: Path) -> None:
+    kept = Store(tmp_path / "cache")
+    for number in range(10_000):
+        place = kept.folder("views") / f"{number}"
+        place.mkdir()
+        (place / "file").write_text("x")
+    began = time.monotonic()
+    kept.ensure("views", "new", lambda path: (path / "file").touch())
+    assert kept.has("views", "new") and time.monotonic() - began < 2
+    assert len(store.entries(kept.root)) == 10_001 and store.prune(kept.root, ("views",)) >= 10_000
+    assert time.monotonic() - began < 60
