@@ -28,6 +28,7 @@ QUICK = {"binaries": {"backend": "none"}}
 OF_THE_HUB = {"source": "org/m", "name": "m", "outtype": "f16"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not disks.possible(), reason="no disk can be made here")
 def test_cache_outputs_scratch_and_models_on_disks_of_their_own(
     hub: Hub, orchestrate: Orchestrate, job: Job, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -46,6 +47,7 @@ def test_cache_outputs_scratch_and_models_on_disks_of_their_own(
         assert remains(world / "dist") == [] and not [path for path in scratch.iterdir() if "torch" not in path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not disks.possible(), reason="no disk can be made here")
 def test_models_that_are_shared_read_only(
     hub: Hub, orchestrate: Orchestrate, job: Job, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -113,6 +115,7 @@ def test_a_quota_that_is_told_late(
     assert orchestrate("run", file).code == 0 and len(sums(world / "dist")) == 1 and remains(world / "dist") == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="has no such signals")
 def test_a_machine_that_sleeps_in_the_middle(
     orchestrate: Orchestrate, job: Job, data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
