@@ -77,7 +77,7 @@ def references(here: Scene, cut: cuts.Cut) -> Iterator[tuple[str, Reference]]:
             if ended.code:
                 sys.exit(f"an undisturbed run failed:\n{ended.said}")
             if route == "pypi" and not lane:
-                publish(here, next((world.cache / "source").glob("package-*/")))
+                publish(here, next(path for path in (world.cache / "source").glob("package-*") if path.is_dir()))
         lines = tuple(ended.said.splitlines())
         yield route, Reference(sums=world.sums(), lines=lines, seconds=ended.seconds, requests=cut.seen)
 
