@@ -100,10 +100,12 @@ def here(offline: bool = False) -> Settings:
 
     from llamacpp_orchestrator.system import settings
     from llamacpp_orchestrator.system import surroundings
+    from llamacpp_orchestrator.util import cancel
 
     surroundings.settle(os.environ)
     machine = settings.load(os.environ)
     surroundings.share_certificates(os.environ, machine)
+    cancel.longest = machine.wait
     return msgspec.structs.replace(machine, offline=offline)
 
 

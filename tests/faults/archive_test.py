@@ -544,8 +544,7 @@ SPOILT: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", SPOILT)
-@pytest.mark.parametrize("mirrored", [True, False], ids=["another mirror", "one place"])
+@pytest.mark.parametrize(("name", "mirrored"), [*((name, False) for name in SPOILT), ("of another sum", True)])
 def test_42_an_archive_that_is_not_whole_and_has_no_digest(
     name: str, mirrored: bool, site: GitHub, upstream: Path, again: Again, told: Told, cache: Path, world: Path,
     monkeypatch: pytest.MonkeyPatch,
