@@ -68,6 +68,8 @@ def pause(headers: Mapping[str, str]) -> float | None:
 
 def until(headers: Mapping[str, str]) -> str:
     """What is said of a refusal that names a time: when to try again, and that this is longer than is waited; else ""."""
+    if re.fullmatch("[0-9]{1,11}", reset := headers.get("X-RateLimit-Reset", "")):  # GitHub's
+        return f", it resets at {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(int(reset)))}"
     seconds = pause(headers)
     if seconds is None:
         return ""

@@ -207,7 +207,9 @@ def _cut() -> tuple[type[Exception], ...]:
 
 def _passing(response: requests.Response) -> bool:
     """Whether asking again later may help."""
-    return response.status_code in (408, 429) or response.status_code >= 500
+    status = response.status_code
+    # With a time to wait, 403 is a limit too: GitHub's second one.
+    return status in (408, 429) or status >= 500 or (status == 403 and "Retry-After" in response.headers)
 
 
 def _host(url: str) -> str:
@@ -220,17 +222,10 @@ def _refuse(response: requests.Response, hint: str) -> None:
         return
     spent = response.headers.get("X-RateLimit-Remaining") == "0" or "Retry-After" in response.headers
     if status == 429 or (status == 403 and spent):
-        raise NetworkError(f"{url}: the rate limit is used up (HTTP {status}){_until(response)}", hint, status)
+        raise NetworkError(f"{url}: the rate limit is used up (HTTP {status}){until(response.headers)}", hint, status)
     meaning = {401: "the token is missing or not accepted", 403: "access is refused", 404: "there is no such thing"}
     later = until(response.headers) if _passing(response) else ""
     raise NetworkError(f"{url}: {meaning.get(status, response.reason or 'refused')} (HTTP {status}){later}", hint, status)
-
-
-def _until(response: requests.Response) -> str:
-    reset = response.headers.get("X-RateLimit-Reset", "")
-    if re.fullmatch("[0-9]{1,11}", reset):
-        return f", it resets at {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(int(reset)))}"
-    return until(response.headers)
 
 
 def _number(text: str) -> int:
@@ -284,7 +279,7 @@ def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: 
         if _passing(response):
             from requests import HTTPError
 
-            raise HTTPError(f"HTTP {status}{_until(response)}", response=response)
+            raise HTTPError(f"HTTP {status}{until(response.headers)}", response=response)
         _refuse(response, NETWORK_HINT)
         etag = response.headers.get("ETag", "")
         seen.update({"If-Range": etag} if etag.startswith('"') else {})

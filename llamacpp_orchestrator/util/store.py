@@ -129,7 +129,8 @@ class Store:
                 remove(path)
                 raise
             mark = Mark(kind=kind, key=key, about=about, holds=listing(path), facts=facts)
-            write_atomically(beside(path), msgspec.json.encode(mark).decode() + "\n")
+            # Drafted within: what a kill leaves of it goes with the entry when that is made anew.
+            write_atomically(beside(path), msgspec.json.encode(mark).decode() + "\n", path)
         return path
 
     def sha256(self, path: Path) -> str:
@@ -191,9 +192,9 @@ def _state(path: Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new, never half."""
-    staged = _draft(path)
+def write_atomically(path: Path, text: str, within: Path | None = None) -> None:
+    """Write a small file so that a reader sees the old text or the new, never half; drafted beside it, or in another folder."""
+    staged = _draft(within / path.name if within else path)
     try:
         with staged.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)

@@ -104,7 +104,7 @@ def test_an_error_holds_no_login(text: str) -> None:
 # --- JSON ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", [answer(500), answer(503), answer(429, Retry_After="0")])
+@pytest.mark.parametrize("first", [answer(500), answer(503), answer(429, Retry_After="0"), answer(403, Retry_After="0")])
 def test_json_is_asked_again(server: Server, first: Route) -> None:
     server.routes["/x"] = in_turn(first, answer(200, b'{"a": 1}'))
     assert download.get_json(f"{server.url}/x") == {"a": 1}

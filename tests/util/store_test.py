@@ -172,6 +172,20 @@ def test_below_the_packages_of_an_environment_only_names_count(tmp_path: Path) -
     assert store.listing(tmp_path) != before
 
 
+def test_a_kill_before_the_mark_is_in_place_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Store(tmp_path)
+
+    def killed(source: Path, to: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        kept.ensure("source", "k", lambda folder: (folder / "file").touch())
+    assert [path.name for path in (tmp_path / "source").iterdir()] == ["k"] and not kept.has("source", "k")
+    path = kept.ensure("source", "k", lambda folder: (folder / "file").touch())
+    assert [item.name for item in path.iterdir()] == ["file"]
+
+
 def test_pruning_takes_marks_first(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     order = list[str]()
     monkeypatch.setattr(store, "remove", lambda path: order.append(path.name))
