@@ -16,6 +16,10 @@ from tests.crash.world import World
 KINDS = ("source", "binaries", "views")  # all that a run makes of what others sent, but for environments, which cost most
 
 
+def _cut(mark: Path, entry: Path) -> None:
+    mark.write_bytes(mark.read_bytes()[:20])
+
+
 def _folder(mark: Path, entry: Path) -> None:
     mark.unlink()
     (mark / "below").mkdir(parents=True)
@@ -33,7 +37,7 @@ def _inside(mark: Path, entry: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path, Path], None]] = {
-    "marks cut": lambda mark, entry: mark.write_bytes(mark.read_bytes()[:20]) and None,
+    "marks cut": _cut,
     "marks that are folders": _folder,
     "entries cut": _shorten,
     "marks inside, as in an older version": _inside,

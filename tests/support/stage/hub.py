@@ -69,7 +69,7 @@ class Route(BaseHTTPRequestHandler):
             self.server.strayed += [path] if f"http://{self.headers['Host']}" != self.server.url else []
         begins, headers = self.server.busy
         if begins and f"{self.command} {path}".startswith(begins):
-            return self.reply(429, **headers)
+            return self.reply(429, b"", **headers)
         for pattern, answer in (
             (r"/api/models/(.+)/revision/(.+)", self.revision),
             (r"/api/models/(.+)/tree/(.+)", self.tree),
@@ -93,7 +93,7 @@ class Route(BaseHTTPRequestHandler):
             return self.silence()
         if fault in errors or (fault.startswith("once-") and self.server.seen[f"GET {self.path}"] == 1):
             status, code = errors[fault.removeprefix("once-")]
-            return self.reply(status, X_Error_Code=code, **({"Retry_After": "0"} if status == 429 else {}))
+            return self.reply(status, b"", X_Error_Code=code, **({"Retry_After": "0"} if status == 429 else {}))
         if fault == "page":
             return self.page()
         if fault == "page-redirect":
