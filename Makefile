@@ -46,7 +46,7 @@ lint: $(VENV)/installed-dev ## run ruff and mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
-crash: $(VENV)/installed-dev ## kill, fill and cut a job in a hundred ways, and see that the next run ends well [KINDS="kills full cuts"]
+crash: $(VENV)/installed-dev ## kill, fill and cut a job in a hundred ways, and see that the next run ends well [KINDS="kills mends full cuts"]
 	@set -f; exec $(PY) -m tests.crash $$KINDS
 
 bench: $(VENV)/installed-dev ## measure what the driver costs and saves, in 20 minutes [ROWS="noop startup"]

@@ -102,12 +102,14 @@ def here(flags: Mapping[str, Any]) -> Settings:
 
     from llamacpp_orchestrator.system import settings
     from llamacpp_orchestrator.system import surroundings
+    from llamacpp_orchestrator.util import cancel
 
     for note in surroundings.settle(os.environ):
         if not flags.get("quiet"):
             click.echo(f"note: {note}", err=True)
     machine = settings.load(os.environ)
     surroundings.share_certificates(os.environ, machine)
+    cancel.longest = machine.wait
     return msgspec.structs.replace(machine, offline=flags.get("offline", False))
 
 

@@ -29,6 +29,7 @@ from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.interpreter import Run
+from llamacpp_orchestrator.util.store import MARK
 from llamacpp_orchestrator.util.store import Store
 from tests.support import NOWHERE
 from tests.support import ROOT
@@ -260,15 +261,16 @@ def built(
     kept.mkdir(parents=True, exist_ok=True)
     # Of tests that run beside each other one builds, and the others take what it has built.
     with FileLock(kept.with_name("builds.lock")):
-        if not list(here.glob("*/complete.json")):
-            for mark in kept.glob("*/complete.json"):
-                shutil.copytree(mark.parent, here / mark.parent.name, dirs_exist_ok=True)
+        if not list(here.glob(f"*{MARK}")):
+            shutil.copytree(kept, here, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
             answer = orchestrate("setup", job(str(data / "tiny-llama"), name="setup.yaml", binaries=asked))
             assert answer.code == 0, answer.err
-            for mark in here.glob("*/complete.json"):
-                if not (kept / mark.parent.name).exists():
-                    draft = Path(shutil.copytree(mark.parent, kept / f".{os.getpid()}"))
-                    draft.rename(kept / mark.parent.name)
+            for mark in here.glob(f"*{MARK}"):
+                entry = kept / mark.name.removesuffix(MARK)
+                if not entry.exists():
+                    draft = Path(shutil.copytree(here / entry.name, kept / f".{os.getpid()}"))
+                    shutil.copy(mark, kept / mark.name)
+                    draft.rename(entry)
     return asked
 
 

@@ -33,10 +33,8 @@ PROGRAM_MAGIC = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"#!")
 
 
 def pin(asset: Asset, store: Store, settings: Settings, tell: Tell) -> Asset:
-    """An asset with the digest of what comes from its address now, if that is whole; the file stays for `install`."""
-    with fetched(asset, store, settings, tell) as file, _gone_if_bad(file):
-        # A cut file has a digest too, and a lock with that would hold for ever.
-        archive.check(file)
+    """An asset with the digest of what comes from its address now; the file stays for `install`."""
+    with fetched(asset, store, settings, tell) as file:
         return msgspec.structs.replace(asset, sha256=file_sha256(file), size=file.stat().st_size)
 
 
@@ -63,11 +61,19 @@ def _wanted(choice: Choice) -> list[Asset]:
 def fetched(
     asset: Asset, store: Store, settings: Settings, tell: Tell, progress: download.Progress | None = None
 ) -> Iterator[Path]:
-    """The file of an asset, checked and still packed, while no other run fetches or removes it."""
+    """The file of an asset, checked and still packed, while no other run fetches or removes it.
+
+    Without a known digest it is an archive that is whole by its own sums, from the first place that has one.
+    """
     file, count = file_of(asset, store), progress or download.counted(tell)
 
     def ask(url: str) -> str:
-        return download.fetch(url, file, sha256=asset.sha256, size=asset.size, progress=count)
+        digest = download.fetch(url, file, sha256=asset.sha256, size=asset.size, progress=count)
+        if not asset.sha256:
+            # A cut file has a digest too, and a lock with that would hold for ever.
+            with _gone_if_bad(file):
+                archive.check(file)
+        return digest
 
     with store.lock(f"downloads-{_key(asset)}"):
         try:

@@ -306,12 +306,11 @@ def _unlocked(hashes: frozenset[str], path: Path) -> str:
 def _place(pinned: PinnedJob, folder: Path) -> None:
     """Put what was checked where a run looks for it; links where the disk has them."""
 
-    def tree(dest: Path) -> None:
+    def tree(dest: Path) -> tuple[str, str]:
         shutil.copytree(folder / "source", dest, dirs_exist_ok=True)
-        lock_tree.mark(pinned.lock.llama_cpp, dest, source_tree.tree_digest(dest), pinned.lock.llama_cpp.time)
+        return source_tree.tree_digest(dest), pinned.lock.llama_cpp.time
 
-    source = pinned.lock.llama_cpp
-    pinned.store.ensure("source", source.key(), tree, functools.partial(lock_tree.unhealthy, source))
+    lock_tree.keep(pinned.store, pinned.lock.llama_cpp, tree)
     for asset in pinned.lock.assets:
         if (packed := folder / "archives" / asset.name).is_file():
             link(packed, install.file_of(asset, pinned.store))

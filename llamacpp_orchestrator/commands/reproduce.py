@@ -206,12 +206,12 @@ def recheck(path: Path, settings: Settings) -> list[str]:
     _, pinned = origin(path, settings)
     context, lock = pinned.context, pinned.lock
     complaints = []
-    if context.store.has("source", lock.llama_cpp.key()):
+    if context.store.mark("source", lock.llama_cpp.key()):
         digest = tree.tree_digest(pinned.tree)
         if digest != lock.llama_cpp.tree:
             complaints.append(f"the converter tree has digest {digest}, locked {lock.llama_cpp.tree}")
     for pin in lock_file.environments(lock):
-        if context.store.has("environments", key := pin.pin().digest()):
+        if context.store.mark("environments", key := pin.pin().digest()):
             complaints += venv.altered(context.store.entry("environments", key))
     if lock.assets and records.uses_binaries(context.job):
         complaints += binaries.altered(pinned)

@@ -28,8 +28,7 @@ from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.models import headers
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.source.tree import SCRIPTS
-from llamacpp_orchestrator.source.tree import TAG_MARK
-from llamacpp_orchestrator.util.store import MARK
+from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.store import text_of
 
 # With these the script goes other ways than the ones that are looked at here.
@@ -46,7 +45,7 @@ UNKNOWN = (r"Model (\S+) is not supported", r"pre-tokenizer was not recognized[\
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
-    """A model as far as it is here, the tag that is to convert it, and where trees of other tags may lie.
+    """A model as far as it is here, the tag that is to convert it, and the cache with the trees of other tags.
 
     `mmproj`: its projector is wanted too.
     """
@@ -59,7 +58,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     weights: bool = True
     compared: bool = True
     mmproj: bool = False
-    trees: Path | None = None
+    store: Store | None = None
 
 
 def check_job(job: Job, tag: str, file: str, tree: Path) -> None:
@@ -156,9 +155,10 @@ def check_architecture(subject: Subject, config: dict[str, Any]) -> None:
 
 def elsewhere(subject: Subject, able: Callable[[Path], bool], otherwise: str = NEWER) -> str:
     """What to pin instead: the tags that can do it, of those whose trees lie in the cache."""
-    trees = sorted(subject.trees.iterdir()) if subject.trees and subject.trees.is_dir() else []
-    others = [path for path in trees if path != subject.tree and (path / MARK).is_file() and able(path)]
-    names = {text_of(path / TAG_MARK) or path.name.removeprefix("package-") for path in others}
+    store = subject.store
+    trees = [path for path in store.folder("source").iterdir() if path.is_dir() and path != subject.tree] if store else []
+    marks = [(path, store.mark("source", path.name)) for path in trees] if store else []
+    names = {mark.about for path, mark in marks if mark and able(path)}
     tags = sorted(names, key=lambda name: (len(name), name))  # the oldest of them first: b9821 before b10605
     return f"set `llama_cpp.tag` to one that does: {', '.join(tags)} in the cache, or a newer one" if tags else otherwise
 

@@ -26,6 +26,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import records
+from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.lock.records import FilesPin
@@ -33,9 +34,6 @@ from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.lock.records import PartialLock
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.lock.tree import ROUTES
-from llamacpp_orchestrator.lock.tree import TIME_MARK
-from llamacpp_orchestrator.lock.tree import TREE_MARK
-from llamacpp_orchestrator.lock.tree import get_tree
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models import remote_code
 from llamacpp_orchestrator.models import safetensors
@@ -46,7 +44,6 @@ from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.mirrors import first_answer
-from llamacpp_orchestrator.util.store import text_of
 from llamacpp_orchestrator.util.tag import Tag
 
 Look = Callable[[Path, tuple[hub.HubFile, ...]], None]
@@ -106,9 +103,8 @@ def _source(resolution: Resolution, key: str, learned: Outcomes, tell: Tell) -> 
     context = resolution.context
     pin = resolution.partial.source or _resolved(context, tell)
     status = "current" if context.store.has("source", pin.key()) else "done"
-    path = get_tree(context, pin, tell)
-    tree = (path / TREE_MARK).read_text(encoding="utf-8")
-    return Outcome(status, msgspec.structs.replace(pin, tree=tree, time=pin.time or text_of(path / TIME_MARK)))
+    lock_tree.get_tree(context, pin, tell)
+    return Outcome(status, lock_tree.known(context.store, pin))
 
 
 def _resolved(context: Context, tell: Tell) -> SourcePin:

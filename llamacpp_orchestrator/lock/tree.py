@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import IntegrityError
@@ -11,15 +14,11 @@ from llamacpp_orchestrator.source import git
 from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.source import tree as source_tree
 from llamacpp_orchestrator.source.pin import SourcePin
-from llamacpp_orchestrator.source.tree import TAG_MARK
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.mirrors import first_answer
-from llamacpp_orchestrator.util.store import MARK
+from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.store import remove
-from llamacpp_orchestrator.util.store import text_of
-from llamacpp_orchestrator.util.store import write_atomically
 
-TREE_MARK, TIME_MARK = "tree.sha256", "tree.time"
 ROUTES = {"git": git, "pypi": pypi}
 
 
@@ -54,26 +53,32 @@ def check_tree(pin: SourcePin, have: str) -> None:
 
 def get_tree(context: Context, pin: SourcePin, tell: Tell) -> Path:
     """The converter tree of a pin, by the routes that are set; IntegrityError when its content is not the locked one."""
+    return keep(context.store, pin, lambda dest: checkout(context, pin, dest, tell))
 
-    def make(dest: Path) -> None:
-        digest, time = checkout(context, pin, dest, tell)
+
+def keep(store: Store, pin: SourcePin, make: Callable[[Path], tuple[str, str]]) -> Path:
+    """The converter tree of a pin in the cache, where need be as `make` puts it there, which answers its digest and its time."""
+
+    def checked(dest: Path) -> dict[str, str]:
+        digest, time = make(dest)
         check_tree(pin, digest)
-        mark(pin, dest, digest, time)
+        return {"tree": digest, "time": time}
 
-    return context.store.ensure("source", pin.key(), make, functools.partial(unhealthy, pin), about=pin.tag)
-
-
-def mark(pin: SourcePin, dest: Path, digest: str, time: str) -> None:
-    """Write beside the files of a tree what is known of them: their digest, the time of their commit or package, the tag."""
-    for name, text in ((TREE_MARK, digest), (TIME_MARK, time), (TAG_MARK, pin.tag)):
-        write_atomically(dest / name, text)
+    return store.ensure("source", pin.key(), checked, functools.partial(unhealthy, store, pin), about=pin.tag)
 
 
-def unhealthy(pin: SourcePin, path: Path) -> str:
+def known(store: Store, pin: SourcePin) -> SourcePin:
+    """A pin with what the mark of its cached tree says: the digest of the tree, and its time where the pin has none."""
+    mark = store.mark("source", pin.key())
+    facts = mark.facts if mark else {}
+    return msgspec.structs.replace(pin, tree=facts.get("tree", ""), time=pin.time or facts.get("time", ""))
+
+
+def unhealthy(store: Store, pin: SourcePin, path: Path) -> str:
     """The reason why a cached tree must be made anew; "" is good."""
-    digest = text_of(path / TREE_MARK)
+    digest = known(store, pin).tree
     same = digest == source_tree.tree_digest(path) and digest == (pin.tree or digest)
     names = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
     # A script would import what lies beside it before what the environment has under that name.
-    strange = any(name not in (TREE_MARK, TIME_MARK, TAG_MARK, MARK) and not source_tree.wanted(name) for name in names)
+    strange = not all(map(source_tree.wanted, names))
     return "" if same and not strange else "the cached converter tree was changed"

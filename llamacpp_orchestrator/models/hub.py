@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 import os
 import re
@@ -195,7 +196,8 @@ def _fetch_group(get: Callable[[HubFile], None], group: list[HubFile], state: Tr
 
     # Daemons: a download that hangs must not hold the driver back when a signal ends it.
     lanes = [group[number::AT_ONCE] for number in range(min(AT_ONCE, len(group)))]
-    threads = [threading.Thread(target=work, args=(lane,), daemon=True) for lane in lanes]
+    # With the context of this thread: what a lane waits for is told by the same step.
+    threads = [threading.Thread(target=contextvars.copy_context().run, args=(work, lane), daemon=True) for lane in lanes]
     for thread in threads:
         thread.start()
     try:

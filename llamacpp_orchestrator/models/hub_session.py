@@ -15,9 +15,11 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.errors import hint_for
 from llamacpp_orchestrator.models.hub_cache import cache_folder
-from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util import cancel
 from llamacpp_orchestrator.util.background import load
-from llamacpp_orchestrator.util.cancel import wait
+from llamacpp_orchestrator.util.cancel import put_off
+from llamacpp_orchestrator.util.cancel import too_long
+from llamacpp_orchestrator.util.cancel import until
 
 T = TypeVar("T")
 HUB = "https://huggingface.co"
@@ -65,28 +67,25 @@ def asking(ask: Callable[[], T], place: Place, tries: int = TRIES) -> T:
 
     disable_progress_bars()
     logging.set_verbosity(40)  # errors; ours say more than its warnings
+    left = cancel.longest
     for turn in range(tries):
         # A mirror passes on word of the hub's newer store, which may not be reachable from here; a second try avoids it too.
         if turn > 0 or not place.trusted or not _can_leave_xet():
             huggingface_hub.constants.HF_HUB_DISABLE_XET = True
         try:
-            session = huggingface_hub.get_session()
-            # The library asks without a time limit: a server that says nothing would hold us for ever.
-            session.timeout = LIMIT_SECONDS
-            guard(session, place.endpoint if place.trusted else "")
+            guard(place.endpoint if place.trusted else "")
             return ask()
         except OrchestrateError:
             raise
         except Exception as error:
             cause = _cause(error)
             response = getattr(cause, "response", None)
-            status = int(getattr(response, "status_code", 0) or 0)
+            status, headers = int(getattr(response, "status_code", 0) or 0), getattr(response, "headers", {})
             local = isinstance(cause, OSError) and cause.errno and not isinstance(cause, ConnectionError)
             final = local or type(cause).__name__ in FINAL or not (status in (0, 408, 429) or status >= 500)
-            if final or turn == tries - 1:
+            if final or turn == tries - 1 or too_long(headers, left):
                 raise explain(cause, status, place) from error
-            asked = str(getattr(response, "headers", {}).get("Retry-After", ""))
-            wait(min(float(asked), download.LONGEST_WAIT) if re.fullmatch("[0-9]{1,9}", asked) else WAIT_SECONDS * 4**turn)
+            left = put_off(headers, WAIT_SECONDS * 4**turn, left, place.shown)
     raise AssertionError("unreachable")
 
 
@@ -122,7 +121,8 @@ def explain(error: BaseException, status: int, place: Place) -> OrchestrateError
         if place.trusted
         else login,
     )
-    limited = (f"{repo_id}: the hub limits requests (429)", "wait some minutes; with HF_TOKEN set the limit is higher")
+    later = until(getattr(getattr(error, "response", None), "headers", {}))
+    limited = (f"{repo_id}: the hub limits requests (429){later}", "wait some minutes; with HF_TOKEN set the limit is higher")
     absent = f"{place.shown} has no {place.file and f'{place.file} of '}{repo_id}@{revision} (404)"
     unknown = absent, "is HF_ENDPOINT a mirror of the hub? it may have neither this repository nor this commit: unset it"
     by_status = {401: refused, 403: refused, 404: unknown, 429: limited}
@@ -135,7 +135,7 @@ def explain(error: BaseException, status: int, place: Place) -> OrchestrateError
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
         free = f"it takes space and the right to write in {cache_folder()}; or set HF_HOME to another folder"
         return OrchestrateError(f"{repo_id} cannot be kept in the cache: {said}", free)
-    what = f"it answered {status}" if status else said
+    what = f"it answered {status}{later}" if status else said
     check = "wait some minutes" if status >= 500 else "check the network"
     hint = hint_for(said, f"{check}, then run the same command again; or set a mirror (HF_ENDPOINT)")
     return NetworkError(f"{repo_id} cannot be read from {place.shown}: {what}", hint, status)
@@ -190,12 +190,25 @@ def _can_leave_xet() -> bool:
     return hasattr(_xet, "abort_xet_session")
 
 
-def guard(session: Any, endpoint: str) -> None:
-    """Let the library's session send a token to an endpoint, "" for none, and to no other place than such."""
+def guard(endpoint: str) -> None:
+    """Let the library send a token to an endpoint, "" for none, and to no other place than such; and leave all waiting to us."""
+    import huggingface_hub
+
     _trusted.update([_origin(endpoint)] if endpoint else [])
+    session = huggingface_hub.get_session()
     hooks = session.event_hooks
     if _strip not in hooks["request"]:
-        session.event_hooks = {**hooks, "request": [*hooks["request"], _strip]}
+        # Not this session alone: the library makes a new one wherever it cannot connect.
+        ours = {"request": [*hooks["request"], _strip], "response": [*hooks["response"], _refuse]}
+        # It asks without a time limit: a server that says nothing would hold us for ever.
+        how: dict[str, Any] = {"event_hooks": ours, "follow_redirects": True, "timeout": LIMIT_SECONDS}
+        huggingface_hub.set_client_factory(lambda: type(session)(**how))
+
+
+def _refuse(response: Any) -> None:
+    # The library would sleep for as long as a server asks, be it a day, and neither say so nor end when we must.
+    if response.status_code in (408, 429) or response.status_code >= 500:
+        response.raise_for_status()
 
 
 def _strip(request: Any) -> None:

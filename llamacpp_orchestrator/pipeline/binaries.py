@@ -22,13 +22,9 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.system import disk_trial
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.hashing import folder_sha256
-from llamacpp_orchestrator.util.store import MARK
 from llamacpp_orchestrator.util.store import remove
-from llamacpp_orchestrator.util.store import write_atomically
 
 MAKERS = "cmake-ninja"
-CONTENT_MARK = "content.sha256"
-MARKS = (CONTENT_MARK, MARK)
 
 toolchain = functools.lru_cache(maxsize=1)(binaries_toolchain.toolchain)
 
@@ -78,11 +74,8 @@ def lacking(pinned: PinnedJob) -> str:
 
 def altered(pinned: PinnedJob) -> list[str]:
     """Complaints about released programs that are not what their archives held, whose digests were checked; [] is good."""
-    if from_source(pinned.context) or not installed(pinned):
-        return []
-    folder = pinned.store.entry(*store_key(pinned))
-    mark = folder / CONTENT_MARK
-    if not mark.is_file() or mark.read_text(encoding="utf-8") == folder_sha256(folder, lambda name: name not in MARKS):
+    mark, folder = pinned.store.mark(*store_key(pinned)), pinned.store.entry(*store_key(pinned))
+    if from_source(pinned.context) or not mark or mark.facts.get("content") == folder_sha256(folder):
         return []
     return [f"the release's programs in {folder} were changed after they were unpacked"]
 
@@ -105,12 +98,12 @@ def _fetched(pinned: PinnedJob, tell: Tell) -> Path:
     choice = lock_resolve.choose(pinned.context, pinned.tag, pinned.lock.assets)
     tell(f"note: {choice.archive.name}: {choice.reason}")
 
-    def make(dest: Path) -> None:
+    def make(dest: Path) -> dict[str, str]:
         disk_trial.check(dest)
         if not install.here(choice, pinned.store):
             pinned.context.online(choice.archive.name)
         install.install(choice, dest, pinned.store, pinned.context.settings, tell)
-        write_atomically(dest / CONTENT_MARK, folder_sha256(dest))
+        return {"content": folder_sha256(dest)}
 
     folder = pinned.store.ensure(*store_key(pinned), make, about=choice.archive.name)
     install.sweep(choice, pinned.store)

@@ -53,5 +53,5 @@ def subject(pinned: PinnedJob, model: spec.Model, view: Path) -> preflight.Subje
         weights=wanted.weights,
         compared=model.verify != check_levels.STRUCTURE,
         mmproj=bool(model.mmproj),
-        trees=pinned.store.folder("source"),
+        store=pinned.store,
     )

@@ -46,6 +46,7 @@ CONFIG = {
 LOGIN = r"Authentication failed|could not read (Username|Password)|prompts disabled|error: 40[13]|Permission denied \("
 UNKNOWN = r"not our ref|find remote ref|unadvertised object"
 MEANINGS = (
+    (r"error: 429", "limits requests for now (HTTP 429)", f"wait some minutes, or {ELSEWHERE}", 429),
     (LOGIN, "asks for a login", "is the address right? private repositories work over ssh:// with a key", 401),
     (r"[Rr]epository .*not found|not appear to be a git repository|error: 404", "is not there: ", "check llama_cpp.repo", 404),
     (

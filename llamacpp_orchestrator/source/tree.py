@@ -7,7 +7,6 @@ from pathlib import Path
 
 from llamacpp_orchestrator.util.hashing import folder_sha256
 
-TAG_MARK = "tree.tag"  # in a cached tree: the tag that it is of, for a commit as a key says that to nobody
 SCRIPTS = {"model": "convert_hf_to_gguf.py", "adapter": "convert_lora_to_gguf.py"}
 
 FOLDERS = ("conversion/", "requirements/", "models/templates/", "gguf-py/gguf/")

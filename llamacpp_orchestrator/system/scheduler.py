@@ -20,6 +20,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import of_system
+from llamacpp_orchestrator.util import cancel
 from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.util.units import size
 
@@ -243,10 +244,11 @@ def _teller(name: str, put: Callable[[Event], None]) -> Tell:
 
 
 def _work(step: Step, perform: Perform, outcomes: Outcomes, put: Callable[[Event], None]) -> None:
-    began = time.monotonic()
+    began, tell = time.monotonic(), _teller(step.name, put)
     put(Event(step.name, "started", log=step.log))
+    cancel.tell.set(tell)
     try:
-        outcome = perform(step, outcomes, _teller(step.name, put))
+        outcome = perform(step, outcomes, tell)
     except BaseException as caught:
         error = (of_system(caught) or caught) if isinstance(caught, Exception) else caught
         text, log = f"{type(error).__name__}: {error}", step.log

@@ -27,6 +27,7 @@ NAME = "llamacpp-orchestrator"
 SYSTEMS = {"Windows": "windows", "Darwin": "macos"}
 PYPI = "https://pypi.org/simple"
 ROUTES = ("git", "pypi")
+WAIT = 30  # seconds
 DAY = 24 * 60  # in minutes: some types of the largest models take half of it
 # Settings' field → the variable that wins over config.yaml, and the value without either. Each may name several places.
 SERVERS = {
@@ -59,6 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `token_hosts` may be sent the user's tokens besides the servers that issued them. `memory` is how many bytes a job may
     take at a time, 0 for most of what is free; `limits` is what one program may take, where 0 bytes are all of the machine's.
+    `wait` is how many seconds a server may put off one request.
     """
 
     cache: Path
@@ -70,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token_hosts: tuple[str, ...] = ()
     memory: int = 0
     limits: Limits = Limits(seconds=60.0 * DAY)
+    wait: float = WAIT
     offline: bool = False
     index: Index
 
@@ -97,6 +100,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: str = ""
     limit_memory: str = ""
     limit_minutes: str = ""
+    wait_seconds: str = ""
     index_url: Places = ()
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
@@ -127,6 +131,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         token_hosts=tuple(map(str.lower, _several(environ.get("ORCHESTRATE_TOKEN_HOSTS", "")) or config.token_hosts)),
         memory=_memory(environ, "ORCHESTRATE_MEMORY", config.memory, f"{file}: memory"),
         limits=_limits(environ, config, file),
+        wait=_wait(environ, config.wait_seconds or str(WAIT), f"{file}: wait_seconds"),
         index=_index(environ, config, package_config.of_uv(environ, system()), package_config.of_pip(environ, system())),
         **servers,
     )
@@ -144,6 +149,14 @@ def _limits(environ: Mapping[str, str], config: Config, file: Path) -> Limits:
         raise JobError(f'{said}: expected a number of minutes, found "{minutes[:20]}"', "1440 is a day")
     memory = _memory(environ, "ORCHESTRATE_LIMIT_MEMORY", config.limit_memory, f"{file}: limit_memory")
     return Limits(memory=memory, seconds=60.0 * int(minutes))
+
+
+def _wait(environ: Mapping[str, str], key: str, where: str) -> float:
+    variable = "ORCHESTRATE_WAIT_SECONDS"
+    text, said = (environ[variable], variable) if environ.get(variable) else (key, where)
+    if not re.fullmatch(r"\d{1,5}", text, re.ASCII):
+        raise JobError(f'{said}: expected a number of seconds, found "{text[:20]}"', "30 is half a minute, 0 is no wait at all")
+    return float(text)
 
 
 def _several(text: str) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def unpack(archive: Path, dest: Path, *, strip: int = 0, keep: Callable[[str], b
 
 
 def check(archive: Path, cap: int = CAP) -> None:
-    """Raise IntegrityError for an archive that could not be unpacked, as one that was cut."""
+    """Raise IntegrityError for an archive that could not be unpacked, or is not what its own sums say."""
     room = cap
     with _told(archive, archive.parent), contextlib.closing(_entries(archive, cap)) as entries:
         for name, _, source, _ in entries:
@@ -160,20 +160,29 @@ def _tarred(archive: Path, file: IO[bytes], cap: int) -> Generator[Entry, None, 
                 target = posixpath.relpath(member.linkname, posixpath.dirname(member.name) or ".")
             yield member.name, member.mode, tar.extractfile(member) if member.isreg() else None, target
             guard.heading = True
+    # The library takes whatever is no header for the end, and leaves the sums of gzip unread, which lie behind it.
+    if guard.last != bytes(tarfile.BLOCKSIZE):
+        raise EOFError("its end is missing")
+    while stream.read(CHUNK):
+        look_for_stop()
+        if stream.tell() > cap + HEADERS:
+            raise _too_large(archive, cap)
 
 
 def _guarded(archive: Path, file: IO[bytes], longest: int, cap: int = 0) -> SimpleNamespace:
     """The same file for a library that would read and skip as much as the file says.
 
-    With a cap it goes forward by reading; then `heading` tells whether what is read now is a header, which may have parts.
+    With a cap it goes forward by reading; then `heading` tells whether what is read now is a header, which may have parts, and
+    `last` is what was read last.
     """
-    guard = SimpleNamespace(tell=file.tell, seekable=file.seekable, close=lambda: None, heading=bool(cap), start=0)
+    guard = SimpleNamespace(tell=file.tell, seekable=file.seekable, close=lambda: None, heading=bool(cap), start=0, last=b"")
 
     def read(count: int = -1) -> bytes:
         look_for_stop()
         if count > longest or (guard.heading and file.tell() - guard.start > longest):
             raise IntegrityError(f"{archive.name} has a header or list of more than {size(longest)}, the cap", TRUST_HINT)
-        return file.read(count)
+        guard.last = file.read(count)
+        return bytes(guard.last)
 
     def seek(offset: int, whence: int = 0) -> int:
         while cap and not whence and (left := offset - file.tell()) > 0:

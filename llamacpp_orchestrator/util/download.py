@@ -16,9 +16,13 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.errors import hint_for
+from llamacpp_orchestrator.util import cancel
 from llamacpp_orchestrator.util.archive import CHUNK
 from llamacpp_orchestrator.util.background import load
 from llamacpp_orchestrator.util.cancel import look_for_stop
+from llamacpp_orchestrator.util.cancel import put_off
+from llamacpp_orchestrator.util.cancel import too_long
+from llamacpp_orchestrator.util.cancel import until
 from llamacpp_orchestrator.util.cancel import wait
 from llamacpp_orchestrator.util.disk import NO_ROOM
 from llamacpp_orchestrator.util.disk import full
@@ -32,7 +36,6 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
 
 ATTEMPTS = 3  # in a row without a single byte of progress
 BACKOFF_SECONDS = 0.5
-LONGEST_WAIT = 30.0
 TIMEOUT, GREETING = (10.0, 30.0), (5.0, 10.0)  # seconds to connect, and for each answer
 # A drip of bytes never times out by itself: less than this in so many seconds counts as a cut.
 SLOWEST_BYTES = 60_000
@@ -55,11 +58,12 @@ def get(
     url: str, *, token: str | None = None, accept: str = "application/json", hint: str = "", attempts: int = ATTEMPTS
 ) -> requests.Response:
     """The whole answer of a URL; NetworkError with the HTTP status and, where a limit was hit, when it ends."""
+    left = cancel.longest
     for attempt in range(1, attempts + 1):
         try:
             with _request("GET", url, token, {"Accept": accept}) as response:
-                if attempt < attempts and _passing(response):
-                    wait(_delay(response, attempt))
+                if attempt < attempts and _passing(response) and not too_long(response.headers, left):
+                    left = put_off(response.headers, BACKOFF_SECONDS * attempt, left, _host(response.url))
                     continue
                 _refuse(response, hint or NETWORK_HINT)
                 response.content  # noqa: B018 - read while a cut can be mended
@@ -97,6 +101,8 @@ def head(url: str, *, token: str | None = None) -> int | None:
     """The size of what lies at a URL (0: not told), None where nothing does; NetworkError when the server gives no answer."""
     try:
         with _request("HEAD", url, token, {}, allow_redirects=True) as response:
+            if _passing(response):
+                _refuse(response, NETWORK_HINT)
             # A signed address of a file store may refuse HEAD; that we were sent there shows that the file exists.
             there = response.ok or (bool(response.history) and response.status_code in (403, 405))
             return _number(response.headers.get("Content-Length", "")) if there else None
@@ -111,7 +117,7 @@ def probe(url: str, *, token: str | None = None) -> str:
             _refuse(response, NETWORK_HINT)
             if not response.raw.read(1, decode_content=False):
                 raise NetworkError(f"{anonymous(url)} sends nothing", NETWORK_HINT)
-            return urlsplit(response.url).netloc.rpartition("@")[2]
+            return _host(response.url)
     except _cut() as error:
         raise _unreachable(url, error) from error
 
@@ -200,18 +206,14 @@ def _cut() -> tuple[type[Exception], ...]:
 
 
 def _passing(response: requests.Response) -> bool:
-    """Whether asking again soon may help; who says that it takes longer is believed."""
-    return (response.status_code == 429 or response.status_code >= 500) and _asked(response) <= LONGEST_WAIT
+    """Whether asking again later may help."""
+    status = response.status_code
+    # With a time to wait, 403 is a limit too: GitHub's second one.
+    return status in (408, 429) or status >= 500 or (status == 403 and "Retry-After" in response.headers)
 
 
-def _asked(response: requests.Response) -> float:
-    after = response.headers.get("Retry-After", "")
-    return float(after) if re.fullmatch("[0-9]{1,11}", after) else 0.0
-
-
-def _delay(response: requests.Response, attempt: int) -> float:
-    said = "Retry-After" in response.headers and re.fullmatch("[0-9]+", response.headers["Retry-After"])
-    return _asked(response) if said else BACKOFF_SECONDS * attempt
+def _host(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _refuse(response: requests.Response, hint: str) -> None:
@@ -220,16 +222,10 @@ def _refuse(response: requests.Response, hint: str) -> None:
         return
     spent = response.headers.get("X-RateLimit-Remaining") == "0" or "Retry-After" in response.headers
     if status == 429 or (status == 403 and spent):
-        raise NetworkError(f"{url}: the rate limit is used up (HTTP {status}){_until(response)}", hint, status)
+        raise NetworkError(f"{url}: the rate limit is used up (HTTP {status}){until(response.headers)}", hint, status)
     meaning = {401: "the token is missing or not accepted", 403: "access is refused", 404: "there is no such thing"}
-    raise NetworkError(f"{url}: {meaning.get(status, response.reason or 'refused')} (HTTP {status})", hint, status)
-
-
-def _until(response: requests.Response) -> str:
-    reset, after = response.headers.get("X-RateLimit-Reset", ""), response.headers.get("Retry-After", "")
-    if re.fullmatch("[0-9]{1,11}", reset):
-        return f", it resets at {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(int(reset)))}"
-    return f", try again in {after} s" if re.fullmatch("[0-9]{1,11}", after) else ""
+    later = until(response.headers) if _passing(response) else ""
+    raise NetworkError(f"{url}: {meaning.get(status, response.reason or 'refused')} (HTTP {status}){later}", hint, status)
 
 
 def _number(text: str) -> int:
@@ -252,20 +248,22 @@ def _length(path: Path) -> int:
 
 def _receive(url: str, part: Path, size: int, token: str | None, progress: Progress) -> None:
     """Fill `part` until it is whole, as far as sizes tell; each attempt that got further starts the count anew."""
-    failures, best, seen = 0, _length(part), dict[str, str]()
+    failures, best, seen, left = 0, _length(part), dict[str, str](), cancel.longest
     while not (size and _length(part) == size):
         try:
             return _receive_once(url, part, size, seen, token, progress)
         except _cut() as error:
             failures = 1 if _length(part) > best else failures + 1
             best = max(best, _length(part))
-            if failures >= ATTEMPTS:
-                status = getattr(getattr(error, "response", None), "status_code", 0)
+            response = getattr(error, "response", None)
+            headers = getattr(response, "headers", {})
+            if failures >= ATTEMPTS or too_long(headers, left):
+                status = getattr(response, "status_code", 0)
                 kept = f"; {_length(part)} bytes are kept" if _length(part) else ""
                 why = _why(error)
                 message = f"{anonymous(url)} could not be downloaded: {why}{kept}"
                 raise NetworkError(message, hint_for(why, NETWORK_HINT), status) from error
-        wait(BACKOFF_SECONDS * failures)
+        left = put_off(headers, BACKOFF_SECONDS * failures, left, _host(url))
 
 
 def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: str | None, progress: Progress) -> None:
@@ -279,10 +277,9 @@ def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: 
             part.unlink(missing_ok=True)
             raise ConnectionError("what was kept of an earlier attempt does not fit")
         if _passing(response):
-            wait(_delay(response, 0))
             from requests import HTTPError
 
-            raise HTTPError(f"HTTP {status}{_until(response)}", response=response)
+            raise HTTPError(f"HTTP {status}{until(response.headers)}", response=response)
         _refuse(response, NETWORK_HINT)
         etag = response.headers.get("ETag", "")
         seen.update({"If-Range": etag} if etag.startswith('"') else {})

@@ -1,18 +1,19 @@
-"""A folder per key, made once and marked complete last: whatever is interrupted is made anew on the next run."""
+"""A folder per key, made once, and a mark beside it, written last: whatever is interrupted is made anew on the next run."""
 
 from __future__ import annotations
 
 import errno
 import functools
 import hashlib
-import json
 import os
 import stat
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -22,9 +23,24 @@ from llamacpp_orchestrator.util.hashing import file_sha256
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
 ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "bundles")
 PRUNED = (*ENTRIES, "downloads", "logs", "memo", "home")
-MARK = "complete.json"
+MARK = ".complete.json"  # of an entry, beside it: what is unpacked into the entry may hold any name
+OLD_MARK = "complete.json"  # of older versions, in the entry itself
+OWN = ("environments", "builds", "imatrix")  # costly, and only we have ever put a file into their folder itself: old marks hold
+LATER = frozenset(("__pycache__", "imports.json"))  # what comes into an entry after it was marked
+DEPTH = 4  # of folders that are looked through: as deep as the packages of an environment lie
 DYING_SECONDS = 10.0
 TICK_SECONDS = 2.0  # the coarsest that disks have
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What says that an entry was made to its end: which entry, the digest of its `listing`, and what else is known of it."""
+
+    format: Literal[1] = 1
+    kind: str
+    key: str
+    about: str = ""
+    holds: str = ""  # an old mark's
+    facts: Mapping[str, str] = {}
 
 
 class Store:
@@ -53,8 +69,20 @@ class Store:
         return self.root / kind / key
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether an entry was made to its end."""
-        return (self.entry(kind, key) / MARK).is_file()
+        """Whether an entry was made to its end, and is still what it was then, as far as names and sizes tell."""
+        mark, path = self.mark(kind, key), self.entry(kind, key)
+        try:
+            # An old mark names nothing of what it vouches for.
+            return mark is not None and mark.holds == (listing(path) if beside(path).is_file() else "")
+        except FileNotFoundError:
+            return False  # another makes it anew just now, and takes away what is looked at
+
+    def mark(self, kind: str, key: str) -> Mark | None:
+        """What the mark of an entry says: one that cannot be read, is of a newer kind or of another entry is none."""
+        path = self.entry(kind, key)
+        places = (beside(path), path / OLD_MARK) if kind in OWN else (beside(path),)
+        marks = (mark for mark in map(_read, places) if mark and (mark.kind, mark.key) == (kind, key))
+        return next(marks, None) if path.is_dir() else None
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -66,12 +94,17 @@ class Store:
             yield
 
     def ensure(
-        self, kind: str, key: str, make: Callable[[Path], None], healthy: Callable[[Path], str] = lambda path: "", about: str = ""
+        self,
+        kind: str,
+        key: str,
+        make: Callable[[Path], Mapping[str, str] | None],
+        healthy: Callable[[Path], str] = lambda path: "",
+        about: str = "",
     ) -> Path:
-        """The complete folder of `key`, made by `make(folder)` if need be; `about` says for `cache list` what it is.
+        """The complete folder of `key`, made by `make(folder)` if need be, which may answer facts to be kept in its mark.
 
-        `healthy` answers "" or the reason why a complete entry must be made anew. An environment cannot be moved, so
-        entries are made in place, and the mark, renamed in last, is what makes them count.
+        `about` says for `cache list` what it is. `healthy` answers "" or the reason why a complete entry must be made anew.
+        An environment cannot be moved, so entries are made in place, and the mark, renamed in last, is what makes them count.
         """
         path = self.entry(kind, key)
 
@@ -79,7 +112,7 @@ class Store:
             try:
                 return self.has(kind, key) and not healthy(path)
             except OSError:
-                return False  # another makes it anew just now, and takes away what is looked at
+                return False  # as in `has`
 
         if good():
             return path
@@ -87,14 +120,17 @@ class Store:
             if good():
                 return path
             self.folder(kind)
-            remove(path)
+            for old in (beside(path), path / OLD_MARK, path):  # no moment in which a mark stands for a part
+                remove(old)
             path.mkdir(parents=True)
             try:
-                make(path)
+                facts = make(path) or {}
             except BaseException:
                 remove(path)
                 raise
-            write_atomically(path / MARK, json.dumps({"kind": kind, "key": key, "about": about}) + "\n")
+            mark = Mark(kind=kind, key=key, about=about, holds=listing(path), facts=facts)
+            # Drafted within: what a kill leaves of it goes with the entry when that is made anew.
+            write_atomically(beside(path), msgspec.json.encode(mark).decode() + "\n", path)
         return path
 
     def sha256(self, path: Path) -> str:
@@ -103,15 +139,46 @@ class Store:
         memo, before = self.folder("memo") / name, _state(path)
         try:
             known, digest = memo.read_text(encoding="utf-8").rsplit(" ", 1)
-            if known == before:
+            if known == before and len(digest) == 64:
                 return digest
         except (OSError, ValueError):
             pass
         digest = file_sha256(path)
         # What changes again within one tick of the disk's clock keeps its times: only a file that has rested is known by them.
         if _state(path) == before and _rested(path):
+            if memo.is_dir():
+                remove(memo)
             write_atomically(memo, f"{before} {digest}")
         return digest
+
+
+def beside(path: Path) -> Path:
+    """Where the mark of an entry lies, or would lie."""
+    return path.with_name(path.name + MARK)
+
+
+def _read(file: Path) -> Mark | None:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Mark)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def listing(root: Path) -> str:
+    """The sha256 over what lies in a folder, in hex: names, sizes, and what may be run; below DEPTH folders only names.
+
+    Contents are for those to check who know what they must be. Of a link it is the link that counts.
+    """
+    digest = hashlib.sha256()
+    for place, folders, files in os.walk(root):
+        name = os.path.relpath(place, root)
+        folders[:] = sorted(set(folders) - LATER)
+        states = ((file, Path(place, file).lstat()) for file in sorted(set(files) - LATER))
+        lines = (f"{file}\0{state.st_size} {state.st_mode & stat.S_IXUSR}" for file, state in states)
+        digest.update("\n".join((name, *folders, "", *lines, "")).encode("utf-8", "surrogateescape"))
+        if name.count(os.sep) >= DEPTH - 1:
+            folders.clear()
+    return digest.hexdigest()
 
 
 def _rested(path: Path) -> bool:
@@ -125,9 +192,9 @@ def _state(path: Path) -> str:
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old text or the new, never half."""
-    staged = _beside(path)
+def write_atomically(path: Path, text: str, within: Path | None = None) -> None:
+    """Write a small file so that a reader sees the old text or the new, never half; drafted beside it, or in another folder."""
+    staged = _draft(within / path.name if within else path)
     try:
         with staged.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -139,7 +206,7 @@ def write_atomically(path: Path, text: str) -> None:
         raise OrchestrateError(f"cannot write {path}: {error.strerror}", "check the folder's rights and free space") from error
 
 
-def _beside(path: Path) -> Path:
+def _draft(path: Path) -> Path:
     return path.with_name(f".{machine()}.{os.getpid()}.{os.urandom(6).hex()}.new")
 
 
@@ -162,7 +229,7 @@ def text_of(path: Path) -> str:
 def link(file: Path, dest: Path) -> None:
     """Put a file into a place, which then has it whole or not at all; a copy where the disk has no links."""
     dest.parent.mkdir(parents=True, exist_ok=True)
-    staged = _beside(dest)
+    staged = _draft(dest)
     try:
         os.link(file, staged)
     except OSError:
@@ -213,19 +280,20 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 def entries(root: Path) -> list[Entry]:
     """Everything in a cache folder."""
-    return [_entry(kind, path) for kind in ENTRIES for path in sorted((root / kind).glob("*"))]
+    store = Store(root)
+    return [
+        _entry(path, store.mark(kind, path.name), store.has(kind, path.name))
+        for kind in ENTRIES
+        for path in sorted((root / kind).glob("*"))
+        if not path.name.endswith(MARK)
+    ]
 
 
-def _entry(kind: str, path: Path) -> Entry:
-    mark = path / MARK
-    try:
-        about = json.loads(mark.read_text(encoding="utf-8")).get("about", "")
-    except (OSError, ValueError, AttributeError):
-        about = ""
-    whole = mark.is_file()
-    changed = time.localtime((mark if whole else path).lstat().st_mtime)
-    date = time.strftime("%Y-%m-%d", changed)
-    return Entry(kind=kind, key=path.name, bytes=_size(path), complete=whole, about=str(about), date=date)
+def _entry(path: Path, mark: Mark | None, whole: bool) -> Entry:
+    file = beside(path) if beside(path).is_file() else path
+    date = time.strftime("%Y-%m-%d", time.localtime(file.lstat().st_mtime))
+    about = mark.about if mark else ""
+    return Entry(kind=path.parent.name, key=path.name, bytes=_size(path), complete=whole, about=about, date=date)
 
 
 def prune(root: Path, kinds: tuple[str, ...]) -> int:
@@ -236,7 +304,8 @@ def prune(root: Path, kinds: tuple[str, ...]) -> int:
         )
     freed = 0
     for kind in kinds:
-        for path in (root / kind).glob("*"):
+        # Marks first: none may stand for a part.
+        for path in sorted((root / kind).glob("*"), key=lambda path: not path.name.endswith(MARK)):
             freed += _size(path)
             remove(path)
     return freed

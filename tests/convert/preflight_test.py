@@ -17,7 +17,8 @@ from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert.preflight import Subject
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.source.tree import TAG_MARK
+from llamacpp_orchestrator.util.store import Store
+from llamacpp_orchestrator.util.store import beside
 from tests.support import makers
 from tests.support.answer import Answer
 from tests.support.stage.hub import Hub
@@ -117,24 +118,31 @@ def test_a_registry_that_cannot_be_read_refuses_nothing(subject: Callable[..., S
 
 
 @pytest.fixture
-def cached(tree: Tree, tmp_path: Path) -> Path:
+def cached(tree: Tree, tmp_path: Path) -> Store:
     """A cache that holds two whole trees, and one that is still being made."""
-    for name, tag, whole in (("package-b9760", "b9760", True), ("a" * 40, "b11434", True), ("package-b1", "b11434", False)):
-        place = shutil.copytree(tree(tag), tmp_path / "source" / name)
-        if whole:
-            (place / "complete.json").write_text("{}")
-    return tmp_path / "source"
+    store = Store(tmp_path / "cache")
+
+    def keep(tag: str, key: str) -> None:
+        def lay(dest: Path) -> None:
+            shutil.copytree(tree(tag), dest, dirs_exist_ok=True)
+
+        store.ensure("source", key, lay, about=tag)
+
+    for tag, key in (("b9760", "package-b9760"), ("b11434", "a" * 40), ("b11434", "package-b1")):
+        keep(tag, key)
+    beside(store.entry("source", "package-b1")).unlink()
+    return store
 
 
-def test_tags_in_the_cache_that_know_more_are_named(subject: Callable[..., Subject], cached: Path) -> None:
-    old = msgspec.structs.replace(subject("b9760", {"architectures": [NEW]}), tree=cached / "package-b9760", trees=cached)
-    assert f"set `llama_cpp.tag` to one that does: {'a' * 40} in the cache, or a newer one" in refused(old)
-    (cached / ("a" * 40) / TAG_MARK).write_text("b11434")
+def test_tags_in_the_cache_that_know_more_are_named(subject: Callable[..., Subject], cached: Store) -> None:
+    older = {"tree": cached.entry("source", "package-b9760"), "store": cached}
+    old = msgspec.structs.replace(subject("b9760", {"architectures": [NEW]}), **older)
     assert "set `llama_cpp.tag` to one that does: b11434 in the cache, or a newer one" in refused(old)
-    shutil.copytree(cached / ("a" * 40), cached / "package-b9999")
-    (cached / "package-b9999" / TAG_MARK).unlink()
-    assert "one that does: b9999, b11434 in the cache" in refused(old)
-    unknown = msgspec.structs.replace(subject("b9760", {"architectures": ["XyzzyModel"]}), trees=cached)
+    # A mark that is copied is still that of another.
+    shutil.copy(beside(cached.entry("source", "a" * 40)), beside(cached.entry("source", "package-b1")))
+    beside(cached.entry("source", "a" * 40)).unlink()
+    assert "in the cache" not in refused(old)
+    unknown = msgspec.structs.replace(subject("b9760", {"architectures": ["XyzzyModel"]}), store=cached)
     assert "in the cache" not in refused(unknown)
 
 
@@ -265,12 +273,14 @@ def test_a_failed_script_is_told_in_terms_of_the_job(
     assert words in f"{error.message}\n{error.hint}" and error.exit_code == code and error.log == tmp_path / "log"
 
 
-def test_tags_in_the_cache_that_know_a_tokenizer_are_named(subject: Callable[..., Subject], cached: Path, tmp_path: Path) -> None:
-    older, newer = cached / "package-b9760", cached / ("a" * 40)
+def test_tags_in_the_cache_that_know_a_tokenizer_are_named(
+    subject: Callable[..., Subject], cached: Store, tmp_path: Path
+) -> None:
+    older, newer = cached.entry("source", "package-b9760"), cached.entry("source", "a" * 40)
     digests = [set(re.findall(KNOWN_BY_NEWER, capabilities.core(root).read_text(encoding="utf-8"))) for root in (newer, older)]
     unknown = failed(tmp_path, UNKNOWN + min(digests[0] - digests[1]))
-    error = preflight.refusal(msgspec.structs.replace(subject("b9760"), tree=older, trees=cached), "job.yaml: m", unknown)
-    assert error.hint == f"set `llama_cpp.tag` to one that does: {newer.name} in the cache, or a newer one; or else"
+    error = preflight.refusal(msgspec.structs.replace(subject("b9760"), tree=older, store=cached), "job.yaml: m", unknown)
+    assert error.hint == "set `llama_cpp.tag` to one that does: b11434 in the cache, or a newer one; or else"
 
 
 @pytest.mark.parametrize(

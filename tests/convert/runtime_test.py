@@ -14,6 +14,7 @@ from llamacpp_orchestrator.convert import capabilities
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import runtime
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.util.store import Store
 from tests.support import makers
 from tests.support.answer import Answer
 
@@ -96,18 +97,20 @@ def test_the_tables_name_architectures_that_there_are(tree: Tree) -> None:
 
 
 def test_it_is_refused_with_a_way_out(tree: Tree, tmp_path: Path) -> None:
-    cache = tmp_path / "source"
-    shutil.copytree(tree("b11434"), cache / "able")
-    (cache / "able" / "complete.json").write_text("{}")
-    script = cache / "able" / "conversion" / "llama.py"
-    text = script.read_text(encoding="utf-8").replace("undo_permute = True", 'undo_permute = True; READS = "hidden_act"', 1)
-    script.write_text(text, encoding="utf-8")
+    def able(dest: Path) -> None:
+        shutil.copytree(tree("b11434"), dest, dirs_exist_ok=True)
+        script = dest / "conversion" / "llama.py"
+        text = script.read_text(encoding="utf-8").replace("undo_permute = True", 'undo_permute = True; READS = "hidden_act"', 1)
+        script.write_text(text, encoding="utf-8")
+
+    kept = Store(tmp_path / "cache")
+    kept.ensure("source", "k", able, about="able")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "hidden_act": "relu"}))
 
-    def said(compared: bool = True, weights: bool = True, args: tuple[str, ...] = (), trees: Path | None = None) -> str:
+    def said(compared: bool = True, weights: bool = True, args: tuple[str, ...] = (), store: Store | None = None) -> str:
         subject = preflight.Subject(
             tree=tree("b11434"), tag="b11434", folder=tmp_path, source="org/m", compared=compared, weights=weights, args=args,
-            trees=trees,
+            store=store,
         )  # fmt: skip
         try:
             preflight.check_model(subject)
@@ -120,7 +123,7 @@ def test_it_is_refused_with_a_way_out(tree: Tree, tmp_path: Path) -> None:
         "no tag that is known here can; a newer one may; with `verify: structure` it is converted all the same, to a model that "
         "answers otherwise than its source"
     )
-    assert "set `llama_cpp.tag` to one that does: able in the cache" in said(trees=cache)
+    assert "set `llama_cpp.tag` to one that does: able in the cache" in said(store=kept)
     assert said(compared=False) == said(weights=False) == said(args=("--vocab-only",)) == ""
 
 

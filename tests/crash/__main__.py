@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import sys
 import tempfile
@@ -17,6 +18,7 @@ import msgspec
 from tests.crash import cuts
 from tests.crash import full
 from tests.crash import kills
+from tests.crash import mends
 from tests.crash import world as worlds
 from tests.crash.scene import Scene
 from tests.crash.scene import publish
@@ -24,7 +26,7 @@ from tests.crash.scene import scene
 from tests.crash.scene import twin
 from tests.support import disks
 
-LANES, KILLS, ROUTES = 2, 60, ("pypi", "git")
+LANES, KILLS, MENDS, ROUTES = 2, 60, 16, ("pypi", "git")
 APART = 7  # of two requests that are cut in one run: further than anything tries again
 
 
@@ -50,7 +52,7 @@ Trial = tuple[str, Callable[[str], tuple[bool, list[str]]]]  # what it is called
 
 def main(words: list[str]) -> int:
     """All of it, or the kinds that are named; 1 when anything was wrong."""
-    asked = words or ["kills", "full", "cuts"]
+    asked = words or ["kills", "mends", "full", "cuts"]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="crash-", ignore_cleanup_errors=True) as scratch, scene(Path(scratch)) as here:
         cut = cuts.cutting(here)
@@ -77,7 +79,7 @@ def references(here: Scene, cut: cuts.Cut) -> Iterator[tuple[str, Reference]]:
             if ended.code:
                 sys.exit(f"an undisturbed run failed:\n{ended.said}")
             if route == "pypi" and not lane:
-                publish(here, next((world.cache / "source").glob("package-*/")))
+                publish(here, next(path for path in (world.cache / "source").glob("package-*") if path.is_dir()))
         lines = tuple(ended.said.splitlines())
         yield route, Reference(sums=world.sums(), lines=lines, seconds=ended.seconds, requests=cut.seen)
 
@@ -121,6 +123,28 @@ def kill_rows(here: Scene, cut: cuts.Cut, known: dict[str, Reference]) -> Iterat
         yield every(f"killed ({route})", map(trial, chosen))
 
 
+def mend_rows(here: Scene, cut: cuts.Cut, known: dict[str, Reference]) -> Iterator[Row]:
+    """Kills while a damaged cache is mended, by both routes; each lane keeps its world."""
+    for route, reference in known.items():
+        kept = {f"lane{number}": worlds.make(here, f"lane{number}", route) for number in range(LANES)}
+        for world in kept.values():
+            world.run()
+        mends.spoil(kept["lane0"], next(iter(mends.DAMAGES)))
+        mend = kept["lane0"].run()
+        chosen = kills.moments(mend.said.splitlines(), mend.seconds, MENDS // len(known))
+        ways = itertools.cycle(mends.DAMAGES)
+
+        def trial(
+            moment: kills.Moment,
+            damage: str,
+            kept: dict[str, worlds.World] = kept,
+            sums: dict[str, str] = reference.sums,
+        ) -> Trial:
+            return f"{damage}, {moment}", lambda lane: mends.survived(kept[lane], damage, moment, sums)
+
+        yield every(f"mends ({route})", map(trial, chosen, ways))
+
+
 def full_rows(here: Scene, cut: cuts.Cut, known: dict[str, Reference]) -> Iterator[Row]:
     """Disks that are too small."""
     if not disks.possible():
@@ -152,7 +176,7 @@ def cut_rows(here: Scene, cut: cuts.Cut, known: dict[str, Reference]) -> Iterato
         yield every("cut for good", [trial(at, 1) for at in range(1, reference.requests + 1, APART)])
 
 
-KINDS = {"kills": kill_rows, "full": full_rows, "cuts": cut_rows}
+KINDS = {"kills": kill_rows, "mends": mend_rows, "full": full_rows, "cuts": cut_rows}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -55,7 +55,7 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
 @contextlib.contextmanager
 def scene(scratch: Path) -> Iterator[Scene]:
     """The servers as long as the block runs; GitHub's has nothing yet (`publish`)."""
-    inputs, builds = data(scratch), tuple(mark.parent for mark in BUILDS.glob("*/complete.json"))
+    inputs, builds = data(scratch), tuple(path for path in BUILDS.glob("[!.]*") if path.is_dir())
     with Hub() as hub, GitHub(scratch / "git") as github, serving(hub), serving(github):
         hub.files = files(inputs / "tiny-llama")
         github.archive = packed(programs_of(builds[0])) if builds else b""
@@ -96,7 +96,7 @@ def serving(server: ThreadingHTTPServer) -> Iterator[None]:
 def publish(scene: Scene, tree: Path) -> None:
     """Put a converter tree into the repository that GitHub serves, under the tag."""
     place = scene.github.root / "ggml-org" / "llama.cpp"
-    shutil.copytree(tree, place, ignore=shutil.ignore_patterns("complete.json", "tree.sha256", "tree.time"))
+    shutil.copytree(tree, place)
     for words in (("init", "-q", "-b", "master"), ("add", "-A", "-f"), ("commit", "-q", "-m", "one"), ("tag", TAG)):
         git(*words, at=place)
     git("config", "uploadpack.allowFilter", "true", at=place)

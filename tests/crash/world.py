@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from llamacpp_orchestrator.util.store import TAG as CACHE_TAG
+from llamacpp_orchestrator.util.store import beside
 from tests.crash.scene import Scene
 from tests.support import folders
 from tests.support.scratch import World as Bench
@@ -90,6 +91,8 @@ def make(scene: Scene, name: str, route: str, cache: Path | None = None, output:
     for entry in scene.builds if route == "pypi" else ():
         if not (made.cache / "builds" / entry.name).exists():
             shutil.copytree(entry, made.cache / "builds" / entry.name, copy_function=link)
+            if beside(entry).exists():
+                link(str(beside(entry)), str(beside(made.cache / "builds" / entry.name)))
     (root / "config.yaml").write_text("", encoding="utf-8")
     text = yaml.safe_dump(scene.job(route, os.path.relpath(made.output, root)), sort_keys=False)
     made.job.write_text(text, encoding="utf-8")

@@ -30,6 +30,8 @@ from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system.settings import SERVERS
 from llamacpp_orchestrator.util import archive
 from llamacpp_orchestrator.util import download
+from llamacpp_orchestrator.util import store
+from llamacpp_orchestrator.util.store import beside
 from tests.support import NOWHERE
 from tests.support import TAG
 from tests.support.answer import Answer
@@ -136,7 +138,7 @@ def good(answer: Answer) -> bool:
 
 def left(cache: Path) -> list[str]:
     """What a failure must not leave: entries without their mark, and files of no use to the next run."""
-    entries = [path for path in cache.glob("binaries/*") if not (path / "complete.json").exists()]
+    entries = [path for path in cache.glob("binaries/*") if path.is_dir() and not beside(path).exists()]
     return [str(path) for path in (*entries, *cache.glob("downloads/*/*"), *cache.glob("downloads/*"))]
 
 
@@ -210,8 +212,8 @@ def test_32_no_release(site: GitHub, again: Again, told: Told, cache: Path) -> N
 def test_33_another_archive(site: GitHub, orchestrate: Orchestrate, again: Again, told: Told, cache: Path) -> None:
     assert orchestrate("lock", "job.yaml").code == 0 and orchestrate("exec", "job.yaml", "--", "llama-cli", "--version").code == 0
     first, site.archive = site.archive, release(IDLE + "# other\n")
-    for entry in cache.glob("binaries/*"):
-        (entry / "complete.json").unlink()
+    for mark in cache.glob("binaries/*.complete.json"):
+        mark.unlink()
     answer = again()
     told("33 another digest", answer)
     assert {hashlib.sha256(each).hexdigest() for each in (first, site.archive)} == set(
@@ -529,6 +531,101 @@ def test_42_a_body_that_is_cut(known: str, site: GitHub, again: Again, told: Tol
     assert good(again())
 
 
+def endless(tar: bytes) -> bytes:
+    """A tar without the empty blocks at its end."""
+    content = tar.rstrip(b"\0")
+    return content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+SPOILT: dict[str, Callable[[bytes], bytes]] = {
+    "without its sums": lambda whole: whole[:-8],
+    "of another sum": lambda whole: whole[:-8] + bytes([whole[-8] ^ 255]) + whole[-7:],
+    "without an end": lambda whole: gzip.compress(endless(gzip.decompress(whole))),
+}
+
+
+@pytest.mark.parametrize(("name", "mirrored"), [*((name, False) for name in SPOILT), ("of another sum", True)])
+def test_42_an_archive_that_is_not_whole_and_has_no_digest(
+    name: str, mirrored: bool, site: GitHub, upstream: Path, again: Again, told: Told, cache: Path, world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    site.digests, whole = False, site.archive
+    site.archive = SPOILT[name](whole)
+    with serving(upstream) as other:
+        if mirrored:
+            monkeypatch.setenv("ORCHESTRATE_GITHUB_URL", f"{site.url} {other.url}")
+        answer = again()
+    if mirrored:
+        assert good(answer) and f"{NAME} is damaged" in answer.err, answer.err
+    else:
+        told("42 not whole, no digest known", answer)
+    lock = lock_file.read(world / "job.lock.yaml")
+    bad, digests = hashlib.sha256(site.archive).hexdigest(), {asset.sha256 for asset in lock.assets} if lock else set()
+    assert bad not in digests and not left(cache)
+    site.archive = whole
+    assert good(again())
+
+
+FOREIGN = ("complete.json", "content.sha256", "complete.json/below", ".complete.json", "CACHEDIR.TAG", "job.lock.yaml")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_an_archive_with_a_file_named_as_a_mark_of_ours(
+    name: str, site: GitHub, again: Again, cache: Path, world: Path, orchestrate: Orchestrate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.archive = packed((name, b'{"kind": "binaries", "key": "k", "about": ""}', 0o644, ""), *GOOD)
+    assert orchestrate("lock", world / "job.yaml").code == 0
+    with monkeypatch.context() as patch:
+        # As if the process had gone once the first file lay there: nothing is swept.
+        unpack, remove = archive.unpack, store.remove
+
+        def half(file: Path, dest: Path) -> None:
+            unpack(file, dest, keep=lambda path: path == name)
+            patch.setattr(store, "remove", lambda path: None)
+            raise KeyboardInterrupt
+
+        patch.setattr(archive, "unpack", half)
+        assert again().code == 130
+    assert store.remove is remove and list(cache.glob(f"binaries/*/{name}")) and not list(cache.glob("binaries/*.complete.json"))
+    assert good(again()) and good(again())
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "folder", "newer", "a program cut", "a program gone", "of another"])
+def test_a_mark_that_does_not_fit_is_none(damage: str, site: GitHub, again: Again, cache: Path) -> None:
+    assert good(again())
+    mark, program = next(cache.glob("binaries/*.complete.json")), next(cache.glob("binaries/*/**/llama-cli"))
+    text, code = mark.read_text(encoding="utf-8"), program.read_bytes()
+    if damage == "folder":
+        mark.unlink()
+        (mark / "below").mkdir(parents=True)
+    elif damage == "a program gone":
+        program.unlink()
+    elif damage == "a program cut":
+        program.write_bytes(code[:-1])
+    else:
+        other = {
+            "cut": text[:-9],
+            "empty": "",
+            "newer": text.replace(":1,", ":2,", 1),
+            "of another": text.replace("binaries", "b"),
+        }
+        assert other[damage] != text
+        mark.write_text(other[damage], encoding="utf-8")
+    site.seen.clear()
+    assert good(again()) and mark.read_text(encoding="utf-8") == text and program.read_bytes() == code
+    assert any(NAME in path for path in site.seen), "it was made anew"
+
+
+def test_the_mark_of_an_older_version_is_none(site: GitHub, again: Again, cache: Path) -> None:
+    assert good(again())
+    mark = next(cache.glob("binaries/*.complete.json"))
+    entry = mark.with_name(mark.name.removesuffix(".complete.json"))
+    (entry / "complete.json").write_text(f'{{"kind": "binaries", "key": "{entry.name}", "about": ""}}\n', encoding="utf-8")
+    mark.unlink()
+    next(entry.glob("**/llama-cli")).write_text("half", encoding="utf-8")
+    assert good(again()) and mark.is_file() and not (entry / "complete.json").exists()
+
+
 # --- what cannot run here -----------------------------------------------------------------------------------------------
 
 
@@ -755,7 +852,7 @@ def test_33_a_run_whose_archive_is_another_leaves_the_outputs_alone(
     before = {path.name: path.read_bytes() for path in (world / "dist").iterdir()}
     for tool in (shared_cache / "binaries").glob("*/llama-*/llama-cli"):
         if "# of a run" in tool.read_text(encoding="utf-8"):
-            (tool.parents[1] / "complete.json").unlink()
+            beside(tool.parents[1]).unlink()
     kept, github.archive = github.archive, release(TOOL + "# of another\n")
     told("33 another digest, in a run", run("Q8_0", "Q4_K_M"))
     assert {path.name: path.read_bytes() for path in (world / "dist").iterdir()} == before

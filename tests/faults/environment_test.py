@@ -69,7 +69,7 @@ def tree(ready: Path, world: Path, shared_cache: Path, monkeypatch: pytest.Monke
 
 
 def complete(cache: Path) -> list[Path]:
-    return list((cache / "environments").glob("*/complete.json"))
+    return list((cache / "environments").glob("*.complete.json"))
 
 
 @pytest.mark.slow

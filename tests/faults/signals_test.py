@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.system import sandbox
+from llamacpp_orchestrator.util.store import beside
 from tests.support.answer import Answer
 from tests.support.folders import remains
 from tests.support.programs import SLOW
@@ -126,7 +127,7 @@ def test_83_while_a_server_is_silent(
             cut.setenv("ORCHESTRATE_LLAMA_CPP_FROM", "git" if step == "source" else "pypi")
             lock.unlink()
         interrupt(number, lambda: silent[1], world, "setup", ready)
-    assert not [path for path in (shared_cache / "source").iterdir() if not (path / "complete.json").exists()]
+    assert not [path for path in (shared_cache / "source").iterdir() if path.is_dir() and not beside(path).exists()]
     assert lock.exists() == (step == "binaries") and hidden(world) == []
     job({"source": str(data / "tiny-llama"), "outtype": "f16"}, binaries={"backend": "none"})
     assert orchestrate("setup", ready).code == 0 and lock.read_bytes() == kept
@@ -143,7 +144,7 @@ def test_83_while_the_environment_is_installed(
     monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(cache))
     interrupt(signal.SIGTERM, lambda: list(cache.glob("environments/*/venv/lib/*/site-packages/*")), world, "setup", ready)
     assert not list((cache / "environments").iterdir())
-    assert orchestrate("setup", ready).code == 0 and len(list(cache.glob("environments/*/complete.json"))) == 1
+    assert orchestrate("setup", ready).code == 0 and len(list(cache.glob("environments/*.complete.json"))) == 1
 
 
 def test_83_while_a_model_is_downloaded(orchestrate: Orchestrate, job: Job, ready: Path, hub: Hub, world: Path) -> None:

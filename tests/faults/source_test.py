@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llamacpp_orchestrator.util.store import beside
 from tests.support import NOWHERE
 from tests.support.answer import Answer
 from tests.support.folders import remains
@@ -82,7 +83,7 @@ def ask(world: Path, upstream: Path) -> Ask:
 
 def half_made(cache: Path, world: Path) -> list[Path]:
     """What a failure must not leave: a lock, scratch folders, parts, entries without their mark."""
-    entries = [path for path in (cache / "source").glob("*") if not (path / "complete.json").exists()]
+    entries = [path for path in (cache / "source").iterdir() if path.is_dir() and not beside(path).exists()]
     return [*entries, *remains(cache), *world.glob("*.lock.yaml")]
 
 
@@ -264,7 +265,7 @@ def test_27_a_cache_of_another_user(
             os.chown(path, STRANGER, STRANGER) if cache in (path, *path.parents) else path.chmod(0o777)
         assert orchestrate("lock", file).code == 0, "root may use it"
         if not whole:
-            next(cache.glob("source/*/complete.json")).unlink()
+            next(cache.glob("source/*.complete.json")).unlink()
             file.with_name("job.lock.yaml").unlink()
         for path in (upstream, *upstream.rglob("*")):
             os.chown(path, NOBODY, NOBODY)

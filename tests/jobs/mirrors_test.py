@@ -103,7 +103,7 @@ def test_a_mirror_that_is_down_and_a_route_that_is_out_of_reach(
     # The lock names a commit, the package route has none: it brings the same tree, or it would be refused.
     answer = orchestrate("setup", "job.yaml", "--locked")
     assert "trying pypi" in answer.err and (world / "job.lock.yaml").read_text() == by_git
-    assert len(list((tmp_path / "fresh2" / "source").iterdir())) == 1
+    assert len(list((tmp_path / "fresh2" / "source").glob("*.complete.json"))) == 1
 
 
 def test_an_archive_from_the_next_mirror_when_the_first_sends_other_bytes(github: GitHub, tmp_path: Path) -> None:

@@ -191,8 +191,7 @@ def test_an_archive_without_a_published_digest_is_pinned_by_its_first_download(
     assert sum("/download/" in path for path in github.seen) == 1, "downloaded once"
 
     # Another machine, and the archive was replaced meanwhile.
-    for entry in (shared_cache / "binaries").iterdir():
-        shutil.rmtree(entry)
+    shutil.rmtree(shared_cache / "binaries")
     github.archive = release(TOOL + "# other\n")
     moved = orchestrate("run", file, "--locked", "--force")
     assert moved.code == 1 and digest in moved.err and hashlib.sha256(github.archive).hexdigest() in moved.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import errno
 import hashlib
 import os
@@ -403,6 +404,45 @@ def test_a_view_on_a_full_disk_is_no_success(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "view" / "config.json").mkdir(parents=True)
     with pytest.raises(OSError):
         models_view.make_view([HubFile(path="config.json", size=2)], origin, tmp_path / "view")
+
+
+BUSY = ("GET /api/models/org/m/revision", "GET /api/models/org/m/tree", "HEAD /org/m/resolve", "GET /org/m/resolve", "GET /store")
+FAR = ({"Retry_After": "86400"}, {"Retry_After": "Fri, 31 Dec 9999 23:59:59 GMT"}, {"RateLimit": '"api";r=0;t=86400'})
+
+
+@pytest.mark.parametrize("begins", BUSY)
+@pytest.mark.parametrize("headers", FAR, ids=["seconds", "date", "limit"])
+def test_no_request_waits_as_long_as_a_hub_asks(server: Hub, cache: Path, begins: str, headers: dict[str, str]) -> None:
+    server.busy, began = (begins, headers), time.monotonic()
+    with pytest.raises(NetworkError, match=r"limits requests \(429\).*ORCHESTRATE_WAIT_SECONDS") as caught:
+        hub.fetch(listed(server), settings(server.url), nothing)
+    assert caught.value.status == 429 and time.monotonic() - began < 20
+    server.busy = ("", {})
+    hub.fetch(listed(server), settings(server.url), nothing)
+
+
+@pytest.mark.parametrize("begins", BUSY)
+def test_what_a_hub_asks_for_is_waited_once_and_told(
+    server: Hub, cache: Path, begins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, said = list[float](), list[str]()
+    wait = cancel.wait
+    monkeypatch.setattr(cancel, "wait", lambda seconds: waits.append(seconds) if seconds >= 1 else wait(seconds))
+    server.busy = (begins, {"Retry_After": "20"})
+    context = contextvars.copy_context()
+    context.run(cancel.tell.set, said.append)
+    with pytest.raises(NetworkError, match="try again in 20 s"):
+        context.run(lambda: hub.fetch(listed(server), settings(server.url), nothing))
+    assert waits and set(waits) == {20.0} and set(said) == {f"waiting 20 s, as {server.url} asks"}
+
+
+def test_a_session_that_the_library_makes_anew_is_guarded_too(server: Hub, cache: Path) -> None:
+    listed(server)
+    first = huggingface_hub.get_session()
+    huggingface_hub.close_session()  # as it does where it cannot connect
+    again = huggingface_hub.get_session()
+    assert again is not first and again.event_hooks == first.event_hooks and again.timeout == first.timeout
+    assert again.follow_redirects
 
 
 def test_a_listing_is_pinned_and_fetched(server: Hub, cache: Path) -> None:

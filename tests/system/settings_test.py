@@ -223,6 +223,18 @@ def test_memory(tmp_path: Path) -> None:
             load(tmp_path, config, **variables)
 
 
+def test_how_long_a_server_may_put_off(tmp_path: Path) -> None:
+    assert load(tmp_path, "").wait == 30.0 and load(tmp_path, "wait_seconds: 90\n").wait == 90.0
+    assert load(tmp_path, "wait_seconds: 90\n", ORCHESTRATE_WAIT_SECONDS="0").wait == 0.0
+    for config, variables, where in (
+        ("wait_seconds: long\n", {}, "config.yaml: wait_seconds"),
+        ("", {"ORCHESTRATE_WAIT_SECONDS": "1e3"}, "ORCHESTRATE_WAIT_SECONDS"),
+        ("", {"ORCHESTRATE_WAIT_SECONDS": "9" * 6}, "ORCHESTRATE_WAIT_SECONDS"),
+    ):
+        with pytest.raises(JobError, match=f"{where}: expected a number of seconds, found"):
+            load(tmp_path, config, **variables)
+
+
 def test_limits(tmp_path: Path) -> None:
     assert load(tmp_path, "").limits == Limits(memory=0, seconds=86400.0)
     assert load(tmp_path, "limit_memory: 6GiB\nlimit_minutes: 90\n").limits == Limits(memory=6 << 30, seconds=5400.0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextvars
 import gzip
 import hashlib
 import io
@@ -7,6 +8,7 @@ import os
 import stat
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,7 +104,7 @@ def test_an_error_holds_no_login(text: str) -> None:
 # --- JSON ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", [answer(500), answer(503), answer(429, Retry_After="0")])
+@pytest.mark.parametrize("first", [answer(500), answer(503), answer(429, Retry_After="0"), answer(403, Retry_After="0")])
 def test_json_is_asked_again(server: Server, first: Route) -> None:
     server.routes["/x"] = in_turn(first, answer(200, b'{"a": 1}'))
     assert download.get_json(f"{server.url}/x") == {"a": 1}
@@ -131,6 +133,49 @@ def test_json_refused(server: Server, route: Route, status: int, said: str, time
     assert said in caught.value.message
     assert "secret" not in caught.value.message
     assert server.times("/x?secret=1") == times
+
+
+FAR = ("86400", "Fri, 31 Dec 9999 23:59:59 GMT", "9" * 400)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("after", FAR)
+@pytest.mark.parametrize("ask", ["get", "fetch", "head"])
+def test_a_wait_that_is_too_long_is_an_end(server: Server, status: int, after: str, ask: str, tmp_path: Path) -> None:
+    server.routes["/x"], began = answer(status, Retry_After=after), time.monotonic()
+    with pytest.raises(NetworkError, match="ORCHESTRATE_WAIT_SECONDS") as caught:
+        if ask == "get":
+            download.get(f"{server.url}/x")
+        elif ask == "head":
+            download.head(f"{server.url}/x")
+        else:
+            download.fetch(f"{server.url}/x", tmp_path / "f", sha256=SHA)
+    assert caught.value.status == status and server.times("/x") == 1 and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("ask", ["get", "fetch"])
+def test_waits_of_one_request_have_a_limit_together(
+    server: Server, ask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, said = list[float](), list[str]()
+    monkeypatch.setattr(cancel, "wait", waits.append)
+    server.routes["/x"] = answer(429, Retry_After="20")
+    context = contextvars.copy_context()
+    context.run(cancel.tell.set, said.append)
+    with pytest.raises(NetworkError, match="try again in 20 s"):
+        if ask == "get":
+            context.run(download.get, f"{server.url}/x")
+        else:
+            context.run(lambda: download.fetch(f"{server.url}/x", tmp_path / "f", sha256=SHA))
+    assert waits == [20.0] and server.times("/x") == 2
+    assert said == [f"waiting 20 s, as {server.url.removeprefix('http://')} asks"]
+    monkeypatch.setattr(cancel, "longest", 100.0)
+    server.routes["/y"] = in_turn(answer(503, Retry_After="40"), answer(429, Retry_After="40"), answer(200, BODY))
+    if ask == "get":
+        assert download.get(f"{server.url}/y").content == BODY
+    else:
+        download.fetch(f"{server.url}/y", tmp_path / "g", sha256=SHA)
+    assert waits == [20.0, 40.0, 40.0]
 
 
 def test_json_of_no_server() -> None:

@@ -37,9 +37,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> 
         place = root / "ggml-org" / "llama.cpp"
         if not place.exists():
             shutil.copytree(shared_cache / "source" / f"package-{TAG}", place)
-            (place / "complete.json").unlink()
-            (place / "tree.sha256").unlink()
-            (place / "tree.time").unlink()
             (place / "src").mkdir()
             (place / "src" / "llama.cpp").write_bytes(os.urandom(300_000))
             for words in (("init", "-q", "-b", "master"), ("add", "-A"), ("commit", "-q", "-m", "one"), ("tag", TAG)):

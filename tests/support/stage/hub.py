@@ -45,6 +45,7 @@ class Hub(ThreadingHTTPServer):
         self.commit = COMMIT  # where the branches are
         self.gone: set[str] = set()  # commits that are no longer there
         self.xet = ""  # where the newer store is said to be
+        self.busy: tuple[str, dict[str, str]] = ("", {})  # what begins so is refused (429), with such headers
         self.over = threading.Event()
         port = self.server_address[1]
         self.url, self.store = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
@@ -66,6 +67,9 @@ class Route(BaseHTTPRequestHandler):
         if (token := self.headers.get("Authorization")) and token != f"Bearer {KEY}":
             self.server.tokens.append(token)
             self.server.strayed += [path] if f"http://{self.headers['Host']}" != self.server.url else []
+        begins, headers = self.server.busy
+        if begins and f"{self.command} {path}".startswith(begins):
+            return self.reply(429, b"", **headers)
         for pattern, answer in (
             (r"/api/models/(.+)/revision/(.+)", self.revision),
             (r"/api/models/(.+)/tree/(.+)", self.tree),
@@ -89,7 +93,7 @@ class Route(BaseHTTPRequestHandler):
             return self.silence()
         if fault in errors or (fault.startswith("once-") and self.server.seen[f"GET {self.path}"] == 1):
             status, code = errors[fault.removeprefix("once-")]
-            return self.reply(status, X_Error_Code=code, **({"Retry_After": "0"} if status == 429 else {}))
+            return self.reply(status, b"", X_Error_Code=code, **({"Retry_After": "0"} if status == 429 else {}))
         if fault == "page":
             return self.page()
         if fault == "page-redirect":
