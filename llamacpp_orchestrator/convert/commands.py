@@ -18,8 +18,13 @@ def model_command(python: str, tree: Path, view: Path, outfile: Path, outtype: s
     Without a name the script takes it from its `--metadata` file, over which the option would win (gguf-py/gguf/metadata.py).
     """
     named = ("--model-name", name) if name else ()
-    options = ("--outfile", str(outfile), "--outtype", outtype, *named, *args)
+    options = ("--outfile", _literal(outfile), "--outtype", outtype, *named, *args)
     return Command((python, str(tree / SCRIPTS["model"]), str(view), *options), cwd=str(outfile.parent))
+
+
+def _literal(outfile: Path) -> str:
+    """A path as the scripts take it as it is: braces in its name are parts to be filled in (gguf-py/gguf/utility.py)."""
+    return str(outfile.with_name(outfile.name.replace("{", "{{").replace("}", "}}")))
 
 
 def vocabulary_command(command: Command, view: Path, outfile: Path) -> Command:
@@ -53,7 +58,7 @@ def adapter_command(
     python: str, tree: Path, base: Path, view: Path, outfile: Path, outtype: str, args: tuple[str, ...]
 ) -> Command:
     """The call that converts an adapter; always with `--base`, or the script would ask the hub."""
-    options = ("--base", str(base), "--outfile", str(outfile), "--outtype", outtype, *args)
+    options = ("--base", str(base), "--outfile", _literal(outfile), "--outtype", outtype, *args)
     return Command((python, str(tree / SCRIPTS["adapter"]), str(view), *options), cwd=str(outfile.parent))
 
 

@@ -1,10 +1,10 @@
 """Map a source's tensors to a GGUF's, by the tag's own name map; run by the environment's python.
 
 Called as tensor_map.py QUESTION ANSWER. Both are JSON files. Question: {"package", "architecture", "blocks", "source":
-{name: [file, start, end, dtype]}, "output": {name: [file, start, end, type]}, "expect": folder of the model or ""}. Answer:
-{"mapped": {source name: output name}, "known": names that the architecture has, {bid} for the block, "zeros": {output name:
-[zeros, zeros that the source explains]}, "expected": {output name: elements} by the model's class in transformers, or null
-where nobody knows}.
+{name: [file, start, end, dtype]}, "output": {name: [file, start, end, type]}, "names": those of all tensors of the output,
+"expect": folder of the model or ""}. Answer: {"mapped": {source name: output name}, "known": names that the architecture has,
+{bid} for the block, "zeros": {output name: [zeros, zeros that the source explains]}, "spare": zeros that the source has besides,
+or -1, "expected": {output name: elements} by the model's class in transformers, or null where nobody knows}.
 """
 
 import json
@@ -90,6 +90,27 @@ def zeros(question: dict[str, Any], mapped: dict[str, str]) -> dict[str, list[in
     return counts
 
 
+def spare(question: dict[str, Any], mapped: dict[str, str], counts: dict[str, list[int]]) -> int:
+    """The count of zeros in what the source has for tensors that are not compared one by one; -1 where numbers are packed."""
+    unknown = {name for name, (_, due) in counts.items() if due < 0}
+    compared = set(question["names"]) - unknown
+    count = 0
+    for name, place in question["source"].items() if unknown else ():
+        if place[3] in ("I64", "BOOL", "F8_E8M0"):  # counters, masks, scales
+            continue
+        # A converter may give a tensor another name than the map does, so what is all zeros counts in any case.
+        if mapped[name] in compared and any(piece.any() for piece in pieces(place)):
+            continue
+        if place[3] in ("F8_E4M3", "F8_E5M2"):
+            count += sum(len(piece) - int(numpy.count_nonzero(piece & 0x7F)) for piece in pieces(place))
+            continue
+        due = zeros_due(place, 1)
+        if due is None:
+            return -1
+        count += due
+    return count
+
+
 def expected(folder: Path, names: Any) -> dict[str, int] | None:
     """The tensors of the model's class in transformers; nothing is loaded but its config."""
     import torch
@@ -117,14 +138,17 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
     arch = next((key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == question["architecture"]), None)
     if arch is None:
-        return {"mapped": {}, "known": [], "zeros": zeros(question, {}), "expected": None}
+        mapped = dict.fromkeys(question["source"], "")
+        counts = zeros(question, mapped)
+        return {"mapped": {}, "known": [], "zeros": counts, "spare": spare(question, mapped, counts), "expected": None}
     names = gguf.get_tensor_name_map(arch, question["blocks"])
     mapped = {name: target(names, name) for name in question["source"]}
     if question["expect"]:
-        return {"mapped": mapped, "known": [], "zeros": {}, "expected": expected(Path(question["expect"]), names)}
-    patterns = [gguf.TENSOR_NAMES[kind] for kind in gguf.MODEL_TENSORS[arch]]
-    patterns = [f"{name}.weight" for name in patterns]
-    return {"mapped": mapped, "known": patterns, "zeros": zeros(question, mapped), "expected": None}
+        return {"mapped": mapped, "known": [], "zeros": {}, "spare": -1, "expected": expected(Path(question["expect"]), names)}
+    # Of a projector b11434 lists kinds that it gives no name.
+    patterns = [f"{gguf.TENSOR_NAMES[kind]}.weight" for kind in gguf.MODEL_TENSORS[arch] if kind in gguf.TENSOR_NAMES]
+    counts = zeros(question, mapped)
+    return {"mapped": mapped, "known": patterns, "zeros": counts, "spare": spare(question, mapped, counts), "expected": None}
 
 
 if __name__ == "__main__":

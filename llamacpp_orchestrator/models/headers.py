@@ -17,6 +17,7 @@ from llamacpp_orchestrator.models.safetensors import Stored
 from llamacpp_orchestrator.models.safetensors import read_json
 from llamacpp_orchestrator.models.safetensors import safetensors_header
 from llamacpp_orchestrator.models.weight_files import INDEX
+from llamacpp_orchestrator.models.weight_files import ONE_SAVE
 
 MERGE = "merge the adapter first: load it with PEFT, `model.merge_and_unload().save_pretrained(...)`, and convert that"
 # Names that a wrapper around the model left in a checkpoint: what it is, and the way to a checkpoint without it. Where the tag's
@@ -45,7 +46,6 @@ ZERO_3 = (
     "saved from DeepSpeed's ZeRO-3 (or FSDP) without gathering? in the checkpoint's folder `python zero_to_fp32.py . OUT` makes"
     " whole weights; stage3_gather_16bit_weights_on_model_save saves them so"
 )
-ONE_SAVE = "get index and weights from one save; a single model.safetensors needs no index"
 # Bookkeeping of quantizers that has no elements where it is not used.
 MAY_BE_EMPTY = re.compile(r"g_idx(_sort_indices)?$|perm$")
 

@@ -41,7 +41,7 @@ from llamacpp_orchestrator.models.selection import Snapshot as Snapshot
 from llamacpp_orchestrator.models.selection import check_index
 from llamacpp_orchestrator.models.selection import check_names
 from llamacpp_orchestrator.models.selection import select_files
-from llamacpp_orchestrator.models.weight_files import INDEX
+from llamacpp_orchestrator.models.weight_files import INDEXES
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import download
 from llamacpp_orchestrator.util.background import load
@@ -69,16 +69,15 @@ def list_hub(
 
     place, commit, by_path = first_answer(settings.huggingface, ask, tell)
     index: tuple[str, ...] = ()
-    if INDEX in by_path and weights and kind == "model":
+    if weights and kind == "model" and (index_file := weight_files.index_name(by_path, remote_code)):
         # Small, and fetched in any case: it says which of the files are the weights.
-        alone = Snapshot(source=repo_id, commit=commit, files=(_hub_file(by_path[INDEX], place),))
-        index = weight_files.indexed(fetch(alone, settings, tell) / INDEX)
+        alone = Snapshot(source=repo_id, commit=commit, files=(_hub_file(by_path[index_file], place),))
+        index = weight_files.indexed(fetch(alone, settings, tell) / index_file)
     how: dict[str, Any] = {"kind": kind, "weights": weights, "remote_code": remote_code, "index": index}
     chosen = select_files(by_path, source=repo_id, **how)
     files = tuple(_hub_file(by_path[name], place) for name in chosen)
     check_sizes(files, repo_id, settings)
-    unread = weight_files.unread(by_path, chosen) if kind == "model" else ()
-    return Snapshot(source=repo_id, commit=commit, files=files, unread=unread)
+    return Snapshot(source=repo_id, commit=commit, files=files, unread=weight_files.unread(by_path, chosen))
 
 
 def _list(place: Place) -> tuple[str, dict[str, Any]]:
@@ -178,8 +177,8 @@ def fetch(snapshot: Snapshot, settings: Settings, tell: Tell, sha256: Sha256 = f
 
     # The index comes first: what it misses is told before the weights are downloaded.
     for index in (True, False):
-        _fetch_group(fetch_one, [file for file in snapshot.files if (file.path == INDEX) is index], transfer, count)
-        if INDEX in names and any(name.endswith(".safetensors") for name in names):
+        _fetch_group(fetch_one, [file for file in snapshot.files if (file.path in INDEXES) is index], transfer, count)
+        if any(name.endswith((".safetensors", ".bin")) for name in names):
             check_index(folder, names)
     progress(total, total)
     return folder

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,7 +17,6 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.job.fields import RESERVED
 from llamacpp_orchestrator.models import weight_files
-from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.models.weight_files import MODULES
 from llamacpp_orchestrator.models.weight_files import PICKLES
 from llamacpp_orchestrator.models.weight_files import matches
@@ -128,10 +128,10 @@ def list_folder(path: Path, *, kind: str, weights: bool, remote_code: bool, sha2
     if not path.is_dir():
         raise OrchestrateError(f"{path} is not a folder", "check `source`; a hub id is written org/name, with no ./ before it")
     names = [name for name in _names(path) if (path / name).is_file()]
-    index = weight_files.indexed(path / INDEX) if INDEX in names and weights and kind == "model" else ()
+    index = _index(path, names, kind=kind, weights=weights, remote_code=remote_code)
     chosen = select_files(names, source=str(path), kind=kind, weights=weights, remote_code=remote_code, index=index)
     files = tuple(HubFile(path=name, size=(path / name).stat().st_size, sha256=sha256(path / name)) for name in chosen)
-    return Snapshot(source=str(path), files=files, unread=weight_files.unread(names, chosen) if kind == "model" else ())
+    return Snapshot(source=str(path), files=files, unread=weight_files.unread(names, chosen))
 
 
 def check_pointers(path: Path, *, kind: str, weights: bool, remote_code: bool) -> None:
@@ -141,14 +141,19 @@ def check_pointers(path: Path, *, kind: str, weights: bool, remote_code: bool) -
     if not stand_ins:
         return
     needed = {name for name in names if matches(name, ADAPTER if kind == "adapter" else (*SMALL, "*.safetensors"))}
-    if INDEX not in stand_ins:
+    how: dict[str, Any] = {"kind": kind, "weights": weights, "remote_code": remote_code}
+    if weight_files.index_name(names, remote_code) not in stand_ins:
         with contextlib.suppress(OrchestrateError):
-            index = weight_files.indexed(path / INDEX) if INDEX in names and weights and kind == "model" else ()
-            how = {"weights": weights, "remote_code": remote_code}
-            needed = set(select_files(names, source=str(path), kind=kind, index=index, **how))
+            needed = set(select_files(names, source=str(path), index=_index(path, names, **how), **how))
     complaint, way = pointers.complaint(path, (name for name in stand_ins if name in needed))
     if complaint:
         raise IntegrityError(complaint, way)
+
+
+def _index(path: Path, names: list[str], *, kind: str, weights: bool, remote_code: bool) -> tuple[str, ...]:
+    """The weight files that the index of a folder names, () where it has none; IntegrityError for a damaged one."""
+    index = weight_files.index_name(names, remote_code) if weights and kind == "model" else ""
+    return weight_files.indexed(path / index) if index else ()
 
 
 def _names(path: Path) -> list[str]:
@@ -161,5 +166,5 @@ def _names(path: Path) -> list[str]:
 def check_index(path: Path, names: Iterable[str]) -> None:
     """Raise OrchestrateError when the index of a sharded model is damaged, or names files that are not there."""
     have = set(names)
-    if INDEX in have:
-        weight_files.check_indexed(weight_files.indexed(path / INDEX), have, path)
+    for index in have.intersection(weight_files.INDEXES):
+        weight_files.check_indexed(weight_files.indexed(path / index), have, path)

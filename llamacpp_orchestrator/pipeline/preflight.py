@@ -31,14 +31,14 @@ def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
     """What is to be said of the model that an output is converted from: its weights, and what the tag is shown otherwise."""
     if build.of:
         return ()
-    translated = converter_view.notes(pinned, build)
+    own = build.needs[-1][0]  # of an adapter its base is named before it
+    beside = weight_files.note(pinned.files(own).unread)
+    notes = (*([beside] if beside else []), *converter_view.notes(pinned, build))
     if build.output.lora:
-        return translated
-    pin = pinned.files(build.needs[0][0])
+        return notes
     view = converter_view.views(pinned, build)[0]
-    weights, beside = headers.read(view), weight_files.note(pin.unread)
-    odd = (*headers.notes(weights), *quantized.notes(preflight.read_json(view / "config.json"), weights))
-    return (*([beside] if beside else []), *odd, *translated)
+    weights = headers.read(view)
+    return (*notes, *headers.notes(weights), *quantized.notes(preflight.read_json(view / "config.json"), weights))
 
 
 def subject(pinned: PinnedJob, model: spec.Model, view: Path) -> preflight.Subject:

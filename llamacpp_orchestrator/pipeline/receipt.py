@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Container
 from pathlib import Path
 
@@ -101,13 +102,30 @@ def record(path: Path) -> FileRecord:
 
 
 def read(path: Path) -> Receipt | None:
-    """The receipt of an output; one that is absent, damaged or of a later format counts as none."""
+    """The receipt of an output; one that is absent, damaged, of a later format or another output's counts as none."""
+    receipt = _decoded(path)
+    return receipt if receipt and _is_own(receipt, path) else None
+
+
+def _decoded(path: Path) -> Receipt | None:
     try:
         receipt = msgspec.json.decode(receipt_path(path).read_bytes(), type=Receipt)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    plain = all(file.name == Path(file.name).name and file.name not in ("", "..") for file in receipt.files)
+    names = (receipt.path, *(file.name for file in receipt.files))
+    plain = all(name == Path(name).name and name not in ("", "..") for name in names)
     return receipt if receipt.format == FORMAT and receipt.files and plain else None
+
+
+def _is_own(receipt: Receipt, path: Path) -> bool:
+    """Tell whether a receipt lies under the name of its output, and vouches for a file of that name where it has one file."""
+    vouched = len(receipt.files) > 1 or SHARD.sub("", receipt.files[0].name) == receipt.path
+    return vouched and _alike(receipt_path(path.with_name(receipt.path)), receipt_path(path))
+
+
+def _alike(one: Path, other: Path) -> bool:
+    """Tell whether two names are one on disks that keep accents in parts, or do not tell capitals."""
+    return unicodedata.normalize("NFC", one.name).casefold() == unicodedata.normalize("NFC", other.name).casefold()
 
 
 def write(path: Path, receipt: Receipt) -> None:
@@ -174,7 +192,11 @@ def recheck(path: Path) -> list[str]:
     path = path.with_name(path.name.removesuffix(SUFFIX))
     receipt = read(path) or read(path.with_name(SHARD.sub("", path.name)))
     if receipt is None:
-        return [f"{path.name} has no readable receipt, so nothing says what it should be"]
+        other = _decoded(path)
+        why = f"a receipt beside it that is of {other.path}" if other else "no readable receipt"
+        return [f"{path.name} has {why}, so nothing says what it should be"]
+    if path.exists() and not any(_alike(path, path.with_name(file.name)) for file in receipt.files):
+        return [f"{path.name} is none of the files that its receipt names"]
     from llamacpp_orchestrator.util import background
     from llamacpp_orchestrator.verify import gguf
 

@@ -189,9 +189,8 @@ def _content(subject: Subject, blank: set[str], run: Run) -> Findings:
         return _adapter(subject.views[1], have)
     model = subject.views[0]
     if _partial(subject):
-        return Findings(
-            notes=(f"only a part of the model was asked for ({' '.join(subject.args)}), so it was not compared with it",)
-        )
+        line = f"only a part of the model was asked for ({' '.join(subject.args)}), so it was not compared with it"
+        return Findings(notes=(line,)) + _zeros_of_part(subject, have, blank, run)
     rows = have.tensors["token_embd.weight"][1].shape if "token_embd.weight" in have.tensors else ()
     config = safetensors.read_json(model / "config.json")
     behind = encoders.compare(model, config, have.metadata, headers.read(model).names, _shapes(have))
@@ -238,12 +237,11 @@ def _adapter(folder: Path, have: Contents) -> Findings:
     }
     begin = safetensors.data_begin(file)
     theirs = {
-        name for name, value in header.items() if "lora_B" in name or "lora_embedding_B" in name
-        if _silent(file, *(begin + at for at in value["data_offsets"]))
+        name for name, value in header.items() if _silent(file, *(begin + at for at in value["data_offsets"]))
     }  # fmt: skip
     mine = {
         name for name, (path, tensor) in have.tensors.items()
-        if name.endswith("lora_b") and _silent(path, tensor.start, tensor.start + tensor.size)
+        if _silent(path, tensor.start, tensor.start + tensor.size)
     }  # fmt: skip
     findings = tensors.adapter({name: tuple(value["shape"]) for name, value in header.items()}, _shapes(have), (theirs, mine))
     due = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("lora_alpha")
@@ -274,18 +272,12 @@ def _weights(folder: Path) -> dict[str, list[Any]]:
     return places
 
 
-def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Findings:
-    model = subject.views[0]
-    source = _weights(model)
-    if not source:
-        return Findings(notes=("its source has no safetensors, so its tensors were not compared",))
-    architecture = str(have.metadata.get("general.architecture"))
-    blocks = have.metadata.get(f"{architecture}.block_count", 0)
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    question = {
+def _question(subject: Subject, have: Contents, blank: set[str], source: dict[str, list[Any]]) -> dict[str, Any]:
+    blocks = [count for key, count in have.metadata.items() if key.endswith(".block_count") and isinstance(count, int)]
+    return {
         "package": str(subject.tree / "gguf-py"),
-        "architecture": architecture,
-        "blocks": blocks,
+        "architecture": str(have.metadata.get("general.architecture")),
+        "blocks": max(blocks, default=0),
         "source": {name: place[:4] for name, place in source.items()},
         # The others have no zeros that must be accounted for, so they need not be read again.
         "output": {
@@ -293,18 +285,39 @@ def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Fin
             for name, (path, tensor) in have.tensors.items()
             if name in blank
         },
+        "names": list(have.tensors),
         "expect": "",
     }
+
+
+def _zeros_of_part(subject: Subject, have: Contents, blank: set[str], run: Run) -> Findings:
+    """Tensors of a projector or another part that are all zero, and not so in the source."""
+    source = _weights(subject.views[0])
+    if not source or not blank:
+        return Findings()
+    answer = _ask(subject, TENSOR_MAP, _question(subject, have, blank, source), run)
+    sides = Sides(source={name: tuple(place[4]) for name, place in source.items()}, output=_shapes(have), mapped=answer["mapped"])
+    whole = {name: tuple(counts) for name, counts in answer["zeros"].items() if counts[0] == have.tensors[name][1].elements}
+    return tensors.zeroed(sides, whole, answer["spare"])
+
+
+def _tensors(subject: Subject, have: Contents, blank: set[str], run: Run) -> Findings:
+    model = subject.views[0]
+    source = _weights(model)
+    if not source:
+        return Findings(notes=("its source has no safetensors, so its tensors were not compared",))
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    question = _question(subject, have, blank, source)
     answer = _ask(subject, TENSOR_MAP, question, run)
     sides = Sides(
         source={name: tuple(place[4]) for name, place in source.items()},
         output=_shapes(have),
         mapped=encoders.placed(answer["mapped"], _shapes(have)),
         names=tuple(answer["known"]) if "LM" in str(config.get("architectures")) else (),
-        blocks=blocks,
+        blocks=question["blocks"],
         headless=_headless(config, model),
     )
-    findings = tensors.account(sides) + tensors.zeroed(sides, {name: (own, due) for name, (own, due) in answer["zeros"].items()})
+    findings = tensors.account(sides) + tensors.zeroed(sides, answer["zeros"], answer["spare"])
     doubtful = tensors.uncertain(sides)
     if findings.failures or not (doubtful.absent or doubtful.shapes):
         return findings

@@ -180,18 +180,26 @@ def decide(sides: Sides, doubtful: Uncertain, expected: Mapping[str, int] | None
     return Findings(failures=tuple(failures))
 
 
-def zeroed(sides: Sides, zeros: Mapping[str, tuple[int, int]]) -> Findings:
-    """Tensors with more zeros than their source accounts for; a rest that was padded may be zero."""
+def zeroed(sides: Sides, zeros: Mapping[str, tuple[int, int]], spare: int) -> Findings:
+    """Tensors with more zeros than their source accounts for; a rest that was padded may be zero.
+
+    `spare` are the zeros of the source for those tensors that cannot be compared one by one, negative where nobody knows.
+    """
     due = source_counts(sides)
-    failures, notes = [], []
+    failures, unknown = [], []
     for name, (have, explained) in zeros.items():
         count = math.prod(sides.output[name])
         if name not in due or explained < 0:
-            notes += [name] if have == count else []
+            unknown += [name] if have == count else []
         elif have > explained + max(0, count - due[name]):
             failures.append(f"{name} has {have} zeros in {count} numbers, where the source has {explained}")
-    lines = (f"nothing but zeros, and not comparable with the source: {listed(notes)}",) if notes else ()
-    return Findings(failures=tuple(failures), notes=lines)
+    if 0 <= spare < sum(math.prod(sides.output[name]) for name in unknown):
+        failures.append(f"nothing but zeros in {listed(unknown)}, where all that the source can have for it has {spare}")
+    elif unknown:
+        return Findings(
+            failures=tuple(failures), notes=(f"nothing but zeros, and not comparable with the source: {listed(unknown)}",)
+        )
+    return Findings(failures=tuple(failures))
 
 
 def same_shape(before: Shapes, after: Shapes) -> Findings:
@@ -215,7 +223,7 @@ def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def adapter(source: Shapes, output: Shapes, silent: tuple[set[str], set[str]]) -> Findings:
-    """Check that an adapter holds all of its source; `silent` are the B matrices of source and output that are all zero."""
+    """Check that an adapter holds all of its source; `silent` are the matrices of source and output that are all zero."""
     modules = {re.sub(r"\.?lora_(embedding_)?[AB]\b.*$", "", name) for name in source}
     have, due = (sum(map(math.prod, side.values())) for side in (output, source))
     failures: list[str] = []
@@ -224,8 +232,10 @@ def adapter(source: Shapes, output: Shapes, silent: tuple[set[str], set[str]]) -
     for what, mine, theirs in (("tensors", len(output), 2 * len(modules)), ("numbers", have, due)):
         if mine != theirs:
             (notes if uncertain else failures).append(f"it holds {mine} {what}, where the source has {theirs}")
-    if len(silent[1]) > len(silent[0]) and not uncertain:
+    # Matrices of experts become one, which is zero only where each of them is.
+    if len(silent[1]) > len(silent[0]):
         failures.append(f"{listed(sorted(silent[1]))} is all zero, where the source is not")
-    if silent[1] and len(silent[1]) == len([name for name in output if name.endswith("lora_b")]):
+    ends = {name for name in output if name.endswith("lora_b")}
+    if ends and ends <= silent[1]:
         notes.append("every B matrix is zero, as in the source: the adapter changes nothing")
     return Findings(failures=tuple(failures), notes=tuple(notes))

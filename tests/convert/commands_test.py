@@ -23,3 +23,13 @@ def test_the_quantize_command_names_its_output_and_keeps_a_split() -> None:
     asked = commands.quantize_command(Path("/b/llama-quantize"), Path("/o/a.gguf"), Path("/s/b.gguf"), "Q4_K_M", model, True)
     assert asked.argv[1:] == ("--keep-split", str(Path("/o/a.gguf")), str(Path("/s/b.gguf")), "Q4_K_M")
     assert dict(asked.env)["LD_LIBRARY_PATH"].startswith(str(Path("/b")))
+
+
+def test_braces_in_a_name_are_no_parts_for_the_scripts_to_fill_in() -> None:
+    outfile, view = Path("/s{0}/m{0}-{ftype}.gguf"), Path("/v/m{0}")
+    model = commands.model_command("python", Path("/t"), view, outfile, "f16", "m{0}", ())
+    adapter = commands.adapter_command("python", Path("/t"), view, view, outfile, "f16", ())
+    for command in (model, adapter):
+        word = Path(command.argv[command.argv.index("--outfile") + 1])
+        assert word.parent == outfile.parent and word.name.format("f16", ftype="f16") == outfile.name
+    assert str(view) in model.argv and "m{0}" in model.argv

@@ -12,9 +12,14 @@ import pytest
 
 from llamacpp_orchestrator.convert import failures
 from llamacpp_orchestrator.convert import preflight
+from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.system import interpreter
+from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.verify import gguf
+from llamacpp_orchestrator.verify import levels
+from tests.support import TAG
 from tests.support import makers
 from tests.support.answer import Answer
 
@@ -78,6 +83,43 @@ def test_a_model_that_sees_has_a_projector_beside_it(orchestrate: Orchestrate, j
     alone = job({"source": "./seeing", "outtype": "none", "mmproj": "f16"}, name="alone.yaml", output="alone")
     assert orchestrate("run", alone).code == 0
     assert [path.name for path in (world / "alone").glob("*.gguf")] == ["mmproj-seeing-f16.gguf"]
+
+
+@pytest.mark.parametrize("outtype", ["f32", "q8_0"])
+def test_a_projector_of_zeros_is_not_its_source_s(
+    orchestrate: Orchestrate,
+    job: Job,
+    seeing: Path,
+    world: Path,
+    shared_cache: Path,
+    python: Path,
+    run: interpreter.Run,
+    outtype: str,
+) -> None:
+    fresh = "model.vision_model.encoder.layers.0.mlp.fc2.bias"
+    makers.tensors(seeing / "model.safetensors", lambda tensors: tensors | {fresh: makers.zeros(WIDTH, dtype="BF16")})
+    answer = orchestrate("run", job({"source": "./seeing", "outtype": "none", "mmproj": outtype}))
+    assert answer.code == 0, answer.err
+    output = world / "dist" / f"mmproj-seeing-{outtype}.gguf"
+    subject = levels.Subject(
+        kind="mmproj",
+        files=(output,),
+        args=("--mmproj",),
+        views=(seeing,),
+        python=str(python),
+        tree=shared_cache / "source" / f"package-{TAG}",
+        env=script_env(shared_cache / "home"),
+        scratch=world,
+        log=world / "verify.log",
+    )
+    assert levels.check(subject, run, lambda text: None).levels == ("structure", "content")
+    content = bytearray(output.read_bytes())
+    places = [place for _, place in gguf.contents([output]).tensors.values() if place.elements > WIDTH]
+    for place in places:
+        content[place.start : place.start + place.size] = bytes(place.size)
+    output.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"zeros in .*, where"):
+        levels.check(subject, run, lambda text: None)
 
 
 def test_a_model_that_does_not_see_is_told_before_anything_is_converted(

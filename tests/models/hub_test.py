@@ -184,6 +184,11 @@ TWO = ("model-1-of-2.safetensors", "model-2-of-2.safetensors")
         ((*TWO, "model-1-of-3.safetensors", INDEX), TWO, (*TWO, INDEX)),
         (("odd.safetensors", "mtp.safetensors", INDEX), ("odd.safetensors",), (INDEX, "odd.safetensors")),
         (("model_final.safetensors", "ema.safetensors"), (), ("model_final.safetensors",)),
+        (("model.safetensors", "model_old.safetensors", "model.fp16.safetensors"), (), ("model.safetensors",)),
+        (("model.fp16.safetensors",), (), ("model.fp16.safetensors",)),
+        (("model_a.safetensors", "model_b.safetensors"), (), None),
+        ((*TWO, "model.fp16-1-of-2.safetensors"), (), TWO),
+        ((*TWO, "consolidated.safetensors", "original/model.safetensors", INDEX), TWO, (*TWO, INDEX)),
     ],
 )
 def test_weights_are_those_that_transformers_loads(
@@ -192,7 +197,43 @@ def test_weights_are_those_that_transformers_loads(
     found = select("config.json", *names, index=index)
     assert found == tuple(sorted(("config.json", *(names if expected is None else expected))))
     left = {name for name in (*names, "consolidated.00.pth") if name not in found and name.endswith((".safetensors", ".json"))}
-    assert set(weight_files.unread(names, found)) == left - {"consolidated.safetensors"}
+    assert set(weight_files.unread(names, found)) == left - {"consolidated.safetensors", "original/model.safetensors"}
+
+
+PAIR = ("pytorch_model-1-of-2.bin", "pytorch_model-2-of-2.bin")
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+
+@pytest.mark.parametrize(
+    ("names", "index", "expected"),
+    [
+        (("pytorch_model.bin", "pytorch_model_old.bin"), (), ("pytorch_model.bin",)),
+        ((*PAIR, "pytorch_model_old.bin", PICKLE_INDEX), PAIR, (*PAIR, PICKLE_INDEX)),
+        ((*PAIR, "pytorch_model.bin", PICKLE_INDEX), PAIR, ("pytorch_model.bin",)),
+        ((*PAIR, "pytorch_model.fp16.bin"), (), PAIR),
+        (("pytorch_model.fp16.bin",), (), ("pytorch_model.fp16.bin",)),
+    ],
+)
+def test_pickles_are_those_that_transformers_loads(
+    names: tuple[str, ...], index: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    chosen = select("config.json", *names, index=index, remote_code=True)
+    assert chosen == tuple(sorted(("config.json", *expected)))
+    assert set(weight_files.unread(names, chosen)) == set(names) - set(expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "index_file"),
+    [
+        ((INDEX, PICKLE_INDEX), INDEX),
+        ((PICKLE_INDEX, "pytorch_model.bin", "odd.safetensors"), PICKLE_INDEX),
+        ((PICKLE_INDEX, "model.safetensors"), ""),
+        (("original/" + INDEX,), ""),
+    ],
+)
+def test_the_index_that_counts(names: tuple[str, ...], index_file: str) -> None:
+    assert weight_files.index_name(names, remote_code=True) == index_file
+    assert weight_files.index_name(names, remote_code=False) == index_file.replace(PICKLE_INDEX, "")
 
 
 def test_what_is_not_read_is_named_but_for_what_is_known_to_be_the_same() -> None:
@@ -214,14 +255,18 @@ def test_code_and_pickles_only_with_permission() -> None:
         "training_args.bin",
     )
     allowed = ("config.json", "modeling.py", "pytorch_model.bin", "pytorch_model.bin.index.json", "sub/code.py")
-    assert select(*names, remote_code=True) == allowed
+    assert select(*names, remote_code=True, index=("pytorch_model.bin",)) == allowed
     assert "pytorch_model.bin" not in select(*names, "model.safetensors", remote_code=True)
     assert "modeling.py" not in select(*names, "model.safetensors")
 
 
 def test_adapter_files() -> None:
     names = ("adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json", "optimizer.pt", "own.py")
-    assert select(*names, kind="adapter") == ("README.md", "adapter_config.json", "adapter_model.safetensors")
+    chosen = ("README.md", "adapter_config.json", "adapter_model.safetensors")
+    assert select(*names, kind="adapter") == chosen
+    assert weight_files.unread([*names, "adapter_model_old.safetensors", "other.safetensors"], chosen) == (
+        "adapter_model_old.safetensors",
+    )
 
 
 @pytest.mark.parametrize(
@@ -251,6 +296,8 @@ def test_adapter_files() -> None:
         (("config.json", "pytorch_model.bin"), {}, "only as pickles \\(pytorch_model.bin\\)", "trust_remote_code: true"),
         (("config.json", "consolidated.00.pth"), {"remote_code": True}, "only as pickles", "safetensors"),
         (("config.json", "model-00001-of-00002.safetensors"), {}, "lacks model-00002-of-00002.safetensors, one of 2", "all"),
+        (("config.json", *TWO, INDEX), {"index": TWO[:1]}, "and its index does not name model-2-of-2", "one save"),
+        (("config.json", PAIR[0]), {"remote_code": True}, "lacks pytorch_model-2-of-2.bin, one of 2", "all"),
         (("config.json",), {"kind": "adapter"}, "has no adapter_config.json", "models"),
         (("adapter_config.json",), {"kind": "adapter"}, "has no adapter_model.safetensors$", "safetensors"),
         (("adapter_config.json", "adapter_model.bin"), {"kind": "adapter"}, "only adapter_model.bin \\(a pickle", "again"),
@@ -266,6 +313,24 @@ def test_what_cannot_be_converted(names: tuple[str, ...], how: dict[str, Any], m
     with pytest.raises(OrchestrateError, match=message) as caught:
         select(*names, **how)
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model-1-of-1.safetensors", *TWO),
+        ("model.bf16.safetensors", "model.fp16.safetensors"),
+        ("model.fp16-1-of-1.safetensors", "model_old.safetensors"),
+        ("consolidated.safetensors", "consolidated_old.safetensors"),
+        ("pytorch_model_new.bin", "pytorch_model_old.bin"),
+        ("pytorch_model-1-of-1.bin", *PAIR),
+    ],
+)
+def test_two_sets_of_weights_are_both_named(names: tuple[str, ...]) -> None:
+    with pytest.raises(OrchestrateError) as caught:
+        select("config.json", *names, remote_code=True)
+    assert f"more than one set of weights ({names[0]} and {names[1]}), and nothing says which is meant" in caught.value.message
+    assert "a folder of its own" in caught.value.hint
 
 
 def digest(path: Path) -> str:
@@ -316,6 +381,7 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
         (b"{", IntegrityError, "is not an index"),
         (b"[]", IntegrityError, "is not an index"),
         (b'{"weight_map": []}', IntegrityError, "is not an index"),
+        (b'{"weight_map": {}}', IntegrityError, "is not an index"),
     ],
 )
 def test_the_index_of_a_folder(tmp_path: Path, index: bytes, kind: type[OrchestrateError] | None, message: str) -> None:

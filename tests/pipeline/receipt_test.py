@@ -87,7 +87,7 @@ def test_the_longest_names_have_receipts(tmp_path: Path) -> None:
     assert pipeline_receipt.receipt_path(first) != pipeline_receipt.receipt_path(second)
     for path in (first, second):
         path.write_bytes(gguf())
-        pipeline_receipt.write(path, receipt(path))
+        pipeline_receipt.write(path, msgspec.structs.replace(receipt(path), path=path.name))
         assert pipeline_receipt.recheck(path) == []
         assert pipeline_receipt.recheck(pipeline_receipt.receipt_path(path)) == []
 
@@ -159,6 +159,25 @@ def test_shards_share_the_receipt_of_their_output(tmp_path: Path) -> None:
     assert pipeline_receipt.recheck(files[1]) == pipeline_receipt.recheck(tmp_path / "x.gguf") == []
     files[0].unlink()
     assert "x-00001-of-00002.gguf cannot be read" in pipeline_receipt.recheck(files[1])[0]
+
+
+def test_a_receipt_vouches_for_its_own_output_alone(made: Path) -> None:
+    text = pipeline_receipt.receipt_path(made).read_bytes()
+    other = made.with_name("y.gguf")
+    other.write_bytes(made.read_bytes()[:-1])
+    pipeline_receipt.receipt_path(other).write_bytes(text)
+    assert pipeline_receipt.read(other) is None
+    assert "y.gguf has a receipt beside it that is of x.gguf" in pipeline_receipt.recheck(other)[0]
+    pipeline_receipt.receipt_path(other).write_bytes(text.replace(b'"path": "x.gguf"', b'"path": "y.gguf"'))
+    assert pipeline_receipt.read(other) is None, "the file that it names is another's"
+    pipeline_receipt.receipt_path(other).write_bytes(text.replace(b'"x.gguf"', b'"y.gguf"'))
+    assert "y.gguf has 223 bytes" in pipeline_receipt.recheck(other)[0]
+
+
+def test_what_has_the_name_of_a_shard_is_no_file_of_the_receipt(made: Path) -> None:
+    stray = made.with_name("x-00001-of-00002.gguf")
+    stray.write_bytes(gguf(0, 2))
+    assert pipeline_receipt.recheck(stray) == ["x-00001-of-00002.gguf is none of the files that its receipt names"]
 
 
 def test_unknown_keys_of_a_later_version_do_not_disturb(made: Path) -> None:

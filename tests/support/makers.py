@@ -74,7 +74,8 @@ def tensors(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 def shards(folder: Path, count: int = 2) -> list[str]:
     """Divide a model's one file into shards with an index; their names."""
     whole = folder / "model.safetensors"
-    found, weight_map = read(whole), {}
+    found = read(whole)
+    weight_map: dict[str, str] = {}
     files = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     for number, file in enumerate(files):
         part = dict(list(found.items())[number::count])

@@ -209,8 +209,16 @@ def test_a_shape_unlike_its_siblings_is_a_doubt() -> None:
 )
 def test_zeros_that_the_source_does_not_have(zeros: dict[str, tuple[int, int]], failures: int, notes: int) -> None:
     sides = changed(model(), output={"rope_freqs.weight": (4,), "token_embd.weight": (8, 110)})
-    found = tensors.zeroed(sides, zeros)
+    found = tensors.zeroed(sides, zeros, -1)
     assert (len(found.failures), len(found.notes)) == (failures, notes)
+
+
+@pytest.mark.parametrize(("spare", "failures", "notes"), [(0, 1, 0), (67, 1, 0), (68, 0, 1), (-1, 0, 1)])
+def test_zeros_that_no_tensor_of_the_source_can_explain(spare: int, failures: int, notes: int) -> None:
+    sides = changed(model(), output={"rope_freqs.weight": (4,)})
+    outcome = tensors.zeroed(sides, {"rope_freqs.weight": (4, -1), "blk.0.attn_q.weight": (64, -1)}, spare)
+    assert (len(outcome.failures), len(outcome.notes)) == (failures, notes)
+    assert f"has {spare}" in "".join(outcome.failures) or not failures
 
 
 @pytest.mark.parametrize(
@@ -246,6 +254,7 @@ EXPERTS = {f"layers.0.mlp.experts.{number}.up_proj.lora_{ab}.default.weight": (8
         (PEFT, {name: shape for name, shape in MADE.items() if "blk.0" in name}, (set(), set()), 2, 0),
         (PEFT, MADE | {"blk.0.attn_q.weight.lora_b": (8, 1)}, (set(), set()), 1, 0),
         (PEFT, MADE, (set(), {"blk.0.attn_q.weight.lora_b"}), 1, 0),
+        (PEFT, MADE, ({"x"}, {"blk.0.attn_q.weight.lora_a", "blk.1.attn_q.weight.lora_b"}), 1, 0),
         (PEFT, MADE, ({"x"}, {"blk.0.attn_q.weight.lora_b"}), 0, 0),
         (PEFT, MADE, ({"x", "y"}, {name for name in MADE if name.endswith("b")}), 0, 1),
         (
