@@ -83,14 +83,19 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-@pytest.mark.parametrize("action", ["check", "unpack", "unpack a part"])
+@pytest.mark.parametrize(
+    ("name", "action"),
+    [
+        (name, action)
+        for name, (ending, _) in DAMAGED.items()
+        # Each file of a zip has a sum of its own: of a part, the rest does not matter.
+        for action in ("check", "unpack", *(["unpack a part"] if ending != "a.zip" else []))
+    ],
+)
 def test_what_is_not_whole_is_refused(name: str, action: str, tmp_path: Path) -> None:
     ending, make = DAMAGED[name]
     file = tmp_path / ending
     file.write_bytes(make())
-    if action == "unpack a part" and ending == "a.zip":
-        pytest.skip("each file of a zip has a sum of its own")
     with pytest.raises(IntegrityError, match="is damaged: "):
         if action == "check":
             archive.check(file)
