@@ -35,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if shadowed := of_python_path(error):
+        refused = of_system(error)
+        if not refused and (shadowed := of_python_path(error)):
             sys.stderr.write(f"error: {shadowed.message}\nhint: {shadowed.hint}\n")  # without any library
             return shadowed.exit_code
-        refused = of_system(error)
         _complain(refused or _bug(error))
         return refused.exit_code if refused else 4
 

@@ -176,7 +176,10 @@ def of_python_path(error: Exception) -> OrchestrateError | None:
     from importlib.machinery import PathFinder
 
     own = str(Path(__file__).parents[1])
-    folders = [os.path.abspath(folder) for folder in (*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path[:1])]
+    try:
+        folders = [os.path.abspath(folder) for folder in (*os.environ.get("PYTHONPATH", "").split(os.pathsep), *sys.path[:1])]
+    except FileNotFoundError:  # the current folder is gone
+        return None
     theirs = [folder for folder in folders if folder != own]
     rest = [folder for folder in sys.path if os.path.abspath(folder) not in theirs]
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]

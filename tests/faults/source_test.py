@@ -83,7 +83,7 @@ def ask(world: Path, upstream: Path) -> Ask:
 
 def half_made(cache: Path, world: Path) -> list[Path]:
     """What a failure must not leave: a lock, scratch folders, parts, entries without their mark."""
-    entries = [path for path in (cache / "source").iterdir() if path.is_dir() and not beside(path).exists()]
+    entries = [path for path in (cache / "source").glob("*") if path.is_dir() and not beside(path).exists()]
     return [*entries, *remains(cache), *world.glob("*.lock.yaml")]
 
 

@@ -206,7 +206,7 @@ def test_doctor_asks_every_place_of_a_job_down_to_the_data(
     assert "ORCHESTRATE_GITHUB_URL" in said["llama.cpp", False], "a place that does not answer is said, and another one does"
     assert "llama-b11434-bin-ubuntu-x64.tar.gz" in said["binaries", True] and "data from 127.0.0.1" in said["binaries", True]
     assert "model.safetensors from localhost" in said["org/m", True], "the data come from another host, and that was asked too"
-    assert "numpy, data from" in said["packages", True] and "ORCHESTRATE_TORCH_INDEX" in said["torch", False]
+    assert "numpy, data from" in said["packages", True] and "has torch without CUDA" in said["torch", True]
     assert not hub.tokens
 
     hub.fault = "gated"
