@@ -89,14 +89,15 @@ def check(jobs: Iterable[QualityJob], force: bool) -> None:
         strange = [job.path] if job.path.exists() and read(job.path) is None else []
         strange += [job.plot] if job.plot.exists() and not text_of(job.plot).startswith(plot.MARK) else []
         for path in strange:
-            if path.is_dir() or not force:
-                raise JobError(f"{path} exists already, and orchestrate did not write it", "move it away, or use --force")
+            if not path.is_file() or not force:
+                way = "move it away, or use --force" if path.is_file() else "move it away"
+                raise JobError(f"{path} exists already, and orchestrate did not write it", way)
 
 
 def read(path: Path) -> Report | None:
     """The report at a place; one that is absent or not ours counts as none."""
     try:
-        report = msgspec.json.decode(path.read_bytes(), type=Report)
+        report = msgspec.json.decode(path.read_bytes() if path.is_file() else b"", type=Report)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return report if report.made_by == MAKER else None

@@ -219,9 +219,9 @@ def machine() -> str:
 
 
 def text_of(path: Path) -> str:
-    """What a small file says; nothing when it cannot be read."""
+    """What a small file says; nothing when it cannot be read, or is a pipe, which would be waited for."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
         return ""
 

@@ -152,9 +152,10 @@ def test_a_file_of_the_user_is_never_overwritten(
     answer = orchestrate("run", file)
     assert answer.code == 2 and f"{name} exists already, and orchestrate did not write it" in answer.err
     assert mine.read_text() == "{}" and not list(mine.parent.glob("*.gguf"))
-    mine.unlink()
-    mine.mkdir()
-    assert orchestrate("run", file, "--force").code == 2
+    for make in (Path.mkdir, getattr(os, "mkfifo", Path.mkdir)):
+        mine.unlink() if mine.is_file() else mine.rmdir() if mine.is_dir() else None
+        make(mine)
+        assert orchestrate("run", file, "--force").code == 2 and mine.exists() and not mine.is_file()
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="such a file is Linux's own")
