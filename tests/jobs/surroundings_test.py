@@ -23,7 +23,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 def orchestrate(*argv: str, cwd: Path, unset: tuple[str, ...] = (), **env: str) -> tuple[int, str]:
     environ = {name: value for name, value in os.environ.items() if name not in unset} | env
     words = [sys.executable, "-m", "llamacpp_orchestrator", *argv]
-    child = subprocess.run(words, cwd=cwd, env=environ, capture_output=True, timeout=100)
+    child = subprocess.run(words, cwd=cwd, env=environ, capture_output=True, timeout=600)
     return child.returncode, (child.stdout + child.stderr).decode(errors="replace")
 
 
