@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 from typing import TypeVar
@@ -36,6 +37,7 @@ BETWEEN = "a login page or a proxy may stand between: open it in a browser, chec
 UNLOCKED = "`orchestrate lock JOB --upgrade models`"
 
 _trusted: set[str] = set()  # of the endpoints asked so far
+_guarding, _guarded = threading.Lock(), threading.Event()
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,14 +197,18 @@ def guard(endpoint: str) -> None:
     import huggingface_hub
 
     _trusted.update([_origin(endpoint)] if endpoint else [])
-    session = huggingface_hub.get_session()
-    hooks = session.event_hooks
-    if _strip not in hooks["request"]:
+    # Once, before any thread has a session: to set how they are made closes the one that there is.
+    with _guarding:
+        if _guarded.is_set():
+            return
+        session = huggingface_hub.get_session()
+        hooks = session.event_hooks
         # Not this session alone: the library makes a new one wherever it cannot connect.
         ours = {"request": [*hooks["request"], _strip], "response": [*hooks["response"], _refuse]}
         # It asks without a time limit: a server that says nothing would hold us for ever.
         how: dict[str, Any] = {"event_hooks": ours, "follow_redirects": True, "timeout": LIMIT_SECONDS}
         huggingface_hub.set_client_factory(lambda: type(session)(**how))
+        _guarded.set()
 
 
 def _refuse(response: Any) -> None:

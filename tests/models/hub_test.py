@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -810,3 +811,30 @@ def test_an_index_that_is_none_says_what_it_lacks(text: str, lack: str, tmp_path
     (tmp_path / INDEX).write_text(text)
     with pytest.raises(IntegrityError, match=f"{INDEX} is not an index of weight files: {lack}"):
         weight_files.indexed(tmp_path / INDEX)
+
+
+def test_the_library_is_told_once_how_to_make_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To tell it closes the session that there is, which another thread may be using."""
+    told: list[object] = []
+    tell = huggingface_hub.set_client_factory
+
+    def slowly(factory: Callable[[], Any]) -> None:
+        told.append(factory)
+        time.sleep(0.05)
+        tell(factory)
+
+    monkeypatch.setattr(hub_session, "_guarded", threading.Event())
+    monkeypatch.setattr(huggingface_hub, "set_client_factory", slowly)
+    sessions: list[object] = []
+
+    def ask() -> None:
+        hub_session.guard("http://hub.example")
+        sessions.append(huggingface_hub.get_session())
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 1 and len(sessions) == 8 and len(set(map(id, sessions))) == 1
+    assert hub_session._strip in huggingface_hub.get_session().event_hooks["request"]
