@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from llamacpp_orchestrator.system import disk_trial
 from tests.support import NOWHERE
@@ -71,6 +73,24 @@ def test_an_index_that_refuses(
         assert line["cause"] == cause and str(status) in line["said"]
         failed = orchestrate("lock", file, "--upgrade", "environment")
     assert failed.code == 1 and str(status) in failed.err, failed.err
+
+
+def test_a_certificate_that_nobody_trusts(
+    orchestrate: Orchestrate, job: Job, data: Path, cold: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = job(str(data / "tiny-llama"), **OWN_SITE)
+    assert orchestrate("lock", file).code == 0
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    with server.Server() as index:
+        index.socket = context.wrap_socket(index.socket, server_side=True)
+        address = f"https://localhost:{index.server_port}"
+        for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL"):
+            monkeypatch.setenv(name, address)
+        line = problems(orchestrate("doctor", file, "--json"))["packages"]
+        failed = orchestrate("lock", file, "--upgrade", "environment")
+    assert line["cause"] == "certificate" and "SSL_CERT_FILE" in line["remedy"]
+    assert failed.code == 1 and "SSL_CERT_FILE" in failed.err, failed.err
 
 
 def test_a_proxy_that_is_gone(
