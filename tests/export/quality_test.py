@@ -115,7 +115,8 @@ def test_a_text_that_is_too_short(
     (world / "short.txt").write_text("only this")
     model = {"source": str(data / "tiny-llama"), "quantize": ["Q4_0"], "quality": "short.txt"}
     answer = orchestrate("run", job(model, binaries=built))
-    assert answer.code == 1 and "the text is too short (the data file you provided tokenizes to only" in answer.err
+    # How many tokens it has is in the tool's own words, which are lost where it ends before they are written.
+    assert answer.code == 1 and "the text is too short" in answer.err
     assert "1024 tokens" in answer.err and "tiny-llama-Q4_0.gguf" in answer.out, "the outputs are made, and said"
     assert not list((world / "dist").glob("*quality*")) and not list((shared_cache / "downloads").glob("quality-*"))
 
