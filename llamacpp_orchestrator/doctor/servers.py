@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 
 import msgspec
+from packaging.requirements import Requirement
 
 from llamacpp_orchestrator.binaries import install
 from llamacpp_orchestrator.binaries import nightly
@@ -19,6 +20,7 @@ from llamacpp_orchestrator.doctor import disks
 from llamacpp_orchestrator.doctor import packages
 from llamacpp_orchestrator.doctor.records import Probe
 from llamacpp_orchestrator.environment import indexes
+from llamacpp_orchestrator.environment import wheels
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
@@ -95,14 +97,16 @@ def _of_models(context: Context) -> Iterator[Probe]:
 def _of_environment(context: Context) -> Iterator[Probe]:
     settings, environment = context.settings, context.job.environment
     own = context.folder(environment.path) if environment.path is not None else None
+    pin = _pin(context)
+    minor = pin.python if pin else environment.python if environment.python != "auto" else packages.AT_HAND
     if own:
         yield Probe(name="environment", ask=functools.partial(packages.own, own, context.file))
     else:
-        yield Probe(name="interpreter", ask=functools.partial(packages.interpreter, _minor(context), settings))
+        yield Probe(name="interpreter", ask=functools.partial(packages.interpreter, minor, settings))
     for url in settings.index.index_urls if not own or records.uses_reference(context.job) else ():
         yield _packages(url, settings)
     for url in indexes.torch_indexes(environment.torch, settings) if not own else ():
-        yield _torch(url, environment.torch, _wanted_torch(context), _minor(context), settings)
+        yield _torch(url, environment.torch, functools.partial(wanted_torch, environment.overrides, pin), minor, settings)
 
 
 def _pin(context: Context) -> EnvironmentPin | None:
@@ -111,19 +115,12 @@ def _pin(context: Context) -> EnvironmentPin | None:
     return None
 
 
-def _minor(context: Context) -> str:
-    """The Python that the environment is locked to, or asked for; where the pins will decide, the one that is at hand."""
-    named = context.job.environment.python
-    if pin := _pin(context):
-        return pin.python
-    return named if named != "auto" else packages.AT_HAND
-
-
-def _wanted_torch(context: Context) -> str:
-    """The torch that the environment is locked to, or asked for, as a line of requirements."""
-    pin = _pin(context)
-    lines = pin.requirements.splitlines() if pin else context.job.environment.overrides
-    return next((line.split()[0] for line in lines if re.match(r"torch\b(?!-)", line)), packages.TORCH)
+def wanted_torch(overrides: Iterable[str], pin: EnvironmentPin | None) -> str:
+    """The torch that an environment is locked to for this platform, or asked for, as a line of requirements."""
+    if pin:
+        locked = {package.name: package.version for package in wheels.packages(pin.requirements, wheels.here(), pin.python)}
+        return f"{packages.TORCH}=={locked[packages.TORCH]}" if packages.TORCH in locked else packages.TORCH
+    return next((line for line in overrides if Requirement(line).name == packages.TORCH), packages.TORCH)
 
 
 def _packages(url: str, settings: Settings) -> Probe:
@@ -131,9 +128,10 @@ def _packages(url: str, settings: Settings) -> Probe:
     return Probe(name="packages", setting=SETTINGS["packages"], place=anonymous(url), ask=ask)
 
 
-def _torch(url: str, build: str, wanted: str, minor: str, settings: Settings) -> Probe:
-    cpu = functools.partial(packages.torch, url, wanted, minor, settings)
-    ask = cpu if build == "cpu" else functools.partial(packages.listed, url, packages.TORCH)
+def _torch(url: str, build: str, wanted: Callable[[], str], minor: str, settings: Settings) -> Probe:
+    def ask() -> str:
+        return packages.torch(url, wanted(), minor, settings) if build == "cpu" else packages.listed(url, packages.TORCH)
+
     return Probe(name="torch", setting=SETTINGS["torch"], place=anonymous(url), ask=ask, needed=build == "cpu")
 
 
@@ -227,7 +225,7 @@ def set_here(settings: Settings) -> Iterator[Probe]:
     for url in settings.index.index_urls:
         yield _packages(url, settings)
     for url in indexes.torch_indexes("cpu", settings):
-        yield _torch(url, "cpu", packages.TORCH, packages.AT_HAND, settings)
+        yield _torch(url, "cpu", functools.partial(wanted_torch, (), None), packages.AT_HAND, settings)
     yield Probe(name="interpreter", ask=functools.partial(packages.interpreter, packages.AT_HAND, settings))
 
 

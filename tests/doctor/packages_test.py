@@ -12,10 +12,12 @@ import pytest
 
 from llamacpp_orchestrator.doctor import causes
 from llamacpp_orchestrator.doctor import packages
+from llamacpp_orchestrator.doctor import servers
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.settings import Index
@@ -172,3 +174,18 @@ def test_pytorchs_index_is_needed_where_the_other_has_only_gigabytes(wanted: str
     else:
         with pytest.raises(NetworkError, match="refused"):
             packages.torch(NOWHERE, wanted, packages.AT_HAND, here)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "locked", "line"),
+    [
+        ((), "", "torch"),
+        (("numpy==2.0", "torch == 2.13.0"), "", "torch == 2.13.0"),
+        (("torchvision==1.0",), "", "torch"),
+        ((), "torch==2.13.0 ; sys_platform == 'plan9'\ntorch==2.13.0+cpu ; sys_platform != 'plan9'\n", "torch==2.13.0+cpu"),
+        (("torch==2.13.0",), "numpy==2.0\n", "torch"),
+    ],
+)
+def test_which_torch_is_asked_for(overrides: tuple[str, ...], locked: str, line: str) -> None:
+    pin = EnvironmentPin(upstream="0" * 64, torch="cpu", python="3.11", requirements=locked) if locked else None
+    assert servers.wanted_torch(overrides, pin) == line
