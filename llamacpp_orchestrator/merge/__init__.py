@@ -1,0 +1,1 @@
+"""Merging: adapters that are summed into their base, so that what comes out is a model like any other."""
