@@ -1,5 +1,5 @@
 # All that a fresh clone needs is make, git and Python 3.10 or newer; the rest is put into .venv on first use.
-#   make convert MODEL="./my model" LORA="./a ./b" OUTTYPE=f16 QUANTIZE="Q4_K_M Q8_0" TAG=b11434 OUTPUT=out
+#   make convert MODEL="./my model" LORA="./a ./b" MERGE=./c OUTTYPE=f16 QUANTIZE="Q4_K_M Q8_0" TAG=b11434 OUTPUT=out
 # The values go to the shell as environment variables, so that blanks and quotes in them survive.
 
 VENV := .venv
@@ -11,7 +11,7 @@ endif
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet install --prefer-binary
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python3.10 python)
-export MODEL LORA OUTTYPE QUANTIZE TAG OUTPUT ROWS KINDS TAGS
+export MODEL LORA MERGE OUTTYPE QUANTIZE TAG OUTPUT ROWS KINDS TAGS
 
 .DEFAULT_GOAL := help
 .PHONY: help demo convert test test-all lint crash fuzz bench matrix clean named
@@ -23,9 +23,10 @@ demo: $(VENV)/installed ## convert a real embedding model and a tiny Llama with 
 	@$(PY) configs/demo_data.py
 	@ORCHESTRATE_LLAMA_CPP_FROM="$${ORCHESTRATE_LLAMA_CPP_FROM:-pypi}" $(BIN)/orchestrate run --locked configs/demo.yaml
 
-convert: named $(VENV)/installed ## convert MODEL=... [LORA="a b"] [OUTTYPE="bf16 q8_0"] [QUANTIZE="Q4_K_M"] [TAG=bN] [OUTPUT=dist]
+convert: named $(VENV)/installed ## convert MODEL=... [LORA="a b"] [MERGE="a b"] [OUTTYPE="bf16 q8_0"] [QUANTIZE="Q4_K_M"] [TAG=bN] [OUTPUT=dist]
 	@set -f; set -- "$$MODEL"; \
 	for lora in $$LORA; do set -- "$$@" --lora "$$lora"; done; \
+	for adapter in $$MERGE; do set -- "$$@" --merge "$$adapter"; done; \
 	for type in $$OUTTYPE; do set -- "$$@" --outtype "$$type"; done; \
 	for type in $$QUANTIZE; do set -- "$$@" --quantize "$$type"; done; \
 	if [ -n "$$TAG" ]; then set -- "$$@" --tag "$$TAG"; fi; \

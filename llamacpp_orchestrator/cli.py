@@ -64,6 +64,12 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
 @click.argument("model")
 @click.option("--lora", "loras", multiple=True, metavar="X", help="An adapter: hub id or folder. May be given several times.")
 @click.option(
+    "--merge",
+    multiple=True,
+    metavar="X",
+    help="An adapter to merge into the model first: hub id or folder. Several times for several.",
+)
+@click.option(
     "--outtype",
     "outtypes",
     multiple=True,
@@ -85,26 +91,15 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
 @click.option("--output", default="dist", show_default=True, metavar="DIR", help="Where the files go.")
 @click.option("--write-job", type=FILE, metavar="FILE", help="Keep it as a job file, which is then what runs.")
 @cli_options.shared()
-def convert(
-    model: str,
-    loras: tuple[str, ...],
-    outtypes: tuple[str, ...],
-    quantize: tuple[str, ...],
-    tag: str,
-    overrides: tuple[str, ...],
-    output: str,
-    write_job: Path | None,
-    **flags: Any,
-) -> None:
+def convert(model: str, write_job: Path | None, **flags: Any) -> None:
     """Convert MODEL (hub id or folder) without a job file."""
     from llamacpp_orchestrator.job import by_option
     from llamacpp_orchestrator.job import loader
     from llamacpp_orchestrator.util.store import write_atomically
 
     file = (write_job or Path("orchestrate.yaml")).absolute()
-    words: dict[str, Any]
-    words = {"model": model, "loras": loras, "outtypes": outtypes, "quantize": quantize, "tag": tag, "overrides": overrides}
-    text = by_option.job_text(**words, output=output, folder=file.parent)
+    typed = by_option.Typed(model=model, **{name: flags.pop(name) for name in by_option.OF_A_FLAG})
+    text = by_option.job_text(typed, file.parent)
     try:
         job = loader.parse(text.encode(errors="surrogateescape"), file)
         loader.check_folders(job, file)

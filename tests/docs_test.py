@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -137,6 +136,7 @@ def test_the_full_config_has_every_key() -> None:
         (job["environment"], spec.Environment),
         (model, spec.Model),
         (model["loras"][0], spec.Lora),
+        (model["merge"][0], spec.Merge),
         (model["quality"], spec.Quality),
         (model["imatrix"] | {"file": "instead of text"}, spec.Imatrix),
     ):
@@ -148,8 +148,7 @@ def test_the_job_in_the_readme_is_one_and_makes_the_files_named(name: str) -> No
     (job,) = [block.removeprefix("yaml\n") for block in blocks(name) if block.startswith("yaml\n")]
     made = {output.path.name for output in layout.outputs(loader.parse(job.encode(), ROOT / "job.yaml"), ROOT)}
     for model, outtype in re.findall(r"^orchestrate convert (\S+) --outtype (\S+)", "\n".join(blocks(name)), re.MULTILINE):
-        options: dict[str, Any] = dict.fromkeys(("loras", "quantize", "overrides"), ()) | {"tag": "", "output": "dist"}
-        written = by_option.job_text(model=model, outtypes=(outtype,), folder=ROOT, **options)
+        written = by_option.job_text(by_option.Typed(model=model, outtypes=(outtype,)), ROOT)
         made |= {output.path.name for output in layout.outputs(loader.parse(written.encode(), ROOT / "job.yaml"), ROOT)}
     named = set(re.findall(r"dist/(\S+\.gguf)", "\n".join(blocks(name))))
     assert named

@@ -45,6 +45,10 @@ def needs(pinned: PinnedJob, stale: Iterable[Build]) -> tuple[Need, ...]:
             needs.append(Need(str(pinned.store.root), count, what, exact=False))
     if any(build.of for build in stale) and binaries.from_source(pinned.context) and not binaries.installed(pinned):
         needs.append(Need(str(pinned.store.root), BUILD_BYTES, "building the programs", exact=False))
+    for need in dict.fromkeys(need for build in stale for need in build.needs if need.merged):
+        if not pinned.store.has("merged", pinned.merged(need).parent.name):
+            count = sum(file.size for file in pinned.files(need.wanted).files)
+            needs.append(Need(str(pinned.store.root), count, f"the merged {need.name}, until all is made of it", exact=False))
     for build in stale:
         folder = pipeline_build.visible(build.output).parent
         needs.append(Need(str(folder), estimate(pinned.lock, build), build.name, exact=False))
@@ -61,7 +65,7 @@ def needed_environments(lock: Lock, stale: list[Build]) -> Iterator[tuple[Enviro
 
 def _pins(pinned: PinnedJob, stale: Iterable[Build]) -> Iterable[FilesPin]:
     """The files that outputs are made from, those of several once."""
-    return dict.fromkeys(pinned.files(wanted) for build in stale for wanted, _ in build.needs)
+    return dict.fromkeys(pinned.files(part.wanted) for build in stale for need in build.needs for part in need.parts)
 
 
 def missing_bytes(pin: FilesPin) -> int:
@@ -100,6 +104,8 @@ def estimate(lock: Lock, build: Build) -> int:
     weights = sum(file.size for file in lock.files(wanted).files if file.path.endswith(".safetensors"))
     if output.kind == "mmproj":
         weights //= PROJECTOR_SHARE
+    if output.kind == "merged":
+        return weights
     return int(weights / 2 * tensor_types.bits(output.type) / 8)
 
 

@@ -144,7 +144,7 @@ def _disks(context: Context | None, settings: Settings) -> Iterator[Probe]:
 
 def _folder(wanted: records.Wanted, folder: Path) -> str:
     local_folders.check_one(wanted, folder)
-    return f"a folder with {'an adapter' if wanted.kind == 'adapter' else 'a model'}"
+    return f"a folder with {'an adapter' if wanted.is_adapter else 'a model'}"
 
 
 def _disk(place: Callable[[], Place], name: str = "cache") -> Probe:

@@ -18,11 +18,13 @@ from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.environment import wheels
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
+from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import graph
@@ -64,7 +66,8 @@ def make(pinned: PinnedJob, force: bool = False) -> Plan:
     stale = outputs.stale
     steps = _setup(pinned, stale) if stale else []
     for key, source in graph.fetches(pinned, stale).items():
-        steps += [_brought(step, pinned.files(source[0])) for step in graph.brought(pinned, stale, key, source)]
+        steps += [_brought(step, pinned.files(source.wanted)) for step in graph.brought(pinned, stale, key, source)]
+    steps += [_merged(pinned, key, need) for key, need in graph.merges(stale).items()]
     for build in outputs.builds:
         steps += [step for step in _matrix(pinned, build, outputs) if step not in steps]
         steps += _made(pinned, build, build.output.path in outputs.current)
@@ -88,13 +91,23 @@ def _brought(step: Step, pin: FilesPin) -> PlannedStep:
     return PlannedStep(name=step.name, status="run" if missing else "cached", detail=detail, download=missing)
 
 
+def _merged(pinned: PinnedJob, key: str, need: Ingredient) -> PlannedStep:
+    here = pinned.store.has("merged", pinned.merged(need).parent.name)
+    weights = (f"{adapter.name}" + (f" x {weight:g}" if weight != 1 else "") for adapter, weight in need.merged)
+    memory = 0 if here else pipeline_memory.of_merge(pinned, need)
+    return PlannedStep(
+        name=f"merge {key}", status=_cached(here), detail=f"{', '.join(weights)} into {need.parts[0].name}", memory=memory
+    )
+
+
 def _made(pinned: PinnedJob, build: Build, current: bool) -> list[PlannedStep]:
     """The step that makes an output, and the one that checks it."""
     name, status = f"{pipeline_build.verb(build)} {build.name}", "current" if current else "run"
     detail = "temporary, until all is made of it" if build.output.temporary else ""
     memory = 0 if current else pipeline_memory.of_build(pinned, build)
     making = PlannedStep(name=name, status=status, detail=detail, command=str(final(build)), memory=memory)
-    checking = PlannedStep(name=f"verify {build.name}", status="run", detail=build.output.model.verify)
+    level = build.output.model.verify if build.output.kind != "merged" else check_levels.STRUCTURE
+    checking = PlannedStep(name=f"verify {build.name}", status="run", detail=level)
     return [making] if current else [making, checking]
 
 

@@ -32,6 +32,7 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.pipeline import actions
+from llamacpp_orchestrator.pipeline import adapter_staging
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
@@ -149,6 +150,8 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
     build = next((build for build in pipeline_build.builds(pinned) if build.output.path.name == receipt.path), None)
     if build is None:
         raise JobError(f"{context.file.name} makes no {receipt.path} any more", "restore the job as it was then (git log)")
+    if build.output.kind == "merged":
+        return []  # there is nothing to compare it with but its receipt, by which it has been checked
     files = [build.output.path.parent / file.name for file in receipt.files]
     find = functools.partial(binaries.tool, pinned) if level in check_levels.RUNNING else None
     log = tempfiles.renew(log_of(f"verify {build.name}", context.store.folder("logs")))
@@ -193,12 +196,17 @@ def _show(pinned: PinnedJob, build: pipeline_build.Build) -> None:
     )
     offline = PinnedJob(here, pinned.lock)
     local_folders.drift(offline)
-    for wanted, name in build.needs or pipeline_build.source_of(model):
-        try:
-            setup.bring(offline, offline.files(wanted), name, lambda text: None)
-        except NetworkError as error:
-            again = f"bring them here, and make it again: {pinned.context.command('run', '--force')}"
-            raise JobError(f"the files of {wanted.source} are not on this machine", again) from error
+    for need in build.needs or (records.model_need(model),):
+        for part in need.parts:
+            try:
+                setup.bring(offline, offline.files(part.wanted), part.name, lambda text: None)
+            except NetworkError as error:
+                again = f"bring them here, and make it again: {pinned.context.command('run', '--force')}"
+                raise JobError(f"the files of {part.wanted.source} are not on this machine", again) from error
+        if need.merged:
+            adapter_staging.make_merged(
+                offline, need, log_of(f"merge {need.name}", pinned.store.folder("logs")), lambda text: None
+            )
 
 
 def recheck(path: Path, settings: Settings) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,8 @@ def run(context: Context, options: Options, report: Reporter) -> Result:
     pinned = PinnedJob(context, lock)
     result: Result | None = None
     try:
-        result = _run(pinned, options, report, began, events)
+        with merges_kept(pinned):
+            result = _run(pinned, options, report, began, events)
         return result
     finally:
         if options.write_lock and (result is None or result.errors):
@@ -185,6 +187,22 @@ def _tidying(report: Reporter, steps: list[Step], outputs: Outputs, begin: Calla
     return show
 
 
+@contextlib.contextmanager
+def merges_kept(pinned: PinnedJob) -> Iterator[None]:
+    """Keep what is merged while a run works; afterwards what nothing is left to be made of goes."""
+    builds = pipeline_build.builds(pinned) if any(model.merge for model in pinned.context.job.models) else []
+    merged = {need: pinned.merged(need).parent.name for need in graph.merges(builds).values()}
+    with contextlib.ExitStack() as stack:
+        for key in merged.values():
+            stack.enter_context(pinned.store.using("merged", key))
+        yield
+        for need, key in merged.items():
+            if all(
+                map(pipeline_build.is_current, (build for build in builds if need in build.needs and not build.output.temporary))
+            ):
+                pinned.store.discard("merged", key)
+
+
 def unproven(pinned: PinnedJob, before: Lock | None) -> Lock:
     """The lock without the folders that it has and `before` had not, and of which there is no output.
 
@@ -192,7 +210,8 @@ def unproven(pinned: PinnedJob, before: Lock | None) -> Lock:
     """
     known = {pin.wanted for pin in before.models} if before else set()
     for output in (build.output for build in filter(pipeline_build.is_current, pipeline_build.builds(pinned))):
-        known |= {records.base_wanted(output.model), *([records.lora_wanted(output.lora)] if output.lora else [])}
+        known |= {part.wanted for part in records.model_need(output.model).parts}
+        known |= {records.lora_wanted(output.lora)} if output.lora else set()
     kept = tuple(pin for pin in pinned.lock.models if pin.wanted in known or not pin.wanted.is_folder)
     return msgspec.structs.replace(pinned.lock, models=kept)
 

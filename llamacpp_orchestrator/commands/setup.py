@@ -51,6 +51,7 @@ def job_run(pinned: PinnedJob, options: Options, builds: Iterable[Build] = (), c
         locks=Locks(pinned.store.folder("locks")),
         builds={build.name: build for build in builds},
         fetches=graph.fetches(pinned, builds),
+        merges=graph.merges(builds),
         force=options.force,
         jobs=options.jobs,
         memory=limits.bound(pinned.context.settings),

@@ -29,6 +29,7 @@ import msgspec
 MARGIN = 1.1
 INTERPRETER, TOKENIZER = 270_000_000, 15
 REFERENCE = 500_000_000
+MERGER, MERGED = 100_000_000, 6  # a number as it is stored, read and written, and as float32
 PROGRAM, QUANTIZED = 400_000_000, 2
 KEPT = {"F32": 4, "F16": 2}  # types that stay as they are in the file; all others become float32 first
 UNPACKED = 12  # bytes of an FP8 number: itself, its scale and their product as float32
@@ -85,6 +86,12 @@ def _most(weight: Weight, outtype: str) -> float:
 def adapter(file: int, tensors: Iterable[Weight], outtype: str) -> int:
     """The bytes that upstream's script takes for an adapter: what a conversion does, and all of its file at once."""
     return file + conversion(tensors, outtype)
+
+
+def merging(tensors: Iterable[Weight], adapters: int) -> int:
+    """The bytes that it takes to merge adapters, whose files have so many bytes, into a model with such tensors."""
+    most = max((weight.elements for weight in tensors), default=0)
+    return int(MERGER + MARGIN * (MERGED * most + 2 * adapters))
 
 
 def quantizing(tensors: Iterable[Weight], origin: str, mapped: bool = True) -> int:

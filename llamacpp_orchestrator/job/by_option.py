@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import spec
@@ -17,6 +19,7 @@ from llamacpp_orchestrator.job.loader import WAY
 OPTIONS = (
     (r"models\[0\]\.source", "MODEL"),
     (r"models\[0\]\.loras\[\d+\](\.\w+)?", "--lora"),
+    (r"models\[0\]\.merge(\[\d+\](\.\w+)?)?", "--merge"),
     (r"models\[0\]\.outtype(\[\d+\])?", "--outtype"),
     (r"models\[0\]\.quantize(\[\d+\])?", "--quantize"),
     (r"llama_cpp\.tag", "--tag"),
@@ -25,39 +28,46 @@ OPTIONS = (
 )
 # The same where a text speaks of them.
 WORDS = {
-    "source": "MODEL", "models": "MODEL", "loras": "--lora", "outtype": "--outtype", "quantize": "--quantize",
+    "source": "MODEL", "models": "MODEL", "loras": "--lora", "merge": "--merge", "outtype": "--outtype", "quantize": "--quantize",
     "output": "--output", "llama_cpp.tag": "--tag", "tag": "--tag", "overrides": "--override",
 }  # fmt: skip
 # What no option fills.
 KEY = re.compile(
-    r"`(?:name|outfile|revision|args|imatrix|quality|quantize_args|mmproj|ollama|verify|trust_remote_code"
+    r"`(?:name|weight|keep_merged|outfile|revision|args|imatrix|quality|quantize_args|mmproj|ollama|verify|trust_remote_code"
     r"|environment[\w.]*|binaries[\w.]*|backend|python|torch)(?:: [^`]*)?`"
 )
 OF_A_JOB = "what has no option stands in a job file: --write-job FILE makes one to begin with"
 TWICE = "leave one of the two options out; without --outtype the type is bf16"
 
 
-def job_text(
-    *,
-    model: str,
-    loras: Sequence[str],
-    outtypes: Sequence[str],
-    quantize: Sequence[str],
-    tag: str,
-    output: str,
-    folder: Path,
-    overrides: Sequence[str] = (),
-) -> str:
+class Typed(msgspec.Struct, frozen=True, kw_only=True):
+    """What the options of `orchestrate convert` say."""
+
+    model: str
+    loras: Sequence[str] = ()
+    merge: Sequence[str] = ()
+    outtypes: Sequence[str] = ()
+    quantize: Sequence[str] = ()
+    tag: str = ""
+    output: str = "dist"
+    overrides: Sequence[str] = ()
+
+
+OF_A_FLAG = tuple(name for name in Typed.__struct_fields__ if name != "model")
+
+
+def job_text(typed: Typed, folder: Path) -> str:
     """The text of a job in `folder` that does what the options say."""
     import yaml
 
-    options: dict[str, Any] = {"source": fields.from_command_line(model, folder)}
-    options |= {"outtype": list(outtypes)} if outtypes else {}
-    options |= {"quantize": list(quantize)} if quantize else {}
-    options |= {"loras": [fields.from_command_line(lora, folder) for lora in loras]} if loras else {}
-    data: dict[str, Any] = {"version": 1, "llama_cpp": {"tag": tag or spec.DEFAULT_TAG}}
-    data |= {"environment": {"overrides": list(overrides)}} if overrides else {}
-    data |= {"output": fields.relative(output, folder), "models": [options]}
+    model: dict[str, Any] = {"source": fields.from_command_line(typed.model, folder)}
+    model |= {"merge": [fields.from_command_line(adapter, folder) for adapter in typed.merge]} if typed.merge else {}
+    model |= {"outtype": list(typed.outtypes)} if typed.outtypes else {}
+    model |= {"quantize": list(typed.quantize)} if typed.quantize else {}
+    model |= {"loras": [fields.from_command_line(lora, folder) for lora in typed.loras]} if typed.loras else {}
+    data: dict[str, Any] = {"version": 1, "llama_cpp": {"tag": typed.tag or spec.DEFAULT_TAG}}
+    data |= {"environment": {"overrides": list(typed.overrides)}} if typed.overrides else {}
+    data |= {"output": fields.relative(typed.output, folder), "models": [model]}
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=4096)
 
 

@@ -32,6 +32,7 @@ OURS_PERPLEXITY = (
 )  # fmt: skip
 LONGEST_NAME = 200
 PLAIN_NUMBER = "write it in digits alone: 10, not 1e1, 1_0 or 010"
+PLAIN_WEIGHT = "write it as a decimal number: 0.5, not 5e-1 or 1/2"
 PLAIN_NAME = "use letters, digits, - _ and . alone, such as my-model"
 PLAIN_REVISION = "write one, as text without blanks: main, v1.0, or a commit's 40 digits"
 PLAIN_URL = "write it such as https://github.com/ggml-org/llama.cpp"

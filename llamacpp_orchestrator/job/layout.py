@@ -15,9 +15,14 @@ from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.job.spec import Lora
 from llamacpp_orchestrator.job.spec import Model
 
+MERGED = "model.safetensors"
+
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """One file that a job makes: a model, quantized, mmproj or adapter; a `temporary` one is there only to be quantized."""
+    """One file that a job makes: a model, quantized, mmproj or adapter; a `temporary` one is there only to be quantized.
+
+    What is `merged` is a folder of files, which go by the name of the weights even where these are in several.
+    """
 
     path: Path
     kind: str
@@ -46,6 +51,9 @@ def placed(job: Job, base: Path) -> Iterator[tuple[str, Output]]:
         for type_ in model.mmproj:
             path = Path(os.path.normpath(root / f"mmproj-{model.name}-{type_}.gguf"))
             yield f"{where}.mmproj", Output(path=path, kind="mmproj", type=type_, model=model)
+        if model.keep_merged:
+            path = Path(os.path.normpath(root / model.name / MERGED))
+            yield f"{where}.keep_merged", Output(path=path, kind="merged", type="safetensors", model=model)
         for number, lora in enumerate(model.loras):
             for type_ in lora.outtype:
                 path = Path(os.path.normpath(root / f"{model.name}-{lora.name}-lora-{type_}.gguf"))

@@ -49,7 +49,8 @@ models:
     # revision: main
     outtype: bf16              # one or a list; `none` converts only the adapters
     quantize: [Q8_0]           # types of llama-quantize
-    # loras:
+    # merge: [./my-adapter]    # adapters that are merged into the model first: hub ids or folders
+    # loras:                   # or adapters that become files of their own
     #   - source: ./my-adapter # a hub id or a folder
     #     outtype: f16
 """
@@ -134,8 +135,9 @@ def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
         item = {"source": item}
     if not isinstance(item, dict):
         return item
-    if item.get("loras") is not None:
-        item = {**item, "loras": _listed(reading, item["loras"], f"{where}.loras", base)}
+    for key in ("loras", "merge"):
+        if item.get(key) is not None:
+            item = {**item, key: _listed(reading, item[key], f"{where}.{key}", base)}
     source = item.get("source")
     if not isinstance(source, str):
         return item
@@ -156,7 +158,14 @@ def _expanded(reading: Reading, item: Any, where: str, base: Path) -> Any:
     if fields.source(source):
         return item
     place = Path(os.path.abspath(fields.folder(source, base)))
-    return {"name": fields.folder_name(place) if fields.is_folder(source) else source.split("/")[1], **item}
+    name = fields.folder_name(place) if fields.is_folder(source) else source.split("/")[1]
+    return {"name": "-".join((name, *_names(item.get("merge")))), **item}
+
+
+def _names(merge: Any) -> list[str]:
+    """The names of the adapters that are merged into a model, which a model without a name of its own bears beside its base's."""
+    adapters = merge if isinstance(merge, list) else ()
+    return [adapter["name"] for adapter in adapters if isinstance(adapter, dict) and isinstance(adapter.get("name"), str)]
 
 
 def _is_there(folder: Path) -> bool:
@@ -184,6 +193,10 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
                 "write none where only adapters are meant: outtype: none",
             )
         _check_quantize(model, where, reading)
+        if model.merge and "none" in model.outtype and not model.mmproj:
+            yaml_reader.say(reading, f"{where}.merge", "nothing is made of the merged model: outtype is none")
+        if model.keep_merged and not model.merge:
+            yaml_reader.say(reading, f"{where}.keep_merged", "nothing is merged: no adapter stands under `merge`")
         if "none" in model.mmproj:
             yaml_reader.say(reading, f"{where}.mmproj", "expected at least one type; leave the key out instead")
         if model.ollama and "none" in model.outtype:
@@ -247,6 +260,7 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
     named: list[tuple[str, str]] = [(f"{where}.source", model.source) for where, model in sources]
     for where, model in sources:
         named += [(f"{where}.loras[{number}].source", lora.source) for number, lora in enumerate(model.loras)]
+        named += [(f"{where}.merge[{number}].source", adapter.source) for number, adapter in enumerate(model.merge)]
     for where, text in named:
         if not fields.is_folder(text) and (path.parent / text).is_file():
             yaml_reader.say(reading, where, f"{text} is a file here, and no hub id", _instead(Path(text)))

@@ -55,6 +55,23 @@ class Lora(Record, frozen=True, kw_only=True):
     ] = ()
 
 
+class Merge(Record, frozen=True, kw_only=True):
+    """An adapter to merge into its base."""
+
+    source: Source
+    revision: Revision = "main"
+    name: Name = ""
+    weight: Annotated[
+        float,
+        Meta(
+            description="How much of its update is added: 1 for all of it",
+            extra=fields.matching(
+                r"-?(?!0+(\.0*)?$)\d{1,3}(\.\d{1,6})?", "a number other than 0, such as 0.5", fields.PLAIN_WEIGHT
+            ),
+        ),
+    ] = 1.0
+
+
 Chunks = Annotated[
     int,
     Meta(
@@ -142,6 +159,13 @@ class Model(Record, frozen=True, kw_only=True):
         Types, Meta(description="Types of the projector file of a vision or audio model, made beside the model")
     ] = ()
     ollama: Annotated[bool, Meta(description="Write a Modelfile for Ollama beside each file")] = False
+    merge: Annotated[
+        tuple[Merge, ...],
+        Meta(description="Adapters that are merged into the model first; what comes out is a model like any other"),
+    ] = ()
+    keep_merged: Annotated[bool, Meta(description="Keep the merged model in safetensors, too, as a folder beside the files")] = (
+        False
+    )
     trust_remote_code: Annotated[bool, Meta(description="Let the model's own Python code run")] = False
     verify: Annotated[
         str,

@@ -11,6 +11,8 @@ from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.merge import check as merge_check
+from llamacpp_orchestrator.merge.records import Adapter
 from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import nearby
 from llamacpp_orchestrator.models import selection
@@ -36,7 +38,7 @@ def check(context: Context) -> None:
 
 def check_one(wanted: Wanted, folder: Path) -> None:
     """Raise JobError for a folder that is not the one that is meant, IntegrityError for one whose files are not here."""
-    nearby.check(folder, wanted.kind, wanted.weights)
+    nearby.check(folder, "adapter" if wanted.is_adapter else "model", wanted.weights)
     if folder.is_dir():
         selection.check_pointers(folder, kind=wanted.kind, weights=wanted.weights, remote_code=wanted.remote_code)
 
@@ -61,7 +63,12 @@ def check_pairs(context: Context) -> None:
     places = local_folders(context)
     for model in context.job.models:
         base = places.get(records.base_wanted(model))
-        for lora in model.loras:
+        need = records.model_need(model)
+        merged = [(adapter, places.get(adapter.wanted), weight) for adapter, weight in need.merged]
+        adapters = [Adapter(name=adapter.name, folder=folder, weight=weight) for adapter, folder, weight in merged if folder]
+        if base and adapters and len(adapters) == len(merged):
+            merge_check.check(base, need.parts[0].name, adapters)
+        for lora in model.loras if not merged else ():
             mine = places.get(records.lora_wanted(lora))
             if base and mine:
                 adapter.check(mine, base, lora.name, model.name)

@@ -11,8 +11,10 @@ from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.lock.records import EnvironmentPin
 from llamacpp_orchestrator.lock.records import FilesPin
+from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.merge import RULE
 from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.util.store import Store
 
@@ -73,9 +75,17 @@ class PinnedJob(msgspec.Struct, frozen=True):
         """The locked files of one model or adapter; KeyError when the lock does not know it."""
         return self.lock.files(wanted)
 
-    def view(self, wanted: Wanted, name: str) -> Path:
-        """The folder that a converter is shown for some files; its own name goes into the GGUF."""
-        return self.view_of(self.files(wanted), name)
+    def view(self, need: Ingredient) -> Path:
+        """The folder that a converter is shown of a model or adapter, or of what is merged; its own name goes into the GGUF."""
+        return self.merged(need) if need.merged else self.view_of(self.files(need.wanted), need.name)
+
+    def merged(self, need: Ingredient) -> Path:
+        """The folder of a merged model: by what is merged, and with what."""
+        pins = [self.files(part.wanted) for part in need.parts]
+        parts = [[(file.path, file.sha256 or file.oid) for file in pin.files] for pin in pins]
+        tools = [self.environment_key, self.lock.reference and self.lock.reference.pin().digest()]
+        key = msgspec.json.encode([RULE, need.name, parts, [weight for _, weight in need.merged], *tools])
+        return self.store.entry("merged", hashlib.sha256(key).hexdigest()[:32]) / need.name
 
     def view_of(self, pin: FilesPin, name: str) -> Path:
         """The same for other files than the locked ones, such as a part of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -50,6 +51,30 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def is_folder(self) -> bool:
         """Tell whether they lie in a folder of the user's own; else in a repository of the hub."""
         return spec.is_folder(self.source)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Tell whether they are an adapter's, to be converted or to be merged."""
+        return self.kind != "model"
+
+
+class Ingredient(msgspec.Struct, frozen=True):
+    """A model or adapter that an output is made of: files, and the name of the folder in which they are shown.
+
+    With `merged` it is what these files become when adapters are merged into them; each has its weight.
+    """
+
+    wanted: Wanted
+    name: str
+    merged: tuple[tuple[Ingredient, float], ...] = ()
+
+    @property
+    def parts(self) -> tuple[Ingredient, ...]:
+        """All that must be brought here for it: itself, or the base and the adapters that are merged into it."""
+        if not self.merged:
+            return (self,)
+        last = re.split(r"[/\\]", self.wanted.source)[-1]  # a folder's name on no machine in particular
+        return (Ingredient(self.wanted, last if last.strip(".~") else self.name), *(adapter for adapter, _ in self.merged))
 
 
 class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -111,6 +136,20 @@ def lora_wanted(lora: spec.Lora) -> Wanted:
     return _wanted(lora.source, "adapter", lora.revision, True, False)
 
 
+def merge_wanted(merge: spec.Merge) -> Wanted:
+    """The files of an adapter that is merged: its tokenizer and the adapter that it was started from, too, if there are any."""
+    return _wanted(merge.source, "merge", merge.revision, True, False)
+
+
+def model_need(model: spec.Model) -> Ingredient:
+    """What a model's outputs are made of: its files, merged with its adapters where there are some to merge."""
+    return Ingredient(
+        base_wanted(model),
+        model.name,
+        tuple((Ingredient(merge_wanted(merge), merge.name), merge.weight) for merge in model.merge),
+    )
+
+
 def _wanted(source: str, kind: str, revision: str, weights: bool, remote_code: bool) -> Wanted:
     return Wanted(
         source=source,
@@ -125,7 +164,7 @@ def all_wanted(job: Job) -> tuple[Wanted, ...]:
     """Every set of files of a job, once, in the job's order."""
     sets: dict[Wanted, None] = {}
     for model in job.models:
-        sets[base_wanted(model)] = None
+        sets.update(dict.fromkeys(part.wanted for part in model_need(model).parts))
         sets.update(dict.fromkeys(map(lora_wanted, model.loras)))
     return tuple(sets)
 
@@ -134,7 +173,8 @@ def names(job: Job) -> dict[Wanted, str]:
     """A name for each set of files: the job's own, with the source behind it where two would be called the same."""
     names: dict[Wanted, str] = {}
     for model in job.models:
-        for wanted, name in ((base_wanted(model), model.name), *((lora_wanted(lora), lora.name) for lora in model.loras)):
+        parts = [(part.wanted, part.name) for part in model_need(model).parts]
+        for wanted, name in (*parts, *((lora_wanted(lora), lora.name) for lora in model.loras)):
             taken = {other for earlier, other in names.items() if earlier != wanted}
             names.setdefault(wanted, f"{name} ({wanted.source})" if name in taken else name)
     return names
@@ -146,5 +186,5 @@ def uses_binaries(job: Job) -> bool:
 
 
 def uses_reference(job: Job) -> bool:
-    """Tell whether anything in the job is compared with what its source says next."""
-    return any(model.verify in check_levels.COMPARING for model in job.models)
+    """Tell whether anything in the job is compared with what its source says next, or merged, which PEFT may have to do."""
+    return any(model.verify in check_levels.COMPARING or model.merge for model in job.models)

@@ -284,5 +284,5 @@ def examine(folder: Path, wanted: Wanted, files: tuple[hub.HubFile, ...]) -> Non
     for file in files:
         if file.path.endswith(".safetensors"):
             safetensors.check_safetensors(folder / file.path)
-    if wanted.kind == "model" and not wanted.remote_code:
+    if not wanted.is_adapter and not wanted.remote_code:
         remote_code.check_code(folder, (file.path for file in files), wanted.source)

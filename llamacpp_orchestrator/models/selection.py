@@ -28,10 +28,16 @@ SMALL = (
 )  # fmt: skip
 NOT_READ = (
     "*.index.json", "*.index.f*.json", "training_args*", "trainer_state.json", "optimizer*", "adapter_config.json", "params.json",
-    "*.gguf.receipt.json", "*-quality.json",  # ours, of outputs that lie beside their source
+    "*.receipt.json", "*-quality.json",  # ours, of outputs that lie beside their source
 )  # fmt: skip
 WEIGHTS = ("*.safetensors", *MODULES)
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+# What an adapter may bring to a merge besides: its tokenizer, and the adapter that its training began with.
+TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model",
+    "chat_template.*",
+)  # fmt: skip
+INITIAL = ("*init*/adapter_config.json", "*init*/adapter_model.safetensors")
 LONGEST = 255  # bytes in the name of a file or folder
 
 
@@ -62,8 +68,8 @@ def select_files(
     """
     names = sorted(paths)
     check_names(names, source)
-    if kind == "adapter":
-        return _adapter_files(names, source)
+    if kind != "model":
+        return _adapter_files(names, source, () if kind == "adapter" else (*TOKENIZER, *INITIAL))
     if "config.json" not in names:
         if "adapter_config.json" in names:
             raise weight_files.is_adapter(source)
@@ -75,14 +81,14 @@ def select_files(
     return tuple(sorted(chosen.union(weight_files.choose(names, tuple(index), source, remote_code) if weights else ())))
 
 
-def _adapter_files(names: list[str], source: str) -> tuple[str, ...]:
+def _adapter_files(names: list[str], source: str, more: tuple[str, ...]) -> tuple[str, ...]:
     if "adapter_config.json" not in names:
         _check_below(names, "adapter_config.json", source)
         raise OrchestrateError(f"{source} has no adapter_config.json", "is it a PEFT adapter? a model belongs under `models`")
     if "adapter_model.safetensors" not in names:
         only = ", only adapter_model.bin (a pickle, which may run code when it is loaded)" if "adapter_model.bin" in names else ""
         raise OrchestrateError(f"{source} has no adapter_model.safetensors{only}", "save the adapter again with safetensors")
-    return tuple(name for name in names if name in ADAPTER)
+    return tuple(name for name in names if name in ADAPTER or matches(name, more))
 
 
 def _check_below(names: list[str], config: str, source: str) -> None:
@@ -140,7 +146,7 @@ def check_pointers(path: Path, *, kind: str, weights: bool, remote_code: bool) -
     stand_ins = [name for name in names if pointers.kind(path / name)[0] and name != "README.md"]
     if not stand_ins:
         return
-    needed = {name for name in names if matches(name, ADAPTER if kind == "adapter" else (*SMALL, "*.safetensors"))}
+    needed = {name for name in names if matches(name, ADAPTER if kind != "model" else (*SMALL, "*.safetensors"))}
     how: dict[str, Any] = {"kind": kind, "weights": weights, "remote_code": remote_code}
     if weight_files.index_name(names, remote_code) not in stand_ins:
         with contextlib.suppress(OrchestrateError):
@@ -160,7 +166,9 @@ def _names(path: Path) -> list[str]:
     """The files of a folder that may be of a model, with links into nothing; what else lies there is no matter of ours."""
     files = (file for file in (*path.glob("*"), *path.glob("*/*")) if file.is_file() or (file.is_symlink() and not file.exists()))
     names = (file.relative_to(path).as_posix() for file in files)
-    return [name for name in names if matches(name, (*SMALL, *WEIGHTS, *PICKLES, "*.py", "*/*.py", "*/adapter_config.json"))]
+    return [
+        name for name in names if matches(name, (*SMALL, *WEIGHTS, *PICKLES, *INITIAL, "*.py", "*/*.py", "*/adapter_config.json"))
+    ]
 
 
 def check_index(path: Path, names: Iterable[str]) -> None:

@@ -12,9 +12,12 @@ from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.convert import quantize
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job.layout import Output
+from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.pipeline import adapter_staging
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import converter_view
@@ -39,6 +42,7 @@ from llamacpp_orchestrator.util import background
 from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.hashing import file_sha256
+from llamacpp_orchestrator.util.store import link
 from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify import held
 from llamacpp_orchestrator.verify import levels
@@ -62,6 +66,18 @@ def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
             if notes and log.exists():
                 with log.open("a", encoding="utf-8") as file:
                     file.writelines(f"{NOTE}{note}\n" for note in notes)
+    return DONE
+
+
+def keep(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
+    """Put a merged model into the stage folder, as links where the disk has them: its place in the cache goes."""
+    build = run.builds[key]
+    if not prepare(run.locks, build, run.force, tell):
+        return CURRENT
+    with staged(build):
+        merged = run.pinned.view(build.needs[0])
+        for path in sorted(path for path in merged.rglob("*") if path.is_file()):
+            link(path, build.stage / path.relative_to(merged))
     return DONE
 
 
@@ -123,7 +139,7 @@ def base_of(pinned: PinnedJob, build: Build) -> Output | None:
 
 def subject(pinned: PinnedJob, build: Build, files: list[Path], log: Path, find: Callable[[str], Path] | None) -> levels.Subject:
     """An output with all that the checks of it need; `find` finds a program of the tag, None where none is to be run."""
-    views = [pinned.view(*need) for need in build.needs or pipeline_build.source_of(build.output.model)]
+    views = list(map(pinned.view, build.needs or [records.model_need(build.output.model)]))
     base, reference = base_of(pinned, build) if build.output.lora else None, pinned.lock.reference
     return levels.Subject(
         kind=build.output.kind,
@@ -163,19 +179,27 @@ def verify(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
 
 
 def _verify(run: JobRun, build: Build, notes: tuple[str, ...], tell: Tell) -> None:
-    path = build.output.path
-    files = sorted(build.stage.glob("*.gguf"))
+    path, kept = build.output.path, build.output.kind == "merged"
+    files = sorted(file for file in build.stage.rglob("*") if file.is_file()) if kept else sorted(build.stage.glob("*.gguf"))
     if not files:
         message = f"upstream said that it was done, but wrote no {path.name}"
         raise OrchestrateError(message, "the log holds its output")
-    records = background.begin(lambda: tuple(map(pipeline_receipt.record, files)))
-    verdict = _checked(run, build, files, notes, tell)
+    records = background.begin(lambda: tuple(pipeline_receipt.record(file, build.stage) for file in files))
+    verdict = _whole(files) if kept else _checked(run, build, files, notes, tell)
     known = pipeline_receipt.read(path)
     for file in files:
         pipeline_receipt.may_write(path.parent / file.name, known, run.force)
     written = receipt_words.receipt(run.pinned, build, records(), (*notes, *verdict.notes), verdict.levels)
     pipeline_receipt.write(build.stage / path.name, written)
     publish(path, build.stage)
+
+
+def _whole(files: list[Path]) -> levels.Verdict:
+    """Check a merged model by its headers: what its outputs are compared with is this itself."""
+    for file in files:
+        if file.suffix == ".safetensors":
+            safetensors.check_safetensors(file)
+    return levels.Verdict(levels=(check_levels.STRUCTURE,))
 
 
 def _checked(run: JobRun, build: Build, files: list[Path], notes: tuple[str, ...], tell: Tell) -> levels.Verdict:
@@ -197,4 +221,4 @@ def _checked(run: JobRun, build: Build, files: list[Path], notes: tuple[str, ...
     return verdict
 
 
-ACTIONS = {"convert": convert, "quantize": quantize_output, "imatrix": make_matrix, "verify": verify}
+ACTIONS = {"convert": convert, "keep": keep, "quantize": quantize_output, "imatrix": make_matrix, "verify": verify}

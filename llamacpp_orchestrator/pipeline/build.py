@@ -22,8 +22,7 @@ from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.layout import Output
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
-from llamacpp_orchestrator.lock.records import FilesPin
-from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
@@ -53,7 +52,7 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     portable_argv: tuple[str, ...]
     inputs: tuple[Input, ...]
     recipes: tuple[str, ...]
-    needs: tuple[tuple[Wanted, str], ...] = ()
+    needs: tuple[Ingredient, ...] = ()
     of: Output | None = None
     matrix: Matrix | None = None
 
@@ -97,22 +96,29 @@ class Outputs(msgspec.Struct, frozen=True):
 
 def verb(build: Build) -> str:
     """The kind of the step that makes an output."""
-    return "quantize" if build.of else "convert"
+    return "quantize" if build.of else "keep" if build.output.kind == "merged" else "convert"
+
+
+def is_converted(build: Build) -> bool:
+    """Tell whether upstream's script makes an output."""
+    return verb(build) == "convert"
 
 
 def needs_programs(build: Build) -> bool:
     """Tell whether an output cannot be made, or not be checked as the job says, without the release's programs."""
-    return bool(build.of) or build.output.model.verify in check_levels.RUNNING
+    return bool(build.of) or (is_converted(build) and build.output.model.verify in check_levels.RUNNING)
 
 
 def is_compared(build: Build) -> bool:
     """Tell whether the next tokens of an output are compared with its source's, in the reference environment."""
-    return build.output.model.verify in check_levels.COMPARING
+    return build.output.kind != "merged" and build.output.model.verify in check_levels.COMPARING
 
 
 def is_loaded(build: Build, stale: Iterable[Build]) -> bool:
     """Whether an output is loaded to check it; `auto` does where the programs come anyway for the outputs that are `stale`."""
     model = build.output.model
+    if build.output.kind == "merged":
+        return False
     by_chance = model.verify == check_levels.AUTO and model.quantize and any(map(needs_programs, stale))
     return model.verify in check_levels.RUNNING or bool(by_chance)
 
@@ -128,8 +134,10 @@ def builds(pinned: PinnedJob) -> list[Build]:
     """All outputs of a job in its order, quantized ones after what they are made from, temporary ones too."""
     by_path: dict[Path, Build] = {}
     for _, output in layout.placed(pinned.context.job, pinned.context.file.parent):
-        build = _quantized(pinned, output, by_path.values()) if output.kind == "quantized" else _converted(pinned, output)
-        by_path[output.path] = build
+        if output.kind == "quantized":
+            by_path[output.path] = _quantized(pinned, output, by_path.values())
+        else:
+            by_path[output.path] = (_kept if output.kind == "merged" else _converted)(pinned, output)
     return list(by_path.values())
 
 
@@ -176,27 +184,30 @@ def unneeded(context: Context, outputs: Outputs) -> list[Path]:
 def _converted(pinned: PinnedJob, placed: Output) -> Build:
     output = hidden(placed)
     model, lora = output.model, output.lora
-    base = pinned.files(records.base_wanted(model))
-    base_view = pinned.view(base.wanted, model.name)
+    base = records.model_need(model)
+    base_view = pinned.view(base)
     draft = _stage_path(output)
     if lora is None:
         args, metadata, named = _args(pinned.context, model)
         args += ("--mmproj",) if output.kind == "mmproj" else ()
         name = "" if named else model.name
         command = commands.model_command(str(pinned.python), pinned.tree, base_view, draft, output.type, name, args)
-        inputs = _inputs(model.name, base, weights=True) + tuple(metadata.values())
-        needs: tuple[tuple[Wanted, str], ...] = ((base.wanted, model.name),)
+        inputs = _inputs(pinned, base, weights=True) + tuple(metadata.values())
+        needs: tuple[Ingredient, ...] = (base,)
         places = {str(base_view): "{model}", **dict.fromkeys(metadata, "{metadata}")}
     else:
-        mine = pinned.files(records.lora_wanted(lora))
-        lora_view = pinned.view(mine.wanted, lora.name)
+        mine = Ingredient(records.lora_wanted(lora), lora.name)
+        lora_view = pinned.view(mine)
         command = commands.adapter_command(str(pinned.python), pinned.tree, base_view, lora_view, draft, output.type, lora.args)
-        inputs = _inputs(model.name, base, weights=False) + _inputs(lora.name, mine, weights=True)
-        needs = ((base.wanted, model.name), (mine.wanted, lora.name))
+        inputs = _inputs(pinned, base, weights=False) + _inputs(pinned, mine, weights=True)
+        needs = (base, mine)
         places = {str(base_view): "{model}", str(lora_view): "{adapter}"}
     places |= {str(pinned.python): "{python}", str(pinned.tree): "{tree}", str(draft.parent): "{output}"}
-    dense = lora is None and any(re.fullmatch(r"\d_Dense/model\.safetensors", file.path) for file in base.files)
+    dense = lora is None and any(
+        re.fullmatch(r"\d_Dense/model\.safetensors", file.path) for file in pinned.files(base.wanted).files
+    )
     rules = (translation.REVISION, *((adapter_scaling.RULE,) if lora else ()), *((DENSE_REVISION,) if dense else ()))
+    rules += (pinned.merged(base).parent.name,) if base.merged else ()
     words = portable(command.argv, places)
     return Build(
         output=output,
@@ -206,6 +217,22 @@ def _converted(pinned: PinnedJob, placed: Output) -> Build:
         inputs=inputs,
         recipes=(_recipe(pinned, words, inputs, rules),),
         needs=needs,
+    )
+
+
+def _kept(pinned: PinnedJob, output: Output) -> Build:
+    """The merged model itself, as a folder."""
+    source = records.model_need(output.model)
+    words = ("merge", "{model}", *(f"{adapter.name} x {weight:g}" for adapter, weight in source.merged))
+    inputs = _inputs(pinned, source, weights=True)
+    return Build(
+        output=output,
+        name=_name(pinned.context, output),
+        command=Command(()),
+        portable_argv=words,
+        inputs=inputs,
+        recipes=(_recipe(pinned, words, inputs, (pinned.merged(source).parent.name,)),),
+        needs=(source,),
     )
 
 
@@ -226,11 +253,6 @@ def _args(context: Context, model: spec.Model) -> tuple[tuple[str, ...], dict[st
         {str(path): Input(name=path.name, digest=context.store.sha256(path))},
         "general.name" in names,
     )
-
-
-def source_of(model: spec.Model) -> tuple[tuple[Wanted, str], ...]:
-    """The files of a model, with the name of its view, as in `needs`."""
-    return ((records.base_wanted(model), model.name),)
 
 
 def _name(context: Context, output: Output) -> str:
@@ -264,7 +286,7 @@ def _quantized(pinned: PinnedJob, output: Output, others: Iterable[Build]) -> Bu
         inputs=inputs,
         recipes=tuple(_recipe(pinned, words, inputs) for words in forms),
         # It is compared with the source itself, which is otherwise needed only for what it is made of.
-        needs=source_of(model) if model.verify in check_levels.COMPARING else (),
+        needs=(records.model_need(model),) if model.verify in check_levels.COMPARING else (),
         of=of.output,
         matrix=matrix,
     )
@@ -298,9 +320,11 @@ def portable(argv: tuple[str, ...], places: dict[str, str]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _inputs(name: str, pin: FilesPin, weights: bool) -> tuple[Input, ...]:
-    files = pin.files if weights else pin.small.files
-    return tuple(Input(name=f"{name}/{file.path}", digest=file.sha256 or f"git:{file.oid}") for file in files)
+def _inputs(pinned: PinnedJob, need: Ingredient, weights: bool) -> tuple[Input, ...]:
+    """The files that something is made of; of what is merged the weights count in any case, for they decide what it is."""
+    pins = [(part.name, pinned.files(part.wanted)) for part in need.parts]
+    files = [(name, file) for name, pin in pins for file in (pin.files if weights or need.merged else pin.small.files)]
+    return tuple(Input(name=f"{name}/{file.path}", digest=file.sha256 or f"git:{file.oid}") for name, file in files)
 
 
 def _stage_path(output: Output) -> Path:

@@ -114,7 +114,7 @@ def _place(context: Context, view: Path, translated: dict[str, bytes]) -> Path:
 
 def views(pinned: PinnedJob, build: Build) -> tuple[Path, ...]:
     """The views of all that an output is converted from: of the model, and of its adapter."""
-    return tuple(pinned.view(wanted, name) for wanted, name in build.needs)
+    return tuple(map(pinned.view, build.needs))
 
 
 def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:

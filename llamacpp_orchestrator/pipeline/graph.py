@@ -12,8 +12,9 @@ from llamacpp_orchestrator.job import tensor_types
 from llamacpp_orchestrator.job.layout import Output
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
-from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.pipeline import actions
+from llamacpp_orchestrator.pipeline import adapter_staging
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import memory
 from llamacpp_orchestrator.pipeline import setup
@@ -27,7 +28,7 @@ from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import log_of
 
-ACTIONS = setup.ACTIONS | trial.ACTIONS | actions.ACTIONS
+ACTIONS = setup.ACTIONS | trial.ACTIONS | adapter_staging.ACTIONS | actions.ACTIONS
 
 
 def perform(run: JobRun, step: Step, outcomes: Outcomes, tell: Tell) -> Outcome:
@@ -45,6 +46,8 @@ def need(run: JobRun, step: Step) -> int:
     pinned, stale = run.pinned, run.builds.values()
     if step.kind in ("convert", "quantize"):
         return memory.of_build(pinned, run.builds[step.key])
+    if step.kind == "merge":
+        return memory.of_merge(pinned, run.merges[step.key])
     if step.kind == "imatrix":
         return memory.of_matrix(actions.first_of(run, step.key))
     if step.kind == "verify" and pipeline_build.is_loaded(build := run.builds[step.key], stale):
@@ -54,9 +57,9 @@ def need(run: JobRun, step: Step) -> int:
 
 def scripts(pinned: PinnedJob, stale: list[Build]) -> list[Path]:
     """What the environment's Python will run to convert some outputs: upstream's scripts, and ours that loads a tokenizer."""
-    converted = [build for build in stale if not build.of]
+    converted = list(filter(pipeline_build.is_converted, stale))
     kinds = sorted({"adapter" if build.output.lora else "model" for build in converted})
-    folders = [{file.path for file in pinned.files(build.needs[0][0]).files} for build in converted]
+    folders = [{file.path for file in pinned.files(build.needs[0].wanted).files} for build in converted]
     # Where there is a tokenizer.model it is read without transformers' tokenizers, which take long to load.
     tokenizers = any("tokenizer.json" in names and "tokenizer.model" not in names for names in folders)
     return [
@@ -76,39 +79,50 @@ def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ended: frozenset[st
     after: tuple[str, ...] = () if "source" in ended or _ordinary(stale) else ("source",)
     # A type that the tool may not have is told before gigabytes come for nothing.
     after += ("binaries",) if any(build.of and not tensor_types.is_in_every_tag(build.output.type) for build in stale) else ()
-    sources = fetches(pinned, stale)
-    fetched = {need: f"fetch {key}" for key, need in sources.items()}
+    sources, models = fetches(pinned, stale), merges(stale)
+    steps_of = {need: f"fetch {key}" for key, need in sources.items()} | {need: f"merge {key}" for key, need in models.items()}
     scripts_ready = tuple(step.name for step in steps if step.kind in ("source", "environment"))
     for key, source in sources.items():
-        steps += brought(pinned, stale, key, source, after, scripts_ready, logs)
+        adapters = {steps_of[part] for need in models.values() if need.parts[0] == source for part in need.parts[1:]}
+        steps += brought(pinned, stale, key, source, after, (*scripts_ready, *sorted(adapters)), logs)
+    for key, need in models.items():
+        before = (*scripts_ready, *(steps_of[part] for part in need.parts))
+        steps.append(Step(kind="merge", key=key, needs=before, heavy=True, log=log_of(f"merge {key}", logs)))
     here = frozenset(step.name for step in steps)
     for build in stale:
-        steps += _made(pinned, build, stale, logs, tuple(fetched[need] for need in build.needs), here)
+        steps += _made(pinned, build, stale, logs, tuple(steps_of[need] for need in build.needs), here)
     return steps
 
 
-def fetches(pinned: PinnedJob, stale: Iterable[Build]) -> dict[str, tuple[Wanted, str]]:
+def fetches(pinned: PinnedJob, stale: Iterable[Build]) -> dict[str, Ingredient]:
     """The sets of files that outputs are made of, each with the name of its view, by the key of the step that brings them."""
     names = records.names(pinned.context.job)
-    pairs = dict.fromkeys(need for build in stale for need in build.needs)
-    first = dict(reversed(pairs))
-    return {names[wanted] + ("" if first[wanted] == name else f" as {name}"): (wanted, name) for wanted, name in pairs}
+    parts = dict.fromkeys(part for build in stale for need in build.needs for part in need.parts)
+    first = {part.wanted: part.name for part in reversed(parts)}
+    return {names[part.wanted] + ("" if first[part.wanted] == part.name else f" as {part.name}"): part for part in parts}
+
+
+def merges(stale: Iterable[Build]) -> dict[str, Ingredient]:
+    """The models that outputs are made of once adapters are merged into them, by the key of the step that merges."""
+    needs = dict.fromkeys(need for build in stale for need in build.needs if need.merged)
+    first = {need.name: need for need in reversed(needs)}
+    return {need.name if first[need.name] == need else f"{need.name} ({number})": need for number, need in enumerate(needs)}
 
 
 def brought(
     pinned: PinnedJob,
     stale: list[Build],
     key: str,
-    source: tuple[Wanted, str],
+    source: Ingredient,
     after: tuple[str, ...] = (),
-    scripts_ready: tuple[str, ...] = (),
+    before_check: tuple[str, ...] = (),
     logs: Path = Path(),
 ) -> list[Step]:
     """The steps that bring a source here; where its weights must come, its small files first, about which upstream is asked."""
-    if not trial.builds(stale, source, pinned.files(source[0])):
+    if not trial.builds(stale, source, pinned.files(source.wanted)):
         return [Step(kind="fetch", key=key, needs=after)]
     inspect = Step(kind="inspect", key=key, needs=after)
-    check = Step(kind="check", key=key, needs=(*scripts_ready, inspect.name), heavy=True, log=log_of(f"check {key}", logs))
+    check = Step(kind="check", key=key, needs=(*before_check, inspect.name), heavy=True, log=log_of(f"check {key}", logs))
     return [inspect, check, Step(kind="fetch", key=key, needs=(*after, check.name))]
 
 
@@ -155,4 +169,4 @@ def _ordinary(stale: list[Build]) -> bool:
     def usual(output: Output) -> bool:
         return output.type in tensor_types.OUTTYPES.get(output.kind, ()) and not (output.lora or output.model).args
 
-    return all(usual(build.output) for build in stale if not build.of)
+    return all(usual(build.output) for build in filter(pipeline_build.is_converted, stale))

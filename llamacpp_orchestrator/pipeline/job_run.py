@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
-from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.publish import Locks
@@ -17,11 +17,11 @@ from llamacpp_orchestrator.system.scheduler import log_of
 
 
 class JobRun(msgspec.Struct, frozen=True, kw_only=True):
-    """The record that the actions of a run take; the key of a step is a key of `builds` or of `fetches`.
+    """The record that the actions of a run take; the key of a step is a key of `builds`, `fetches` or `merges`.
 
-    `builds` are outputs by name; `fetches` are sets of files, with the name of their view; `converter` runs a script in the
-    environment; with `force` files that are not ours may be overwritten; `jobs` compilers run at a time, 0 for as many as fit;
-    `memory` is how many bytes all that runs at a time may take.
+    `builds` are outputs by name; `fetches` are sets of files to bring here, `merges` models to merge; `converter` runs a script
+    in the environment; with `force` files that are not ours may be overwritten; `jobs` compilers run at a time, 0 for as many
+    as fit; `memory` is how many bytes all that runs at a time may take.
     """
 
     pinned: PinnedJob
@@ -29,7 +29,8 @@ class JobRun(msgspec.Struct, frozen=True, kw_only=True):
     converter: Run
     locks: Locks
     builds: Mapping[str, Build] = {}
-    fetches: Mapping[str, tuple[Wanted, str]] = {}
+    fetches: Mapping[str, Ingredient] = {}
+    merges: Mapping[str, Ingredient] = {}
     force: bool = False
     jobs: int = 0
     memory: int = 0

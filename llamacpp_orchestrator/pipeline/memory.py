@@ -12,8 +12,9 @@ from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
-from llamacpp_orchestrator.lock.records import Wanted
+from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models.safetensors import safetensors_header
@@ -30,20 +31,29 @@ Files = tuple[tuple[Path, int, int], ...]  # path, size and time: what is known 
 
 def of_build(pinned: PinnedJob, build: Build) -> int:
     """The bytes that it takes to make an output; 0 while what would tell is not here."""
+    if build.output.kind == "merged":
+        return 0
     if build.of:
         weights = _stored(_files(pipeline_build.shards(build.of))) or _source(pinned, build.output.model)
         # On a Mac the tool reads what it maps elsewhere (llama-quant.cpp).
         return memory_model.quantizing(weights, build.of.type, host.system() != "macos") if weights else 0
     lora, model = build.output.lora, build.output.model
-    weights = _of_files(pinned, *build.needs[-1])
+    weights = _of_files(pinned, build.needs[-1])
     if not weights:
         return 0
     if lora:
-        file = sum(item.size for item in pinned.files(build.needs[-1][0]).files)
+        file = sum(item.size for item in pinned.files(build.needs[-1].wanted).files)
         return memory_model.adapter(file, weights, build.output.type)
     seen = [weight for weight in weights if adapter.OUTSIDE.search(weight.name)] if build.output.kind == "mmproj" else []
-    words = sum(item.size for item in pinned.files(build.needs[-1][0]).files if item.path == "tokenizer.json")
+    words = sum(item.size for item in pinned.files(build.needs[-1].wanted).files if item.path == "tokenizer.json")
     return memory_model.conversion(seen or weights, build.output.type, model.args, words)
+
+
+def of_merge(pinned: PinnedJob, need: Ingredient) -> int:
+    """The bytes that it takes to merge adapters into a model; 0 while what would tell is not here."""
+    weights = _of_files(pinned, need.parts[0])
+    adapters = sum(file.size for part in need.parts[1:] for file in pinned.files(part.wanted).files)
+    return memory_model.merging(weights, adapters) if weights else 0
 
 
 def of_matrix(build: Build) -> int:
@@ -67,11 +77,12 @@ def explain_oom(error: CommandFailed, need: int, most: int) -> CommandFailed:
 
 
 def _source(pinned: PinnedJob, model: spec.Model) -> tuple[Weight, ...]:
-    return _of_files(pinned, *pipeline_build.source_of(model)[0])
+    return _of_files(pinned, records.model_need(model))
 
 
-def _of_files(pinned: PinnedJob, wanted: Wanted, name: str) -> tuple[Weight, ...]:
+def _of_files(pinned: PinnedJob, need: Ingredient) -> tuple[Weight, ...]:
     """The tensors of a model or adapter; () where its files are not here, or cannot be read, which its own step will tell."""
+    wanted = need.wanted
     pin = pinned.files(wanted)
     pickles = [file.size for file in pin.files if file.path.endswith(".bin")]
     if pickles:
@@ -82,7 +93,7 @@ def _of_files(pinned: PinnedJob, wanted: Wanted, name: str) -> tuple[Weight, ...
     else:
         snapshot = pin.snapshot
         own = [hub.cached(snapshot, file) for file in files]
-    view = pinned.view(wanted, name)
+    view = pinned.view(need)
     return _headers(_files([view / file.path for file in files]) or _files(own))
 
 

@@ -11,6 +11,7 @@ from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.models import headers
 from llamacpp_orchestrator.models import weight_files
@@ -21,7 +22,7 @@ from llamacpp_orchestrator.system.scheduler import Tell
 
 def check_small_files(pinned: PinnedJob, wanted: Wanted, view: Path, tell: Tell) -> None:
     """Raise JobError or OrchestrateError for what the tag cannot convert, before gigabytes are fetched for nothing."""
-    for model in pinned.context.job.models if wanted.kind == "model" else ():
+    for model in pinned.context.job.models if not wanted.is_adapter else ():
         if records.base_wanted(model) == wanted:
             lock_tree.get_tree(pinned.context, pinned.lock.llama_cpp, tell)
             preflight.check_model(subject(pinned, model, view))
@@ -31,14 +32,22 @@ def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
     """What is to be said of the model that an output is converted from: its weights, and what the tag is shown otherwise."""
     if build.of:
         return ()
-    own = build.needs[-1][0]  # of an adapter its base is named before it
-    beside = weight_files.note(pinned.files(own).unread)
-    notes = (*([beside] if beside else []), *converter_view.notes(pinned, build))
+    if build.output.kind == "merged":
+        return merge_notes(pinned, build.needs[0])
+    own = build.needs[-1]  # of an adapter its base is named before it
+    beside = weight_files.note(pinned.files(own.wanted).unread)
+    notes = (*([beside] if beside else []), *merge_notes(pinned, own), *converter_view.notes(pinned, build))
     if build.output.lora:
         return notes
     view = converter_view.views(pinned, build)[0]
     weights = headers.read(view)
     return (*notes, *headers.notes(weights), *quantized.notes(preflight.read_json(view / "config.json"), weights))
+
+
+def merge_notes(pinned: PinnedJob, need: Ingredient) -> tuple[str, ...]:
+    """What a merge has learned, as it stands in the mark of what came out of it."""
+    mark = pinned.store.mark("merged", pinned.merged(need).parent.name) if need.merged else None
+    return tuple(mark.facts.values()) if mark else ()
 
 
 def subject(pinned: PinnedJob, model: spec.Model, view: Path) -> preflight.Subject:

@@ -131,6 +131,7 @@ def publish(path: Path, stage: Path) -> None:
     former = pipeline_receipt.read(path)
     for file in receipt.files:
         if (stage / file.name).exists():
+            (path.parent / file.name).parent.mkdir(exist_ok=True)
             os.replace(stage / file.name, path.parent / file.name)
     pipeline_receipt.write(path, receipt)
     for name in {file.name for file in former.files} - {file.name for file in receipt.files} if former else ():

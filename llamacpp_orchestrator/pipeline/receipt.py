@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import unicodedata
 from collections.abc import Container
@@ -13,6 +12,8 @@ import msgspec
 
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.models import safetensors
+from llamacpp_orchestrator.util import disk
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import write_atomically
 
@@ -90,15 +91,12 @@ def receipt_path(path: Path) -> Path:
     return path.with_name(name)
 
 
-def record(path: Path) -> FileRecord:
+def record(path: Path, folder: Path | None = None) -> FileRecord:
     """Size, time and digest of a file as it is now, and will be: OSError where its disk refuses what was written to it before."""
-    try:
-        with path.open("r+b") as file:  # a quota, or a server's disk that is full, may be told only now
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    disk.flush(path)
     status = path.stat()
-    return FileRecord(name=path.name, size=status.st_size, sha256=file_sha256(path), mtime_ns=status.st_mtime_ns)
+    name = path.relative_to(folder or path.parent).as_posix()
+    return FileRecord(name=name, size=status.st_size, sha256=file_sha256(path), mtime_ns=status.st_mtime_ns)
 
 
 def read(path: Path) -> Receipt | None:
@@ -112,9 +110,16 @@ def _decoded(path: Path) -> Receipt | None:
         receipt = msgspec.json.decode(receipt_path(path).read_bytes(), type=Receipt)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    names = (receipt.path, *(file.name for file in receipt.files))
-    plain = all(name == Path(name).name and name not in ("", "..") for name in names)
-    return receipt if receipt.format == FORMAT and receipt.files and plain else None
+    return receipt if receipt.format == FORMAT and receipt.files and all(map(_is_within, _names(receipt))) else None
+
+
+def _names(receipt: Receipt) -> tuple[str, ...]:
+    return (receipt.path, *(file.name for file in receipt.files))
+
+
+def _is_within(name: str) -> bool:
+    """Tell whether a name leads to no other place than below its folder, on any system."""
+    return not re.search(r"[\\:]|(^|/)\.{0,2}(/|$)", name)
 
 
 def _is_own(receipt: Receipt, path: Path) -> bool:
@@ -203,7 +208,11 @@ def recheck(path: Path) -> list[str]:
     sound, folder = receipt, path.parent
     compared = background.begin(lambda: [difference for file in sound.files if (difference := _difference(file, folder))])
     try:
-        gguf.check_set([folder / file.name for file in sound.files])
+        files = [folder / file.name for file in sound.files]
+        if sound.kind != "merged":
+            gguf.check_set(files)
+        for weights in (file for file in files if file.suffix == ".safetensors"):
+            safetensors.check_safetensors(weights)
     except OrchestrateError as error:
         return compared() or [error.message]
     return compared()

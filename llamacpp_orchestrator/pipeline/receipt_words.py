@@ -55,9 +55,9 @@ def receipt(
 def inputs(pinned: PinnedJob, build: Build) -> tuple[Input, ...]:
     """The inputs of an output, each with the sha256 of its bytes, and with the source and commit that it came from."""
     by_name = dict[str, Input]()
-    for wanted, name in build.needs:
-        pin = pinned.files(wanted)
-        view, source = pinned.view(wanted, name), wanted.source
+    for part in (part for need in build.needs for part in need.parts):
+        pin = pinned.files(part.wanted)
+        view, source, name = pinned.view(part), part.wanted.source, part.name
         named = fields.folder_name(pinned.context.folder(source)) if spec.is_folder(source) else source
         for file in pin.files:
             full, path = f"{name}/{file.path}", view / file.path

@@ -113,8 +113,8 @@ def programs(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
 
 def fetch(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     """Bring the files of a model or adapter here, with the view that a converter is shown."""
-    wanted, name = run.fetches[key]
-    return Outcome(bring(run.pinned, run.pinned.files(wanted), name, tell))
+    need = run.fetches[key]
+    return Outcome(bring(run.pinned, run.pinned.files(need.wanted), need.name, tell))
 
 
 def bring(pinned: PinnedJob, pin: FilesPin, name: str, tell: Tell) -> str:

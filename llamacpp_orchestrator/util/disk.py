@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -28,3 +29,12 @@ def need_room(folder: Path, need: int, what: str) -> None:
 def full(folder: Path, when: str) -> OrchestrateError:
     """The disk that is full though it seemed to have room, or nothing had said how much it would take."""
     return OrchestrateError(f"{folder}: no space left on its disk {when}, have {size(shutil.disk_usage(folder).free)}", FULL)
+
+
+def flush(path: Path) -> None:
+    """See that a file is on its disk; OSError where that refuses what was written before: a quota may be told only now."""
+    try:
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -21,7 +22,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.util.hashing import file_sha256
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
-ENTRIES = ("source", "binaries", "builds", "environments", "views", "imatrix", "bundles")
+ENTRIES = ("source", "binaries", "builds", "environments", "views", "merged", "imatrix", "bundles")
 PRUNED = (*ENTRIES, "downloads", "logs", "memo", "home")
 MARK = ".complete.json"  # of an entry, beside it: what is unpacked into the entry may hold any name
 OLD_MARK = "complete.json"  # of older versions, in the entry itself
@@ -92,6 +93,29 @@ class Store:
         path = self.folder("locks") / f"{name.replace('/', '-')}.lock"
         with FileLock(path, thread_local=False, is_singleton=False):
             yield
+
+    @contextmanager
+    def using(self, kind: str, key: str) -> Iterator[None]:
+        """Keep an entry, there or not yet, from being taken away by `discard`; ends with the process at the latest."""
+        name = f"{kind}-{key}-{machine()}-{os.getpid()}.use"
+        try:
+            with self.lock(name):
+                yield
+        finally:
+            remove(self.folder("locks") / f"{name}.lock")
+
+    def discard(self, kind: str, key: str) -> None:
+        """Take an entry away that can be made again, unless another process uses it or makes it just now."""
+        from filelock import FileLock
+        from filelock import Timeout
+
+        locks, own = self.folder("locks"), f"{kind}-{key}-{machine()}-{os.getpid()}.use.lock"
+        others = [path for path in locks.glob(f"{kind}-{key}-*.use.lock") if path.name != own]
+        with contextlib.suppress(Timeout), contextlib.ExitStack() as stack:
+            for path in (locks / f"{kind}-{key}.lock", *others):
+                stack.enter_context(FileLock(path, thread_local=False, is_singleton=False, timeout=0))
+            for path in (beside(self.entry(kind, key)), self.entry(kind, key)):
+                remove(path)
 
     def ensure(
         self,

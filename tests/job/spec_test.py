@@ -91,6 +91,8 @@ models:
             "models: {source: a/b, loras: {source: ./x, outtype: f32}}",
             "models: [{source: a/b, loras: [{source: ./x, outtype: f32}]}]",
         ),
+        ("models: {source: a/b, merge: ./x@y}", "models: [{source: a/b, merge: [./x@y]}]"),
+        ("models: {source: a/b, merge: c/d@v1}", "models: [{source: a/b, merge: [{source: c/d, revision: v1}]}]"),
         ("models: {source: a/b, mmproj: f16}", "models: [{source: a/b, mmproj: [f16]}]"),
         ("models: {source: a/b, args: --split-max-size 2G}", "models: [{source: a/b, args: [--split-max-size, 2G]}]"),
         ("models: a/b\nenvironment: {overrides: torch==2.13.0}", "models: [a/b]\nenvironment: {overrides: [torch==2.13.0]}"),
@@ -98,6 +100,13 @@ models:
 )
 def test_one_stands_for_a_list_of_one(one: str, several: str) -> None:
     assert parse(HEAD + one) == parse(HEAD + several)
+
+
+def test_a_merged_model_bears_the_names_of_its_adapters() -> None:
+    adapters = "[./x/, {source: c/d@v2, weight: -0.25}, {source: ../e, name: bot, weight: 1.5}]"
+    merged = model(f"{{source: a/b, merge: {adapters}}}")
+    assert merged.name == "b-x-d-bot" and [adapter.weight for adapter in merged.merge] == [1.0, -0.25, 1.5]
+    assert model(f"{{source: a/b, name: mine, merge: {adapters}}}").name == "mine"
 
 
 def test_none_makes_adapters_only() -> None:
@@ -234,6 +243,17 @@ def test_complaints_of_the_repo(repo: str, said: str) -> None:
         ("source: a/b\n    verify: load\nbinaries: {backend: none}", "`load` needs the tag's programs"),
         ("source: a/b\n    trust_remote_code: no", 'expected true or false, found "no"'),
         ("source: a/b\n    loras: [{source: ./x, outtype: none}]", "loras[0].outtype: expected at least one type"),
+        ("source: a/b\n    merge: x", 'job.yaml:5: models[0].merge[0].source: "x" is neither'),
+        ("source: a/b\n    merge:\n      source: ./x\n      outtype: f16", "job.yaml:7: models[0].merge[0].outtype: unknown key"),
+        ("source: a/b\n    merge: {source: ./x, weight: 0}", 'weight: expected a number other than 0, such as 0.5, found "0"'),
+        ("source: a/b\n    merge: {source: ./x, weight: -0.00}", "expected a number other than 0"),
+        ("source: a/b\n    merge: {source: ./x, weight: 5e-1}", "write it as a decimal number: 0.5, not 5e-1"),
+        ("source: a/b\n    merge: {source: ./x, weight: nan}", "expected a number other than 0"),
+        (
+            "source: a/b\n    merge: ./x\n    outtype: none\n    loras: ./y",
+            "nothing is made of the merged model: outtype is none",
+        ),
+        ("source: a/b\n    keep_merged: true", "models[0].keep_merged: nothing is merged"),
         ("source: a/b\n    loras: [5]", 'job.yaml:5: models[0].loras[0].source: "5" is neither'),
         ("source: a/b\n    loras: x", 'job.yaml:5: models[0].loras[0].source: "x" is neither'),
         ("source: a/b\n    loras:\n      source: ./x\n      typ: f16", "job.yaml:7: models[0].loras[0].typ: unknown key"),
@@ -323,7 +343,7 @@ def test_load(tmp_path: Path) -> None:
 
 def test_schema_knows_every_key_and_short_form() -> None:
     found = json.loads(json.dumps(loader.schema()))["$defs"]
-    for part in (spec.Job, spec.Model, spec.Imatrix, spec.Lora, spec.LlamaCpp, spec.Binaries, spec.Environment):
+    for part in (spec.Job, spec.Model, spec.Imatrix, spec.Lora, spec.Merge, spec.LlamaCpp, spec.Binaries, spec.Environment):
         keys = found[part.__name__]["properties"]
         assert list(keys) == [field.name for field in msgspec.structs.fields(part)]
         assert all(key.get("description") for key in keys.values())
@@ -335,8 +355,7 @@ def test_schema_knows_every_key_and_short_form() -> None:
 
 
 def job_text(folder: Path, **asked: object) -> str:
-    plain = {"model": "a/b", "loras": (), "outtypes": (), "quantize": (), "tag": "", "output": "dist", "folder": folder}
-    return by_option.job_text(**{**plain, **asked})  # type: ignore[arg-type]
+    return by_option.job_text(by_option.Typed(**{"model": "a/b", **asked}), folder)  # type: ignore[arg-type]
 
 
 def test_the_text_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,6 +369,12 @@ def test_the_text_of_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (job.output, job.llama_cpp.tag) == ("../dist", "b1")
     job = loader.parse(job_text(tmp_path).encode(), tmp_path / "job.yaml")
     assert (job.output, job.llama_cpp.tag, job.models[0].source) == ("dist", spec.DEFAULT_TAG, "a/b")
+    [model] = loader.parse(job_text(tmp_path, merge=("bare", "c/d@v2")).encode(), tmp_path / "job.yaml").models
+    assert [(adapter.source, adapter.revision, adapter.weight) for adapter in model.merge] == [
+        ("./bare", "main", 1.0),
+        ("c/d", "v2", 1.0),
+    ]
+    assert model.name == "b-bare-d"
     assert "source: ./bare\n" in job_text(tmp_path, model="bare")
     assert f"source: {tmp_path}\n" in job_text(tmp_path, model=str(tmp_path)) or os.sep == "\\"
     assert "source: ~/x\n" in job_text(tmp_path, model="~/x")
