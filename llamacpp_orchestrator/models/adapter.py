@@ -38,7 +38,7 @@ OUTSIDE = re.compile(r"visual|vision|audio|speech|tower|siglip|projector|connect
 UNTIED = ("llama", "mistral", "qwen2", "qwen3")  # do not tie the head to the embeddings unless their config says so
 VOCABULARY = ("embed_tokens", "lm_head")
 
-MERGE = "merge it into its base (PEFT's merge_and_unload), save the result and convert that as a model"
+MERGE = "move it from `loras:` to `merge:` (in `convert`: --merge in place of --lora), and it is merged into its base"
 ALONE = "it cannot be merged into its base either; train it as plain LoRA, or serve it with PEFT"
 INITIAL = "save it again with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...), which undoes that"
 
@@ -70,10 +70,10 @@ ACTIVATED = (
     "an activated LoRA: llama.cpp's server switches it on one token before its invocation sequence, PEFT at its first token, so "
     "answers can differ"
 )
-# Kinds of PEFT that train the prompt, or choose between adapters while they run: there is nothing to merge.
+# Kinds of PEFT that train the prompt, or whose effect depends on the input: there is nothing to merge.
 UNMERGED = (
     "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE",
-    "XLORA", "POLY",
+    "XLORA", "POLY", "LILY", "SHADOW",
 )  # fmt: skip
 # These start from matrices that they first take out of the base: the adapter as it is fits the base that was left.
 CHANGED_BASE = re.compile(r"(?i)pissa|olora|corda|lora_ga")
@@ -163,11 +163,15 @@ def stacked(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) ->
 def doubts(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Notes on an adapter that acts otherwise elsewhere, or may: keys that are set and that nothing here knows."""
     lines = [ACTIVATED] if config.get("alora_invocation_tokens") else []
-    strange = [key for key in sorted(config) if key not in KNOWN and config[key] not in (None, False, "", 0, [], {})]
-    if strange:
+    if strange := unknown(config):
         names = ", ".join(quoted(key) for key in strange[:5])
         lines.append(f"adapter_config.json sets what nothing here knows ({names}): PEFT may apply it otherwise than llama.cpp")
     return tuple(lines)
+
+
+def unknown(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of an adapter's config that are set, and that nothing here knows."""
+    return tuple(key for key in sorted(config) if key not in KNOWN and config[key] not in (None, False, "", 0, [], {}))
 
 
 def _cannot(name: str, reasons: list[tuple[str, str]]) -> OrchestrateError:

@@ -54,11 +54,11 @@ def read(config: Mapping[str, Any], name: str) -> Config:
     try:
         parsed = msgspec.convert(dict(config), Config)
     except msgspec.ValidationError as error:
-        raise _damaged(name, str(error)) from error
+        raise damaged(name, str(error)) from error
     ranks, alphas = parsed.rank_pattern or {}, parsed.alpha_pattern or {}
     for key in (*ranks, *alphas):
         if len(key) > LONGEST_KEY or NESTED.search(key) or len(REPEATED.findall(key)) > MOST_REPEATS:
-            raise _damaged(
+            raise damaged(
                 name,
                 f"the pattern `{key[:80]}` could be tried for ever",
                 hint="write it with fewer repetitions, or take the adapter from a source that you trust",
@@ -67,13 +67,13 @@ def read(config: Mapping[str, Any], name: str) -> Config:
             for form in ("{}", NOW, DOTTED):
                 re.compile(form.format(key))
         except (re.error, RecursionError, OverflowError) as error:
-            raise _damaged(name, f"the pattern `{key[:80]}` is not an expression: {error}") from error
+            raise damaged(name, f"the pattern `{key[:80]}` is not an expression: {error}") from error
     if not parsed.lora_alpha:
-        raise _damaged(name, "lora_alpha is 0, with which an adapter does nothing")
+        raise damaged(name, "lora_alpha is 0, with which an adapter does nothing")
     if not all(map(math.isfinite, (parsed.lora_alpha, *alphas.values()))):
-        raise _damaged(name, "an alpha is not a number")
+        raise damaged(name, "an alpha is not a number")
     if min((parsed.r, *ranks.values())) < 1:
-        raise _damaged(name, "a rank is less than 1")
+        raise damaged(name, "a rank is less than 1")
     return parsed
 
 
@@ -90,7 +90,7 @@ def scales(config: Config, tensors: Mapping[str, Mapping[str, Any]], name: str) 
         shapes = tensors[a]["shape"], tensors[b]["shape"]
         if rank != shapes[0][0] or rank != shapes[1][1]:
             form = f"lora_A is {' x '.join(map(str, shapes[0]))}, lora_B {' x '.join(map(str, shapes[1]))}"
-            raise _damaged(name, f"it gives {module} the rank {rank:g}, but its {form}", hint=REFUSED)
+            raise damaged(name, f"it gives {module} the rank {rank:g}, but its {form}", hint=REFUSED)
         # The runtime's alpha / rank is the same for the same rank: what remains is a module's own alpha, and rsLoRA's root.
         factor = alphas(module, config.lora_alpha) / config.lora_alpha * (math.sqrt(rank) if config.use_rslora else 1.0)
         if factor != 1.0:
@@ -112,11 +112,23 @@ def pairs(tensors: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, tupl
     for module, matrices in by_module.items():
         shapes = [tensors[key]["shape"] for key in matrices.values()]
         if len(matrices) != 2 or any(len(shape) != 2 for shape in shapes):
-            raise _damaged(name, f"{module} has not two matrices, lora_A and lora_B", "adapter_model.safetensors")
+            raise damaged(name, f"{module} has not two matrices, lora_A and lora_B", "adapter_model.safetensors")
     return {module: (matrices["A"], matrices["B"]) for module, matrices in by_module.items()}
 
 
-def _damaged(name: str, why: str, file: str = "adapter_config.json", hint: str = AGAIN) -> IntegrityError:
+def strength(config: Config) -> Callable[[str], tuple[int, float]]:
+    """The rank of a module and the factor of its two matrices' product, as PEFT has them, by the module's name."""
+    ranks, alphas = _finder(config.rank_pattern or {}), _finder(config.alpha_pattern or {})
+
+    def of(module: str) -> tuple[int, float]:
+        rank = int(ranks(module, config.r))
+        return rank, alphas(module, config.lora_alpha) / (math.sqrt(rank) if config.use_rslora else rank)
+
+    return of
+
+
+def damaged(name: str, why: str, file: str = "adapter_config.json", hint: str = AGAIN) -> IntegrityError:
+    """The error for an adapter whose files contradict themselves."""
     return IntegrityError(f"the adapter {name} is damaged, {file}: {why}", hint)
 
 

@@ -20,7 +20,7 @@ from llamacpp_orchestrator.util.hashing import file_sha256
 from tests.support.answer import Answer
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
-ALONE, MERGE, INITIAL = "cannot be merged", "merge_and_unload", "path_initial_model_for_weight_conversion"
+ALONE, MERGE, INITIAL = "cannot be merged", "to `merge:`", "path_initial_model_for_weight_conversion"
 CONFIG = {"num_hidden_layers": 2, "hidden_size": 64}
 LLAMA = {
     **CONFIG, "model_type": "llama", "vocab_size": 99,
@@ -65,7 +65,7 @@ def test_what_changes_only_the_training_or_the_scale_is_left_alone(config: dict[
         ({"peft_type": "LOHA"}, "LOHA", MERGE),
         ({"peft_type": "ADALORA"}, "ADALORA", MERGE),
         ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING", ALONE),
-        ({"peft_type": "XLORA"}, "XLORA", ALONE),
+        *(({"peft_type": kind}, kind, ALONE) for kind in ("XLORA", "LILY", "SHADOW")),
         *(
             ({"init_lora_weights": start}, f"{start}, which changes the base", INITIAL)
             for start in ("pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "lora_ga")

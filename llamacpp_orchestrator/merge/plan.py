@@ -1,0 +1,112 @@
+"""The plan of a merge: what of which adapters each tensor of the base gets, and the files that come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.merge import adapter_parts
+from llamacpp_orchestrator.merge import base_files
+from llamacpp_orchestrator.merge import kinds
+from llamacpp_orchestrator.merge import layers
+from llamacpp_orchestrator.merge import small_files
+from llamacpp_orchestrator.merge import updates
+from llamacpp_orchestrator.merge import vocabulary
+from llamacpp_orchestrator.merge.adapter_parts import Parts
+from llamacpp_orchestrator.merge.base_files import Base
+from llamacpp_orchestrator.merge.records import Adapter
+from llamacpp_orchestrator.merge.records import File
+from llamacpp_orchestrator.merge.records import Plan
+from llamacpp_orchestrator.merge.records import Tensor
+from llamacpp_orchestrator.merge.records import Update
+from llamacpp_orchestrator.models import adapter
+
+Sums = Mapping[str, tuple[tuple[int, Update], ...]]
+
+
+def plan(base: Path, base_name: str, adapters: Sequence[Adapter]) -> Plan:
+    """The plan by which adapters are merged into the base in a folder; only configs and headers are read.
+
+    Raises OrchestrateError for adapters that were trained on another base, or that cannot be merged into it together.
+    """
+    every = [adapter_parts.read(one) for one in adapters]
+    for parts in every:
+        kinds.refuse(parts)
+    source = base_files.read(base, base_name)
+    kinds.check_base(source.config, base_name, str(every[0].config.get("base_model_name_or_path") or ""))
+    notes = [note for parts in every for note in adapter.quantized(parts.config, source.config, base_name)]
+    if reason := next(filter(None, map(kinds.unplanned, every)), ""):
+        _check_ends(source, every)
+        return Plan(by_peft=reason, notes=tuple(notes))
+    source = layers.replicate(source, every)
+    changes = [vocabulary.both_ends(parts, source, updates.of(parts, source, kinds.initial(parts))) for parts in every]
+    is_parted = vocabulary.parted(source, changes)
+    sums = _sums(source, every, changes, is_parted)
+    rows = vocabulary.rows(source, {name: tuple(update for _, update in given) for name, given in sums.items()})
+    files = _files(source, sums, rows, is_parted)
+    texts, copies, more = small_files.choose(source, every, files, rows, is_parted)
+    return Plan(files=files, texts=texts, copies=copies, notes=(*notes, *more))
+
+
+def _check_ends(base: Base, every: Sequence[Parts]) -> None:
+    """Raise OrchestrateError where PEFT's own merge would change both ends of a vocabulary for an adapter that changes one."""
+    ends = [name for parts in every for name in parts.names if any(f".{end}." in name for end in updates.VOCABULARY)]
+    if ends and updates.is_tied(base):
+        message = f"an adapter changes {quoted(ends[0])}, and {base.name} has one matrix for both ends of its vocabulary"
+        raise OrchestrateError(
+            message, "PEFT would change both; load the base with tie_word_embeddings=False, save it, and name that"
+        )
+
+
+def _sums(base: Base, every: Sequence[Parts], changes: Sequence[updates.Changes], is_parted: bool) -> Sums:
+    """The updates of all adapters by tensor, with each adapter's number; a head that stays one with the embedding has none."""
+    sums: dict[str, tuple[tuple[int, Update], ...]] = {}
+    head = updates.head_name(base)
+    for number, own in enumerate(changes):
+        for name, given in own.items():
+            if name in base.tensors or (name == head and is_parted):
+                sums[name] = (*sums.get(name, ()), *((number, update) for update in given))
+    for name, pairs in sums.items():
+        owners = [number for number, update in pairs if vocabulary.is_whole(update)]
+        if len(owners) > 1:
+            first, second = (every[number].adapter.name for number in owners[:2])
+            message = f"the adapters {first} and {second} both hold a whole {quoted(name)} of their own"
+            raise OrchestrateError(message, "only one of them can be merged: a sum of two whole modules is neither")
+    return sums
+
+
+def _files(base: Base, sums: Sums, rows: int | None, is_parted: bool) -> tuple[File, ...]:
+    embedding, head = updates.embedding_name(base), updates.head_name(base)
+    files = []
+    for path, file in base.files.items():
+        tensors = [_tensor(base, name, sums.get(name, ()), rows if name in (embedding, head) else None) for name in file.tensors]
+        if is_parted and embedding in file.tensors:
+            tensors.append(_tensor(base, head, sums.get(head, ()), rows))
+        files.append(File(path=path, tensors=tuple(tensors), metadata=file.metadata))
+    return tuple(files)
+
+
+def _tensor(base: Base, name: str, given: Sequence[tuple[int, Update]], rows: int | None) -> Tensor:
+    """A tensor of the result, from its base, or from the adapter's own where that replaces it whole."""
+    stored = base.tensors.get(name) or base.tensors[updates.embedding_name(base)]
+    shape = stored.shape if rows is None else (rows, *stored.shape[1:])
+    every = tuple(update for _, update in given)
+    whole = next(((number, update) for number, update in given if vocabulary.is_whole(update)), None)
+    result = Tensor(name=name, dtype=stored.dtype, shape=shape, base=stored, updates=every)
+    if not whole:
+        return result
+    # What is reckoned from the matrix itself: by the adapter that replaces it from its own, by others from the base's.
+    relative = {number for number, update in given if update.kind == "dora" or update.indices}
+    if whole[0] in relative and (whole[1].weight != 1 or len(relative) > 1):
+        message = f"{quoted(name)} is replaced by an adapter that also trains it by rows or magnitudes"
+        raise OrchestrateError(message, "merge that adapter alone, with weight 1")
+    if whole[0] in relative:
+        rest = tuple(update for _, update in given if update is not whole[1])
+        return msgspec.structs.replace(result, base=whole[1].tensor, updates=rest)
+    # Without a base it is the adapter's to the last bit, which the base and a difference to it are not.
+    return msgspec.structs.replace(result, base=None) if whole[1].weight == 1 and not relative else result

@@ -1,0 +1,109 @@
+"""The small files of a merged model: which are copied from where, and which say something else than the base's."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
+from llamacpp_orchestrator.merge import updates
+from llamacpp_orchestrator.merge.adapter_parts import Parts
+from llamacpp_orchestrator.merge.base_files import Base
+from llamacpp_orchestrator.merge.records import File
+from llamacpp_orchestrator.models.safetensors import read_json
+from llamacpp_orchestrator.models.weight_files import INDEX
+from llamacpp_orchestrator.models.weight_files import PICKLES
+from llamacpp_orchestrator.models.weight_files import matches
+
+BITS = {
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "F32": 32,
+    "I32": 32,
+    "U32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I16": 16,
+    "U16": 16,
+}  # others: 8
+TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.*",
+    "additional_chat_templates/*", "*.tiktoken", "*.model", "*.model.v*", "tekken.json",
+)  # fmt: skip
+
+Choice = tuple[dict[str, str], dict[str, str], tuple[str, ...]]
+
+
+def choose(base: Base, every: Sequence[Parts], files: Sequence[File], rows: int | None, is_parted: bool) -> Choice:
+    """Texts and copies by name for a plan, and notes on them."""
+    copies = _folder(base.folder, base.files)
+    notes = [PARTED.format(base=base.name)] if is_parted else []
+    owner = next((parts for parts in every if _trains_tokens(parts, base)), None)
+    tokenizer = _tokenizer(owner.adapter.folder) if owner else {}
+    if owner and tokenizer:
+        copies = {name: origin for name, origin in copies.items() if not matches(name, TOKENIZER)} | tokenizer
+        notes.append(f"tokenizer and chat template are those of the adapter {owner.adapter.name}, which trains its vocabulary")
+    elif rows is not None:
+        notes.append(f"the vocabulary has {rows} tokens now, and no adapter brings a tokenizer: the base's stays")
+    texts = {}
+    if (config := _config(base, rows, is_parted)) != read_json(base.folder / "config.json"):
+        texts["config.json"] = _text(config)
+    if INDEX in copies and (index := _index(base, files)):
+        texts[INDEX] = _text(index)
+    copies = {name: origin for name, origin in copies.items() if name not in texts}
+    return texts, copies, tuple(notes)
+
+
+PARTED = (
+    "{base} has one matrix for both ends of its vocabulary, and an adapter changes one of them: the result has two"
+    " (tie_word_embeddings: false); PEFT's own merge would change both"
+)
+
+
+def _folder(folder: Any, weights: Iterable[str]) -> dict[str, str]:
+    """The files of a folder that are no weights of its own, by name with slashes."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    named = ((path.relative_to(folder).as_posix(), str(path)) for path in paths)
+    return {name: path for name, path in named if name not in set(weights) and not matches(name, PICKLES)}
+
+
+def _trains_tokens(parts: Parts, base: Base) -> bool:
+    names = [updates.tensor_name(parts, base, name) for name in (*parts.wholes, *(f"{name}.weight" for name in parts.tokens))]
+    return any(name in (updates.embedding_name(base), updates.head_name(base)) for name in names)
+
+
+def _tokenizer(folder: Any) -> dict[str, str]:
+    """The tokenizer's files of an adapter, {} without one: a template alone is none."""
+    files = {name: path for name, path in _folder(folder, ()).items() if matches(name, TOKENIZER)}
+    return files if any(name in files for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")) else {}
+
+
+def _config(base: Base, rows: int | None, is_parted: bool) -> dict[str, Any]:
+    """The base's config with the number of tokens, and whether one matrix serves both ends, as they are after the merge."""
+    changed = {"vocab_size": rows} if rows is not None else {}
+    parted = {"tie_word_embeddings": False} if is_parted else {}
+    config, inner = dict(base.config), base.config.get("text_config")
+    if isinstance(inner, dict):
+        config["text_config"] = inner | {key: value for key, value in (changed | parted).items() if key in inner}
+    stands = {key: value for key, value in changed.items() if key in config}
+    return config | stands | parted
+
+
+def _index(base: Base, files: Sequence[File]) -> dict[str, Any]:
+    """The index of the weights, {} where that of the base says the same."""
+    index = read_json(base.folder / INDEX)
+    tensors = [(file.path, tensor) for file in files for tensor in file.tensors]
+    places = {tensor.name: path for path, tensor in tensors}
+    shapes = {tensor.name: tensor.shape for _, tensor in tensors}
+    if index.get("weight_map", {}).keys() == shapes.keys() and shapes == {name: one.shape for name, one in base.tensors.items()}:
+        return {}
+    size = sum(math.prod(tensor.shape) * BITS.get(tensor.dtype, 8) // 8 for _, tensor in tensors)
+    metadata = index.get("metadata")
+    return index | {"metadata": (metadata if isinstance(metadata, dict) else {}) | {"total_size": size}, "weight_map": places}
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
