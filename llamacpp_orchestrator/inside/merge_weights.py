@@ -1,0 +1,348 @@
+"""Write the weight files of a merge: copies, and tensors with their updates; run by the environment's python.
+
+Called as merge_weights.py PLAN DEST [THREADS]. PLAN is a file with the JSON of merge/records.py; its `files` are written below
+DEST. The sums are float32 (float64 where the base is), rounded once to the tensor's own dtype, to the nearest, ties to even.
+Says as JSON {"tensors": written, "updated": weights that have an update, "changed": those of them whose stored bits are others}.
+Ends with 1 and one line on standard error when a file is too short, or a number is infinite, none at all, or too large for its
+dtype; what was written until then is of no use.
+"""
+
+import collections
+import contextlib
+import functools
+import json
+import os
+import struct
+import sys
+from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    # The threads are ours: each works on other rows.
+    os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "MKL", "OMP")}, VECLIB_MAXIMUM_THREADS="1")
+
+import numpy
+from stored_tensors import INFINITY
+from stored_tensors import SIZES
+from stored_tensors import Failed
+from stored_tensors import decoded
+from stored_tensors import encoded
+from stored_tensors import extent
+from stored_tensors import fill
+from stored_tensors import finite
+from stored_tensors import matrix
+from stored_tensors import numbers
+from stored_tensors import read
+
+PIECE, BLOCK, RUN = 1 << 20, 1 << 17, 1 << 26  # weights of a task; of a step in it, which stay in the cache; bytes of a copy
+ALL = slice(None)
+
+
+# What an update has to say of rows of W, in W's own orientation: which of them, their values, and whether these replace W's.
+
+
+def product(update: dict[str, Any], begin: int, end: int) -> Any:
+    """Rows of scale · (b @ a)."""
+    a, b = update["a"], update["b"]
+    change = a[:, begin:end].T @ b.T if update.get("transposed") else b[begin:end] @ a
+    if update.get("scale", 1.0) != 1.0:
+        change *= change.dtype.type(update["scale"])
+    return change
+
+
+def lora(update: dict[str, Any], w: Any, begin: int, end: int) -> tuple[Any, Any, bool]:
+    return ALL, product(update, begin, end), False
+
+
+def dora(update: dict[str, Any], w: Any, begin: int, end: int) -> tuple[Any, Any, bool]:
+    values = product(update, begin, end)
+    values += w
+    if update.get("transposed"):
+        values *= update["magnitude"] / update["norms"]
+    else:
+        norms = numpy.sqrt(numpy.einsum("ij,ij->i", values, values))
+        values *= (update["magnitude"][begin:end] / norms)[:, None]
+    return ALL, values, True
+
+
+def tensor(update: dict[str, Any], w: Any, begin: int, end: int) -> tuple[Any, Any, bool]:
+    if update.get("indices") is not None:
+        places = numpy.flatnonzero((update["indices"] >= begin) & (update["indices"] < end))
+        return update["indices"][places] - begin, update["held"][places], True
+    if update.get("transposed"):
+        return ALL, update["held"][:, begin:end].T.copy(), True
+    return ALL, numbers(update["tensor"], begin, end, w.dtype.str), True
+
+
+def vector(update: dict[str, Any], w: Any, begin: int, end: int) -> tuple[Any, Any, bool]:
+    values = numbers(update["tensor"], begin, end, w.dtype.str)
+    values *= values.dtype.type(update.get("scale", 1.0))
+    return ALL, values, False
+
+
+KINDS = {"lora": lora, "dora": dora, "tensor": tensor, "vector": vector}
+
+
+def merged(updates: list[dict[str, Any]], w: Any, begin: int, end: int) -> tuple[Any, Any]:
+    """Rows of W with all updates, and which of them have any."""
+    total: Any = None
+    touched = numpy.zeros(len(w), bool)
+    for update in updates:
+        rows, values, instead = KINDS[update["kind"]](update, w, begin, end)
+        weight = update.get("weight", 1.0)
+        touched[rows] = True
+        if instead and weight == 1.0 and len(updates) == 1:
+            w[rows] = values
+            return w, touched
+        if instead:
+            values -= w[rows]
+        if weight != 1.0:
+            values *= values.dtype.type(weight)
+        if total is None and rows is ALL:
+            total = values
+        else:
+            total = numpy.zeros_like(w) if total is None else total
+            total[rows] += values
+    w += total
+    return w, touched
+
+
+# A part: the matrix that a tensor is, or one of a stack of them, in the file that is written; and its updates with their factors.
+
+
+def parts(tensor: dict[str, Any], path: str, offset: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """The matrices of a tensor, each with its updates: one, or all of a stack where updates are of these."""
+    updates, shape, dtype = tensor.get("updates", []), tensor["shape"], tensor["dtype"]
+    stacked = sum("at" in update for update in updates)
+    if stacked and (stacked < len(updates) or len(shape) < 3):
+        raise Failed(f"{tensor['name']}: some of its updates are of a stack's matrices, others are not")
+    leading, count = (2, shape[0]) if stacked else (1, 1)
+    rows, columns = matrix(shape, leading)
+    base = tensor.get("base") or {"file": "", "offset": 0, "dtype": dtype, "shape": [0] * leading + shape[leading:]}
+    if (updates or base["dtype"] != dtype) and {base["dtype"], dtype} - INFINITY.keys():
+        raise Failed(f"{tensor['name']}: nothing can be added to numbers of the type {base['dtype']}")
+    height, width = extent(base, folds := leading if len(base["shape"]) == len(shape) else 1)
+    if width != columns or (folds == 2 and base["shape"][1] != shape[1]):
+        raise Failed(f"{tensor['name']}: its base, of the shape {base['shape']}, does not fit {shape}")
+    part = {"name": tensor["name"], "dtype": dtype, "base": base, "folds": folds, "last": height, "path": path, "offset": offset}
+    part |= {"columns": columns, "step": max(1, BLOCK // max(1, columns)), "work": "<f8" if dtype == "F64" else "<f4"}
+    for number in range(count):
+        own = [update for update in updates if update.get("at") in (None, number)]
+        yield {**part, "top": number * (rows // count), "height": rows // count}, own
+
+
+def whole(stored: dict[str, Any], work: str, cache: dict[Any, Any]) -> Any:
+    """The part of a stored matrix that is meant, as floats; all matrices of a stack share what one read of it gave."""
+    key = stored["file"], stored["offset"]
+    if key not in cache:
+        bare = {name: value for name, value in stored.items() if name not in ("rows", "columns")}
+        cache[key] = numbers(bare, 0, matrix(stored["shape"])[0], work)
+    rows, columns = (slice(*stored[name]) if stored.get(name) else ALL for name in ("rows", "columns"))
+    return numpy.ascontiguousarray(cache[key][rows, columns])
+
+
+def prepared(part: dict[str, Any], update: dict[str, Any], cache: dict[Any, Any], pool: Executor) -> dict[str, Any]:
+    """An update with its factors, which fit the part."""
+    height, columns, transposed = part["height"], part["columns"], update.get("transposed")
+    out, into = (columns, height) if transposed else (height, columns)
+    ready = dict(update)
+    if update["kind"] in ("lora", "dora"):
+        a, b = (whole(update[name], part["work"], cache) for name in "ab")
+        ready |= {"a": a, "b": b}
+        fits = (b.shape[0], a.shape[1], a.shape[0]) == (out, into, b.shape[1])
+    elif (indices := update.get("indices")) is not None:
+        ready |= {"indices": numpy.array(indices, int), "held": whole(update["tensor"], part["work"], cache)}
+        fits = ready["held"].shape == (len(indices), into) and all(0 <= row < out for row in indices) and not transposed
+    else:
+        ready |= {"held": whole(update["tensor"], part["work"], cache)} if transposed else {}
+        fits = extent(update["tensor"]) == (out, into)
+    if update["kind"] == "dora":
+        ready["magnitude"] = whole(update["magnitude"], part["work"], cache).ravel()
+        fits = fits and ready["magnitude"].size == out
+    if not fits:
+        raise Failed(f"{part['name']}: what an adapter has for it does not fit {height} rows and {columns} columns")
+    if update["kind"] == "dora" and transposed:
+        ready["norms"] = norms(part, ready, pool)
+    return ready
+
+
+def norms(part: dict[str, Any], update: dict[str, Any], pool: Executor) -> Any:
+    """Norms of V's columns, which go through all rows."""
+
+    def squares(begin: int) -> Any:
+        end = min(begin + part["step"], part["height"])
+        values = product(update, begin, end)
+        values += decoded(base_rows(part, begin, end), part["base"]["dtype"], part["work"])
+        return numpy.einsum("ij,ij->j", values, values).astype("<f8")
+
+    return numpy.sqrt(sum(pool.map(squares, range(0, part["height"], part["step"])))).astype(part["work"])
+
+
+def base_rows(part: dict[str, Any], begin: int, end: int) -> Any:
+    """The bits of rows of the base; those of zeros where it has no more."""
+    begin, end = begin + part["top"], end + part["top"]
+    last = min(end, part["last"])
+    if begin < last == end:
+        return read(part["base"], begin, end, part["folds"])
+    bits = numpy.zeros((end - begin, part["columns"]), f"<u{SIZES[part['base']['dtype']]}")
+    if begin < last:
+        bits[: last - begin] = read(part["base"], begin, last, part["folds"])
+    return bits
+
+
+def fresh(part: dict[str, Any], updates: list[dict[str, Any]], bits: Any, begin: int) -> tuple[Any, int, int]:
+    """The bits of some rows with their updates, how many rows have any, and how many weights are others by them."""
+    origin, dtype = part["base"]["dtype"], part["dtype"]
+    if not updates and origin == dtype:
+        return bits, 0, 0
+    with numpy.errstate(all="ignore"):  # what is not finite is looked for below
+        w = decoded(bits, origin, part["work"])
+        old = bits if origin == dtype else encoded(w.copy(), dtype)
+        if not updates:
+            return old, 0, 0
+        w, touched = merged(updates, w, begin, begin + len(bits))
+        new = encoded(w, dtype)
+    rows = int(numpy.count_nonzero(touched))
+    if rows < len(bits):
+        new[~touched] = old[~touched]
+    if not finite(new if rows == len(bits) else new[touched], dtype):
+        raise Failed(f"{part['name']}: a merged weight is infinite, NaN or too large for {dtype}")
+    return new, rows, int(numpy.count_nonzero(new != old))
+
+
+def put(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: int) -> tuple[int, int]:
+    """Write rows of a part; how many weights have an update, and how many of these changed."""
+    bits = base_rows(part, begin, end)
+    made = numpy.empty(bits.shape, f"<u{SIZES[part['dtype']]}")
+    updated = changed = 0
+    for start in range(begin, end, part["step"]):
+        here = slice(start - begin, min(start + part["step"], end) - begin)
+        made[here], rows, others = fresh(part, updates, bits[here], start)
+        updated += rows * part["columns"]
+        changed += others
+    with Path(part["path"]).open("r+b", buffering=0) as file:
+        file.seek(part["offset"] + (part["top"] + begin) * part["columns"] * SIZES[part["dtype"]])
+        drain(file, memoryview(made).cast("B"))
+    return updated, changed
+
+
+# Files.
+
+
+def drain(file: Any, space: memoryview) -> None:
+    """Write all of a space."""
+    while len(space):
+        space = space[file.write(space) :]
+
+
+def copy(source: str, offset: int, dest: str, to: int, count: int) -> tuple[int, int]:
+    """Copy bytes from one file into another, within the kernel where it can; nothing has changed by it."""
+    with Path(source).open("rb", buffering=0) as old, Path(dest).open("r+b", buffering=0) as new:
+        ends, done = (old.fileno(), new.fileno()), 0
+        with contextlib.suppress(AttributeError, OSError):  # Linux alone has it, and not between all kinds of disks
+            while part := os.copy_file_range(*ends, count - done, offset + done, to + done):
+                done += part
+        old.seek(offset + done)
+        new.seek(to + done)
+        buffer = memoryview(bytearray(min(count - done, PIECE)))
+        while done < count:
+            space = buffer[: count - done]
+            fill(old, space)
+            drain(new, space)
+            done += len(space)
+    return 0, 0
+
+
+def begun(file: dict[str, Any], path: Path) -> list[int]:
+    """Write a file's header, and make it as long as it will be; the offset of each tensor."""
+    header: dict[str, Any] = {"__metadata__": file["metadata"]} if file.get("metadata") else {}
+    offsets, at = [], 0
+    for tensor in file["tensors"]:
+        if tensor["dtype"] not in SIZES:
+            raise Failed(f"{tensor['name']}: the type {tensor['dtype']} is not known")
+        rows, columns = matrix(tensor["shape"])
+        offsets.append(at)
+        at += rows * columns * SIZES[tensor["dtype"]]
+        header[tensor["name"]] = {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": [offsets[-1], at]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as content:
+        content.write(struct.pack("<Q", len(text)) + text)
+        content.truncate(8 + len(text) + at)
+    return [8 + len(text) + offset for offset in offsets]
+
+
+def span(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: int) -> tuple[str, int, int, int] | None:
+    """Where the bytes of rows lie that stay as they are: file, offset, offset in the new file, count; None for others."""
+    base, (first, _, step) = part["base"], part["base"].get("rows") or (0, 0, 1)
+    for update in updates:
+        if update.get("indices") is None or any(begin <= row < end for row in update["indices"]):
+            return None
+    if base["dtype"] != part["dtype"] or base.get("columns") or step != 1:
+        return None
+    size, top = part["columns"] * SIZES[part["dtype"]], part["top"] + begin
+    count = max(0, min(top + end - begin, part["last"]) - top)
+    return base["file"], base["offset"] + (first + top) * size, part["offset"] + top * size, count * size
+
+
+def tasks(file: dict[str, Any], path: Path, pool: Executor) -> Iterator[Callable[[], tuple[int, int]]]:
+    """All that is to be done for a file, in its order; what lies side by side in both files is copied at once."""
+    run: Any = None
+    for tensor, offset in zip(file["tensors"], begun(file, path), strict=True):
+        cache: dict[Any, Any] = {}
+        for part, updates in parts(tensor, str(path), offset):
+            ready = [prepared(part, update, cache, pool) for update in updates]
+            rows = part["step"] if any("indices" in update for update in updates) else max(1, PIECE // max(1, part["columns"]))
+            for begin in range(0, part["height"], rows):
+                end = min(begin + rows, part["height"])
+                same = span(part, updates, begin, end)
+                if same is None:
+                    yield functools.partial(put, part, ready, begin, end)
+                elif run and (run[0], run[1] + run[3], run[2] + run[3]) == same[:3] and run[3] + same[3] <= RUN:
+                    run = (*run[:3], run[3] + same[3])
+                else:
+                    yield from copies(run, path)
+                    run = same
+    yield from copies(run, path)
+
+
+def copies(run: Any, path: Path) -> Iterator[Callable[[], tuple[int, int]]]:
+    if run and run[3]:
+        yield functools.partial(copy, *run[:2], str(path), *run[2:])
+
+
+def merge(plan: dict[str, Any], dest: Path, threads: int) -> dict[str, int]:
+    """Carry out a plan; what it has written and changed."""
+    counts = numpy.zeros(2, int)
+    with ThreadPoolExecutor(threads) as pool:
+        pending: collections.deque[Any] = collections.deque()
+        try:
+            for file in plan.get("files", []):
+                for task in tasks(file, dest / file["path"], pool):
+                    pending.append(pool.submit(task))
+                    if len(pending) > 2 * threads:
+                        counts += pending.popleft().result()
+            for future in pending:
+                counts += future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    tensors = sum(len(file["tensors"]) for file in plan.get("files", []))
+    return {"tensors": tensors, "updated": int(counts[0]), "changed": int(counts[1])}
+
+
+def main(plan: str, dest: str, threads: str = "0") -> None:
+    try:
+        content = json.loads(Path(plan).read_text(encoding="utf-8"))
+        print(json.dumps(merge(content, Path(dest), int(threads) or os.cpu_count() or 1)))
+    except (Failed, OSError, MemoryError) as error:
+        sys.exit(f"merge_weights: {error}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
