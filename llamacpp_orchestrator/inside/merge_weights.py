@@ -1,8 +1,8 @@
 """Write the weight files of a merge: copies, and tensors with their updates; run by the environment's python.
 
-Called as merge_weights.py PLAN DEST [THREADS]. PLAN is a file with the JSON of merge/records.py; its `files` are written below
-DEST. The sums are float32 (float64 where the base is), rounded once to the tensor's own dtype, to the nearest, ties to even.
-Says as JSON {"tensors": written, "updated": weights that have an update, "changed": those of them whose stored bits are others}.
+Called as merge_weights.py ASKED ANSWER: files with JSON. ASKED has `files`, as in merge/records.py, and `dest`, the folder that they
+are written to. The sums are float32 (float64 where the base is), rounded once to the tensor's own dtype, to the nearest, ties to even.
+ANSWER tells {"tensors": written, "updated": weights that have an update, "changed": those of them whose stored bits are others}.
 Ends with 1 and one line on standard error when a file is too short, or a number is infinite, none at all, or too large for its
 dtype; what was written until then is of no use.
 """
@@ -336,13 +336,14 @@ def merge(plan: dict[str, Any], dest: Path, threads: int) -> dict[str, int]:
     return {"tensors": tensors, "updated": int(counts[0]), "changed": int(counts[1])}
 
 
-def main(plan: str, dest: str, threads: str = "0") -> None:
+def main(asked: Path, answer: Path) -> None:
+    question = json.loads(asked.read_text(encoding="utf-8"))
     try:
-        content = json.loads(Path(plan).read_text(encoding="utf-8"))
-        print(json.dumps(merge(content, Path(dest), int(threads) or os.cpu_count() or 1)))
+        counts = merge(question, Path(question["dest"]), os.cpu_count() or 1)
     except (Failed, OSError, MemoryError) as error:
         sys.exit(f"merge_weights: {error}")
+    answer.write_text(json.dumps(counts), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
