@@ -1,7 +1,8 @@
 """Write the weight files of a merge: copies, and tensors with their updates; run by the environment's python.
 
-Called as merge_weights.py ASKED ANSWER: files with JSON. ASKED has `files`, as in merge/records.py, and `dest`, the folder that they
-are written to. The sums are float32 (float64 where the base is), rounded once to the tensor's own dtype, to the nearest, ties to even.
+Called as merge_weights.py ASKED ANSWER: files with JSON. ASKED has `files`, as in merge/records.py, and `dest`, the folder that
+they are written to. The sums are float32 (float64 where the base is), rounded once to the tensor's own dtype, to the nearest,
+ties to even.
 ANSWER tells {"tensors": written, "updated": weights that have an update, "changed": those of them whose stored bits are others}.
 Ends with 1 and one line on standard error when a file is too short, or a number is infinite, none at all, or too large for its
 dtype; what was written until then is of no use.

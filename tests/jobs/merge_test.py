@@ -1,0 +1,183 @@
+"""Adapters that are merged into their base: what comes out is a model, and every way to it and back works."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy
+import pytest
+
+from llamacpp_orchestrator.models.safetensors import safetensors_header
+from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
+from tests.support import ROOT
+from tests.support.answer import Answer
+from tests.support.folders import remains
+from tests.support.folders import sums
+from tests.support.stage.hub import Hub
+
+Orchestrate = Callable[..., Answer]
+Job = Callable[..., Path]
+QUICK = {"binaries": {"backend": "none"}}
+
+
+def tensor(path: Path, name: str) -> Any:
+    header = safetensors_header(path)
+    begin, end = header[name]["data_offsets"]
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little") + begin)
+        raw = file.read(end - begin)
+    wide = {"F32": "<f4", "F16": "<f2"}.get(header[name]["dtype"])
+    bits = numpy.frombuffer(raw, wide) if wide else (numpy.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
+    return bits.reshape(header[name]["shape"]).astype("f8")
+
+
+@pytest.fixture
+def cache(orchestrate: Orchestrate) -> Path:
+    return Path(orchestrate("cache", "dir").out.strip())
+
+
+def test_two_adapters_become_one_model(orchestrate: Orchestrate, job: Job, data: Path, world: Path, cache: Path) -> None:
+    adapters = [str(data / "lora-a"), {"source": str(data / "lora-b"), "weight": 0.5}]
+    model = {
+        "source": str(data / "tiny-llama"),
+        "name": "both",
+        "outtype": ["f32", "f16"],
+        "merge": adapters,
+        "keep_merged": True,
+    }
+    file = job(model, **QUICK)
+    plan = orchestrate("plan", file)
+    assert "merge both: lora-a, lora-b x 0.5 into tiny-llama" in plan.out and "the merged both" in plan.out
+    answer = orchestrate("run", file)
+    assert answer.code == 0, answer.err
+    kept = world / "dist" / "both" / "model.safetensors"
+    assert {path.name for path in (world / "dist").iterdir() if "receipt" not in path.name} == {
+        "both",
+        "both-f32.gguf",
+        "both-f16.gguf",
+    }
+    config = json.loads((data / "lora-a" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert json.loads((kept.parent / "config.json").read_text()) == json.loads((data / "tiny-llama" / "config.json").read_text())
+    module = "model.layers.0.self_attn.q_proj"
+    base = tensor(data / "tiny-llama" / "model.safetensors", f"{module}.weight")
+    change = tensor(kept, f"{module}.weight") - base
+    assert config["r"] and numpy.abs(change).max() > 0
+    receipt = pipeline_receipt.read(world / "dist" / "both-f32.gguf")
+    assert receipt and {item.name.partition("/")[0] for item in receipt.inputs} == {"tiny-llama", "lora-a", "lora-b"}
+    # What is merged has gone with the end of what it was made for; the rest asks for nothing.
+    assert not list((cache / "merged").iterdir())
+    before = sums(world / "dist")
+    again = orchestrate("run", file)
+    assert again.code == 0 and "merge" not in again.err and sums(world / "dist") == before
+    assert orchestrate("verify", "dist", "--level", "content").code == 0 and orchestrate("verify", "dist", "--deep").code == 0
+    for name in ("both-f16.gguf", "both/model.safetensors"):
+        answer = orchestrate("reproduce", world / "dist" / name)
+        assert answer.code == 0 and "identical" in answer.out, answer.err
+    with kept.open("r+b") as opened:
+        opened.seek(-1, os.SEEK_END)
+        opened.write(b"\x7f")
+    assert orchestrate("verify", "dist").code == 1
+    answer = orchestrate("run", file)
+    assert answer.code == 2 and "was changed after orchestrate made it" in answer.err
+
+
+def test_what_is_merged_is_the_sum(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
+    base = str(data / "tiny-llama")
+    ways = {
+        "a": [{"source": str(data / "lora-a")}],
+        "twice": [{"source": str(data / "lora-a"), "weight": 2.0}],
+        "none": [{"source": str(data / "lora-a")}, {"source": str(data / "lora-a"), "name": "back", "weight": -1.0}],
+    }
+    models = [
+        {"source": base, "name": name, "outtype": "f32", "merge": adapters, "keep_merged": True}
+        for name, adapters in ways.items()
+    ]
+    answer = orchestrate("run", job(*models, **QUICK))
+    assert answer.code == 0, answer.err
+    files = {name: world / "dist" / name / "model.safetensors" for name in ways}
+    assert files["none"].read_bytes() == (data / "tiny-llama" / "model.safetensors").read_bytes()
+    header = safetensors_header(files["a"])
+    reached = 0
+    for name in (name for name in header if name != "__metadata__"):
+        start = tensor(data / "tiny-llama" / "model.safetensors", name)
+        once, twice = tensor(files["a"], name) - start, tensor(files["twice"], name) - start
+        step = numpy.maximum(numpy.abs(start), numpy.abs(twice)) / 128 + 1e-30
+        assert (numpy.abs(2 * once - twice) <= 2 * step).all(), name
+        reached += bool(once.any())
+    assert reached
+
+
+def test_outputs_of_a_merge_are_those_of_the_kept_model(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
+    model = {
+        "source": str(data / "tiny-llama"),
+        "name": "m",
+        "outtype": "f32",
+        "merge": str(data / "lora-b"),
+        "keep_merged": True,
+    }
+    assert orchestrate("run", job(model, **QUICK)).code == 0
+    first = (world / "dist" / "m-f32.gguf").read_bytes()
+    answer = orchestrate("run", job({"source": "./dist/m", "outtype": "f32"}, name="second.yaml", output="again", **QUICK))
+    assert answer.code == 0, answer.err
+    assert (world / "again" / "m-f32.gguf").read_bytes() == first
+
+
+def test_of_the_hub_by_the_command_line_and_offline(hub: Hub, orchestrate: Orchestrate, data: Path, world: Path) -> None:
+    hub.files = {path.name: path.read_bytes() for path in (data / "tiny-llama").iterdir()}
+    hub.others["org/adapter"] = {path.name: path.read_bytes() for path in (data / "lora-a").iterdir()}
+    words = ("convert", "org/m", "--merge", "org/adapter@main", "--outtype", "f16", "--override", "torch==2.13.0")
+    answer = orchestrate(*words, "--write-job", "merged.yaml")
+    assert answer.code == 0, answer.err
+    made = sums(world / "dist")
+    assert [Path(name).name for name in made if "receipt" not in name] == ["m-adapter-f16.gguf"]
+    order = [line.split(" (")[0].split(None, 1)[1] for line in answer.err.splitlines() if line.startswith("done")]
+    assert order.index("fetch adapter") < order.index("fetch m") < order.index("merge m-adapter")
+    shutil.rmtree(world / "dist")
+    assert orchestrate("run", "merged.yaml", "--offline", "--locked").code == 0 and sums(world / "dist") == made
+
+
+def test_an_adapter_of_another_base_is_told_before_the_weights_come(
+    hub: Hub, orchestrate: Orchestrate, job: Job, data: Path
+) -> None:
+    hub.files = {path.name: path.read_bytes() for path in (data / "tiny-llama").iterdir()}
+    config = json.loads(hub.files["config.json"])
+    hub.files["config.json"] = json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}).encode()
+    answer = orchestrate("run", job({"source": "org/m", "merge": str(data / "lora-a"), "outtype": "f16"}, **QUICK))
+    assert answer.code == 1 and "the adapter lora-a does not fit org/m: k_proj of layer 0 has 64" in answer.err, answer.err
+    assert not [path for path in hub.seen if path.endswith("model.safetensors") and path.startswith("GET")]
+
+
+def test_a_killed_merge_heals(orchestrate: Orchestrate, job: Job, data: Path, world: Path, cache: Path) -> None:
+    model = {"source": str(data / "tiny-llama"), "name": "m", "outtype": "f16", "merge": str(data / "lora-a")}
+    file = job(model, **QUICK)
+    assert orchestrate("setup", file).code == 0
+    command = (sys.executable, "-m", "llamacpp_orchestrator", "run", str(file), "--no-progress")
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    late = time.monotonic() + 120
+    while child.poll() is None and time.monotonic() < late and not list((cache / "merged").glob("*/m/model.safetensors")):
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
+    child.wait(60)
+    answer = orchestrate("run", file)
+    assert answer.code == 0, answer.err
+    assert remains(world / "dist") == [] and not list((cache / "merged").iterdir())
+    assert orchestrate("reproduce", world / "dist" / "m-f16.gguf").code == 0
+
+
+def test_what_an_update_is_too_small_for_is_noted(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
+    small = {"source": str(data / "lora-a"), "weight": 0.0001}
+    answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "name": "m", "outtype": "f16", "merge": small}, **QUICK))
+    assert answer.code == 0 and "% of the weights that the adapters reach have not changed" in answer.err, answer.err
+    receipt = pipeline_receipt.read(world / "dist" / "m-f16.gguf")
+    assert receipt and any("have not changed" in note for note in receipt.notes)
+    assert msgspec.json.encode(receipt).count(str(world).encode()) == 0
