@@ -197,10 +197,19 @@ def _members(pinned: PinnedJob, folder: Path) -> Iterator[tuple[str, Path]]:
     for kind in ("archives", "wheels"):
         for path in (folder / kind).glob("*"):
             yield f"{kind}/{path.name}", path
-    for number, pin in enumerate(pinned.lock.models):
+    files: dict[str, Path] = {}
+    for place, pin in _places(pinned.lock):
         origin = lock_resolve.origin(pinned.context, pin, lambda text: None)
-        for file in pin.files:
-            yield f"models/{number}/{file.path}", origin / file.path
+        files |= {f"{place}/{file.path}": origin / file.path for file in pin.files}
+    yield from files.items()
+
+
+def _places(lock: Lock) -> Iterator[tuple[str, FilesPin]]:
+    """Where the files of each pin lie in a bundle: those of one folder of the user's own together, as they do there."""
+    first: dict[str, int] = {}
+    for number, pin in enumerate(lock.models):
+        source = pin.wanted.source if pin.wanted.is_folder else f"{number}"
+        yield f"models/{first.setdefault(source, number)}", pin
 
 
 def _add(tar: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> None:
@@ -241,9 +250,7 @@ def opened(file: Path, context: Context) -> Context:
     settings = msgspec.structs.replace(
         context.settings, offline=True, index=Index(index_urls=(), find_links=(str(folder / "wheels"),))
     )
-    folders = {
-        pin.wanted.source: folder / "models" / str(number) for number, pin in enumerate(lock.models) if pin.wanted.is_folder
-    }
+    folders = {pin.wanted.source: folder / place for place, pin in _places(lock) if pin.wanted.is_folder}
     names = frozenset(path.name for path in (folder / "archives").glob("*"))
     return msgspec.structs.replace(context, settings=settings, folders=folders, archives=names)
 
@@ -288,9 +295,9 @@ def _known(lock: Lock, dest: Path) -> Iterator[tuple[str, Callable[[Path], str]]
         yield f"archives/{asset.name}", functools.partial(_differs, hub.HubFile(path="", size=0, sha256=asset.sha256 or "none"))
     for path in (dest / "wheels").glob("*"):
         yield f"wheels/{path.name}", functools.partial(_unlocked, lock_file.hashes(lock))
-    for number, pin in enumerate(lock.models):
+    for place, pin in _places(lock):
         for file in pin.files:
-            yield f"models/{number}/{file.path}", functools.partial(_differs, file)
+            yield f"{place}/{file.path}", functools.partial(_differs, file)
 
 
 def _differs(file: hub.HubFile, path: Path) -> str:
@@ -314,9 +321,9 @@ def _place(pinned: PinnedJob, folder: Path) -> None:
     for asset in pinned.lock.assets:
         if (packed := folder / "archives" / asset.name).is_file():
             link(packed, install.file_of(asset, pinned.store))
-    for number, pin in enumerate(pinned.lock.models):
+    for place, pin in _places(pinned.lock):
         if not pin.wanted.is_folder:
-            _into_hub_cache(pin, folder / "models" / str(number))
+            _into_hub_cache(pin, folder / place)
 
 
 def _into_hub_cache(pin: FilesPin, folder: Path) -> None:

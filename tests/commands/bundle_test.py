@@ -51,7 +51,8 @@ def test_a_machine_without_a_network_makes_the_same_bytes(
     copy("lora-a", "adapter")
     github.archive = release(TOOL + "# bundled\n")
     model = {"source": "org/m", "name": "m", "quantize": ["Q8_0"], "loras": ["./adapter"]}
-    file = job(model, binaries={"backend": "cpu"})
+    merged = {"source": "org/m", "name": "merged", "outtype": "f16", "merge": "./adapter"}
+    file = job(model, merged, binaries={"backend": "cpu"})
     first = orchestrate("run", file, "--json")
     assert first.code == 0, first.err
     packed = orchestrate("bundle", file, "-o", "all.tar")
