@@ -58,7 +58,7 @@ def choose(base: Base, every: Sequence[Parts], files: Sequence[File], rows: int 
 
 
 PARTED = (
-    "{base} has one matrix for both ends of its vocabulary, and an adapter changes one of them: the result has two"
+    "{base} ties both ends of its vocabulary, and an adapter changes one of them: the result has a matrix for each"
     " (tie_word_embeddings: false); PEFT's own merge would change both"
 )
 
@@ -67,7 +67,10 @@ def _folder(folder: Any, weights: Iterable[str]) -> dict[str, str]:
     """The files of a folder that are no weights of its own, by name with slashes."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = ((path.relative_to(folder).as_posix(), str(path)) for path in paths)
-    return {name: path for name, path in named if name not in set(weights) and not matches(name, PICKLES)}
+    left_out = set(weights)
+    return {
+        name: path for name, path in named if name not in left_out and not name.startswith(".") and not matches(name, PICKLES)
+    }
 
 
 def _trains_tokens(parts: Parts, base: Base) -> bool:
@@ -87,9 +90,11 @@ def _config(base: Base, rows: int | None, is_parted: bool) -> dict[str, Any]:
     parted = {"tie_word_embeddings": False} if is_parted else {}
     config, inner = dict(base.config), base.config.get("text_config")
     if isinstance(inner, dict):
-        config["text_config"] = inner | {key: value for key, value in (changed | parted).items() if key in inner}
-    stands = {key: value for key, value in changed.items() if key in config}
-    return config | stands | parted
+        config["text_config"] = inner | {key: value for key, value in parted.items() if key in inner}
+    is_below = isinstance(inner, dict) and ("vocab_size" in inner or "vocab_size" not in config)
+    if is_below and changed:
+        config["text_config"] = config["text_config"] | changed
+    return config | parted | {key: value for key, value in changed.items() if key in config or not is_below}
 
 
 def _index(base: Base, files: Sequence[File]) -> dict[str, Any]:

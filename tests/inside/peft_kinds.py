@@ -78,6 +78,8 @@ KINDS = {
         "tied", {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 42], "lm_head": [5, 9]}},
     ),
     "head-tokens": ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [9, 3]}}),
+    "only-tokens": ("llama", {"target_modules": ["embed_tokens"], "token_indices": [3, 42]}),
+    "only-tokens-tied": ("tied", {"target_modules": ["embed_tokens"], "token_indices": [3, 42]}),
     "resized": ("llama", {"target_modules": ["q_proj"]}, 70),
     "tied-resized": ("tied", {"target_modules": ["q_proj"]}, 70),
     "resized-embedding": ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}, 70),
@@ -151,7 +153,11 @@ def train(model, names: str) -> None:
 def save(name: str, base: str, keywords: dict, rows: int | None) -> None:
     folder = FOLDER / "adapters" / name
     torch.manual_seed(5)
-    model = peft.get_peft_model(load(base, rows), peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **keywords))
+    if name.startswith("only-tokens"):
+        config = peft.TrainableTokensConfig(task_type="CAUSAL_LM", **keywords)
+    else:
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **keywords)
+    model = peft.get_peft_model(load(base, rows), config)
     if name.startswith(("pissa", "olora")):
         kept = model.peft_config["default"].init_lora_weights
         model.peft_config["default"].init_lora_weights = True
