@@ -20,7 +20,7 @@ TOKEN_KEYS = ("token_indices", "init_weights")  # of the second, beside keys tha
 VARIANTS = ("use_qalora", "use_bdlora", "kasa_config")
 # What the name of a quantized copy has after that of its original.
 COPY_OF = re.compile(
-    r"(?i)[-_.](?:bnb|bitsandbytes|fp8|nvfp4|mxfp4|nf4|[348]-?bits?|int[348]|w\d+a\d+|gptq|awq|hqq|aqlm|autoround)\b"
+    r"(?i)[-_.](?:bnb|bitsandbytes|fp8|nvfp4|mxfp4|nf4|[348]-?bits?|int[348]|w\d+a\d+|gptq|awq|hqq|aqlm|autoround)(?![A-Za-z0-9])"
 )
 PICKLED = (
     "convert it to safetensors first: transformers' from_pretrained(...) and save_pretrained(FOLDER) do that, if you trust the"
