@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 EMBEDDINGS, HEADS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared"), ("lm_head", "embed_out")
 VOCABULARY = (*EMBEDDINGS, *HEADS)
 HEAD = "lm_head.weight"
+GENERATES = re.compile(r"ForCausalLM|LMHead|ConditionalGeneration")  # classes of transformers with a head by that name
 
 
 def of(parts: Parts, base: Base, initial: Parts | None) -> Changes:
@@ -73,9 +75,8 @@ def embedding_name(base: Base) -> str:
 
 def is_tied(base: Base) -> bool:
     """Tell whether the base predicts tokens by the matrix that looks them up: it has a head, and no tensor for it."""
-    classes = [str(name) for name in base.config.get("architectures") or ("LM",)]
-    has_head = any("LM" in name or "ConditionalGeneration" in name for name in classes)
-    return has_head and head_name(base) not in base.tensors and bool(embedding_name(base))
+    classes = [str(name) for name in base.config.get("architectures") or ("ForCausalLM",)]
+    return any(map(GENERATES.search, classes)) and head_name(base) not in base.tensors and bool(embedding_name(base))
 
 
 def head_name(base: Base) -> str:
@@ -216,8 +217,6 @@ def _of_parameter(
             yield target, _update(parts, base, module, target, rank_scale[1])
         return
     pieces = experts.pieces(base.index, module.name, leaf)
-    if not pieces:
-        raise _misfit(parts, base, f"it changes {quoted(f'{module.name}.{leaf}')}, and the base has no such tensor")
     _check_rank(parts, module, rank_scale[0], len(pieces))
     for number, row in enumerate(pieces):
         start = 0

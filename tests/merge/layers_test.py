@@ -32,6 +32,9 @@ def test_repeated_layers_are_tensors_of_their_own(tmp_path: Path) -> None:
     config = json.loads(found.texts["config.json"])
     assert config["num_hidden_layers"] == 3 and config["layer_types"] == ["full", "sliding", "sliding"]
     assert config["text_config"] == text | {"num_hidden_layers": 3, "layer_types": ["full", "sliding", "sliding"]}
+    (base / "config.json").write_text(json.dumps({"text_config": text}))
+    found = plan.plan(base, "base", [make_adapter(tmp_path / "mine", low_rank(LAST, 8, 8), layer_replication=MAP)])
+    assert json.loads(found.texts["config.json"]) == {"text_config": config["text_config"]}
 
 
 @pytest.mark.parametrize(

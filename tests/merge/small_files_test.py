@@ -87,6 +87,17 @@ def test_the_tokenizer_of_an_adapter_comes_with_its_tokens(files: tuple[str, ...
     assert any("are those of the adapter mine" in note for note in found.notes) == comes
 
 
+def test_of_two_tokenizers_that_of_the_larger_vocabulary_counts(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", TIED)
+    rows = make_adapter(tmp_path / "rows", TOKENS, trainable_token_indices=[3])
+    more = make_adapter(tmp_path / "more", {f"{E}.weight": (18, 8)})
+    put(rows.folder, "tokenizer.json")
+    put(more.folder, "tokenizer.json")
+    found = plan.plan(base, "base", [rows, more])
+    assert found.copies["tokenizer.json"] == str(more.folder / "tokenizer.json")
+    assert found.notes[-1] == "the tokenizer of the adapter rows is not used"
+
+
 @pytest.mark.parametrize(
     ("config", "changed"),
     [

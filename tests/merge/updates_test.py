@@ -73,6 +73,14 @@ def test_each_part_changes_its_tensor(shapes: Any, config: dict[str, Any], chang
     assert {name: [short(update) for update in given] for name, given in found.items()} == changes
 
 
+def test_an_adapter_that_took_its_start_out_of_the_base_is_what_has_changed_since(tmp_path: Path) -> None:
+    base = base_files.read(make_base(tmp_path / "base"), "base")
+    mine, first = (adapter_parts.read(make_adapter(tmp_path / name, low_rank(Q, 8, 8), 0.5)) for name in ("mine", "mine/first"))
+    given = updates.of(mine, base, first)[f"{Q}.weight"]
+    assert [(update.scale, update.weight) for update in given] == [(3.0, 0.5), (-3.0, 0.5)]
+    assert [Path(update.a.file).parent.name for update in given if update.a] == ["mine", "first"]
+
+
 def test_square_matrices_of_families_that_hold_them_transposed(tmp_path: Path) -> None:
     base = {"h.0.attn.c_proj.weight": (8, 8), "h.0.other.weight": (8, 8)}
     shapes = low_rank("transformer.h.0.attn.c_proj", 8, 8) | low_rank("transformer.h.0.other", 8, 8)
@@ -227,6 +235,7 @@ def test_numbers_that_are_quantized_cannot_be_summed(tmp_path: Path) -> None:
         (TIED, {}, "lm_head.weight", True),
         (TIED, {"architectures": ["LlamaModel"]}, "lm_head.weight", False),
         (TIED, {"architectures": None}, "lm_head.weight", True),
+        (TIED, {"architectures": ["BertForMaskedLM"]}, "lm_head.weight", False),
         ({"language_model.model.embed_tokens.weight": (4, 4)}, {}, "language_model.lm_head.weight", True),
         (
             {"model.language_model.embed_tokens.weight": (4, 4)},
