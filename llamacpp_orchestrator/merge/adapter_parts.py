@@ -26,7 +26,7 @@ LORA = re.compile(
     r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<leaf>weight|bias))?"
 )
 TOKENS = re.compile(r"(?P<module>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?")
-WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.(?!weight$|bias$)[^.]+(?=\.))?|token_adapter|base_layer)(?=\.)")
+WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.default)?|token_adapter|base_layer)(?=\.)")
 COPY = re.compile(r"\.(?:original_module|trainable_tokens_original)\.")  # of the base, which PEFT keeps beside what it trains
 AGAIN = "take the whole adapter again, as PEFT's save_pretrained leaves it"
 
@@ -47,12 +47,16 @@ class Module(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter with its files read: config, module by module its matrices, whole tensors by name, rows of tokens by module."""
+    """An adapter with its files read: config, module by module its matrices, whole tensors by name, rows of tokens by module.
+
+    `frozen`: those whole tensors that were not trained; PEFT saves an embedding that it has put matrices beside.
+    """
 
     adapter: Adapter
     config: dict[str, Any]
     modules: tuple[Module, ...] = ()
     wholes: dict[str, Stored] = {}
+    frozen: frozenset[Stored] = frozenset()
     tokens: dict[str, Stored] = {}
     names: tuple[str, ...] = ()
 
@@ -71,30 +75,44 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
 def read(adapter: Adapter) -> Parts:
     """The parts of an adapter by its config and header; OrchestrateError where they are damaged, empty or hold half a module."""
     config = read_json(adapter.folder / "adapter_config.json")
+    tensors = _tensors(adapter)
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if not COPY.search(name)}
+    modules = _modules(own, adapter.name) if kind(config) == "LORA" else ()
+    tokens = {match["module"]: tensor for name, tensor in own.items() if (match := TOKENS.fullmatch(name))}
+    rest = {name: tensor for name, tensor in own.items() if not LORA.fullmatch(name) and not TOKENS.fullmatch(name)}
+    return Parts(
+        adapter=adapter,
+        config=config,
+        modules=modules,
+        wholes={WRAPPERS.sub("", name): tensor for name, tensor in rest.items()},
+        frozen=frozenset(tensor for name, tensor in rest.items() if name.endswith(".base_layer.weight")),
+        tokens=tokens,
+        names=tuple(tensors),
+    )
+
+
+def kind(config: Mapping[str, Any]) -> str:
+    """The kind of an adapter as PEFT names it; the first ones were LoRA without saying so."""
+    return str(config.get("peft_type") or "LORA")
+
+
+def _tensors(adapter: Adapter) -> dict[str, Stored]:
     path = adapter.folder / "adapter_model.safetensors"
     if not path.is_file():
         raise OrchestrateError(f"the adapter {adapter.name} has no adapter_model.safetensors", "save it again with safetensors")
-    tensors = stored_tensors(path)
-    if not tensors:
-        raise OrchestrateError(f"the adapter {adapter.name} holds no tensors: there is nothing to merge", AGAIN)
-    bad = [name for name, tensor in tensors.items() if 0 in tensor.shape]
-    if bad:
+    try:
+        tensors = stored_tensors(path)
+    except IntegrityError as error:
+        raise IntegrityError(f"the adapter {adapter.name} is damaged: {error.message}", error.hint) from error
+    if not any(not COPY.search(name) for name in tensors):
+        raise OrchestrateError(f"the adapter {adapter.name} holds no tensors of its own: there is nothing to merge", AGAIN)
+    if empty := [name for name, tensor in tensors.items() if 0 in tensor.shape]:
         way = "saved from DeepSpeed's ZeRO-3 or FSDP without gathering? gather its weights and save it again"
-        raise IntegrityError(f"the adapter {adapter.name} is empty in part: {quoted(bad[0])} has no elements", way)
-    found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if not COPY.search(name)}
-    modules = _modules(found, adapter.name) if is_lora(config) else ()
-    tokens = {match["module"]: tensor for name, tensor in found.items() if (match := TOKENS.fullmatch(name))}
-    wholes = {
-        WRAPPERS.sub("", name): tensor
-        for name, tensor in found.items()
-        if not LORA.fullmatch(name) and not TOKENS.fullmatch(name)
-    }
-    return Parts(adapter=adapter, config=config, modules=modules, wholes=wholes, tokens=tokens, names=tuple(tensors))
-
-
-def is_lora(config: Mapping[str, Any]) -> bool:
-    """Tell whether an adapter is one of PEFT's plain kind, whose tensors are named as here."""
-    return str(config.get("peft_type") or "LORA") == "LORA"
+        raise IntegrityError(f"the adapter {adapter.name} is empty in part: {quoted(empty[0])} has no elements", way)
+    if strange := [name for name, tensor in tensors.items() if tensor.dtype not in adapter_scaling.DTYPES]:
+        message = f"the adapter {adapter.name}: {quoted(strange[0])} is of the type {tensors[strange[0]].dtype}"
+        raise OrchestrateError(message, "save it again in float32")
+    return tensors
 
 
 def _modules(tensors: Mapping[str, Stored], name: str) -> tuple[Module, ...]:

@@ -43,14 +43,16 @@ def check(base: Path, base_name: str, adapters: Sequence[Adapter]) -> tuple[str,
 
 def _check_shapes(parts: Parts, base: Path, base_name: str) -> None:
     config = read_json(base / "config.json")
-    adapter_scaling.read(parts.config, parts.adapter.name)
+    if parts.modules:
+        adapter_scaling.read(parts.config, parts.adapter.name)
+    form = {False: "lora_{}.weight", True: "lora_embedding_{}"}
     pairs = {
-        f"{module.name}.lora_{end}.weight": matrix.shape
+        f"{module.name}.{form[module.is_embedding].format(end)}": matrix.shape
         for module in parts.modules
-        if not module.is_embedding
+        if not module.name.endswith(".experts")
         for end, matrix in (("A", module.a), ("B", module.b))
     }
-    reason = adapter.mismatch({name: shape for name, shape in pairs.items() if ".experts." not in name}, config)
+    reason = adapter.mismatch(pairs, config) or ("" if parts.wholes else adapter.vocabulary(pairs, config))
     if (base / INDEX).is_file() and not reason:
         index = names.index(map(str, read_json(base / INDEX).get("weight_map") or ()))
         parameters = parts.config.get("target_parameters")

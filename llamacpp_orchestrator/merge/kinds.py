@@ -15,10 +15,12 @@ from llamacpp_orchestrator.merge.adapter_parts import Parts
 from llamacpp_orchestrator.models import adapter
 
 # Variants of LoRA whose two matrices do not simply multiply; the plan knows all others of the table in models/adapter.py.
+PLANNED = ("LORA", "TRAINABLE_TOKENS")
+TOKEN_KEYS = ("token_indices", "init_weights")  # of the second, beside keys that LoRA has as well
 VARIANTS = ("use_qalora", "use_bdlora", "kasa_config")
 # What the name of a quantized copy has after that of its original.
 COPY_OF = re.compile(
-    r"(?i)[-_.](?:bnb|bitsandbytes|fp8|nvfp4|mxfp4|nf4|[348]-?bits?|int[348]|w\d+a\d+|gptq|awq|hqq|aqlm|autoround)\b"
+    r"(?i)[-_.](?:bnb|bitsandbytes|fp8|nvfp4|mxfp4|nf4|[348]-?bits?|int[348]|w\d+a\d+|gptq|awq|hqq|aqlm|autoround)(?![A-Za-z0-9])"
 )
 PICKLED = (
     "convert it to safetensors first: transformers' from_pretrained(...) and save_pretrained(FOLDER) do that, if you trust the"
@@ -29,7 +31,7 @@ PICKLED = (
 def refuse(parts: Parts) -> None:
     """Raise OrchestrateError for an adapter that acts in a way that no weights can express."""
     config, name = parts.config, parts.adapter.name
-    kind = str(config.get("peft_type") or "LORA")
+    kind = adapter_parts.kind(config)
     reasons = [f"it is of the type {quoted(kind)}, which has nothing to merge"] if kind in adapter.UNMERGED else []
     reasons += [words for key, words, way in adapter.UNTRUE if way == adapter.ALONE and config.get(key)]
     if config.get("alora_invocation_tokens"):
@@ -45,11 +47,11 @@ def refuse(parts: Parts) -> None:
 def unplanned(parts: Parts) -> str:
     """Why PEFT must merge an adapter itself; "" where the plan says all that it does."""
     config, name = parts.config, parts.adapter.name
-    kind = str(config.get("peft_type") or "LORA")
-    if not adapter_parts.is_lora(config):
+    if (kind := adapter_parts.kind(config)) not in PLANNED:
         return f"the adapter {name} is of the type {quoted(kind)}"
     variants = [key for key in VARIANTS if config.get(key)]
-    if names := [*variants, *adapter.unknown(config)]:
+    strange = [key for key in adapter.unknown(config) if kind == "LORA" or key not in TOKEN_KEYS]
+    if names := [*variants, *strange]:
         return f"the adapter {name} sets {', '.join(map(quoted, names[:5]))}"
     deep = [module.name for module in parts.modules if len(module.a.shape) != 2 or len(module.b.shape) != 2]
     return f"the adapter {name} changes the convolution {quoted(deep[0])}" if deep else ""

@@ -72,7 +72,8 @@ def _sums(base: Base, every: Sequence[Parts], changes: Sequence[updates.Changes]
             if name in base.tensors or (name == head and is_parted):
                 sums[name] = (*sums.get(name, ()), *((number, update) for update in given))
     for name, pairs in sums.items():
-        owners = [number for number, update in pairs if vocabulary.is_whole(update)]
+        trained = [(number, update) for number, update in pairs if update.tensor not in every[number].frozen]
+        owners = [number for number, update in trained if vocabulary.is_whole(update) and not name.endswith(".bias")]
         if len(owners) > 1:
             first, second = (every[number].adapter.name for number in owners[:2])
             message = f"the adapters {first} and {second} both hold a whole {quoted(name)} of their own"
@@ -85,7 +86,7 @@ def _files(base: Base, sums: Sums, rows: int | None, is_parted: bool) -> tuple[F
     files = []
     for path, file in base.files.items():
         tensors = [_tensor(base, name, sums.get(name, ()), rows if name in (embedding, head) else None) for name in file.tensors]
-        if is_parted and embedding in file.tensors:
+        if is_parted and head not in base.tensors and embedding in file.tensors:
             tensors.append(_tensor(base, head, sums.get(head, ()), rows))
         files.append(File(path=path, tensors=tuple(tensors), metadata=file.metadata))
     return tuple(files)
@@ -96,17 +97,19 @@ def _tensor(base: Base, name: str, given: Sequence[tuple[int, Update]], rows: in
     stored = base.tensors.get(name) or base.tensors[updates.embedding_name(base)]
     shape = stored.shape if rows is None else (rows, *stored.shape[1:])
     every = tuple(update for _, update in given)
-    whole = next(((number, update) for number, update in given if vocabulary.is_whole(update)), None)
+    wholes = [(number, update) for number, update in given if vocabulary.is_whole(update)]
     result = Tensor(name=name, dtype=stored.dtype, shape=shape, base=stored, updates=every)
-    if not whole:
+    if not wholes:
         return result
+    whole = wholes[0]
     # What is reckoned from the matrix itself: by the adapter that replaces it from its own, by others from the base's.
     relative = {number for number, update in given if update.kind == "dora" or update.indices}
-    if whole[0] in relative and (whole[1].weight != 1 or len(relative) > 1):
+    if whole[0] in relative and (whole[1].weight != 1 or len(relative | {number for number, _ in wholes}) > 1):
         message = f"{quoted(name)} is replaced by an adapter that also trains it by rows or magnitudes"
         raise OrchestrateError(message, "merge that adapter alone, with weight 1")
     if whole[0] in relative:
         rest = tuple(update for _, update in given if update is not whole[1])
         return msgspec.structs.replace(result, base=whole[1].tensor, updates=rest)
     # Without a base it is the adapter's to the last bit, which the base and a difference to it are not.
-    return msgspec.structs.replace(result, base=None) if whole[1].weight == 1 and not relative else result
+    is_exact = len(wholes) == 1 and whole[1].weight == 1 and not relative
+    return msgspec.structs.replace(result, base=None) if is_exact else result

@@ -41,11 +41,14 @@ def choose(base: Base, every: Sequence[Parts], files: Sequence[File], rows: int 
     """Texts and copies by name for a plan, and notes on them."""
     copies = _folder(base.folder, base.files)
     notes = [PARTED.format(base=base.name)] if is_parted else []
-    owner = next((parts for parts in every if _trains_tokens(parts, base)), None)
-    tokenizer = _tokenizer(owner.adapter.folder) if owner else {}
-    if owner and tokenizer:
-        copies = {name: origin for name, origin in copies.items() if not matches(name, TOKENIZER)} | tokenizer
-        notes.append(f"tokenizer and chat template are those of the adapter {owner.adapter.name}, which trains its vocabulary")
+    owners = [(parts, own) for parts in every if _trains(parts, base) and (own := _tokenizer(parts.adapter.folder))]
+    owners.sort(key=lambda owner: not _resizes(owner[0], base))
+    if owners:
+        copies = {name: origin for name, origin in copies.items() if not matches(name, TOKENIZER)} | owners[0][1]
+        notes.append(
+            f"tokenizer and chat template are those of the adapter {owners[0][0].adapter.name}, which trains its vocabulary"
+        )
+        notes += [f"the tokenizer of the adapter {parts.adapter.name} is not used" for parts, _ in owners[1:]]
     elif rows is not None:
         notes.append(f"the vocabulary has {rows} tokens now, and no adapter brings a tokenizer: the base's stays")
     texts = {}
@@ -58,7 +61,7 @@ def choose(base: Base, every: Sequence[Parts], files: Sequence[File], rows: int 
 
 
 PARTED = (
-    "{base} has one matrix for both ends of its vocabulary, and an adapter changes one of them: the result has two"
+    "{base} ties both ends of its vocabulary, and an adapter changes one of them: the result has a matrix for each"
     " (tie_word_embeddings: false); PEFT's own merge would change both"
 )
 
@@ -67,12 +70,22 @@ def _folder(folder: Any, weights: Iterable[str]) -> dict[str, str]:
     """The files of a folder that are no weights of its own, by name with slashes."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = ((path.relative_to(folder).as_posix(), str(path)) for path in paths)
-    return {name: path for name, path in named if name not in set(weights) and not matches(name, PICKLES)}
+    left_out = set(weights)
+    return {
+        name: path for name, path in named if name not in left_out and not name.startswith(".") and not matches(name, PICKLES)
+    }
 
 
-def _trains_tokens(parts: Parts, base: Base) -> bool:
+def _trains(parts: Parts, base: Base) -> bool:
+    """Tell whether an adapter has tokens, or an end of the vocabulary, of its own."""
     names = [updates.tensor_name(parts, base, name) for name in (*parts.wholes, *(f"{name}.weight" for name in parts.tokens))]
     return any(name in (updates.embedding_name(base), updates.head_name(base)) for name in names)
+
+
+def _resizes(parts: Parts, base: Base) -> bool:
+    return any(
+        whole.shape != updates.shape_of(base, updates.tensor_name(parts, base, name)) for name, whole in parts.wholes.items()
+    )
 
 
 def _tokenizer(folder: Any) -> dict[str, str]:
@@ -87,9 +100,11 @@ def _config(base: Base, rows: int | None, is_parted: bool) -> dict[str, Any]:
     parted = {"tie_word_embeddings": False} if is_parted else {}
     config, inner = dict(base.config), base.config.get("text_config")
     if isinstance(inner, dict):
-        config["text_config"] = inner | {key: value for key, value in (changed | parted).items() if key in inner}
-    stands = {key: value for key, value in changed.items() if key in config}
-    return config | stands | parted
+        config["text_config"] = inner | {key: value for key, value in parted.items() if key in inner}
+    is_below = isinstance(inner, dict) and ("vocab_size" in inner or "vocab_size" not in config)
+    if is_below and changed:
+        config["text_config"] = config["text_config"] | changed
+    return config | parted | {key: value for key, value in changed.items() if key in config or not is_below}
 
 
 def _index(base: Base, files: Sequence[File]) -> dict[str, Any]:

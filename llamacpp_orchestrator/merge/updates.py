@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -25,8 +26,10 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 # Families whose layers hold their matrices as (in, out), transformers' Conv1D, and the names of these layers.
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
-VOCABULARY = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "lm_head", "embed_out")  # the last two: heads
+EMBEDDINGS, HEADS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared"), ("lm_head", "embed_out")
+VOCABULARY = (*EMBEDDINGS, *HEADS)
 HEAD = "lm_head.weight"
+GENERATES = re.compile(r"ForCausalLM|LMHead|ConditionalGeneration")  # classes of transformers with a head by that name
 
 
 def of(parts: Parts, base: Base, initial: Parts | None) -> Changes:
@@ -35,11 +38,10 @@ def of(parts: Parts, base: Base, initial: Parts | None) -> Changes:
     `initial`: the adapter as it was before training, where its update is what has changed since then.
     Raises OrchestrateError for what the base has not, or has in other shapes.
     """
-    strength = adapter_scaling.strength(adapter_scaling.read(parts.config, parts.adapter.name))
     found: Changes = {}
-    for name, update in (*_wholes(parts, base), *_tokens(parts, base), *_low_rank(parts, base, strength)):
+    for name, update in (*_wholes(parts, base), *_tokens(parts, base), *_low_rank(parts, base)):
         found[name] = (*found.get(name, ()), msgspec.structs.replace(update, weight=parts.adapter.weight))
-    for name, update in _low_rank(initial, base, strength) if initial else ():
+    for name, update in _low_rank(initial, base) if initial else ():
         found[name] = (*found[name], msgspec.structs.replace(update, weight=parts.adapter.weight, scale=-update.scale))
     for name in found:
         if (tensor := base.tensors.get(name)) and tensor.dtype not in FLOATS:
@@ -60,34 +62,32 @@ def tensor_name(parts: Parts, base: Base, name: str) -> str:
         return found
     if names.key(name) == names.key(HEAD) and is_tied(base):
         return head_name(base)
-    raise _misfit(parts, base, f"it changes {quoted(name)}, and the base has no such tensor")
+    more = " (is it a new head, for another task?)" if name in parts.wholes else ""
+    raise _misfit(parts, base, f"it changes {quoted(name)}, and the base has no such tensor{more}")
 
 
 def embedding_name(base: Base) -> str:
     """The name of the matrix that looks tokens up; "" where none is known by its name."""
-    ends = {f"{name}.weight" for name in VOCABULARY[:-2]}
+    ends = {f"{name}.weight" for name in EMBEDDINGS}
     fitting = [name for name in base.tensors if ".".join(name.split(".")[-2:]) in ends]
     return min(fitting, key=lambda name: len(names.key(name)), default="")
 
 
 def is_tied(base: Base) -> bool:
     """Tell whether the base predicts tokens by the matrix that looks them up: it has a head, and no tensor for it."""
-    classes = [str(name) for name in base.config.get("architectures") or ("LM",)]
-    has_head = any("LM" in name or "ConditionalGeneration" in name for name in classes)
-    return (
-        has_head
-        and not names.find(base.index, HEAD)
-        and not names.find(base.index, "embed_out.weight")
-        and bool(embedding_name(base))
-    )
+    classes = [str(name) for name in base.config.get("architectures") or ("ForCausalLM",)]
+    return any(map(GENERATES.search, classes)) and head_name(base) not in base.tensors and bool(embedding_name(base))
 
 
 def head_name(base: Base) -> str:
-    """The name that a head of its own has, beside the base's other names."""
-    return (
-        names.find(base.index, HEAD)
-        or ("language_model." if embedding_name(base).startswith("language_model.model.") else "") + HEAD
-    )
+    """The name of the head, or the one that it would have beside the base's other names."""
+    own = next(filter(None, (names.find(base.index, f"{end}.weight") for end in HEADS)), "")
+    return own or ("language_model." if embedding_name(base).startswith("language_model.model.") else "") + HEAD
+
+
+def is_end(name: str) -> bool:
+    """Tell whether a tensor is an end of the vocabulary, by its name."""
+    return name.split(".")[-2:-1] in ([end] for end in VOCABULARY)
 
 
 def shape_of(base: Base, name: str) -> tuple[int, ...]:
@@ -99,14 +99,14 @@ def _wholes(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
     for name, tensor in parts.wholes.items():
         target = tensor_name(parts, base, name)
         shape = shape_of(base, target)
-        is_vocabulary = target.split(".")[-2] in VOCABULARY and tensor.shape[1:] == shape[1:]
+        is_vocabulary = is_end(target) and tensor.shape[1:] == shape[1:]
         if tensor.shape != shape and not is_vocabulary:
             raise _misfit(parts, base, f"{quoted(name)} is {_size(tensor.shape)}, in the base {_size(shape)}")
         yield target, Update(kind="tensor", tensor=tensor)
 
 
 def _tokens(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
-    given = parts.config.get("trainable_token_indices")
+    given = parts.config.get("trainable_token_indices") or parts.config.get("token_indices")
     for module, tensor in parts.tokens.items():
         rows = _indices(given, module)
         if len(rows) != len(set(rows)) or min(rows, default=-1) < 0 or tensor.shape[:1] != (len(rows),):
@@ -129,7 +129,10 @@ def _indices(given: object, module: str) -> tuple[int, ...]:
     return tuple(row for row in rows if isinstance(row, int))
 
 
-def _low_rank(parts: Parts, base: Base, strength: Callable[[str], tuple[int, float]]) -> Iterator[tuple[str, Update]]:
+def _low_rank(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
+    if not parts.modules:
+        return
+    strength = adapter_scaling.strength(adapter_scaling.read(parts.config, parts.adapter.name))
     parameters = [str(name) for name in parts.config.get("target_parameters") or ()]
     for module in parts.modules:
         name = f"{module.name}.weight"
@@ -172,7 +175,7 @@ def _own_shape(parts: Parts, base: Base, target: str) -> tuple[int, ...]:
 def _update(parts: Parts, base: Base, module: Module, target: str, scale: float) -> Update:
     """The update of a whole matrix; that of an embedding is of its transpose, as that of a layer that holds (in, out)."""
     a, b = module.a, module.b
-    shape = _own_shape(parts, base, target) if target.split(".")[-2] in VOCABULARY else shape_of(base, target)
+    shape = _own_shape(parts, base, target) if is_end(target) else shape_of(base, target)
     plain, transposed = (b.shape[0], a.shape[1]) == shape, (a.shape[1], b.shape[0]) == shape
     if module.is_embedding or (plain and transposed):
         plain = plain and not module.is_embedding and not _is_conv1d(parts, base, module.name)
@@ -214,8 +217,6 @@ def _of_parameter(
             yield target, _update(parts, base, module, target, rank_scale[1])
         return
     pieces = experts.pieces(base.index, module.name, leaf)
-    if not pieces:
-        raise _misfit(parts, base, f"it changes {quoted(f'{module.name}.{leaf}')}, and the base has no such tensor")
     _check_rank(parts, module, rank_scale[0], len(pieces))
     for number, row in enumerate(pieces):
         start = 0

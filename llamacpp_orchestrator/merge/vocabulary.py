@@ -23,7 +23,7 @@ def both_ends(parts: Parts, base: Base, changes: Changes) -> Changes:
     embedding, head = updates.embedding_name(base), updates.head_name(base)
     first, last = changes.get(embedding, ()), changes.get(head, ())
     is_one = updates.is_tied(base)
-    if not embedding or not (is_one or base.text.get("tie_word_embeddings")):
+    if not embedding or not _is_tied_by_name(base):
         return changes
     if is_one and parts.config.get("ensure_weight_tying") and first:
         return {**changes, head: first}
@@ -42,9 +42,23 @@ def is_whole(update: Update) -> bool:
 
 
 def parted(base: Base, changes: Sequence[Changes]) -> bool:
-    """Tell whether one matrix for both ends cannot hold what the adapters make of them."""
+    """Tell whether one matrix for both ends cannot hold what the adapters make of them.
+
+    Raises OrchestrateError for a base that would be another model with two.
+    """
     ends = updates.embedding_name(base), updates.head_name(base)
-    return updates.is_tied(base) and any(each.get(ends[0], ()) != each.get(ends[1], ()) for each in changes)
+    is_parted = _is_tied_by_name(base) and any(own.get(ends[0], ()) != own.get(ends[1], ()) for own in changes)
+    if is_parted and base.text.get("is_encoder_decoder"):
+        message = (
+            f"an adapter changes one end of the vocabulary of {base.name}, whose class scales its answers by their being one"
+        )
+        raise OrchestrateError(message, "serve it with PEFT, or train it without its embeddings")
+    return is_parted
+
+
+def _is_tied_by_name(base: Base) -> bool:
+    """Tell whether both ends are one by the config; transformers 5 keeps a head of its own beside that, 4 does not."""
+    return updates.is_tied(base) or bool(base.text.get("tie_word_embeddings"))
 
 
 def rows(base: Base, sums: Mapping[str, tuple[Update, ...]]) -> int | None:
@@ -66,6 +80,10 @@ def rows(base: Base, sums: Mapping[str, tuple[Update, ...]]) -> int | None:
         raise OrchestrateError(message, "save the adapter again with PEFT's save_pretrained(..., save_embedding_layers=True)")
     if {*sizes.values()} == before:
         return None
+    for name, size in sizes.items():
+        if sum(is_whole(update) and _span(update) == size for update in sums.get(name, ())) > 1:
+            message = f"two adapters resize the vocabulary of {base.name}, each for tokens of its own"
+            raise OrchestrateError(message, "merge one of them, and train the other on the result")
     if len({*sizes.values()}) > 1:
         few = min(sizes, key=lambda name: sizes[name])
         message = (

@@ -1,7 +1,8 @@
 """Tiny bases and an adapter of each kind as PEFT saves them, with what PEFT makes of both: peft_kinds.py FOLDER.
 
-For each kind: adapters/KIND, merged/KIND (PEFT's merge in float32, rounded once) and an entry of kinds.json: the base, the
-log-probabilities with the adapter at work and not merged, how far these are from the base's, and from those of PEFT's merge.
+For each kind, and some together: adapters/KIND, merged/KIND (PEFT's merge in float32, rounded once) and an entry of kinds.json:
+base, adapters, log-probabilities with the adapters at work and not merged, how far these are from the base's and from those of
+PEFT's merge.
 """
 
 import json
@@ -78,6 +79,8 @@ KINDS = {
         "tied", {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 42], "lm_head": [5, 9]}},
     ),
     "head-tokens": ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [9, 3]}}),
+    "only-tokens": ("llama", {"target_modules": ["embed_tokens"], "token_indices": [3, 42]}),
+    "only-tokens-tied": ("tied", {"target_modules": ["embed_tokens"], "token_indices": [3, 42]}),
     "resized": ("llama", {"target_modules": ["q_proj"]}, 70),
     "tied-resized": ("tied", {"target_modules": ["q_proj"]}, 70),
     "resized-embedding": ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}, 70),
@@ -151,7 +154,11 @@ def train(model, names: str) -> None:
 def save(name: str, base: str, keywords: dict, rows: int | None) -> None:
     folder = FOLDER / "adapters" / name
     torch.manual_seed(5)
-    model = peft.get_peft_model(load(base, rows), peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **keywords))
+    if name.startswith("only-tokens"):
+        config = peft.TrainableTokensConfig(task_type="CAUSAL_LM", **keywords)
+    else:
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **keywords)
+    model = peft.get_peft_model(load(base, rows), config)
     if name.startswith(("pissa", "olora")):
         kept = model.peft_config["default"].init_lora_weights
         model.peft_config["default"].init_lora_weights = True
@@ -183,7 +190,25 @@ def judge(name: str, base: str, keywords: dict, rows: int | None = None) -> dict
         worst = float((answers(merged) - unmerged).abs().max())
     if name != "repeated":  # transformers cannot save what shares its layers
         merged.to(torch.bfloat16).save_pretrained(FOLDER / "merged" / name)
-    return {"base": base, "answers": unmerged.tolist(), "moved": float((unmerged - plain).abs().max()), "worst": worst}
+    moved = float((unmerged - plain).abs().max())
+    return {"base": base, "adapters": [name], "answers": unmerged.tolist(), "moved": moved, "worst": worst}
+
+
+def judge_both(base: str, first: str, second: str) -> dict:
+    """Two adapters at work together."""
+    model = peft.PeftModel.from_pretrained(load(base, None), FOLDER / "adapters" / first, adapter_name="first")
+    model.load_adapter(FOLDER / "adapters" / second, adapter_name="second")
+    model.base_model.set_adapter(["first", "second"])
+    unmerged = answers(model.eval())
+    moved = min(float((unmerged - answers(load(base, None))).abs().max()), float((unmerged - one_of(base, first)).abs().max()))
+    merged = model.merge_and_unload()
+    worst = float((answers(merged) - unmerged).abs().max())
+    merged.to(torch.bfloat16).save_pretrained(FOLDER / "merged" / f"{first}+{second}")
+    return {"base": base, "adapters": [first, second], "answers": unmerged.tolist(), "moved": moved, "worst": worst}
+
+
+def one_of(base: str, name: str) -> torch.Tensor:
+    return answers(peft.PeftModel.from_pretrained(load(base, None), FOLDER / "adapters" / name).eval())
 
 
 def untied(base: str, rows: int | None):
@@ -195,4 +220,6 @@ def untied(base: str, rows: int | None):
 
 for name in BASES:
     make_base(name)
-(FOLDER / "kinds.json").write_text(json.dumps({name: judge(name, *given) for name, given in KINDS.items()}))
+results = {name: judge(name, *given) for name, given in KINDS.items()}
+results |= {"+".join(pair): judge_both("llama", *pair) for pair in (("lora", "patterns"), ("embedding", "head"))}
+(FOLDER / "kinds.json").write_text(json.dumps(results))

@@ -76,9 +76,12 @@ def test_a_merged_model_is_that_of_peft_and_acts_as_the_adapter_does(
     entries = json.loads((kinds / "kinds.json").read_text())
     others: dict[str, object] = {}
     for name, entry in entries.items():
-        base, adapter = kinds / "bases" / entry["base"], Adapter(name=name, folder=kinds / "adapters" / name)
-        check.check(base, entry["base"], [adapter])
-        found = plan.plan(base, entry["base"], [adapter])
+        base, adapters = (
+            kinds / "bases" / entry["base"],
+            [Adapter(name=one, folder=kinds / "adapters" / one) for one in entry["adapters"]],
+        )
+        check.check(base, entry["base"], adapters)
+        found = plan.plan(base, entry["base"], adapters)
         merging.carry_out(found, tmp_path / "bits" / name)
         merging.carry_out(as_float32(found), tmp_path / "answers" / name)
         if name not in WRONG:
