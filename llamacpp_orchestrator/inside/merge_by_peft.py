@@ -62,7 +62,14 @@ def merged(base: str, adapter: str) -> dict[str, Any]:
     config = transformers.AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     kind = getattr(transformers, (config.architectures or ["AutoModelForCausalLM"])[0], transformers.AutoModelForCausalLM)
     model = kind.from_pretrained(base, local_files_only=True, trust_remote_code=False, dtype=torch.float32)
-    model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    model = peft.PeftModel.from_pretrained(model, adapter)
+    if not hasattr(model, "merge_and_unload"):
+        raise Failed(f"what an adapter of the kind {model.active_peft_config.peft_type.value} adds are no weights")
+    # PEFT is silent about tensors that it has no module for.
+    weights = peft.load_peft_weights(adapter, device="cpu")
+    if strangers := peft.set_peft_model_state_dict(model, weights).unexpected_keys:
+        raise Failed(f"{strangers[0]} has no module in {base}")
+    model = model.merge_and_unload()
     return dict(revert_weight_conversion(model, model.state_dict()))
 
 
