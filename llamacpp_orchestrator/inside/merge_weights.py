@@ -17,7 +17,6 @@ import struct
 import sys
 from collections.abc import Callable
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def dora(update: dict[str, Any], w: Any, begin: int, end: int) -> tuple[Any, Any
     if update.get("transposed"):
         values *= update["magnitude"] / update["norms"]
     else:
-        norms = numpy.sqrt(numpy.einsum("ij,ij->i", values, values))
+        norms = numpy.sqrt((values * values).sum(axis=1))
         values *= (update["magnitude"][begin:end] / norms)[:, None]
     return ALL, values, True
 
@@ -146,7 +145,7 @@ def whole(stored: dict[str, Any], work: str, cache: dict[Any, Any]) -> Any:
     return numpy.ascontiguousarray(cache[key][rows, columns])
 
 
-def prepared(part: dict[str, Any], update: dict[str, Any], cache: dict[Any, Any], pool: Executor) -> dict[str, Any]:
+def prepared(part: dict[str, Any], update: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
     """An update with its factors, which fit the part."""
     height, columns, transposed = part["height"], part["columns"], update.get("transposed")
     out, into = (columns, height) if transposed else (height, columns)
@@ -167,20 +166,21 @@ def prepared(part: dict[str, Any], update: dict[str, Any], cache: dict[Any, Any]
     if not fits:
         raise Failed(f"{part['name']}: what an adapter has for it does not fit {height} rows and {columns} columns")
     if update["kind"] == "dora" and transposed:
-        ready["norms"] = norms(part, ready, pool)
+        ready["norms"] = norms(part, ready)
     return ready
 
 
-def norms(part: dict[str, Any], update: dict[str, Any], pool: Executor) -> Any:
-    """Norms of V's columns, which go through all rows."""
-
-    def squares(begin: int) -> Any:
+def norms(part: dict[str, Any], update: dict[str, Any]) -> Any:
+    """Norms of V's columns, summed row by row as PEFT's torch does for a transposed tensor."""
+    total = numpy.zeros(part["columns"], part["work"])
+    for begin in range(0, part["height"], part["step"]):
         end = min(begin + part["step"], part["height"])
         values = product(update, begin, end)
         values += decoded(base_rows(part, begin, end), part["base"]["dtype"], part["work"])
-        return numpy.einsum("ij,ij->j", values, values).astype("<f8")
-
-    return numpy.sqrt(sum(pool.map(squares, range(0, part["height"], part["step"])))).astype(part["work"])
+        values *= values
+        values[0] += total
+        total = values.sum(axis=0)
+    return numpy.sqrt(total)
 
 
 def base_rows(part: dict[str, Any], begin: int, end: int) -> Any:
@@ -291,13 +291,13 @@ def span(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: i
     return base["file"], base["offset"] + (first + top) * size, part["offset"] + top * size, count * size
 
 
-def tasks(file: dict[str, Any], path: Path, pool: Executor) -> Iterator[Callable[[], tuple[int, int]]]:
+def tasks(file: dict[str, Any], path: Path) -> Iterator[Callable[[], tuple[int, int]]]:
     """All that is to be done for a file, in its order; what lies side by side in both files is copied at once."""
     run: Any = None
     for tensor, offset in zip(file["tensors"], begun(file, path), strict=True):
         cache: dict[Any, Any] = {}
         for part, updates in parts(tensor, str(path), offset):
-            ready = [prepared(part, update, cache, pool) for update in updates]
+            ready = [prepared(part, update, cache) for update in updates]
             rows = part["step"] if any("indices" in update for update in updates) else max(1, PIECE // max(1, part["columns"]))
             for begin in range(0, part["height"], rows):
                 end = min(begin + rows, part["height"])
@@ -324,7 +324,7 @@ def merge(plan: dict[str, Any], dest: Path, threads: int) -> dict[str, int]:
         pending: collections.deque[Any] = collections.deque()
         try:
             for file in plan.get("files", []):
-                for task in tasks(file, dest / file["path"], pool):
+                for task in tasks(file, dest / file["path"]):
                     pending.append(pool.submit(task))
                     if len(pending) > 2 * threads:
                         counts += pending.popleft().result()

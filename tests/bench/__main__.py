@@ -15,6 +15,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.util.store import write_atomically
 from tests.bench import fleet
 from tests.bench import many
+from tests.bench import merge
 from tests.bench import noop
 from tests.bench import overhead
 from tests.bench import picture
@@ -33,6 +34,7 @@ GROUPS: dict[str, Callable[[World], Iterator[Row]]] = {
     "fleet": fleet.rows,
     "many": many.rows,
     "overhead": overhead.rows,
+    "merge": merge.rows,
     "bytes": traffic.rows,
     "setup": setup.rows,
 }
