@@ -1,7 +1,7 @@
 """Merge adapters of a kind that no plan knows by PEFT's own code, in float32; run by the reference environment's python.
 
-Called as merge_by_peft.py QUESTION DEST. QUESTION is a file of JSON: {"base": folder, "adapters": [{"folder", "weight"}]}. DEST
-gets the base's weight files with their names, order and dtypes; a tensor that no adapter moves keeps its bytes, another is W
+Called as merge_by_peft.py ASKED ANSWER: files with JSON. ASKED is {"base": folder, "adapters": [{"folder", "weight"}], "dest"}.
+The folder `dest` gets the base's weight files with their names, order and dtypes; a tensor that no adapter moves keeps its bytes, another is W
 plus the sum of weight · (what PEFT's merge_and_unload makes of it - W), rounded once. Answers as merge_weights.py does.
 Takes four bytes of memory for each weight of the base, and as much again for all that is moved where there are several adapters
 or a weight is not 1. Ends with 1 and one line on standard error when PEFT cannot merge, or tensors have no place in the files.
@@ -127,20 +127,22 @@ def first(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def main(question: str, dest: str) -> None:
+def main(asked: Path, answer: Path) -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    content = json.loads(Path(question).read_text(encoding="utf-8"))
+    question = json.loads(asked.read_text(encoding="utf-8"))
+    dest = Path(question["dest"])
     try:
         with torch.no_grad():
-            fresh = moved(content)
-            Path(dest).mkdir(parents=True, exist_ok=True)
-            counts = [write(path, Path(dest) / path.name, fresh) for path in files(Path(content["base"]))]
+            fresh = moved(question)
+            dest.mkdir(parents=True, exist_ok=True)
+            counts = [write(path, dest / path.name, fresh) for path in files(Path(question["base"]))]
     except (Failed, OSError, MemoryError) as error:
         sys.exit(f"merge_by_peft: {error}")
-    print(json.dumps(dict(zip(("tensors", "updated", "changed"), map(sum, zip(*counts, strict=True)), strict=True))))
+    sums = dict(zip(("tensors", "updated", "changed"), map(sum, zip(*counts, strict=True)), strict=True))
+    answer.write_text(json.dumps(sums), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

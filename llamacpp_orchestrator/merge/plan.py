@@ -42,7 +42,8 @@ def plan(base: Path, base_name: str, adapters: Sequence[Adapter]) -> Plan:
     notes = [note for parts in every for note in adapter.quantized(parts.config, source.config, base_name)]
     if reason := next(filter(None, map(kinds.unplanned, every)), ""):
         _check_ends(source, every)
-        return Plan(by_peft=reason, notes=tuple(notes))
+        told = f"{reason}: merged by PEFT itself"
+        return Plan(by_peft=reason, copies=small_files.beside(source.folder, source.files), notes=(*notes, told))
     source = layers.replicate(source, every)
     changes = [vocabulary.both_ends(parts, source, updates.of(parts, source, kinds.initial(parts))) for parts in every]
     is_parted = vocabulary.parted(source, changes)

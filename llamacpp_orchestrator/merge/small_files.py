@@ -39,7 +39,7 @@ Choice = tuple[dict[str, str], dict[str, str], tuple[str, ...]]
 
 def choose(base: Base, every: Sequence[Parts], files: Sequence[File], rows: int | None, is_parted: bool) -> Choice:
     """Texts and copies by name for a plan, and notes on them."""
-    copies = _folder(base.folder, base.files)
+    copies = beside(base.folder, base.files)
     notes = [PARTED.format(base=base.name)] if is_parted else []
     owners = [(parts, own) for parts in every if _trains(parts, base) and (own := _tokenizer(parts.adapter.folder))]
     owners.sort(key=lambda owner: not _resizes(owner[0], base))
@@ -66,7 +66,7 @@ PARTED = (
 )
 
 
-def _folder(folder: Any, weights: Iterable[str]) -> dict[str, str]:
+def beside(folder: Any, weights: Iterable[str]) -> dict[str, str]:
     """The files of a folder that are no weights of its own, by name with slashes."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = ((path.relative_to(folder).as_posix(), str(path)) for path in paths)
@@ -90,7 +90,7 @@ def _resizes(parts: Parts, base: Base) -> bool:
 
 def _tokenizer(folder: Any) -> dict[str, str]:
     """The tokenizer's files of an adapter, {} without one: a template alone is none."""
-    files = {name: path for name, path in _folder(folder, ()).items() if matches(name, TOKENIZER)}
+    files = {name: path for name, path in beside(folder, ()).items() if matches(name, TOKENIZER)}
     return files if any(name in files for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")) else {}
 
 

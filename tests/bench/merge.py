@@ -72,8 +72,8 @@ def rows(world: World) -> Iterator[Row]:
     for kind, time_goal, memory_goal in (("LoRA", 0.4, 0.15), ("DoRA", 1.0, 1.0)):
         adapter = folder / kind
         write_adapter(adapter, base, kind == "DoRA")
-        (folder / "plan.json").write_text(json.dumps(plan(base, adapter)), encoding="utf-8")
-        mine = [str(ours), str(inside.path("merge_weights")), str(folder / "plan.json"), str(dest)]
+        (folder / "asked.json").write_text(json.dumps(plan(base, adapter) | {"dest": str(dest)}), encoding="utf-8")
+        mine = [str(ours), str(inside.path("merge_weights")), str(folder / "asked.json"), str(folder / "answer.json")]
         other = [str(theirs), "-c", THEIRS, str(base), str(adapter), str(dest)]
         copy = [str(ours), "-c", COPY, str(base), str(dest)]
         costs = [tuple(cost(argv, env, dest) for argv in (mine, other, copy)) for _ in range(TURNS)]

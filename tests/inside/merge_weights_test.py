@@ -73,14 +73,22 @@ def plan_of(*tensors: Tensor, metadata: dict[str, str] | None = None) -> Plan:
     return Plan(files=(File(path="model.safetensors", tensors=tensors, metadata=metadata or {}),))
 
 
+def asked(tmp_path: Path, plan: Plan) -> Path:
+    """The question of the driver, in its file."""
+    (tmp_path / "out").mkdir(exist_ok=True)
+    question = {"files": msgspec.to_builtins(plan.files), "dest": str(tmp_path / "out")}
+    (tmp_path / "asked.json").write_text(json.dumps(question), encoding="utf-8")
+    return tmp_path / "asked.json"
+
+
 @pytest.fixture
-def run(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Carry out a plan in this process; what the script says."""
+def run(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Carry out a plan in this process; what the script answers."""
 
     def main(plan: Plan, threads: int = 2) -> dict[str, Any]:
-        (tmp_path / "plan.json").write_bytes(msgspec.json.encode(plan))
-        script.main(str(tmp_path / "plan.json"), str(tmp_path / "out"), str(threads))
-        return json.loads(capsys.readouterr().out)
+        monkeypatch.setattr(script.os, "cpu_count", lambda: threads)
+        script.main(asked(tmp_path, plan), tmp_path / "answer.json")
+        return dict(json.loads((tmp_path / "answer.json").read_text()))
 
     return main
 
@@ -397,10 +405,11 @@ def test_a_file_that_ends_too_early(updated: bool, refusal: Callable[..., str], 
 
 def test_as_a_program(save: Save, tmp_path: Path) -> None:
     base = save(integers(7, 5))
-    (tmp_path / "plan.json").write_bytes(msgspec.json.encode(plan_of(tensor_of(base))))
-    argv = [sys.executable, str(inside.path("merge_weights")), str(tmp_path / "plan.json"), str(tmp_path / "out")]
+    answer = tmp_path / "answer.json"
+    argv = [sys.executable, str(inside.path("merge_weights")), str(asked(tmp_path, plan_of(tensor_of(base)))), str(answer)]
     done = subprocess.run(argv, capture_output=True, check=True, text=True)
-    assert (json.loads(done.stdout), done.stderr) == ({"tensors": 1, "updated": 0, "changed": 0}, "")
+    assert (done.stdout, done.stderr) == ("", "")
+    assert json.loads(answer.read_text()) == {"tensors": 1, "updated": 0, "changed": 0}
     Path(base.file).unlink()
     done = subprocess.run(argv, capture_output=True, check=False, text=True)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)

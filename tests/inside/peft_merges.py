@@ -4,9 +4,7 @@ Called as peft_merges.py SCRIPT FOLDER. Says as JSON for each case what the scri
 model's logits are from the unmerged adapters', and which tensors of the files have other bytes than the base's.
 """
 
-import contextlib
 import importlib.util
-import io
 import json
 import shutil
 import sys
@@ -78,16 +76,16 @@ def bits(folder: Path) -> dict[str, bytes]:
 
 def merge(module: Any, folder: Path, base: str, adapters: dict[str, float]) -> dict[str, Any]:
     """What the script answers, or its refusal."""
-    question, said = folder / "question.json", io.StringIO()
+    asked, answer = folder / "asked.json", folder / "answer.json"
     shutil.rmtree(folder / "merged", ignore_errors=True)
     entries = [{"folder": str(folder / name), "weight": weight} for name, weight in adapters.items()]
-    question.write_text(json.dumps({"base": str(folder / base), "adapters": entries}))
+    question = {"base": str(folder / base), "adapters": entries, "dest": str(folder / "merged")}
+    asked.write_text(json.dumps(question))
     try:
-        with contextlib.redirect_stdout(said):
-            module.main(str(question), str(folder / "merged"))
+        module.main(asked, answer)
     except SystemExit as end:
         return {"refusal": str(end.code)}
-    return json.loads(said.getvalue())
+    return dict(json.loads(answer.read_text()))
 
 
 def case(module: Any, folder: Path, base: str, adapters: dict[str, float]) -> dict[str, Any]:

@@ -160,7 +160,10 @@ def test_two_adapters_cannot_both_replace_a_module(tmp_path: Path) -> None:
 def test_a_kind_that_the_plan_does_not_know_is_left_to_peft(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", TIED)
     adapter = make_adapter(tmp_path / "mine", {f"{Q}.hada_w1_a": (8, 2)}, peft_type="LOHA")
-    assert plan.plan(base, "base", [adapter]) == Plan(by_peft="the adapter mine is of the type LOHA")
+    reason = "the adapter mine is of the type LOHA"
+    copies = {path.name: str(path) for path in base.iterdir() if path.suffix != ".safetensors"}
+    expected = Plan(by_peft=reason, copies=copies, notes=(f"{reason}: merged by PEFT itself",))
+    assert plan.plan(base, "base", [adapter]) == expected and "config.json" in copies
     ends = make_adapter(tmp_path / "ends", {"lm_head.hada_w1_a": (8, 2)}, peft_type="LOHA")
     with pytest.raises(OrchestrateError, match="one matrix for both ends"):
         plan.plan(base, "base", [adapter, ends])
