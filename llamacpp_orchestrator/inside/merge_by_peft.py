@@ -1,10 +1,11 @@
 """Merge adapters of a kind that no plan knows by PEFT's own code, in float32; run by the reference environment's python.
 
 Called as merge_by_peft.py ASKED ANSWER: files with JSON. ASKED is {"base": folder, "adapters": [{"folder", "weight"}], "dest"}.
-The folder `dest` gets the base's weight files with their names, order and dtypes; a tensor that no adapter moves keeps its bytes, another is W
-plus the sum of weight · (what PEFT's merge_and_unload makes of it - W), rounded once. Answers as merge_weights.py does.
-Takes four bytes of memory for each weight of the base, and as much again for all that is moved where there are several adapters
-or a weight is not 1. Ends with 1 and one line on standard error when PEFT cannot merge, or tensors have no place in the files.
+The folder `dest` gets the base's weight files with their names, order and dtypes; a tensor that no adapter moves keeps its
+bytes, another is W plus the sum of weight · (what PEFT's merge_and_unload makes of it - W), rounded once. Answers as
+merge_weights.py does. Takes four bytes of memory for each weight of the base, and as much again for all that is moved where
+there are several adapters or a weight is not 1. Ends with 1 and one line on standard error when PEFT cannot merge, or tensors
+have no place in the files.
 """
 
 import json

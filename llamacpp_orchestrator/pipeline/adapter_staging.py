@@ -27,6 +27,7 @@ from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.models.adapter_scaling import Scales
 from llamacpp_orchestrator.pipeline import converter_view
+from llamacpp_orchestrator.pipeline import memory
 from llamacpp_orchestrator.pipeline import preflight
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.pipeline.build import Build
@@ -131,6 +132,8 @@ def make_merged(pinned: PinnedJob, need: Ingredient, log: Path, tell: Tell) -> s
             place(name).write_text(text, encoding="utf-8", newline="\n")
         for name, origin in plan.copies.items():
             shutil.copyfile(origin, place(name))
+        if plan.by_peft:
+            memory.check_peft(pinned, need, plan.by_peft)
         summed = _by_peft(pinned, need, entry, log, tell) if plan.by_peft else _by_plan(pinned, need, plan, entry, log)
         for path in dest.rglob("*.safetensors"):
             safetensors.check_safetensors(path)

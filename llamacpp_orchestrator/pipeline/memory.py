@@ -21,6 +21,7 @@ from llamacpp_orchestrator.models.safetensors import safetensors_header
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.system import host
+from llamacpp_orchestrator.system import limits
 from llamacpp_orchestrator.util.units import size
 from llamacpp_orchestrator.verify import gguf
 
@@ -54,6 +55,17 @@ def of_merge(pinned: PinnedJob, need: Ingredient) -> int:
     weights = _of_files(pinned, need.parts[0])
     adapters = sum(file.size for part in need.parts[1:] for file in pinned.files(part.wanted).files)
     return memory_model.merging(weights, adapters) if weights else 0
+
+
+def check_peft(pinned: PinnedJob, need: Ingredient, reason: str) -> None:
+    """Raise OrchestrateError where PEFT cannot merge by itself with the memory that a job may take: float32, all at once."""
+    several = len(need.merged) > 1 or any(weight != 1 for _, weight in need.merged)
+    bytes_ = memory_model.comparing(_of_files(pinned, need.parts[0]), 0) * (2 if several else 1)
+    if bytes_ > (most := limits.bound(pinned.context.settings)) > 0:
+        raise OrchestrateError(
+            f"{reason}: only PEFT itself can merge it, which takes {size(bytes_)} of memory, and a job has {size(most)} here",
+            "merge it on a machine with more memory; or free some, and allow it: --memory SIZE",
+        )
 
 
 def of_matrix(build: Build) -> int:

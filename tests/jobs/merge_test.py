@@ -20,6 +20,7 @@ import pytest
 from llamacpp_orchestrator.models.safetensors import safetensors_header
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from tests.support import ROOT
+from tests.support import makers
 from tests.support.answer import Answer
 from tests.support.folders import remains
 from tests.support.folders import sums
@@ -172,6 +173,36 @@ def test_a_killed_merge_heals(orchestrate: Orchestrate, job: Job, data: Path, wo
     assert answer.code == 0, answer.err
     assert remains(world / "dist") == [] and not list((cache / "merged").iterdir())
     assert orchestrate("reproduce", world / "dist" / "m-f16.gguf").code == 0
+
+
+@pytest.mark.slow
+def test_a_kind_that_only_peft_can_merge(
+    orchestrate: Orchestrate, job: Job, copy: Callable[..., Path], data: Path, world: Path
+) -> None:
+    config = json.loads((copy("lora-a", "adapter") / "adapter_config.json").read_text(encoding="utf-8"))
+    config = {key: config[key] for key in ("base_model_name_or_path", "task_type")}
+    config |= {"peft_type": "LOHA", "r": 2, "alpha": 4, "target_modules": ["q_proj"], "rank_dropout": 0.0, "module_dropout": 0.0}
+    (world / "adapter" / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    out, inner = safetensors_header(data / "tiny-llama" / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]["shape"]
+    sides = {"hada_w1_a": (out, 2), "hada_w1_b": (2, inner), "hada_w2_a": (out, 2), "hada_w2_b": (2, inner)}
+    random = numpy.random.default_rng(0)
+    factors = {name: random.normal(0, 0.5, shape).astype("f4") for name, shape in sides.items()}
+    tensors = {f"{module}.{name}": ("F32", list(array.shape), array.tobytes()) for name, array in factors.items()}
+    makers.write(world / "adapter" / "adapter_model.safetensors", tensors)
+    model = {"source": str(data / "tiny-llama"), "name": "m", "outtype": "f32", "merge": "./adapter", "keep_merged": True}
+    file = job(model, **QUICK)
+    answer = orchestrate("run", file, "--memory", "300M")
+    assert answer.code == 1 and "LOHA: only PEFT itself can merge it, which takes" in answer.err, answer.err
+    answer = orchestrate("run", file)
+    assert answer.code == 0 and "is of the type LOHA: merged by PEFT itself" in answer.err, answer.err
+    update = (factors["hada_w1_a"] @ factors["hada_w1_b"]) * (factors["hada_w2_a"] @ factors["hada_w2_b"]) * (4 / 2)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    start, end = (
+        tensor(path, name) for path in (data / "tiny-llama" / "model.safetensors", world / "dist" / "m" / "model.safetensors")
+    )
+    assert numpy.abs(update).max() > 0.1
+    assert (numpy.abs(end - start - update) <= numpy.maximum(numpy.abs(end), 1e-3) / 128).all()
 
 
 def test_what_an_update_is_too_small_for_is_noted(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
