@@ -50,4 +50,7 @@ def finished(context: Context, options: Options) -> Outputs | None:
     pinned = PinnedJob(context, lock)
     local_folders.drift(pinned)
     outputs = pipeline_build.outputs(pinned)
-    return outputs if not outputs.stale and not pipeline_build.unneeded(context, outputs) else None
+    merged = {need for build in outputs.builds for need in build.needs if need.merged}
+    # What a killed run has left goes with the next run.
+    left = pipeline_build.unneeded(context, outputs) or any(pinned.merged(need).parent.is_dir() for need in merged)
+    return outputs if not outputs.stale and not left else None

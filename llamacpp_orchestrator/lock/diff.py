@@ -112,6 +112,8 @@ def stale_reasons(job: Job, lock: Lock | None) -> list[str]:
         reasons.append("environment: python, torch or overrides have changed")
     if uses_reference(job) and fits.reference is None:
         reasons.append("reference: the environment that `verify: logits` compares with is not locked as it is asked for")
+    elif any(pin.by_peft for pin in fits.models.values()) and fits.reference is None:
+        reasons.append("reference: the environment of PEFT, which has to merge an adapter, is not locked as it is asked for")
     if uses_binaries(job) and job.binaries.backend not in WITHOUT_RELEASE and fits.assets is None:
         reasons.append("binaries: the release's assets are not locked")
     reasons += [f"{wanted.source}: not locked as it is asked for" for wanted in all_wanted(job) if wanted not in fits.models]

@@ -83,7 +83,8 @@ class PinnedJob(msgspec.Struct, frozen=True):
         """The folder of a merged model: by what is merged, and with what."""
         pins = [self.files(part.wanted) for part in need.parts]
         parts = [[(file.path, file.sha256 or file.oid) for file in pin.files] for pin in pins]
-        tools = [self.environment_key, self.lock.reference and self.lock.reference.pin().digest()]
+        peft = self.lock.reference if any(pin.by_peft for pin in pins) else None
+        tools = [self.environment_key, peft and peft.pin().digest()]
         key = msgspec.json.encode([RULE, need.name, parts, [weight for _, weight in need.merged], *tools])
         return self.store.entry("merged", hashlib.sha256(key).hexdigest()[:32]) / need.name
 

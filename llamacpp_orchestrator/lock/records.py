@@ -78,12 +78,16 @@ class Ingredient(msgspec.Struct, frozen=True):
 
 
 class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The files of one model or adapter, at one commit or with the content of one folder; `unread` are weights beside them."""
+    """The files of one model or adapter, at one commit or with the content of one folder; `unread` are weights beside them.
+
+    `by_peft`: PEFT itself may have to merge the adapter.
+    """
 
     wanted: Wanted
     commit: Commit = ""
     files: tuple[HubFile, ...]
     unread: tuple[str, ...] = ()
+    by_peft: bool = False
 
     @property
     def small(self) -> FilesPin:
@@ -186,5 +190,5 @@ def uses_binaries(job: Job) -> bool:
 
 
 def uses_reference(job: Job) -> bool:
-    """Tell whether anything in the job is compared with what its source says next, or merged, which PEFT may have to do."""
-    return any(model.verify in check_levels.COMPARING or model.merge for model in job.models)
+    """Tell whether anything in the job is compared with what its source says next."""
+    return any(model.verify in check_levels.COMPARING for model in job.models)

@@ -34,6 +34,7 @@ from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.lock.records import PartialLock
 from llamacpp_orchestrator.lock.records import Wanted
 from llamacpp_orchestrator.lock.tree import ROUTES
+from llamacpp_orchestrator.merge import kinds
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models import remote_code
 from llamacpp_orchestrator.models import safetensors
@@ -45,6 +46,8 @@ from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.mirrors import first_answer
 from llamacpp_orchestrator.util.tag import Tag
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 Look = Callable[[Path, tuple[hub.HubFile, ...]], None]
 
@@ -72,14 +75,17 @@ def steps(resolution: Resolution, binaries: bool = False) -> list[Step]:
         steps.append(Step(kind="source"))
     if stale_environment:
         steps.append(Step(kind="environment", needs=("source",)))
-    if records.uses_reference(job) and partial.reference is None:
-        steps.append(Step(kind="reference", needs=("environment",) if stale_environment else ()))
+    names = records.names(job)
+    fetched = [wanted for wanted in records.all_wanted(job) if wanted not in partial.models]
+    listed = tuple(f"fetch {names[wanted]}" for wanted in fetched if wanted.kind == "merge")
+    known = records.uses_reference(job) or any(pin.by_peft for pin in partial.models.values())
+    if partial.reference is None and (known or listed):
+        steps.append(Step(kind="reference", needs=(*(["environment"] if stale_environment else []), *(() if known else listed))))
     release = partial.source is None and Tag(job.llama_cpp.tag).is_release
     used = (binaries or records.uses_binaries(job)) and job.binaries.backend not in records.WITHOUT_RELEASE
     if used and (partial.assets is None or (resolution.first_use and _lacking(resolution))):
         steps.append(Step(kind="binaries", needs=("source",) if release else ()))
-    names = records.names(job)
-    return steps + [Step(kind="fetch", key=names[wanted]) for wanted in records.all_wanted(job) if wanted not in partial.models]
+    return steps + [Step(kind="fetch", key=names[wanted]) for wanted in fetched]
 
 
 def complete(resolution: Resolution, learned: Outcomes) -> Lock:
@@ -139,6 +145,12 @@ def _environment(resolution: Resolution, key: str, learned: Outcomes, tell: Tell
 
 def _reference(resolution: Resolution, key: str, learned: Outcomes, tell: Tell) -> Outcome:
     context, environment = resolution.context, resolution.context.job.environment
+    pins = [
+        *resolution.partial.models.values(),
+        *(outcome.value for step, outcome in learned.items() if step.startswith("fetch ")),
+    ]
+    if not records.uses_reference(context.job) and not any(pin.by_peft for pin in pins):
+        return Outcome("current")
     converting = learned["environment"].value if "environment" in learned else resolution.partial.environment
     beside, overrides = converting.pin() if converting else None, reference.overrides(environment.overrides)
     context.online(f"a resolution of {reference.TITLE}")
@@ -230,9 +242,9 @@ ACTIONS = {"source": _source, "environment": _environment, "reference": _referen
 def look(context: Context, wanted: Wanted, tell: Tell = lambda text: None) -> FilesPin:
     """The files that a source holds now; those in a folder are examined too, before anything is downloaded."""
     if wanted.is_folder:
-        pin = local_folders.listed(context, wanted)
-        examine(context.folder(wanted.source), wanted, pin.files)
-        return pin
+        folder, pin = context.folder(wanted.source), local_folders.listed(context, wanted)
+        examine(folder, wanted, pin.files)
+        return msgspec.structs.replace(pin, by_peft=_by_peft(wanted, folder))
     namesake, taken = context.folder(wanted.source).is_dir(), f"{wanted.source} is taken for a repository of the hub"
     how: dict[str, Any] = {"kind": wanted.kind, "weights": wanted.weights, "remote_code": wanted.remote_code}
     try:
@@ -245,7 +257,15 @@ def look(context: Context, wanted: Wanted, tell: Tell = lambda text: None) -> Fi
             raise
         message = f"{taken}, and there is a folder of that name here\n{error.message}"
         raise JobError(message, f"for the folder write ./{wanted.source}") from error
-    return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files, unread=snapshot.unread)
+    by_peft = False
+    if wanted.kind == "merge":  # its config is small, and tells whether another environment must be pinned
+        config = tuple(file for file in snapshot.files if file.path == ADAPTER_CONFIG)
+        by_peft = _by_peft(wanted, hub.fetch(msgspec.structs.replace(snapshot, files=config), context.settings, tell))
+    return FilesPin(wanted=wanted, commit=snapshot.commit, files=snapshot.files, unread=snapshot.unread, by_peft=by_peft)
+
+
+def _by_peft(wanted: Wanted, folder: Path) -> bool:
+    return wanted.kind == "merge" and kinds.needs_peft(safetensors.read_json(folder / ADAPTER_CONFIG))
 
 
 def origin(context: Context, pin: FilesPin, tell: Tell, look: Look = lambda folder, files: None) -> Path:

@@ -46,15 +46,24 @@ def refuse(parts: Parts) -> None:
 
 def unplanned(parts: Parts) -> str:
     """Why PEFT must merge an adapter itself; "" where the plan says all that it does."""
-    config, name = parts.config, parts.adapter.name
+    if reason := _unplanned(parts.config, parts.adapter.name):
+        return reason
+    deep = [module.name for module in parts.modules if len(module.a.shape) != 2 or len(module.b.shape) != 2]
+    return f"the adapter {parts.adapter.name} changes the convolution {quoted(deep[0])}" if deep else ""
+
+
+def needs_peft(config: Mapping[str, Any]) -> bool:
+    """Tell whether PEFT may have to merge an adapter of such a config itself, whatever its tensors are."""
+    return bool(_unplanned(config, "")) or "conv" in str(config.get("target_modules")).lower()
+
+
+def _unplanned(config: Mapping[str, Any], name: str) -> str:
     if (kind := adapter_parts.kind(config)) not in PLANNED:
         return f"the adapter {name} is of the type {quoted(kind)}"
     variants = [key for key in VARIANTS if config.get(key)]
     strange = [key for key in adapter.unknown(config) if kind == "LORA" or key not in TOKEN_KEYS]
-    if names := [*variants, *strange]:
-        return f"the adapter {name} sets {', '.join(map(quoted, names[:5]))}"
-    deep = [module.name for module in parts.modules if len(module.a.shape) != 2 or len(module.b.shape) != 2]
-    return f"the adapter {name} changes the convolution {quoted(deep[0])}" if deep else ""
+    names = [*variants, *strange]
+    return f"the adapter {name} sets {', '.join(map(quoted, names[:5]))}" if names else ""
 
 
 def changes_base(config: Mapping[str, Any]) -> bool:

@@ -134,7 +134,9 @@ def make_merged(pinned: PinnedJob, need: Ingredient, log: Path, tell: Tell) -> s
             shutil.copyfile(origin, place(name))
         if plan.by_peft:
             memory.check_peft(pinned, need, plan.by_peft)
-        summed = _by_peft(pinned, need, entry, log, tell) if plan.by_peft else _by_plan(pinned, need, plan, entry, log)
+            summed = _by_peft(pinned, need, entry, log, tell)
+        else:
+            summed = _by_plan(pinned, need, plan, entry, log)
         for path in dest.rglob("*.safetensors"):
             safetensors.check_safetensors(path)
             disk.flush(path)
@@ -159,7 +161,9 @@ def _by_plan(pinned: PinnedJob, need: Ingredient, plan: Plan, entry: Path, log: 
 def _by_peft(pinned: PinnedJob, need: Ingredient, entry: Path, log: Path, tell: Tell) -> Summed:
     """Let PEFT merge what the plan has no rule for, in the environment that has it, which is built only then."""
     pin = pinned.lock.reference
-    assert pin is not None
+    if pin is None:  # what its config did not tell, such as a convolution
+        message = f"an adapter of {need.name} can be merged by PEFT alone, and the lock has no environment with PEFT"
+        raise OrchestrateError(message, "set `verify: logits` at that model: then the lock has one")
     setup.build_environment(pinned.context, pin, reference.TITLE, log.with_stem(f"{log.stem}-environment"), tell)
     folders = [{"folder": str(adapter.folder), "weight": adapter.weight} for adapter in adapters(pinned, need)]
     question = {"base": str(pinned.view(need.parts[0])), "adapters": folders, "dest": str(entry / need.name)}

@@ -163,12 +163,20 @@ def test_a_killed_merge_heals(orchestrate: Orchestrate, job: Job, data: Path, wo
     file = job(model, **QUICK)
     assert orchestrate("setup", file).code == 0
     command = (sys.executable, "-m", "llamacpp_orchestrator", "run", str(file), "--no-progress")
-    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    late = time.monotonic() + 120
-    while child.poll() is None and time.monotonic() < late and not list((cache / "merged").glob("*/m/model.safetensors")):
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
-    child.wait(60)
+    for shape, wait in (
+        ("*", 0.0),
+        ("*/m/config.json", 0.0),
+        ("*/m/model.safetensors", 0.0),
+        ("*.complete.json", 0.0),
+        ("*", 0.3),
+    ):
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        late = time.monotonic() + 120
+        while child.poll() is None and time.monotonic() < late and not list((cache / "merged").glob(shape)):
+            time.sleep(0.002)
+        time.sleep(wait)
+        child.send_signal(signal.SIGKILL if os.name != "nt" else signal.SIGTERM)
+        assert child.wait(60) != 0, "it was to be killed before its end"
     answer = orchestrate("run", file)
     assert answer.code == 0, answer.err
     assert remains(world / "dist") == [] and not list((cache / "merged").iterdir())

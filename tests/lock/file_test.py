@@ -13,9 +13,12 @@ import pytest
 
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import LockError
+from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
+from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.records import EnvironmentPin
+from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.models.hub import HubFile
 from tests.support.answer import Answer
 from tests.support.locks import JOB
@@ -208,6 +211,20 @@ def test_a_tag_with_the_same_requirements_keeps_its_packages(monkeypatch: pytest
     other: Any = msgspec.structs.replace(JOB, llama_cpp=msgspec.structs.replace(JOB.llama_cpp, tag="b11400"))
     found = diff.fitting(other, a_lock())
     assert (found.source, found.environment, found.spare) == (None, None, a_lock().environment)
+
+
+def test_the_environment_of_peft_is_locked_where_an_adapter_needs_it() -> None:
+    adapter = spec.Merge(source="./loha", name="loha")
+    job: Any = msgspec.structs.replace(JOB, models=(msgspec.structs.replace(JOB.models[0], merge=(adapter,), loras=()),))
+    pin = FilesPin(wanted=records.merge_wanted(adapter), files=())
+    base = next(other for other in a_lock().models if other.wanted == records.base_wanted(job.models[0]))
+    plain, by_peft = (
+        msgspec.structs.replace(a_lock(), models=(base, msgspec.structs.replace(pin, by_peft=needed))) for needed in (False, True)
+    )
+    assert diff.stale_reasons(job, plain) == []
+    (reason,) = diff.stale_reasons(job, by_peft)
+    assert reason.startswith("reference: the environment of PEFT, which has to merge an adapter, is not locked")
+    assert diff.stale_reasons(job, msgspec.structs.replace(by_peft, reference=REFERENCE)) == []
 
 
 COMPARING: Any = msgspec.structs.replace(JOB, models=(msgspec.structs.replace(JOB.models[0], verify="logits"),))
