@@ -96,6 +96,16 @@ def select(
     return select_files(names, source="org/m", kind=kind, weights=weights, remote_code=remote_code, index=index)
 
 
+def test_an_adapter_to_merge_brings_its_tokenizer_and_what_its_training_began_with() -> None:
+    own = ["adapter_config.json", "adapter_model.safetensors"]
+    more = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"]
+    first = ["pissa_init/adapter_config.json", "pissa_init/adapter_model.safetensors"]
+    strange = ["checkpoint-9/adapter_config.json", "checkpoint-9/adapter_model.safetensors", "optimizer.pt", "config.json"]
+    names = [*own, *more, *first, *strange]
+    assert select(*names, kind="merge") == tuple(sorted([*own, *more, *first]))
+    assert select(*names, kind="adapter") == tuple(sorted(own))
+
+
 @pytest.mark.parametrize(
     "name",
     [

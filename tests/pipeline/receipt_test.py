@@ -198,3 +198,17 @@ def test_a_receipt_from_before_the_levels_is_read_and_current(tmp_path: Path) ->
     del said["levels"]
     pipeline_receipt.receipt_path(tmp_path / "x.gguf").write_bytes(msgspec.json.encode(said))
     assert pipeline_receipt.read(tmp_path / "x.gguf") == old and pipeline_receipt.is_current(old, "r", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/x", "a/../b", "a//b", "./a", "a/", "", "C:x", "a\\b"])
+def test_a_receipt_vouches_for_nothing_outside_its_folder(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(gguf())
+    good = receipt(path)
+    pipeline_receipt.write(path, good)
+    assert pipeline_receipt.read(path) == good
+    inner = msgspec.structs.replace(good.files[0], name="sub/x.json")
+    pipeline_receipt.write(path, msgspec.structs.replace(good, files=(*good.files, inner)))
+    assert pipeline_receipt.read(path)
+    pipeline_receipt.write(path, msgspec.structs.replace(good, files=(*good.files, msgspec.structs.replace(inner, name=name))))
+    assert pipeline_receipt.read(path) is None

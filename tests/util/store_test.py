@@ -285,6 +285,23 @@ def test_writing_into_nothing_is_told(tmp_path: Path) -> None:
         store.write_atomically(tmp_path / "no" / "file", "x")
 
 
+def test_an_entry_that_nobody_uses_can_be_taken_away(kept: Store) -> None:
+    with kept.using("binaries", "k"):
+        kept.discard("binaries", "k")  # what this process itself uses, it may take away
+    assert not kept.has("binaries", "k") and not kept.entry("binaries", "k").exists()
+    assert not store.beside(kept.entry("binaries", "k")).exists() and not list(kept.folder("locks").glob("*.use.lock"))
+    kept.discard("binaries", "k")
+
+
+@pytest.mark.parametrize("name", ["binaries-k-elsewhere-1.use", "binaries-k"])
+def test_an_entry_that_another_process_uses_or_makes_stays(kept: Store, name: str) -> None:
+    with kept.lock(name):
+        kept.discard("binaries", "k")
+    assert kept.has("binaries", "k")
+    kept.discard("binaries", "k")
+    assert not kept.has("binaries", "k")
+
+
 def test_read_only_files_are_removed_too(tmp_path: Path) -> None:
     (tmp_path / "d" / "e").mkdir(parents=True)
     (tmp_path / "d" / "e" / "f").touch(0o400)
