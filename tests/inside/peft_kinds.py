@@ -100,6 +100,8 @@ KINDS = {
     ),
     "one-parameter": ("qwen3moe", {"target_modules": [], "target_parameters": ["experts.down_proj"], "use_rslora": True}),
     "mixtral": ("mixtral", {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"]}),
+    "experts-of-4": ("qwen3moe", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}),
+    "mixtral-of-4": ("mixtral", {"target_modules": ["q_proj", "w1", "w2", "w3"]}),
     "stacks": ("gptoss", {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
     "stacked-modules": (
         "granitemoe", {"target_modules": ["q_proj"], "target_parameters": ["input_linear.weight", "output_linear.weight"]},
@@ -158,6 +160,8 @@ def save(name: str, base: str, keywords: dict, rows: int | None) -> None:
         config = peft.TrainableTokensConfig(task_type="CAUSAL_LM", **keywords)
     else:
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **keywords)
+    if name.endswith("-of-4"):
+        return save_as_4(name, base, config)
     model = peft.get_peft_model(load(base, rows), config)
     if name.startswith(("pissa", "olora")):
         kept = model.peft_config["default"].init_lora_weights
@@ -170,6 +174,24 @@ def save(name: str, base: str, keywords: dict, rows: int | None) -> None:
     if name == "named":
         path = folder / "adapter_model.safetensors"
         safetensors.torch.save_file({rename(key): tensor for key, tensor in safetensors.torch.load_file(path).items()}, path)
+
+
+def save_as_4(name: str, base: str, config: peft.LoraConfig) -> None:
+    """An adapter as transformers 4 had one, with a module for each expert of a file."""
+    generator = torch.Generator().manual_seed(11)
+    tensors = {}
+    for key, shape in shapes_of(FOLDER / "bases" / base / "model.safetensors").items():
+        module = key.removesuffix(".weight")
+        if module.rpartition(".")[2] in config.target_modules:
+            for part, size in (("A", (config.r, shape[1])), ("B", (shape[0], config.r))):
+                noise = torch.rand(size, generator=generator) - 0.5
+                tensors[f"base_model.model.{module}.lora_{part}.weight"] = noise * 0.4
+    config.save_pretrained(FOLDER / "adapters" / name)
+    safetensors.torch.save_file(tensors, FOLDER / "adapters" / name / "adapter_model.safetensors")
+
+
+def shapes_of(path: Path) -> dict:
+    return {key: tensor.shape for key, tensor in safetensors.torch.load_file(path).items()}
 
 
 def rename(key: str) -> str:
