@@ -47,6 +47,11 @@ BASES = {
         vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32), image_token_index=63,
     ),
 }  # fmt: skip
+BASES["llava-tied"] = transformers.LlavaConfig(
+    text_config=transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True), tie_word_embeddings=True,
+    vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32), image_token_index=63,
+)  # fmt: skip
+TIED = ("tied", "gpt2", "llava-tied")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PATTERNS = {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {r"model\.layers\.\d+\..*q_proj": 16, "v_proj": 3}}
 REPEATED = [[0, 2], [1, 3], [0, 1]]
@@ -107,6 +112,7 @@ KINDS = {
         "granitemoe", {"target_modules": ["q_proj"], "target_parameters": ["input_linear.weight", "output_linear.weight"]},
     ),
     "vision": ("llava", {"target_modules": ["q_proj", "fc1", "linear_2"]}),
+    "vision-tied": ("llava-tied", {"target_modules": ["embed_tokens", "q_proj"]}),
     "pissa": ("llama", {"target_modules": LINEAR, "init_lora_weights": "pissa"}),
     "pissa-converted": ("llama", {"target_modules": LINEAR, "init_lora_weights": "pissa"}),
     "olora": ("llama", {"target_modules": LINEAR, "init_lora_weights": "olora"}),
@@ -117,8 +123,8 @@ KINDS = {
 
 def make_base(name: str) -> None:
     config = BASES[name]
-    kind = transformers.LlavaForConditionalGeneration if name == "llava" else transformers.AutoModelForCausalLM
-    model = kind(config) if name == "llava" else kind.from_config(config)
+    kind = transformers.AutoModelForImageTextToText if name.startswith("llava") else transformers.AutoModelForCausalLM
+    model = kind.from_config(config)
     generator = torch.Generator().manual_seed(7)
     for key, tensor in model.named_parameters():
         if tensor.dim() > 1:
@@ -130,7 +136,7 @@ def make_base(name: str) -> None:
 
 
 def load(base: str, rows: int | None):
-    kind = transformers.AutoModelForImageTextToText if base == "llava" else transformers.AutoModelForCausalLM
+    kind = transformers.AutoModelForImageTextToText if base.startswith("llava") else transformers.AutoModelForCausalLM
     model = kind.from_pretrained(FOLDER / "bases" / base, dtype=torch.float32)
     if rows:
         torch.manual_seed(3)
@@ -206,7 +212,7 @@ def judge(name: str, base: str, keywords: dict, rows: int | None = None) -> dict
     unmerged = answers(model)
     merged = model.merge_and_unload()
     worst = float((answers(merged) - unmerged).abs().max())
-    if worst > 0.001 and base in ("tied", "gpt2") and not keywords.get("ensure_weight_tying"):
+    if worst > 0.001 and base in TIED and not keywords.get("ensure_weight_tying"):
         # PEFT's merge of one end moves the other as well. Of a base with two matrices from the start it is right.
         merged = peft.PeftModel.from_pretrained(untied(base, rows), adapter).merge_and_unload()
         worst = float((answers(merged) - unmerged).abs().max())

@@ -13,6 +13,7 @@ import pytest
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.merge import check
+from llamacpp_orchestrator.merge import names
 from llamacpp_orchestrator.merge import plan
 from llamacpp_orchestrator.merge.records import Adapter
 from llamacpp_orchestrator.merge.records import Plan
@@ -46,12 +47,12 @@ def kinds(reference: Path, shared_cache: Path, compiled: dict[str, str]) -> Path
     return folder
 
 
-def numbers(folder: Path) -> dict[str, Any]:
-    """The bits of the tensors in a folder, by name."""
+def numbers(folder: Path) -> dict[tuple[str, ...], Any]:
+    """The bits of the tensors in a folder, by what is left of their names; transformers 5 names a new head otherwise."""
     tensors = {}
     for path in folder.glob("*.safetensors"):
         tensors |= adapter_parts.stored_tensors(path)
-    return {name: bits(tensor) for name, tensor in tensors.items()}
+    return {names.key(name): bits(tensor) for name, tensor in tensors.items()}
 
 
 def bits(stored: Stored) -> Any:
