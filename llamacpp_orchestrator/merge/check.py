@@ -54,7 +54,8 @@ def _check_shapes(parts: Parts, base: Path, base_name: str) -> None:
     }
     reason = adapter.mismatch(pairs, config) or ("" if parts.wholes else adapter.vocabulary(pairs, config))
     if (base / INDEX).is_file() and not reason:
-        index = names.index(map(str, read_json(base / INDEX).get("weight_map") or ()))
+        named = read_json(base / INDEX).get("weight_map")
+        index = names.index(named if isinstance(named, dict) else ())
         parameters = parts.config.get("target_parameters")
         strays = [module.name for module in parts.modules if not parameters and not names.find(index, f"{module.name}.weight")]
         strays = [name for name in strays if not name.endswith("lm_head")]

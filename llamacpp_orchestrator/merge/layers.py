@@ -44,16 +44,16 @@ def _order(parts: Parts, base: Base) -> list[int]:
     """The base's layer for each of the result; IntegrityError for a map that is none."""
     count = base.text.get("num_hidden_layers")
     try:
-        order = [layer for start, end in parts.config["layer_replication"] for layer in range(start, end)]
-    except (TypeError, ValueError) as error:
+        ends = msgspec.convert(parts.config["layer_replication"], list[tuple[int, int]])
+    except msgspec.ValidationError as error:
         raise adapter_scaling.damaged(
             parts.adapter.name, f"layer_replication is no list of first and last layers: {error}"
         ) from error
-    if not order or not isinstance(count, int) or max(order) >= count or min(order) < 0:
+    if not isinstance(count, int) or any(not 0 <= start < end <= count for start, end in ends):
         raise adapter_scaling.damaged(
             parts.adapter.name, f"layer_replication names layers that {base.name}, with {count}, has not"
         )
-    return order
+    return [layer for start, end in ends for layer in range(start, end)]
 
 
 def _names(name: str, order: Sequence[int]) -> list[str]:

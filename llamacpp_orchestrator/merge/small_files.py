@@ -103,7 +103,12 @@ def _index(base: Base, files: Sequence[File]) -> dict[str, Any]:
     tensors = [(file.path, tensor) for file in files for tensor in file.tensors]
     places = {tensor.name: path for path, tensor in tensors}
     shapes = {tensor.name: tensor.shape for _, tensor in tensors}
-    if index.get("weight_map", {}).keys() == shapes.keys() and shapes == {name: one.shape for name, one in base.tensors.items()}:
+    named = index.get("weight_map")
+    if (
+        isinstance(named, dict)
+        and named.keys() == shapes.keys()
+        and shapes == {name: one.shape for name, one in base.tensors.items()}
+    ):
         return {}
     size = sum(math.prod(tensor.shape) * _width(tensor.dtype) for _, tensor in tensors)
     metadata = index.get("metadata")

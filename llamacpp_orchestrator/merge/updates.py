@@ -12,6 +12,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.merge import base_files
 from llamacpp_orchestrator.merge import experts
 from llamacpp_orchestrator.merge import names
@@ -22,7 +23,6 @@ from llamacpp_orchestrator.merge.records import Update
 from llamacpp_orchestrator.models import adapter_scaling
 
 Changes = dict[str, tuple[Update, ...]]
-FLOATS = ("F64", "F32", "F16", "BF16")
 # Families whose layers hold their matrices as (in, out), transformers' Conv1D, and the names of these layers.
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
@@ -44,7 +44,7 @@ def of(parts: Parts, base: Base, initial: Parts | None) -> Changes:
     for name, update in _low_rank(initial, base) if initial else ():
         changes[name] = (*changes[name], msgspec.structs.replace(update, weight=parts.adapter.weight, scale=-update.scale))
     for name in changes:
-        if (tensor := base.tensors.get(name)) and tensor.dtype not in FLOATS:
+        if (tensor := base.tensors.get(name)) and tensor.dtype not in adapter_parts.WIDTHS:
             raise OrchestrateError(
                 f"{base.name}: {quoted(name)} is stored as {tensor.dtype}, and a merge needs its numbers as they were",
                 "name the model's unquantized original as the source",
@@ -75,7 +75,7 @@ def embedding_name(base: Base) -> str:
 
 def is_tied(base: Base) -> bool:
     """Tell whether the base predicts tokens by the matrix that looks them up: it has a head, and no tensor for it."""
-    classes = [str(name) for name in base.config.get("architectures") or ("ForCausalLM",)]
+    classes = adapter_parts.listed(base.config, "architectures") or ("ForCausalLM",)
     return any(map(GENERATES.search, classes)) and head_name(base) not in base.tensors and bool(embedding_name(base))
 
 
@@ -134,7 +134,7 @@ def _low_rank(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
     if not parts.modules:
         return
     strength = adapter_scaling.strength(adapter_scaling.read(parts.config, parts.adapter.name))
-    parameters = [str(name) for name in parts.config.get("target_parameters") or ()]
+    parameters = adapter_parts.listed(parts.config, "target_parameters")
     for module in parts.modules:
         name = f"{module.name}.weight"
         has_matrix = module.depth == 0 and (names.find(base.index, name) or names.key(name) == names.key(HEAD))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.merge import updates
 from llamacpp_orchestrator.merge.adapter_parts import Parts
 from llamacpp_orchestrator.merge.base_files import Base
@@ -27,7 +28,7 @@ def both_ends(parts: Parts, base: Base, changes: Changes) -> Changes:
         return changes
     if is_one and parts.config.get("ensure_weight_tying") and first:
         return {**changes, head: first}
-    modules = {str(name).rpartition(".")[2] for name in parts.config.get("modules_to_save") or ()}
+    modules = {name.rpartition(".")[2] for name in adapter_parts.listed(parts.config, "modules_to_save")}
     if is_one and not {embedding.split(".")[-2], head.split(".")[-2]} & modules and any(map(is_whole, first)):
         last = (*filter(is_whole, first), *(update for update in last if not is_whole(update)))
     rows = [update for update in first if update.indices]
