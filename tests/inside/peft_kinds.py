@@ -37,6 +37,7 @@ BASES = {
     "tied": transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "qwen2": transformers.Qwen2Config(**SHAPE, tie_word_embeddings=False),
     "gpt2": transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=2),
+    "gemma3": transformers.Gemma3TextConfig(**SHAPE, sliding_window=4, tie_word_embeddings=True),
     "phi3": transformers.Phi3Config(**SHAPE),
     "qwen3moe": transformers.Qwen3MoeConfig(**SHAPE, **EXPERTS, num_experts=4),
     "mixtral": transformers.MixtralConfig(**SHAPE, num_local_experts=4),
@@ -51,7 +52,7 @@ BASES["llava-tied"] = transformers.LlavaConfig(
     text_config=transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True), tie_word_embeddings=True,
     vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32), image_token_index=63,
 )  # fmt: skip
-TIED = ("tied", "gpt2", "llava-tied")
+TIED = ("tied", "gpt2", "gemma3", "llava-tied")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PATTERNS = {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {r"model\.layers\.\d+\..*q_proj": 16, "v_proj": 3}}
 REPEATED = [[0, 2], [1, 3], [0, 1]]
@@ -69,6 +70,10 @@ KINDS = {
     "tied-head": ("tied", {"target_modules": ["lm_head", "q_proj"]}),
     "tied-both": ("tied", {"target_modules": ["embed_tokens", "lm_head"]}),
     "tied-dora": ("tied", {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    # Its class multiplies what it looks up.
+    "scaled-embedding": ("gemma3", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "scaled-dora": ("gemma3", {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    "scaled-tokens": ("gemma3", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 42]}),
     "ensure": ("tied", {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}),
     "ensure-both": ("tied", {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}),
     "lora-bias": ("qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True, "use_rslora": True}),
