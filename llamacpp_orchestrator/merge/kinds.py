@@ -13,6 +13,7 @@ from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.merge.adapter_parts import Parts
 from llamacpp_orchestrator.models import adapter
+from llamacpp_orchestrator.models import adapter_scaling
 
 PLANNED = ("LORA", "TRAINABLE_TOKENS")
 TOKEN_KEYS = ("token_indices", "init_weights")  # of the second, beside keys that LoRA has as well
@@ -55,6 +56,16 @@ def unplanned(parts: Parts) -> str:
         return f"the adapter {name} sets {', '.join(map(quoted, names[:5]))}"
     deep = [module.name for module in parts.modules if len(module.a.shape) != 2 or len(module.b.shape) != 2]
     return f"the adapter {name} changes the convolution {quoted(deep[0])}" if deep else ""
+
+
+def notes(parts: Parts, config: Mapping[str, Any], base_name: str) -> tuple[str, ...]:
+    """Notes on an adapter beside its base, whose config is given."""
+    lines = adapter.quantized(parts.config, config, base_name)
+    if parts.modules and adapter_scaling.ambiguous(
+        adapter_scaling.read(parts.config, parts.adapter.name), (module.name for module in parts.modules)
+    ):
+        lines = (*lines, f"the adapter {parts.adapter.name}: {adapter_scaling.AMBIGUOUS}")
+    return lines
 
 
 def changes_base(config: Mapping[str, Any]) -> bool:

@@ -24,7 +24,6 @@ from llamacpp_orchestrator.merge.records import File
 from llamacpp_orchestrator.merge.records import Plan
 from llamacpp_orchestrator.merge.records import Tensor
 from llamacpp_orchestrator.merge.records import Update
-from llamacpp_orchestrator.models import adapter
 
 Sums = Mapping[str, tuple[tuple[int, Update], ...]]
 
@@ -39,7 +38,7 @@ def plan(base: Path, base_name: str, adapters: Sequence[Adapter]) -> Plan:
         kinds.refuse(parts)
     source = base_files.read(base, base_name)
     kinds.check_base(source.config, base_name, str(every[0].config.get("base_model_name_or_path") or ""))
-    notes = [note for parts in every for note in adapter.quantized(parts.config, source.config, base_name)]
+    notes = [note for parts in every for note in kinds.notes(parts, source.config, base_name)]
     if reason := next(filter(None, map(kinds.unplanned, every)), ""):
         _check_ends(source, every)
         told = f"{reason}: merged by PEFT itself"

@@ -11,6 +11,7 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.models.safetensors import data_begin
+from tests.support import makers
 from tests.support.merging import Q
 from tests.support.merging import low_rank
 from tests.support.merging import make_adapter
@@ -74,6 +75,9 @@ def test_a_file_that_is_cut_or_gone_is_told_with_the_adapters_name(tmp_path: Pat
     weights = mine.folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match="the adapter mine is damaged: adapter_model.safetensors is cut"):
+        adapter_parts.read(mine)
+    weights.write_bytes(makers.safetensors(b'{"x": {"dtype": "F32", "shape": [2, 8], "data_offsets": [0, 60]}}', bytes(60)))
+    with pytest.raises(IntegrityError, match="mine is damaged: .* x has not the bytes that its shape needs"):
         adapter_parts.read(mine)
     weights.unlink()
     with pytest.raises(OrchestrateError, match="the adapter mine has no adapter_model.safetensors"):
