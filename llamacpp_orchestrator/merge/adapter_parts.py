@@ -105,7 +105,7 @@ def kind(config: Mapping[str, Any]) -> str:
     return str(config.get("peft_type") or "LORA")
 
 
-def listed(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
+def words(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """The words that a key of a config lists; () for anything else."""
     value = config.get(key)
     return tuple(map(str, value)) if isinstance(value, list) else ()

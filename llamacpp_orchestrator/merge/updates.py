@@ -75,7 +75,7 @@ def embedding_name(base: Base) -> str:
 
 def is_tied(base: Base) -> bool:
     """Tell whether the base predicts tokens by the matrix that looks them up: it has a head, and no tensor for it."""
-    classes = adapter_parts.listed(base.config, "architectures") or ("ForCausalLM",)
+    classes = adapter_parts.words(base.config, "architectures") or ("ForCausalLM",)
     return any(map(GENERATES.search, classes)) and head_name(base) not in base.tensors and bool(embedding_name(base))
 
 
@@ -134,7 +134,7 @@ def _low_rank(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
     if not parts.modules:
         return
     strength = adapter_scaling.strength(adapter_scaling.read(parts.config, parts.adapter.name))
-    parameters = adapter_parts.listed(parts.config, "target_parameters")
+    parameters = adapter_parts.words(parts.config, "target_parameters")
     for module in parts.modules:
         name = f"{module.name}.weight"
         has_matrix = module.depth == 0 and (names.find(base.index, name) or names.key(name) == names.key(HEAD))

@@ -28,7 +28,7 @@ def both_ends(parts: Parts, base: Base, changes: Changes) -> Changes:
         return changes
     if is_one and parts.config.get("ensure_weight_tying") and first:
         return {**changes, head: first}
-    modules = {name.rpartition(".")[2] for name in adapter_parts.listed(parts.config, "modules_to_save")}
+    modules = {name.rpartition(".")[2] for name in adapter_parts.words(parts.config, "modules_to_save")}
     if is_one and not {embedding.split(".")[-2], head.split(".")[-2]} & modules and any(map(is_whole, first)):
         last = (*filter(is_whole, first), *(update for update in last if not is_whole(update)))
     rows = [update for update in first if update.indices]
