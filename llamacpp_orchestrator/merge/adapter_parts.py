@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.merge.records import Adapter
 from llamacpp_orchestrator.merge.records import Stored
 from llamacpp_orchestrator.models import adapter_scaling
+from llamacpp_orchestrator.models import weight_files
 from llamacpp_orchestrator.models.safetensors import data_begin
 from llamacpp_orchestrator.models.safetensors import read_json
 from llamacpp_orchestrator.models.safetensors import safetensors_header
@@ -28,6 +30,7 @@ LORA = re.compile(
 TOKENS = re.compile(r"(?P<module>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.[^.]+)?")
 WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.default)?|token_adapter|base_layer)(?=\.)")
 COPY = re.compile(r"\.(?:original_module|trainable_tokens_original)\.")  # of the base, which PEFT keeps beside what it trains
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes of the numbers that can be summed
 AGAIN = "take the whole adapter again, as PEFT's save_pretrained leaves it"
 
 
@@ -66,6 +69,12 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
     header, begin = safetensors_header(path), data_begin(path)
     header.pop("__metadata__", None)
     entries = sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
+    for name, entry in entries:
+        first, last = entry["data_offsets"]
+        if entry["dtype"] in WIDTHS and math.prod(entry["shape"]) * WIDTHS[entry["dtype"]] != last - first:
+            raise IntegrityError(
+                f"{path.name} is damaged: {quoted(name)} has not the bytes that its shape needs", weight_files.AGAIN
+            )
     return {
         name: Stored(file=str(path), offset=begin + entry["data_offsets"][0], dtype=entry["dtype"], shape=tuple(entry["shape"]))
         for name, entry in entries
@@ -96,6 +105,12 @@ def kind(config: Mapping[str, Any]) -> str:
     return str(config.get("peft_type") or "LORA")
 
 
+def words(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """The words that a key of a config lists; () for anything else."""
+    value = config.get(key)
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
 def _tensors(adapter: Adapter) -> dict[str, Stored]:
     path = adapter.folder / "adapter_model.safetensors"
     if not path.is_file():
@@ -109,7 +124,7 @@ def _tensors(adapter: Adapter) -> dict[str, Stored]:
     if empty := [name for name, tensor in tensors.items() if 0 in tensor.shape]:
         way = "saved from DeepSpeed's ZeRO-3 or FSDP without gathering? gather its weights and save it again"
         raise IntegrityError(f"the adapter {adapter.name} is empty in part: {quoted(empty[0])} has no elements", way)
-    if strange := [name for name, tensor in tensors.items() if tensor.dtype not in adapter_scaling.DTYPES]:
+    if strange := [name for name, tensor in tensors.items() if tensor.dtype not in WIDTHS]:
         message = f"the adapter {adapter.name}: {quoted(strange[0])} is of the type {tensors[strange[0]].dtype}"
         raise OrchestrateError(message, "save it again in float32")
     return tensors

@@ -60,12 +60,7 @@ def read(folder: Path, name: str) -> Base:
                 f"{name} has its weights only as pickles ({pickles[0]}): a merge reads safetensors", kinds.PICKLED
             )
         raise OrchestrateError(f"{name} has no weights (model*.safetensors)", "get all of its files")
-    files = {
-        path.name: WeightFile(
-            tensors=adapter_parts.stored_tensors(path), metadata=safetensors_header(path).get("__metadata__") or {}
-        )
-        for path in paths
-    }
+    files = {path.name: WeightFile(tensors=adapter_parts.stored_tensors(path), metadata=_metadata(path)) for path in paths}
     tensors = {key: tensor for file in files.values() for key, tensor in file.tensors.items()}
     return Base(
         folder=folder,
@@ -75,6 +70,12 @@ def read(folder: Path, name: str) -> Base:
         tensors=tensors,
         index=names.index(tensors),
     )
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The entries of a header that are about the whole file; the format has texts alone."""
+    entries = safetensors_header(path).get("__metadata__")
+    return {str(key): str(value) for key, value in entries.items()} if isinstance(entries, dict) else {}
 
 
 def misfit(adapter: str, config: Mapping[str, Any], base_name: str, why: str) -> OrchestrateError:

@@ -13,7 +13,6 @@ from llamacpp_orchestrator.merge import names
 from llamacpp_orchestrator.merge.adapter_parts import Parts
 from llamacpp_orchestrator.merge.records import Adapter
 from llamacpp_orchestrator.models import adapter
-from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.models.safetensors import read_json
 from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.models.weight_files import PICKLE_INDEX
@@ -32,7 +31,7 @@ def check(base: Path, base_name: str, adapters: Sequence[Adapter]) -> tuple[str,
     for parts in every:
         kinds.refuse(parts)
         kinds.check_base(config, base_name, str(parts.config.get("base_model_name_or_path") or ""))
-        notes += adapter.quantized(parts.config, config, base_name)
+        notes += kinds.notes(parts, config, base_name)
         if reason := kinds.unplanned(parts):
             notes.append(f"{reason}: PEFT merges it itself, with the whole model in memory in float32")
         elif not parts.config.get("layer_replication"):
@@ -43,8 +42,6 @@ def check(base: Path, base_name: str, adapters: Sequence[Adapter]) -> tuple[str,
 
 def _check_shapes(parts: Parts, base: Path, base_name: str) -> None:
     config = read_json(base / "config.json")
-    if parts.modules:
-        adapter_scaling.read(parts.config, parts.adapter.name)
     form = {False: "lora_{}.weight", True: "lora_embedding_{}"}
     pairs = {
         f"{module.name}.{form[module.is_embedding].format(end)}": matrix.shape
@@ -54,7 +51,8 @@ def _check_shapes(parts: Parts, base: Path, base_name: str) -> None:
     }
     reason = adapter.mismatch(pairs, config) or ("" if parts.wholes else adapter.vocabulary(pairs, config))
     if (base / INDEX).is_file() and not reason:
-        index = names.index(map(str, read_json(base / INDEX).get("weight_map") or ()))
+        named = read_json(base / INDEX).get("weight_map")
+        index = names.index(named if isinstance(named, dict) else ())
         parameters = parts.config.get("target_parameters")
         strays = [module.name for module in parts.modules if not parameters and not names.find(index, f"{module.name}.weight")]
         strays = [name for name in strays if not name.endswith("lm_head")]

@@ -13,10 +13,11 @@ from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.merge.adapter_parts import Parts
 from llamacpp_orchestrator.models import adapter
+from llamacpp_orchestrator.models import adapter_scaling
 
-# Variants of LoRA whose two matrices do not simply multiply; the plan knows all others of the table in models/adapter.py.
 PLANNED = ("LORA", "TRAINABLE_TOKENS")
 TOKEN_KEYS = ("token_indices", "init_weights")  # of the second, beside keys that LoRA has as well
+# Variants of LoRA whose two matrices do not simply multiply; the plan knows all others of the table in models/adapter.py.
 VARIANTS = ("use_qalora", "use_bdlora", "kasa_config")
 # What the name of a quantized copy has after that of its original.
 COPY_OF = re.compile(
@@ -66,6 +67,16 @@ def _unplanned(config: Mapping[str, Any], name: str) -> str:
     return f"the adapter {name} sets {', '.join(map(quoted, names[:5]))}" if names else ""
 
 
+def notes(parts: Parts, config: Mapping[str, Any], base_name: str) -> tuple[str, ...]:
+    """Notes on an adapter beside its base, whose config is given."""
+    lines = adapter.quantized(parts.config, config, base_name)
+    if parts.modules and adapter_scaling.ambiguous(
+        adapter_scaling.read(parts.config, parts.adapter.name), (module.name for module in parts.modules)
+    ):
+        lines = (*lines, f"the adapter {parts.adapter.name}: {adapter_scaling.AMBIGUOUS}")
+    return lines
+
+
 def changes_base(config: Mapping[str, Any]) -> bool:
     """Tell whether an adapter fits what was left of its base when its first matrices had been taken out of it."""
     return bool(adapter.CHANGED_BASE.match(str(config.get("init_lora_weights"))))
@@ -78,11 +89,7 @@ def check_base(config: Mapping[str, Any], name: str, trained_on: str) -> None:
         return
     method = how.get("quant_method") if isinstance(how, dict) else ""
     names = [cut for text in (name, trained_on) if (cut := original(text)) not in ("", name)]
-    where = (
-        f"name its unquantized original as the source ({quoted(names[0])}?)"
-        if names
-        else "name its unquantized original as the source"
-    )
+    where = "name its unquantized original as the source" + (f" ({quoted(names[0])}?)" if names else "")
     raise OrchestrateError(
         f"{name} is quantized ({quoted(method or 'quantization_config')}), and a merge needs its numbers as they were", where
     )
@@ -97,7 +104,7 @@ def original(name: str) -> str:
 def initial(parts: Parts) -> Parts | None:
     """The adapter as it was before training, where only what has changed since then is its update; None for all others.
 
-    PEFT's documents keep it in a folder beside the adapter, with an `init_lora_weights` of its own that changes no base.
+    PEFT's documents keep it in a folder inside the adapter's, with an `init_lora_weights` of its own that changes no base.
     Raises OrchestrateError where it is needed, and not there or not the only one.
     """
     if not changes_base(parts.config):
@@ -110,17 +117,11 @@ def initial(parts: Parts) -> Parts | None:
     every = [adapter_parts.read(msgspec.structs.replace(parts.adapter, folder=path)) for path in folders]
     first = [other for other in every if not changes_base(other.config)]
     if len(first) != 1:
-        lack = (
-            "its initial adapter is not in a folder beside it"
-            if not first
-            else "more than one folder beside it may be its initial one"
-        )
+        lack = "more than one folder in it may hold its initial adapter" if first else "no folder in it holds its initial adapter"
         raise OrchestrateError(f"{start}, and was not converted when it was saved; {lack}", adapter.INITIAL)
     if parts.config.get("use_dora"):
         raise OrchestrateError(f"{start}, and trains magnitudes (DoRA) of what was left of it", adapter.INITIAL)
     places = {(module.name, module.depth): (module.a.shape, module.b.shape) for module in parts.modules}
     if places != {(module.name, module.depth): (module.a.shape, module.b.shape) for module in first[0].modules}:
-        raise OrchestrateError(
-            f"{start}; {quoted(first[0].adapter.folder.name)} beside it is the start of another", adapter.INITIAL
-        )
+        raise OrchestrateError(f"{start}; {quoted(first[0].adapter.folder.name)} is the start of another", adapter.INITIAL)
     return msgspec.structs.replace(parts, modules=first[0].modules, wholes={}, tokens={})

@@ -17,21 +17,15 @@ from llamacpp_orchestrator.models import adapter_scaling
 LISTS = ("layers", "h", "layer")  # where PEFT looks for them (tuners_utils.py, replicate_layers)
 # What a config says of each layer in turn.
 BY_LAYER = (
-    "layer_types",
-    "layers_block_type",
-    "no_rope_layers",
-    "intermediate_size",
-    "num_key_value_heads",
-    "num_attention_heads",
-)
+    "layer_types", "layers_block_type", "no_rope_layers", "intermediate_size", "num_key_value_heads", "num_attention_heads",
+)  # fmt: skip
 
 
 def replicate(base: Base, every: Sequence[Parts]) -> Base:
     """The base with layers in the order of an adapter's `layer_replication`; as it is for adapters without one."""
-    maps = {str(parts.config["layer_replication"]): parts for parts in every if parts.config.get("layer_replication")}
-    if not maps:
+    if not any(parts.config.get("layer_replication") for parts in every):
         return base
-    if len(maps) > 1 or len(every) > 1:
+    if len(every) > 1:
         message = "an adapter with layer_replication builds a base of its own, with more layers"
         raise OrchestrateError(message, "merge it alone; others fit the result only if they were trained on it")
     order = _order(every[0], base)
@@ -39,30 +33,30 @@ def replicate(base: Base, every: Sequence[Parts]) -> Base:
     for path, file in base.files.items():
         tensors: dict[str, Stored] = {}
         for name, tensor in file.tensors.items():
-            tensors |= dict.fromkeys(_renamed(name, order), tensor)
+            tensors |= dict.fromkeys(_names(name, order), tensor)
         files[path] = msgspec.structs.replace(file, tensors=tensors)
-    every_tensor = {name: tensor for file in files.values() for name, tensor in file.tensors.items()}
+    whole = {name: tensor for file in files.values() for name, tensor in file.tensors.items()}
     config = _config(base.config, order)
-    return msgspec.structs.replace(base, files=files, tensors=every_tensor, index=names.index(every_tensor), config=config)
+    return msgspec.structs.replace(base, files=files, tensors=whole, index=names.index(whole), config=config)
 
 
 def _order(parts: Parts, base: Base) -> list[int]:
     """The base's layer for each of the result; IntegrityError for a map that is none."""
     count = base.text.get("num_hidden_layers")
     try:
-        order = [layer for start, end in parts.config["layer_replication"] for layer in range(start, end)]
-    except (TypeError, ValueError) as error:
+        ends = msgspec.convert(parts.config["layer_replication"], list[tuple[int, int]])
+    except msgspec.ValidationError as error:
         raise adapter_scaling.damaged(
             parts.adapter.name, f"layer_replication is no list of first and last layers: {error}"
         ) from error
-    if not order or not isinstance(count, int) or max(order) >= count or min(order) < 0:
+    if not isinstance(count, int) or any(not 0 <= start < end <= count for start, end in ends):
         raise adapter_scaling.damaged(
             parts.adapter.name, f"layer_replication names layers that {base.name}, with {count}, has not"
         )
-    return order
+    return [layer for start, end in ends for layer in range(start, end)]
 
 
-def _renamed(name: str, order: Sequence[int]) -> list[str]:
+def _names(name: str, order: Sequence[int]) -> list[str]:
     """The names that a tensor has in the result: one for each time that its layer is in it."""
     parts = name.split(".")
     place = next((at for at, part in enumerate(parts[:-1]) if part in LISTS and parts[at + 1].isdigit()), None)
@@ -74,12 +68,12 @@ def _renamed(name: str, order: Sequence[int]) -> list[str]:
 
 def _config(config: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
     """A config whose number of layers, and whatever it lists for each of them, is that of the result."""
-    changed, count = dict(config), config.get("num_hidden_layers")
+    result, count = dict(config), config.get("num_hidden_layers")
     if count is not None:
-        changed["num_hidden_layers"] = len(order)
+        result["num_hidden_layers"] = len(order)
     for key in BY_LAYER:
         if isinstance(values := config.get(key), list) and len(values) == count:
-            changed[key] = [values[layer] for layer in order]
+            result[key] = [values[layer] for layer in order]
     if isinstance(inner := config.get("text_config"), dict):
-        changed["text_config"] = _config(inner, order)
-    return changed
+        result["text_config"] = _config(inner, order)
+    return result

@@ -28,10 +28,10 @@ def key(name: str) -> tuple[str, ...]:
 
 def index(names: Iterable[str]) -> Index:
     """The names of a base's tensors by what is left of them."""
-    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    result: dict[tuple[str, ...], tuple[str, ...]] = {}
     for name in names:
-        found[key(name)] = (*found.get(key(name), ()), name)
-    return found
+        result[key(name)] = (*result.get(key(name), ()), name)
+    return result
 
 
 def find(index: Index, name: str) -> str:

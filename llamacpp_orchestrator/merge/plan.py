@@ -24,7 +24,6 @@ from llamacpp_orchestrator.merge.records import File
 from llamacpp_orchestrator.merge.records import Plan
 from llamacpp_orchestrator.merge.records import Tensor
 from llamacpp_orchestrator.merge.records import Update
-from llamacpp_orchestrator.models import adapter
 
 Sums = Mapping[str, tuple[tuple[int, Update], ...]]
 
@@ -39,18 +38,18 @@ def plan(base: Path, base_name: str, adapters: Sequence[Adapter]) -> Plan:
         kinds.refuse(parts)
     source = base_files.read(base, base_name)
     kinds.check_base(source.config, base_name, str(every[0].config.get("base_model_name_or_path") or ""))
-    notes = [note for parts in every for note in adapter.quantized(parts.config, source.config, base_name)]
+    notes = [note for parts in every for note in kinds.notes(parts, source.config, base_name)]
     if reason := next(filter(None, map(kinds.unplanned, every)), ""):
         _check_ends(source, every)
         told = f"{reason}: merged by PEFT itself"
         return Plan(by_peft=reason, copies=small_files.beside(source.folder, source.files), notes=(*notes, told))
     source = layers.replicate(source, every)
     changes = [vocabulary.both_ends(parts, source, updates.of(parts, source, kinds.initial(parts))) for parts in every]
-    is_parted = vocabulary.parted(source, changes)
-    sums = _sums(source, every, changes, is_parted)
-    rows = vocabulary.rows(source, {name: tuple(update for _, update in given) for name, given in sums.items()})
-    files = _files(source, sums, rows, is_parted)
-    texts, copies, more = small_files.choose(source, every, files, rows, is_parted)
+    is_untied = vocabulary.unties(source, changes)
+    sums = _sums(source, every, changes, is_untied)
+    rows = vocabulary.rows(source, {name: tuple(update for _, update in pairs) for name, pairs in sums.items()})
+    files = _files(source, sums, rows, is_untied)
+    texts, copies, more = small_files.choose(source, every, files, rows, is_untied)
     return Plan(files=files, texts=texts, copies=copies, notes=(*notes, *more))
 
 
@@ -64,17 +63,17 @@ def _check_ends(base: Base, every: Sequence[Parts]) -> None:
         )
 
 
-def _sums(base: Base, every: Sequence[Parts], changes: Sequence[updates.Changes], is_parted: bool) -> Sums:
+def _sums(base: Base, every: Sequence[Parts], changes: Sequence[updates.Changes], is_untied: bool) -> Sums:
     """The updates of all adapters by tensor, with each adapter's number; a head that stays one with the embedding has none."""
     sums: dict[str, tuple[tuple[int, Update], ...]] = {}
     head = updates.head_name(base)
     for number, own in enumerate(changes):
-        for name, given in own.items():
-            if name in base.tensors or (name == head and is_parted):
-                sums[name] = (*sums.get(name, ()), *((number, update) for update in given))
+        for name, every_update in own.items():
+            if name in base.tensors or (name == head and is_untied):
+                sums[name] = (*sums.get(name, ()), *((number, update) for update in every_update))
     for name, pairs in sums.items():
-        trained = [(number, update) for number, update in pairs if update.tensor not in every[number].frozen]
-        owners = [number for number, update in trained if vocabulary.is_whole(update) and not name.endswith(".bias")]
+        wholes = [(number, update.tensor) for number, update in pairs if vocabulary.is_whole(update)]
+        owners = [number for number, tensor in wholes if tensor not in every[number].frozen and not name.endswith(".bias")]
         if len(owners) > 1:
             first, second = (every[number].adapter.name for number in owners[:2])
             message = f"the adapters {first} and {second} both hold a whole {quoted(name)} of their own"
@@ -82,34 +81,34 @@ def _sums(base: Base, every: Sequence[Parts], changes: Sequence[updates.Changes]
     return sums
 
 
-def _files(base: Base, sums: Sums, rows: int | None, is_parted: bool) -> tuple[File, ...]:
+def _files(base: Base, sums: Sums, rows: int | None, is_untied: bool) -> tuple[File, ...]:
     embedding, head = updates.embedding_name(base), updates.head_name(base)
     files = []
     for path, file in base.files.items():
         tensors = [_tensor(base, name, sums.get(name, ()), rows if name in (embedding, head) else None) for name in file.tensors]
-        if is_parted and head not in base.tensors and embedding in file.tensors:
+        if is_untied and head not in base.tensors and embedding in file.tensors:
             tensors.append(_tensor(base, head, sums.get(head, ()), rows))
         files.append(File(path=path, tensors=tuple(tensors), metadata=file.metadata))
     return tuple(files)
 
 
-def _tensor(base: Base, name: str, given: Sequence[tuple[int, Update]], rows: int | None) -> Tensor:
+def _tensor(base: Base, name: str, pairs: Sequence[tuple[int, Update]], rows: int | None) -> Tensor:
     """A tensor of the result, from its base, or from the adapter's own where that replaces it whole."""
     stored = base.tensors.get(name) or base.tensors[updates.embedding_name(base)]
     shape = stored.shape if rows is None else (rows, *stored.shape[1:])
-    every = tuple(update for _, update in given)
-    wholes = [(number, update) for number, update in given if vocabulary.is_whole(update)]
+    every = tuple(update for _, update in pairs)
+    wholes = [(number, update) for number, update in pairs if vocabulary.is_whole(update)]
     result = Tensor(name=name, dtype=stored.dtype, shape=shape, base=stored, updates=every)
     if not wholes:
         return result
     whole = wholes[0]
     # What is reckoned from the matrix itself: by the adapter that replaces it from its own, by others from the base's.
-    relative = {number for number, update in given if update.kind == "dora" or update.indices}
+    relative = {number for number, update in pairs if update.kind == "dora" or update.indices}
     if whole[0] in relative and (whole[1].weight != 1 or len(relative | {number for number, _ in wholes}) > 1):
         message = f"{quoted(name)} is replaced by an adapter that also trains it by rows or magnitudes"
         raise OrchestrateError(message, "merge that adapter alone, with weight 1")
     if whole[0] in relative:
-        rest = tuple(update for _, update in given if update is not whole[1])
+        rest = tuple(update for _, update in pairs if update is not whole[1])
         return msgspec.structs.replace(result, base=whole[1].tensor, updates=rest)
     # Without a base it is the adapter's to the last bit, which the base and a difference to it are not.
     is_exact = len(wholes) == 1 and whole[1].weight == 1 and not relative

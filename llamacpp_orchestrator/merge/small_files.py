@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from llamacpp_orchestrator.merge import updates
@@ -17,18 +19,6 @@ from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.models.weight_files import PICKLES
 from llamacpp_orchestrator.models.weight_files import matches
 
-BITS = {
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-    "F32": 32,
-    "I32": 32,
-    "U32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "I16": 16,
-    "U16": 16,
-}  # others: 8
 TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.*",
     "additional_chat_templates/*", "*.tiktoken", "*.model", "*.model.v*", "tekken.json",
@@ -37,10 +27,10 @@ TOKENIZER = (
 Choice = tuple[dict[str, str], dict[str, str], tuple[str, ...]]
 
 
-def choose(base: Base, every: Sequence[Parts], files: Sequence[File], rows: int | None, is_parted: bool) -> Choice:
+def choose(base: Base, every: Sequence[Parts], files: Sequence[File], rows: int | None, is_untied: bool) -> Choice:
     """Texts and copies by name for a plan, and notes on them."""
     copies = beside(base.folder, base.files)
-    notes = [PARTED.format(base=base.name)] if is_parted else []
+    notes = [UNTIED.format(base=base.name)] if is_untied else []
     owners = [(parts, own) for parts in every if _trains(parts, base) and (own := _tokenizer(parts.adapter.folder))]
     owners.sort(key=lambda owner: not _resizes(owner[0], base))
     if owners:
@@ -52,7 +42,7 @@ def choose(base: Base, every: Sequence[Parts], files: Sequence[File], rows: int 
     elif rows is not None:
         notes.append(f"the vocabulary has {rows} tokens now, and no adapter brings a tokenizer: the base's stays")
     texts = {}
-    if (config := _config(base, rows, is_parted)) != read_json(base.folder / "config.json"):
+    if (config := _config(base, rows, is_untied)) != read_json(base.folder / "config.json"):
         texts["config.json"] = _text(config)
     if INDEX in copies and (index := _index(base, files)):
         texts[INDEX] = _text(index)
@@ -60,13 +50,13 @@ def choose(base: Base, every: Sequence[Parts], files: Sequence[File], rows: int 
     return texts, copies, tuple(notes)
 
 
-PARTED = (
+UNTIED = (
     "{base} ties both ends of its vocabulary, and an adapter changes one of them: the result has a matrix for each"
     " (tie_word_embeddings: false); PEFT's own merge would change both"
 )
 
 
-def beside(folder: Any, weights: Iterable[str]) -> dict[str, str]:
+def beside(folder: Path, weights: Iterable[str]) -> dict[str, str]:
     """The files of a folder that are no weights of its own, by name with slashes."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     named = ((path.relative_to(folder).as_posix(), str(path)) for path in paths)
@@ -88,23 +78,23 @@ def _resizes(parts: Parts, base: Base) -> bool:
     )
 
 
-def _tokenizer(folder: Any) -> dict[str, str]:
+def _tokenizer(folder: Path) -> dict[str, str]:
     """The tokenizer's files of an adapter, {} without one: a template alone is none."""
     files = {name: path for name, path in beside(folder, ()).items() if matches(name, TOKENIZER)}
     return files if any(name in files for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")) else {}
 
 
-def _config(base: Base, rows: int | None, is_parted: bool) -> dict[str, Any]:
+def _config(base: Base, rows: int | None, is_untied: bool) -> dict[str, Any]:
     """The base's config with the number of tokens, and whether one matrix serves both ends, as they are after the merge."""
-    changed = {"vocab_size": rows} if rows is not None else {}
-    parted = {"tie_word_embeddings": False} if is_parted else {}
-    config, inner = dict(base.config), base.config.get("text_config")
-    if isinstance(inner, dict):
-        config["text_config"] = inner | {key: value for key, value in parted.items() if key in inner}
-    is_below = isinstance(inner, dict) and ("vocab_size" in inner or "vocab_size" not in config)
-    if is_below and changed:
-        config["text_config"] = config["text_config"] | changed
-    return config | parted | {key: value for key, value in changed.items() if key in config or not is_below}
+    size = {"vocab_size": rows} if rows is not None else {}
+    ties = {"tie_word_embeddings": False} if is_untied else {}
+    inner = base.config.get("text_config")
+    if not isinstance(inner, dict):
+        return base.config | ties | size
+    # Which of the two a class reads differs between libraries; what neither says, the nested one has by default.
+    is_outer = "vocab_size" in base.config
+    inner = inner | ties | (size if "vocab_size" in inner or not is_outer else {})
+    return base.config | ties | (size if is_outer else {}) | {"text_config": inner}
 
 
 def _index(base: Base, files: Sequence[File]) -> dict[str, Any]:
@@ -113,11 +103,22 @@ def _index(base: Base, files: Sequence[File]) -> dict[str, Any]:
     tensors = [(file.path, tensor) for file in files for tensor in file.tensors]
     places = {tensor.name: path for path, tensor in tensors}
     shapes = {tensor.name: tensor.shape for _, tensor in tensors}
-    if index.get("weight_map", {}).keys() == shapes.keys() and shapes == {name: one.shape for name, one in base.tensors.items()}:
+    named = index.get("weight_map")
+    if (
+        isinstance(named, dict)
+        and named.keys() == shapes.keys()
+        and shapes == {name: one.shape for name, one in base.tensors.items()}
+    ):
         return {}
-    size = sum(math.prod(tensor.shape) * BITS.get(tensor.dtype, 8) // 8 for _, tensor in tensors)
+    size = sum(math.prod(tensor.shape) * _width(tensor.dtype) for _, tensor in tensors)
     metadata = index.get("metadata")
     return index | {"metadata": (metadata if isinstance(metadata, dict) else {}) | {"total_size": size}, "weight_map": places}
+
+
+def _width(dtype: str) -> int:
+    """The bytes of a number by the name of its type: F32, BF16, F8_E4M3, BOOL."""
+    bits = re.search(r"\d+", dtype)
+    return int(bits[0]) // 8 if bits else 1
 
 
 def _text(document: dict[str, Any]) -> str:

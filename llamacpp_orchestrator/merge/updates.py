@@ -12,6 +12,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.merge import base_files
 from llamacpp_orchestrator.merge import experts
 from llamacpp_orchestrator.merge import names
@@ -22,7 +23,6 @@ from llamacpp_orchestrator.merge.records import Update
 from llamacpp_orchestrator.models import adapter_scaling
 
 Changes = dict[str, tuple[Update, ...]]
-FLOATS = ("F64", "F32", "F16", "BF16")
 # Families whose layers hold their matrices as (in, out), transformers' Conv1D, and the names of these layers.
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 CONV1D_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
@@ -38,18 +38,18 @@ def of(parts: Parts, base: Base, initial: Parts | None) -> Changes:
     `initial`: the adapter as it was before training, where its update is what has changed since then.
     Raises OrchestrateError for what the base has not, or has in other shapes.
     """
-    found: Changes = {}
+    changes: Changes = {}
     for name, update in (*_wholes(parts, base), *_tokens(parts, base), *_low_rank(parts, base)):
-        found[name] = (*found.get(name, ()), msgspec.structs.replace(update, weight=parts.adapter.weight))
+        changes[name] = (*changes.get(name, ()), msgspec.structs.replace(update, weight=parts.adapter.weight))
     for name, update in _low_rank(initial, base) if initial else ():
-        found[name] = (*found[name], msgspec.structs.replace(update, weight=parts.adapter.weight, scale=-update.scale))
-    for name in found:
-        if (tensor := base.tensors.get(name)) and tensor.dtype not in FLOATS:
+        changes[name] = (*changes[name], msgspec.structs.replace(update, weight=parts.adapter.weight, scale=-update.scale))
+    for name in changes:
+        if (tensor := base.tensors.get(name)) and tensor.dtype not in adapter_parts.WIDTHS:
             raise OrchestrateError(
                 f"{base.name}: {quoted(name)} is stored as {tensor.dtype}, and a merge needs its numbers as they were",
                 "name the model's unquantized original as the source",
             )
-    return found
+    return changes
 
 
 def _misfit(parts: Parts, base: Base, why: str) -> OrchestrateError:
@@ -58,8 +58,8 @@ def _misfit(parts: Parts, base: Base, why: str) -> OrchestrateError:
 
 def tensor_name(parts: Parts, base: Base, name: str) -> str:
     """The base's name of a tensor that an adapter changes; that of the head where the base has none of its own."""
-    if found := names.find(base.index, name):
-        return found
+    if own := names.find(base.index, name):
+        return own
     if names.key(name) == names.key(HEAD) and is_tied(base):
         return head_name(base)
     more = " (is it a new head, for another task?)" if name in parts.wholes else ""
@@ -75,7 +75,7 @@ def embedding_name(base: Base) -> str:
 
 def is_tied(base: Base) -> bool:
     """Tell whether the base predicts tokens by the matrix that looks them up: it has a head, and no tensor for it."""
-    classes = [str(name) for name in base.config.get("architectures") or ("ForCausalLM",)]
+    classes = adapter_parts.words(base.config, "architectures") or ("ForCausalLM",)
     return any(map(GENERATES.search, classes)) and head_name(base) not in base.tensors and bool(embedding_name(base))
 
 
@@ -106,9 +106,9 @@ def _wholes(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
 
 
 def _tokens(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
-    given = parts.config.get("trainable_token_indices") or parts.config.get("token_indices")
+    indices = parts.config.get("trainable_token_indices") or parts.config.get("token_indices")
     for module, tensor in parts.tokens.items():
-        rows = _indices(given, module)
+        rows = _indices(indices, module)
         if len(rows) != len(set(rows)) or min(rows, default=-1) < 0 or tensor.shape[:1] != (len(rows),):
             raise adapter_scaling.damaged(
                 parts.adapter.name,
@@ -122,10 +122,11 @@ def _tokens(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
         yield target, Update(kind="tensor", tensor=tensor, indices=rows)
 
 
-def _indices(given: object, module: str) -> tuple[int, ...]:
-    if isinstance(given, Mapping):
-        given = next((rows for name, rows in given.items() if module == name or module.endswith(f".{name}")), ())
-    rows = given if isinstance(given, list | tuple) else ()
+def _indices(value: object, module: str) -> tuple[int, ...]:
+    """The rows of a module's tokens: PEFT lists them, for the embedding or by modules."""
+    if isinstance(value, Mapping):
+        value = next((rows for name, rows in value.items() if module == name or module.endswith(f".{name}")), ())
+    rows = value if isinstance(value, list | tuple) else ()
     return tuple(row for row in rows if isinstance(row, int))
 
 
@@ -133,7 +134,7 @@ def _low_rank(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
     if not parts.modules:
         return
     strength = adapter_scaling.strength(adapter_scaling.read(parts.config, parts.adapter.name))
-    parameters = [str(name) for name in parts.config.get("target_parameters") or ()]
+    parameters = adapter_parts.words(parts.config, "target_parameters")
     for module in parts.modules:
         name = f"{module.name}.weight"
         has_matrix = module.depth == 0 and (names.find(base.index, name) or names.key(name) == names.key(HEAD))
@@ -155,6 +156,8 @@ def _low_rank(parts: Parts, base: Base) -> Iterator[tuple[str, Update]]:
                 raise OrchestrateError(
                     message, "nothing can hold that bias (PEFT cannot merge it either): train without lora_bias"
                 )
+            if module.bias.shape != shape_of(base, bias):
+                raise _misfit(parts, base, f"its bias for {quoted(module.name)} is {_size(module.bias.shape)}")
             yield bias, Update(kind="vector", scale=scale, tensor=module.bias)
 
 
@@ -241,10 +244,10 @@ def _of_stack(
     """The updates of the matrices of a stack of experts; transposed where they are held as (in, out)."""
     count, *shape = shape_of(base, target)
     _check_rank(parts, module, rank_scale[0], count)
-    given = (module.b.shape[0], module.a.shape[1])
-    plain, transposed = given == tuple(shape), given[::-1] == tuple(shape)
+    size = (module.b.shape[0], module.a.shape[1])
+    plain, transposed = size == tuple(shape), size[::-1] == tuple(shape)
     if not plain and not transposed:
-        raise _misfit(parts, base, f"its matrices for {quoted(target)} give {_size(given)}, the base has {_size(tuple(shape))}")
+        raise _misfit(parts, base, f"its matrices for {quoted(target)} give {_size(size)}, the base has {_size(tuple(shape))}")
     is_transposed = not plain or (transposed and experts.is_transposed(str(base.text.get("model_type"))))
     for number in range(count):
         a, b = experts.matrices(module, number, count, (0, module.b.shape[0]))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.merge import updates
 from llamacpp_orchestrator.merge.adapter_parts import Parts
 from llamacpp_orchestrator.merge.base_files import Base
@@ -23,12 +24,12 @@ def both_ends(parts: Parts, base: Base, changes: Changes) -> Changes:
     embedding, head = updates.embedding_name(base), updates.head_name(base)
     first, last = changes.get(embedding, ()), changes.get(head, ())
     is_one = updates.is_tied(base)
-    if not embedding or not _is_tied_by_name(base):
+    if not embedding or not _is_tied_by_config(base):
         return changes
     if is_one and parts.config.get("ensure_weight_tying") and first:
         return {**changes, head: first}
-    saved = {str(name).rpartition(".")[2] for name in parts.config.get("modules_to_save") or ()}
-    if is_one and not {embedding.split(".")[-2], head.split(".")[-2]} & saved and any(map(is_whole, first)):
+    modules = {name.rpartition(".")[2] for name in adapter_parts.words(parts.config, "modules_to_save")}
+    if is_one and not {embedding.split(".")[-2], head.split(".")[-2]} & modules and any(map(is_whole, first)):
         last = (*filter(is_whole, first), *(update for update in last if not is_whole(update)))
     rows = [update for update in first if update.indices]
     if {update.indices for update in last} - {None} <= {update.indices for update in rows}:
@@ -41,22 +42,22 @@ def is_whole(update: Update) -> bool:
     return update.kind == "tensor" and update.indices is None
 
 
-def parted(base: Base, changes: Sequence[Changes]) -> bool:
+def unties(base: Base, changes: Sequence[Changes]) -> bool:
     """Tell whether one matrix for both ends cannot hold what the adapters make of them.
 
     Raises OrchestrateError for a base that would be another model with two.
     """
     ends = updates.embedding_name(base), updates.head_name(base)
-    is_parted = _is_tied_by_name(base) and any(own.get(ends[0], ()) != own.get(ends[1], ()) for own in changes)
-    if is_parted and base.text.get("is_encoder_decoder"):
+    is_untied = _is_tied_by_config(base) and any(own.get(ends[0], ()) != own.get(ends[1], ()) for own in changes)
+    if is_untied and base.text.get("is_encoder_decoder"):
         message = (
             f"an adapter changes one end of the vocabulary of {base.name}, whose class scales its answers by their being one"
         )
         raise OrchestrateError(message, "serve it with PEFT, or train it without its embeddings")
-    return is_parted
+    return is_untied
 
 
-def _is_tied_by_name(base: Base) -> bool:
+def _is_tied_by_config(base: Base) -> bool:
     """Tell whether both ends are one by the config; transformers 5 keeps a head of its own beside that, 4 does not."""
     return updates.is_tied(base) or bool(base.text.get("tie_word_embeddings"))
 
@@ -96,8 +97,8 @@ def rows(base: Base, sums: Mapping[str, tuple[Update, ...]]) -> int | None:
 def _rows(before: int, sums: Sequence[Update]) -> int:
     """The rows of an end: those of its new matrix, with one more for each trained token in turn beyond them; -1 with a gap."""
     whole = next((update.tensor.shape[0] for update in sums if update.tensor and is_whole(update)), before)
-    added = {row for update in sums for row in update.indices or () if row >= whole}
-    return whole + len(added) if added == set(range(whole, whole + len(added))) else -1
+    more = {row for update in sums for row in update.indices or () if row >= whole}
+    return whole + len(more) if more == set(range(whole, whole + len(more))) else -1
 
 
 def _span(update: Update) -> int:

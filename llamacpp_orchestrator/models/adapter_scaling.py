@@ -26,6 +26,7 @@ DTYPES = ("F64", "F32", "F16", "BF16")  # those of matrices that can be scaled
 # Keys are a stranger's expressions: one that repeats what repeats may never come to an end.
 NESTED, REPEATED = re.compile(r"\)[*+{]"), re.compile(r"(?<!\\)[*+{]")
 MOST_REPEATS, LONGEST_KEY = 3, 1000
+AMBIGUOUS = "alpha_pattern can be read in more than one way (its order, older PEFT); it is read as PEFT does now"
 AGAIN = "take the whole adapter again, as PEFT saved it"
 REFUSED = "PEFT cannot load it either: correct r and rank_pattern (PEFT sorts its keys when it saves), or take the adapter again"
 Keys = tuple[tuple[str, re.Pattern[str]], ...]
@@ -100,7 +101,7 @@ def scales(config: Config, tensors: Mapping[str, Mapping[str, Any]], name: str) 
                     f"the adapter {name} cannot be scaled as PEFT does: {b} is of the type {tensors[b]['dtype']}",
                     "save it again in float32",
                 )
-    return Scales(factors=factors, notes=_notes(config, factors, _ambiguous(config, modules)))
+    return Scales(factors=factors, notes=_notes(config, factors, ambiguous(config, modules)))
 
 
 def pairs(tensors: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, tuple[str, str]]:
@@ -146,7 +147,7 @@ def _first(keys: Keys, module: str) -> str:
     return next((key for key, expression in keys if expression.match(module)), module)
 
 
-def _ambiguous(config: Config, modules: Iterable[str]) -> bool:
+def ambiguous(config: Config, modules: Iterable[str]) -> bool:
     """Tell whether a module may have been trained with another alpha than PEFT gives it now.
 
     PEFT takes the first key that fits and sorts the keys when it saves; before 0.15 it wanted a dot before the key, and
@@ -171,5 +172,5 @@ def _notes(config: Config, factors: Mapping[str, float], ambiguous: bool) -> tup
         by = f"{least:.6g}" if least == most else f"{least:.6g} to {most:.6g}"
         lines.append(f"scaled as PEFT does ({', '.join(why)}): {len(factors)} B matrices times {by}, in a copy of the adapter")
     if ambiguous:
-        lines.append("alpha_pattern can be read in more than one way (its order, older PEFT); it is read as PEFT does now")
+        lines.append(AMBIGUOUS)
     return tuple(lines)

@@ -37,6 +37,7 @@ BASES = {
     "tied": transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "qwen2": transformers.Qwen2Config(**SHAPE, tie_word_embeddings=False),
     "gpt2": transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=2),
+    "gemma3": transformers.Gemma3TextConfig(**SHAPE, sliding_window=4, tie_word_embeddings=True),
     "phi3": transformers.Phi3Config(**SHAPE),
     "qwen3moe": transformers.Qwen3MoeConfig(**SHAPE, **EXPERTS, num_experts=4),
     "mixtral": transformers.MixtralConfig(**SHAPE, num_local_experts=4),
@@ -47,6 +48,11 @@ BASES = {
         vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32), image_token_index=63,
     ),
 }  # fmt: skip
+BASES["llava-tied"] = transformers.LlavaConfig(
+    text_config=transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True), tie_word_embeddings=True,
+    vision_config=transformers.CLIPVisionConfig(**VISION, projection_dim=32), image_token_index=63,
+)  # fmt: skip
+TIED = ("tied", "gpt2", "gemma3", "llava-tied")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PATTERNS = {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {r"model\.layers\.\d+\..*q_proj": 16, "v_proj": 3}}
 REPEATED = [[0, 2], [1, 3], [0, 1]]
@@ -64,6 +70,10 @@ KINDS = {
     "tied-head": ("tied", {"target_modules": ["lm_head", "q_proj"]}),
     "tied-both": ("tied", {"target_modules": ["embed_tokens", "lm_head"]}),
     "tied-dora": ("tied", {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    # Its class multiplies what it looks up.
+    "scaled-embedding": ("gemma3", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "scaled-dora": ("gemma3", {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True}),
+    "scaled-tokens": ("gemma3", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 42]}),
     "ensure": ("tied", {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}),
     "ensure-both": ("tied", {"target_modules": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}),
     "lora-bias": ("qwen2", {"target_modules": ["q_proj", "v_proj"], "lora_bias": True, "use_rslora": True}),
@@ -100,11 +110,14 @@ KINDS = {
     ),
     "one-parameter": ("qwen3moe", {"target_modules": [], "target_parameters": ["experts.down_proj"], "use_rslora": True}),
     "mixtral": ("mixtral", {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj", "gate.weight"]}),
+    "experts-of-4": ("qwen3moe", {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]}),
+    "mixtral-of-4": ("mixtral", {"target_modules": ["q_proj", "w1", "w2", "w3"]}),
     "stacks": ("gptoss", {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
     "stacked-modules": (
         "granitemoe", {"target_modules": ["q_proj"], "target_parameters": ["input_linear.weight", "output_linear.weight"]},
     ),
     "vision": ("llava", {"target_modules": ["q_proj", "fc1", "linear_2"]}),
+    "vision-tied": ("llava-tied", {"target_modules": ["embed_tokens", "q_proj"]}),
     "pissa": ("llama", {"target_modules": LINEAR, "init_lora_weights": "pissa"}),
     "pissa-converted": ("llama", {"target_modules": LINEAR, "init_lora_weights": "pissa"}),
     "olora": ("llama", {"target_modules": LINEAR, "init_lora_weights": "olora"}),
@@ -115,8 +128,8 @@ KINDS = {
 
 def make_base(name: str) -> None:
     config = BASES[name]
-    kind = transformers.LlavaForConditionalGeneration if name == "llava" else transformers.AutoModelForCausalLM
-    model = kind(config) if name == "llava" else kind.from_config(config)
+    kind = transformers.AutoModelForImageTextToText if name.startswith("llava") else transformers.AutoModelForCausalLM
+    model = kind.from_config(config)
     generator = torch.Generator().manual_seed(7)
     for key, tensor in model.named_parameters():
         if tensor.dim() > 1:
@@ -128,7 +141,7 @@ def make_base(name: str) -> None:
 
 
 def load(base: str, rows: int | None):
-    kind = transformers.AutoModelForImageTextToText if base == "llava" else transformers.AutoModelForCausalLM
+    kind = transformers.AutoModelForImageTextToText if base.startswith("llava") else transformers.AutoModelForCausalLM
     model = kind.from_pretrained(FOLDER / "bases" / base, dtype=torch.float32)
     if rows:
         torch.manual_seed(3)
@@ -158,6 +171,8 @@ def save(name: str, base: str, keywords: dict, rows: int | None) -> None:
         config = peft.TrainableTokensConfig(task_type="CAUSAL_LM", **keywords)
     else:
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=6, **keywords)
+    if name.endswith("-of-4"):
+        return save_as_4(name, base, config)
     model = peft.get_peft_model(load(base, rows), config)
     if name.startswith(("pissa", "olora")):
         kept = model.peft_config["default"].init_lora_weights
@@ -172,6 +187,24 @@ def save(name: str, base: str, keywords: dict, rows: int | None) -> None:
         safetensors.torch.save_file({rename(key): tensor for key, tensor in safetensors.torch.load_file(path).items()}, path)
 
 
+def save_as_4(name: str, base: str, config: peft.LoraConfig) -> None:
+    """An adapter as transformers 4 had one, with a module for each expert of a file."""
+    generator = torch.Generator().manual_seed(11)
+    tensors = {}
+    for key, shape in shapes_of(FOLDER / "bases" / base / "model.safetensors").items():
+        module = key.removesuffix(".weight")
+        if module.rpartition(".")[2] in config.target_modules:
+            for part, size in (("A", (config.r, shape[1])), ("B", (shape[0], config.r))):
+                noise = torch.rand(size, generator=generator) - 0.5
+                tensors[f"base_model.model.{module}.lora_{part}.weight"] = noise * 0.4
+    config.save_pretrained(FOLDER / "adapters" / name)
+    safetensors.torch.save_file(tensors, FOLDER / "adapters" / name / "adapter_model.safetensors")
+
+
+def shapes_of(path: Path) -> dict:
+    return {key: tensor.shape for key, tensor in safetensors.torch.load_file(path).items()}
+
+
 def rename(key: str) -> str:
     return key.replace(".lora_A.", ".lora_A.german.").replace(".lora_B.", ".lora_B.german.").replace("_vector", "_vector.german")
 
@@ -184,7 +217,7 @@ def judge(name: str, base: str, keywords: dict, rows: int | None = None) -> dict
     unmerged = answers(model)
     merged = model.merge_and_unload()
     worst = float((answers(merged) - unmerged).abs().max())
-    if worst > 0.001 and base in ("tied", "gpt2") and not keywords.get("ensure_weight_tying"):
+    if worst > 0.001 and base in TIED and not keywords.get("ensure_weight_tying"):
         # PEFT's merge of one end moves the other as well. Of a base with two matrices from the start it is right.
         merged = peft.PeftModel.from_pretrained(untied(base, rows), adapter).merge_and_unload()
         worst = float((answers(merged) - unmerged).abs().max())

@@ -10,6 +10,8 @@ import pytest
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.merge import adapter_parts
+from llamacpp_orchestrator.models.safetensors import data_begin
+from tests.support import makers
 from tests.support.merging import Q
 from tests.support.merging import low_rank
 from tests.support.merging import make_adapter
@@ -45,7 +47,8 @@ def test_parts_are_told_by_their_names(tmp_path: Path) -> None:
     assert first.magnitude and first.bias and (first.a.shape, first.b.shape) == ((2, 8), (8, 2))
     assert sorted(parts.wholes) == sorted(("wte.weight", f"{Q}.bias", "score.weight", "head.dense.weight", "norm.weight"))
     assert parts.frozen == {parts.wholes["wte.weight"]} and sorted(parts.tokens) == ["embed_tokens", "lm_head"]
-    assert first.a.file == str(tmp_path / "mine" / "adapter_model.safetensors") and first.a.offset % 8 == 0
+    path = tmp_path / "mine" / "adapter_model.safetensors"
+    assert first.a.file == str(path) and first.a.offset == data_begin(path)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,9 @@ def test_a_file_that_is_cut_or_gone_is_told_with_the_adapters_name(tmp_path: Pat
     weights = mine.folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match="the adapter mine is damaged: adapter_model.safetensors is cut"):
+        adapter_parts.read(mine)
+    weights.write_bytes(makers.safetensors(b'{"x": {"dtype": "F32", "shape": [2, 8], "data_offsets": [0, 60]}}', bytes(60)))
+    with pytest.raises(IntegrityError, match="mine is damaged: .* x has not the bytes that its shape needs"):
         adapter_parts.read(mine)
     weights.unlink()
     with pytest.raises(OrchestrateError, match="the adapter mine has no adapter_model.safetensors"):

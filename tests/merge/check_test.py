@@ -41,6 +41,11 @@ def small(folder: Path, index: dict[str, Any] | None = None, **config: Any) -> P
         ({f"{E}.base_layer.weight": (18, 8), f"{E}.lora_embedding_A": (2, 18), f"{E}.lora_embedding_B": (8, 2)}, {}, ""),
         ({f"{E}.trainable_tokens_delta": (1, 8)}, {"peft_type": "TRAINABLE_TOKENS", "token_indices": [1], "r": None}, ""),
         ({f"{Q}.hada_w1_a": (8, 2)}, {"peft_type": "LOHA"}, "the adapter mine is of the type LOHA: PEFT merges it itself"),
+        (
+            low_rank(Q, 8, 8),
+            {"alpha_pattern": {"q_proj": 4, "self_attn.q_proj": 8}},
+            "the adapter mine: alpha_pattern can be read in more than one way",
+        ),
         (low_rank(Q, 8, 8), {"base_model_name_or_path": "x/base-bnb-4bit"}, "trained on x/base-bnb-4bit, a bitsandbytes copy"),
     ],
 )

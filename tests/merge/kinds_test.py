@@ -85,10 +85,10 @@ def test_a_quantized_base_is_refused_with_its_original(config: dict[str, Any], n
     assert way in refused.value.hint
 
 
-def test_the_adapter_before_training_is_found_beside_it(tmp_path: Path) -> None:
+def test_the_adapter_before_training_lies_in_a_folder_of_it(tmp_path: Path) -> None:
     assert kinds.initial(read(tmp_path)) is None
     parts = read(tmp_path, init_lora_weights="pissa")
-    with pytest.raises(OrchestrateError, match="started with pissa.*its initial adapter is not in a folder beside it") as refused:
+    with pytest.raises(OrchestrateError, match="started with pissa.*no folder in it holds its initial adapter") as refused:
         kinds.initial(parts)
     assert "path_initial_model_for_weight_conversion" in refused.value.hint
     mine = tmp_path / "mine"
@@ -103,5 +103,5 @@ def test_the_adapter_before_training_is_found_beside_it(tmp_path: Path) -> None:
         kinds.initial(parts)
     (mine / "again" / "adapter_model.safetensors").unlink()
     make_adapter(mine / "pissa_init", low_rank(Q, 8, 4), init_lora_weights=True)
-    with pytest.raises(OrchestrateError, match="pissa_init beside it is the start of another"):
+    with pytest.raises(OrchestrateError, match="pissa_init is the start of another"):
         kinds.initial(parts)

@@ -155,6 +155,7 @@ def test_a_parameter_that_is_one_matrix(tmp_path: Path) -> None:
         ),
         (low_rank(Q, 8, 9), {}, "q_proj give 8 x 9, the base has 8 x 8"),
         (EMBEDDING | {"model.embed_tokens.lora_embedding_A": (2, 17)}, {}, "embed_tokens give 17 x 8, the base has 16 x 8"),
+        (low_rank(Q, 8, 8) | {f"{Q}.lora_B.bias": (9,)}, {}, "its bias for .*q_proj is 9"),
         ({"score.weight": (3, 8)}, {}, "changes score.weight, .* new head"),
         ({"logit_scale": (3, 8)}, {}, "changes logit_scale"),
         ({"norm.weight": (9,)}, {}, "norm.weight is 9, in the base 8"),

@@ -1,108 +1,24 @@
-"""Bases and adapters of zeros, and a merge carried out in plain NumPy by the words of its plan."""
+"""Bases and adapters of zeros, as small as their headers allow."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import struct
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from llamacpp_orchestrator.merge.records import Adapter
-from llamacpp_orchestrator.merge.records import File
-from llamacpp_orchestrator.merge.records import Plan
-from llamacpp_orchestrator.merge.records import Stored
-from llamacpp_orchestrator.merge.records import Tensor
-from llamacpp_orchestrator.merge.records import Update
+from tests.support import makers
 
-Array = Any
-TYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "I64": "<i8"}
-
-
-def carry_out(plan: Plan, dest: Path) -> None:
-    """Write the files of a plan."""
-    dest.mkdir(parents=True)
-    for name, text in plan.texts.items():
-        (dest / name).write_text(text, encoding="utf-8")
-    for name, origin in plan.copies.items():
-        (dest / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(origin, dest / name)
-    for file in plan.files:
-        write(file, dest / file.path)
-
-
-def write(file: File, path: Path) -> None:
-    blobs = [packed(values(tensor), tensor.dtype) for tensor in file.tensors]
-    header: dict[str, Any] = {"__metadata__": file.metadata} if file.metadata else {}
-    begin = 0
-    for tensor, blob in zip(file.tensors, blobs, strict=True):
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, begin + len(blob)]}
-        begin += len(blob)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
-
-
-def read(stored: Stored) -> Array:
-    """A stored tensor, or the part of it that is meant, in float32."""
-    with Path(stored.file).open("rb") as file:
-        file.seek(stored.offset)
-        kind = numpy.dtype(TYPES[stored.dtype])
-        count = int(numpy.prod(stored.shape, dtype=numpy.int64))
-        raw = numpy.frombuffer(file.read(count * kind.itemsize), kind).reshape(stored.shape)
-    array = (raw.astype(numpy.uint32) << 16).view(numpy.float32) if stored.dtype == "BF16" else raw.astype(numpy.float32)
-    rows, columns = (slice(*part) if part else slice(None) for part in (stored.rows, stored.columns))
-    return array[rows, columns] if stored.rows or stored.columns else array
-
-
-def values(tensor: Tensor) -> Array:
-    base = numpy.zeros(tensor.shape, numpy.float32)
-    if tensor.base:
-        given = read(tensor.base)[: tensor.shape[0]] if tensor.shape else read(tensor.base)
-        base[: len(given)] = given
-    total = base.copy()
-    for update in tensor.updates:
-        at = (update.at,) if update.at is not None else (update.indices,) if update.indices is not None else (Ellipsis,)
-        place = tuple(list(part) if isinstance(part, tuple) else part for part in at)
-        matrix = base[place].T if update.transposed else base[place]
-        change = change_of(update, matrix)
-        total[place] += numpy.float32(update.weight) * (change.T if update.transposed else change)
-    return total
-
-
-def change_of(update: Update, matrix: Array) -> Array:
-    if update.kind == "tensor":
-        assert update.tensor
-        return read(update.tensor) - matrix
-    if update.kind == "vector":
-        assert update.tensor
-        return numpy.float32(update.scale) * read(update.tensor)
-    assert update.a and update.b
-    product = (read(update.b) @ read(update.a)) * numpy.float32(update.scale)
-    if update.kind == "lora":
-        return product
-    assert update.magnitude
-    directions = matrix + product
-    lengths = numpy.linalg.norm(directions, axis=1)
-    return (read(update.magnitude) / lengths)[:, None] * directions - matrix
-
-
-def packed(array: Array, dtype: str) -> bytes:
-    """Numbers as a file holds them, rounded once to the nearest, ties to even."""
-    if dtype != "BF16":
-        return bytes(array.astype(TYPES[dtype]).tobytes())
-    bits = numpy.ascontiguousarray(array, numpy.float32).view(numpy.uint32)
-    return bytes(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes())
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 
 
 def save(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F32", metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file of zeros."""
-    tensors = tuple(Tensor(name=name, dtype=dtype, shape=shape) for name, shape in shapes.items())
+    contents = {name: (dtype, shape, bytes(WIDTHS[dtype] * math.prod(shape))) for name, shape in shapes.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(File(path=path.name, tensors=tensors, metadata=metadata or {"format": "pt"}), path)
+    path.write_bytes(makers.packed(contents, metadata or {"format": "pt"}))
 
 
 CONFIG = {
