@@ -381,6 +381,7 @@ def test_shapes_that_do_not_fit(refusal: Callable[..., str], save: Save) -> None
     assert "does not fit" in refusal(tensor_of(stack, Update(**good, at=0), shape=(2, 8, 5)))
     assert "stack" in refusal(tensor_of(stack, Update(**good, at=0), Update(kind="tensor", tensor=stack)))
     assert "stack" in refusal(tensor_of(base, Update(**good, at=0)))
+    assert "stack of [2, 7, 5]" in refusal(tensor_of(stack, Update(**good, at=2)))
 
 
 def test_types_that_nothing_can_be_added_to(refusal: Callable[..., str], save: Save) -> None:
