@@ -297,19 +297,15 @@ def copies(run: Any, path: Path) -> Iterator[Callable[[], Any]]:
 def merge(plan: dict[str, Any], dest: Path, threads: int) -> dict[str, int]:
     """Carry out a plan; what it has written and changed."""
     counts = numpy.zeros(2, int)
+    pending: collections.deque[Any] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
-        pending: collections.deque[Any] = collections.deque()
-        try:
-            for file in plan.get("files", []):
-                for task in tasks(file, dest / file["path"]):
-                    pending.append(pool.submit(task))
-                    if len(pending) > 2 * threads:
-                        counts += pending.popleft().result() or 0
-            for future in pending:
-                counts += future.result() or 0
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for file in plan.get("files", []):
+            for task in tasks(file, dest / file["path"]):
+                pending.append(pool.submit(task))
+                if len(pending) > 2 * threads:
+                    counts += pending.popleft().result() or 0
+        for future in pending:
+            counts += future.result() or 0
     tensors = sum(len(file["tensors"]) for file in plan.get("files", []))
     return {"tensors": tensors, "updated": int(counts[0]), "changed": int(counts[1])}
 
