@@ -9,7 +9,6 @@ dtype; what was written until then is of no use.
 """
 
 import collections
-import contextlib
 import functools
 import json
 import os
@@ -29,14 +28,15 @@ import numpy
 from stored_tensors import INFINITY
 from stored_tensors import SIZES
 from stored_tensors import Failed
-from stored_tensors import decoded
-from stored_tensors import encoded
+from stored_tensors import copy
+from stored_tensors import decode
+from stored_tensors import encode
 from stored_tensors import extent
-from stored_tensors import fill
-from stored_tensors import finite
+from stored_tensors import is_finite
 from stored_tensors import matrix
 from stored_tensors import numbers
 from stored_tensors import read
+from stored_tensors import write
 
 PIECE, BLOCK, RUN = 1 << 20, 1 << 17, 1 << 26  # weights of a task; of a step in it, which stay in the cache; bytes of a copy
 ALL = slice(None)
@@ -72,9 +72,9 @@ def dora(update: dict[str, Any], w: Any, begin: int, end: int) -> tuple[Any, Any
 def tensor(update: dict[str, Any], w: Any, begin: int, end: int) -> tuple[Any, Any, bool]:
     if update.get("indices") is not None:
         places = numpy.flatnonzero((update["indices"] >= begin) & (update["indices"] < end))
-        return update["indices"][places] - begin, update["held"][places], True
+        return update["indices"][places] - begin, update["values"][places], True
     if update.get("transposed"):
-        return ALL, update["held"][:, begin:end].T.copy(), True
+        return ALL, update["values"][:, begin:end].T.copy(), True
     return ALL, numbers(update["tensor"], begin, end, w.dtype.str), True
 
 
@@ -87,17 +87,17 @@ def vector(update: dict[str, Any], w: Any, begin: int, end: int) -> tuple[Any, A
 KINDS = {"lora": lora, "dora": dora, "tensor": tensor, "vector": vector}
 
 
-def merged(updates: list[dict[str, Any]], w: Any, begin: int, end: int) -> tuple[Any, Any]:
+def apply(updates: list[dict[str, Any]], w: Any, begin: int, end: int) -> tuple[Any, Any]:
     """Rows of W with all updates, and which of them have any."""
     total: Any = None
-    touched = numpy.zeros(len(w), bool)
+    mask = numpy.zeros(len(w), bool)
     for update in updates:
         rows, values, instead = KINDS[update["kind"]](update, w, begin, end)
         weight = update.get("weight", 1.0)
-        touched[rows] = True
+        mask[rows] = True
         if instead and weight == 1.0 and len(updates) == 1:
             w[rows] = values
-            return w, touched
+            return w, mask
         if instead:
             values -= w[rows]
         if weight != 1.0:
@@ -108,7 +108,7 @@ def merged(updates: list[dict[str, Any]], w: Any, begin: int, end: int) -> tuple
             total = numpy.zeros_like(w) if total is None else total
             total[rows] += values
     w += total
-    return w, touched
+    return w, mask
 
 
 # A part: the matrix that a tensor is, or one of a stack of them, in the file that is written; and its updates with their factors.
@@ -117,10 +117,10 @@ def merged(updates: list[dict[str, Any]], w: Any, begin: int, end: int) -> tuple
 def parts(tensor: dict[str, Any], path: str, offset: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """The matrices of a tensor, each with its updates: one, or all of a stack where updates are of these."""
     updates, shape, dtype = tensor.get("updates", []), tensor["shape"], tensor["dtype"]
-    stacked = sum("at" in update for update in updates)
-    if stacked and (stacked < len(updates) or len(shape) < 3):
-        raise Failed(f"{tensor['name']}: some of its updates are of a stack's matrices, others are not")
-    leading, count = (2, shape[0]) if stacked else (1, 1)
+    stack = [update["at"] for update in updates if "at" in update]
+    if stack and (len(stack) < len(updates) or len(shape) < 3 or not 0 <= min(stack) <= max(stack) < shape[0]):
+        raise Failed(f"{tensor['name']}: not all of its updates are of matrices in a stack of {shape}")
+    leading, count = (2, shape[0]) if stack else (1, 1)
     rows, columns = matrix(shape, leading)
     base = tensor.get("base") or {"file": "", "offset": 0, "dtype": dtype, "shape": [0] * leading + shape[leading:]}
     if (updates or base["dtype"] != dtype) and {base["dtype"], dtype} - INFINITY.keys():
@@ -135,7 +135,7 @@ def parts(tensor: dict[str, Any], path: str, offset: int) -> Iterator[tuple[dict
         yield {**part, "top": number * (rows // count), "height": rows // count}, own
 
 
-def whole(stored: dict[str, Any], work: str, cache: dict[Any, Any]) -> Any:
+def factor(stored: dict[str, Any], work: str, cache: dict[Any, Any]) -> Any:
     """The part of a stored matrix that is meant, as floats; all matrices of a stack share what one read of it gave."""
     key = stored["file"], stored["offset"]
     if key not in cache:
@@ -145,29 +145,29 @@ def whole(stored: dict[str, Any], work: str, cache: dict[Any, Any]) -> Any:
     return numpy.ascontiguousarray(cache[key][rows, columns])
 
 
-def prepared(part: dict[str, Any], update: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
+def prepare(part: dict[str, Any], update: dict[str, Any], cache: dict[Any, Any]) -> dict[str, Any]:
     """An update with its factors, which fit the part."""
     height, columns, transposed = part["height"], part["columns"], update.get("transposed")
     out, into = (columns, height) if transposed else (height, columns)
-    ready = dict(update)
+    factors = dict(update)
     if update["kind"] in ("lora", "dora"):
-        a, b = (whole(update[name], part["work"], cache) for name in "ab")
-        ready |= {"a": a, "b": b}
+        a, b = (factor(update[name], part["work"], cache) for name in "ab")
+        factors |= {"a": a, "b": b}
         fits = (b.shape[0], a.shape[1], a.shape[0]) == (out, into, b.shape[1])
     elif (indices := update.get("indices")) is not None:
-        ready |= {"indices": numpy.array(indices, int), "held": whole(update["tensor"], part["work"], cache)}
-        fits = ready["held"].shape == (len(indices), into) and all(0 <= row < out for row in indices) and not transposed
+        factors |= {"indices": numpy.array(indices, int), "values": factor(update["tensor"], part["work"], cache)}
+        fits = factors["values"].shape == (len(indices), into) and all(0 <= row < out for row in indices) and not transposed
     else:
-        ready |= {"held": whole(update["tensor"], part["work"], cache)} if transposed else {}
+        factors |= {"values": factor(update["tensor"], part["work"], cache)} if transposed else {}
         fits = extent(update["tensor"]) == (out, into)
     if update["kind"] == "dora":
-        ready["magnitude"] = whole(update["magnitude"], part["work"], cache).ravel()
-        fits = fits and ready["magnitude"].size == out
+        factors["magnitude"] = factor(update["magnitude"], part["work"], cache).ravel()
+        fits = fits and factors["magnitude"].size == out
     if not fits:
         raise Failed(f"{part['name']}: what an adapter has for it does not fit {height} rows and {columns} columns")
     if update["kind"] == "dora" and transposed:
-        ready["norms"] = norms(part, ready)
-    return ready
+        factors["norms"] = norms(part, factors)
+    return factors
 
 
 def norms(part: dict[str, Any], update: dict[str, Any]) -> Any:
@@ -176,7 +176,7 @@ def norms(part: dict[str, Any], update: dict[str, Any]) -> Any:
     for begin in range(0, part["height"], part["step"]):
         end = min(begin + part["step"], part["height"])
         values = product(update, begin, end)
-        values += decoded(base_rows(part, begin, end), part["base"]["dtype"], part["work"])
+        values += decode(base_rows(part, begin, end), part["base"]["dtype"], part["work"])
         values *= values
         values[0] += total
         total = values.sum(axis=0)
@@ -195,70 +195,46 @@ def base_rows(part: dict[str, Any], begin: int, end: int) -> Any:
     return bits
 
 
-def fresh(part: dict[str, Any], updates: list[dict[str, Any]], bits: Any, begin: int) -> tuple[Any, int, int]:
+def update_rows(part: dict[str, Any], updates: list[dict[str, Any]], bits: Any, begin: int) -> tuple[Any, int, int]:
     """The bits of some rows with their updates, how many rows have any, and how many weights are others by them."""
     origin, dtype = part["base"]["dtype"], part["dtype"]
     if not updates and origin == dtype:
         return bits, 0, 0
     with numpy.errstate(all="ignore"):  # what is not finite is looked for below
-        w = decoded(bits, origin, part["work"])
-        old = bits if origin == dtype else encoded(w.copy(), dtype)
+        w = decode(bits, origin, part["work"])
+        old = bits if origin == dtype else encode(w.copy(), dtype)
         if not updates:
             return old, 0, 0
-        w, touched = merged(updates, w, begin, begin + len(bits))
-        new = encoded(w, dtype)
-    rows = int(numpy.count_nonzero(touched))
+        w, mask = apply(updates, w, begin, begin + len(bits))
+        new = encode(w, dtype)
+    rows = int(numpy.count_nonzero(mask))
     if rows < len(bits):
-        new[~touched] = old[~touched]
-    if not finite(new if rows == len(bits) else new[touched], dtype):
+        new[~mask] = old[~mask]
+    if not is_finite(new if rows == len(bits) else new[mask], dtype):
         raise Failed(f"{part['name']}: a merged weight is infinite, NaN or too large for {dtype}")
     return new, rows, int(numpy.count_nonzero(new != old))
 
 
-def put(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: int) -> tuple[int, int]:
+def write_rows(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: int) -> tuple[int, int]:
     """Write rows of a part; how many weights have an update, and how many of these changed."""
     bits = base_rows(part, begin, end)
-    made = numpy.empty(bits.shape, f"<u{SIZES[part['dtype']]}")
+    result = numpy.empty(bits.shape, f"<u{SIZES[part['dtype']]}")
     updated = changed = 0
     for start in range(begin, end, part["step"]):
         here = slice(start - begin, min(start + part["step"], end) - begin)
-        made[here], rows, others = fresh(part, updates, bits[here], start)
+        result[here], rows, others = update_rows(part, updates, bits[here], start)
         updated += rows * part["columns"]
         changed += others
     with Path(part["path"]).open("r+b", buffering=0) as file:
         file.seek(part["offset"] + (part["top"] + begin) * part["columns"] * SIZES[part["dtype"]])
-        drain(file, memoryview(made).cast("B"))
+        write(file, memoryview(result).cast("B"))
     return updated, changed
 
 
 # Files.
 
 
-def drain(file: Any, space: memoryview) -> None:
-    """Write all of a space."""
-    while len(space):
-        space = space[file.write(space) :]
-
-
-def copy(source: str, offset: int, dest: str, to: int, count: int) -> tuple[int, int]:
-    """Copy bytes from one file into another, within the kernel where it can; nothing has changed by it."""
-    with Path(source).open("rb", buffering=0) as old, Path(dest).open("r+b", buffering=0) as new:
-        ends, done = (old.fileno(), new.fileno()), 0
-        with contextlib.suppress(AttributeError, OSError):  # Linux alone has it, and not between all kinds of disks
-            while part := os.copy_file_range(*ends, count - done, offset + done, to + done):
-                done += part
-        old.seek(offset + done)
-        new.seek(to + done)
-        buffer = memoryview(bytearray(min(count - done, PIECE)))
-        while done < count:
-            space = buffer[: count - done]
-            fill(old, space)
-            drain(new, space)
-            done += len(space)
-    return 0, 0
-
-
-def begun(file: dict[str, Any], path: Path) -> list[int]:
+def write_header(file: dict[str, Any], path: Path) -> list[int]:
     """Write a file's header, and make it as long as it will be; the offset of each tensor."""
     header: dict[str, Any] = {"__metadata__": file["metadata"]} if file.get("metadata") else {}
     offsets, at = [], 0
@@ -278,11 +254,11 @@ def begun(file: dict[str, Any], path: Path) -> list[int]:
     return [8 + len(text) + offset for offset in offsets]
 
 
-def span(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: int) -> tuple[str, int, int, int] | None:
+def kept_bytes(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: int) -> tuple[str, int, int, int] | None:
     """Where the bytes of rows lie that stay as they are: file, offset, offset in the new file, count; None for others."""
     base, (first, _, step) = part["base"], part["base"].get("rows") or (0, 0, 1)
-    for update in updates:
-        if update.get("indices") is None or any(begin <= row < end for row in update["indices"]):
+    for indices in (update.get("indices") for update in updates):
+        if indices is None or ((indices >= begin) & (indices < end)).any():
             return None
     if base["dtype"] != part["dtype"] or base.get("columns") or step != 1:
         return None
@@ -291,19 +267,19 @@ def span(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: i
     return base["file"], base["offset"] + (first + top) * size, part["offset"] + top * size, count * size
 
 
-def tasks(file: dict[str, Any], path: Path) -> Iterator[Callable[[], tuple[int, int]]]:
+def tasks(file: dict[str, Any], path: Path) -> Iterator[Callable[[], Any]]:
     """All that is to be done for a file, in its order; what lies side by side in both files is copied at once."""
     run: Any = None
-    for tensor, offset in zip(file["tensors"], begun(file, path), strict=True):
+    for tensor, offset in zip(file["tensors"], write_header(file, path), strict=True):
         cache: dict[Any, Any] = {}
         for part, updates in parts(tensor, str(path), offset):
-            ready = [prepared(part, update, cache) for update in updates]
+            factors = [prepare(part, update, cache) for update in updates]
             rows = part["step"] if any("indices" in update for update in updates) else max(1, PIECE // max(1, part["columns"]))
             for begin in range(0, part["height"], rows):
                 end = min(begin + rows, part["height"])
-                same = span(part, updates, begin, end)
+                same = kept_bytes(part, factors, begin, end)
                 if same is None:
-                    yield functools.partial(put, part, ready, begin, end)
+                    yield functools.partial(write_rows, part, factors, begin, end)
                 elif run and (run[0], run[1] + run[3], run[2] + run[3]) == same[:3] and run[3] + same[3] <= RUN:
                     run = (*run[:3], run[3] + same[3])
                 else:
@@ -312,7 +288,8 @@ def tasks(file: dict[str, Any], path: Path) -> Iterator[Callable[[], tuple[int, 
     yield from copies(run, path)
 
 
-def copies(run: Any, path: Path) -> Iterator[Callable[[], tuple[int, int]]]:
+def copies(run: Any, path: Path) -> Iterator[Callable[[], Any]]:
+    """The copy of a run of bytes, where there is one."""
     if run and run[3]:
         yield functools.partial(copy, *run[:2], str(path), *run[2:])
 
@@ -320,19 +297,15 @@ def copies(run: Any, path: Path) -> Iterator[Callable[[], tuple[int, int]]]:
 def merge(plan: dict[str, Any], dest: Path, threads: int) -> dict[str, int]:
     """Carry out a plan; what it has written and changed."""
     counts = numpy.zeros(2, int)
+    pending: collections.deque[Any] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
-        pending: collections.deque[Any] = collections.deque()
-        try:
-            for file in plan.get("files", []):
-                for task in tasks(file, dest / file["path"]):
-                    pending.append(pool.submit(task))
-                    if len(pending) > 2 * threads:
-                        counts += pending.popleft().result()
-            for future in pending:
-                counts += future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for file in plan.get("files", []):
+            for task in tasks(file, dest / file["path"]):
+                pending.append(pool.submit(task))
+                if len(pending) > 2 * threads:
+                    counts += pending.popleft().result() or 0
+        for future in pending:
+            counts += future.result() or 0
     tensors = sum(len(file["tensors"]) for file in plan.get("files", []))
     return {"tensors": tensors, "updated": int(counts[0]), "changed": int(counts[1])}
 

@@ -1,10 +1,11 @@
-"""Tensors in safetensors files: their bits, the numbers that these stand for, and the bits of other numbers.
+"""Tensors in safetensors files: their bits, the numbers that these stand for, and how both are read, written and copied.
 
 A stored tensor is {"file", "offset", "dtype", "shape", "rows", "columns"} as merge/records.py has it.
 """
 
 import contextlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Failed(Exception):
     """Why there is no merge, in one line."""
 
 
-def decoded(bits: Any, dtype: str, work: str) -> Any:
+def decode(bits: Any, dtype: str, work: str) -> Any:
     """The numbers that bits stand for, as floats of the dtype `work`; an array of its own."""
     if dtype == "BF16":
         wide = bits.astype("<u4")
@@ -29,7 +30,7 @@ def decoded(bits: Any, dtype: str, work: str) -> Any:
     return bits.view(f"<f{SIZES[dtype]}").astype(work)
 
 
-def encoded(values: Any, dtype: str) -> Any:
+def encode(values: Any, dtype: str) -> Any:
     """The bits of floats in a dtype, rounded to the nearest, ties to even; the values are lost."""
     if dtype == "BF16":
         wide = values.astype("<f4", copy=False).view("<u4")
@@ -42,7 +43,7 @@ def encoded(values: Any, dtype: str) -> Any:
     return values.astype(f"<f{SIZES[dtype]}", copy=False).view(f"<u{SIZES[dtype]}")
 
 
-def finite(bits: Any, dtype: str) -> bool:
+def is_finite(bits: Any, dtype: str) -> bool:
     """Whether bits hold finite numbers only; the largest of each sign tells."""
     size, least = SIZES[dtype], INFINITY[dtype]
     return not bits.size or bool(bits.view(f"<i{size}").max() < least and bits.max() < least | 1 << (8 * size - 1))
@@ -95,10 +96,42 @@ def name_of(stored: dict[str, Any]) -> str:
 
 
 def numbers(stored: dict[str, Any], begin: int, end: int, work: str) -> Any:
-    """Some rows of what an adapter holds, as floats; each has to be finite."""
+    """Some rows of what an adapter holds, as floats; each has to be is_finite."""
     if stored["dtype"] not in INFINITY:
         raise Failed(f"{name_of(stored)} is of the type {stored['dtype']}")
-    values = decoded(read(stored, begin, end), stored["dtype"], work)
+    values = decode(read(stored, begin, end), stored["dtype"], work)
     if not numpy.isfinite(values).all():
         raise Failed(f"{name_of(stored)} holds infinite numbers or NaN")
     return values
+
+
+def write(file: Any, space: memoryview) -> None:
+    """Write all of a space at the file's position."""
+    count = len(space)
+    while len(space):
+        space = space[file.write(space) :]
+    start_writeback(file, count)
+
+
+def start_writeback(file: Any, count: int) -> None:
+    """Have the system begin to put the last bytes on the disk: else a later fsync waits for all of them."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), file.tell() - count, count, os.POSIX_FADV_DONTNEED)
+
+
+def copy(source: str, offset: int, dest: str, to: int, count: int) -> None:
+    """Copy bytes from one file into another, within the kernel where it can."""
+    with Path(source).open("rb", buffering=0) as old, Path(dest).open("r+b", buffering=0) as new:
+        ends, done = (old.fileno(), new.fileno()), 0
+        with contextlib.suppress(AttributeError, OSError):  # Linux alone has it, and not between all kinds of disks
+            while part := os.copy_file_range(*ends, count - done, offset + done, to + done):
+                done += part
+        old.seek(offset + done)
+        new.seek(to + done)
+        start_writeback(new, done)
+        buffer = memoryview(bytearray(min(count - done, 1 << 20)))
+        while done < count:
+            space = buffer[: count - done]
+            fill(old, space)
+            write(new, space)
+            done += len(space)

@@ -132,6 +132,7 @@ def test_each_kind_in_each_dtype(dtype: str, run: Run, save: Save, tmp_path: Pat
     base, rows, vector = save(w, dtype), integers(2, 5, most=9), integers(7)
     lora = {"kind": "lora", "a": save(a, "BF16"), "b": save(b, "F16")}
     turned = {"kind": "lora", "a": save(b.T), "b": save(a.T), "transposed": True}
+    other = {"kind": "tensor", "tensor": save(8 - w.T), "transposed": True}
     cases: list[tuple[Tensor, Any]] = [
         (tensor_of(base, Update(**lora)), w + b @ a),
         (tensor_of(base, Update(**lora, scale=0.5, weight=-2.0)), w - b @ a),
@@ -140,6 +141,7 @@ def test_each_kind_in_each_dtype(dtype: str, run: Run, save: Save, tmp_path: Pat
         (tensor_of(base, Update(kind="tensor", tensor=save(-3 * w))), -3 * w),
         (tensor_of(base, Update(kind="tensor", tensor=save(-3 * w), weight=0.5)), 0 - w),
         (tensor_of(base, Update(kind="tensor", tensor=save(9 - w.T), transposed=True)), 9 - w),
+        (tensor_of(base, Update(**other, weight=0.5), Update(**other, weight=0.25)), 6 - w / 2),
         (tensor_of(base, Update(kind="tensor", tensor=save(rows), indices=(6, 0))), numpy.vstack([rows[1], w[1:6], rows[0]])),
         (tensor_of(save(vector, dtype), Update(kind="vector", tensor=save(vector), scale=0.5, weight=3.0)), 2.5 * vector),
         (tensor_of(save(w[0, 0], dtype), Update(kind="vector", tensor=save(w[1, 1]))), w[0, 0] + w[1, 1]),
@@ -310,16 +312,45 @@ def test_several_files_with_all_kinds_of_tensors(
     assert content | more == {name: stored_bytes(values, name) for name, values in kinds.items()}
 
 
-def test_neighbours_in_a_file_are_copied_at_once(
-    script: ModuleType, run: Run, save: Save, monkeypatch: pytest.MonkeyPatch
+def test_neighbours_in_both_files_are_copied_at_once(
+    script: ModuleType, run: Run, save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies: list[int] = []
     own = script.copy
     monkeypatch.setattr(script, "copy", lambda *words: copies.append(words[-1]) or own(*words))
-    whole = save(integers(8, 2))
-    halves = [msgspec.structs.replace(whole, offset=whole.offset + 32 * number, shape=(4, 2)) for number in (0, 1)]
-    run(plan_of(*(tensor_of(half, name=str(number)) for number, half in enumerate(halves))))
+    values, between = (
+        integers(8, 2),
+        tensor_of(save(integers(3)), Update(kind="vector", tensor=save(integers(3))), name="between"),
+    )
+    whole = save(values)
+    one, two = (msgspec.structs.replace(whole, offset=whole.offset + 32 * number, shape=(4, 2)) for number in (0, 1))
+    run(plan_of(tensor_of(one, name="one"), tensor_of(two, name="two")))
     assert copies == [64]  # the most of a run
+    run(plan_of(tensor_of(one, name="one"), between, tensor_of(two, name="two")))
+    content = read(tmp_path)[1]
+    assert content["one"] + content["two"] == stored_bytes(values, "F32")
+
+
+@pytest.mark.parametrize("most", [None, 0, 1000, 1 << 30])
+def test_a_copy_by_the_kernel_and_without(
+    most: int | None, script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def some(source: int, dest: int, count: int, offset: int, to: int) -> int:
+        """As on a disk that gives up once so many bytes are copied."""
+        if offset - 7 >= most:
+            raise OSError(95, "not supported")
+        content = os.pread(source, min(count, most), offset)
+        return os.pwrite(dest, content, to)
+
+    if most is None:
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    elif hasattr(os, "pread"):
+        monkeypatch.setattr(os, "copy_file_range", some, raising=False)
+    content = numpy.random.default_rng(0).bytes(2_500_000)
+    (tmp_path / "source").write_bytes(content)
+    (tmp_path / "dest").write_bytes(bytes(9))
+    script.copy(str(tmp_path / "source"), 7, str(tmp_path / "dest"), 9, 2_400_000)
+    assert (tmp_path / "dest").read_bytes() == bytes(9) + content[7:2_400_007]
 
 
 def test_threads_change_nothing(run: Run, save: Save, tmp_path: Path) -> None:
@@ -381,6 +412,7 @@ def test_shapes_that_do_not_fit(refusal: Callable[..., str], save: Save) -> None
     assert "does not fit" in refusal(tensor_of(stack, Update(**good, at=0), shape=(2, 8, 5)))
     assert "stack" in refusal(tensor_of(stack, Update(**good, at=0), Update(kind="tensor", tensor=stack)))
     assert "stack" in refusal(tensor_of(base, Update(**good, at=0)))
+    assert "stack of [2, 7, 5]" in refusal(tensor_of(stack, Update(**good, at=2)))
 
 
 def test_types_that_nothing_can_be_added_to(refusal: Callable[..., str], save: Save) -> None:
