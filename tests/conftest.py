@@ -34,6 +34,7 @@ from llamacpp_orchestrator.util.store import Store
 from tests.support import NOWHERE
 from tests.support import ROOT
 from tests.support import TAG
+from tests.support import environments
 from tests.support import resolutions
 from tests.support.answer import Answer
 from tests.support.stage import trees
@@ -138,17 +139,20 @@ def orchestrate(
     world: Path,
     capfd: pytest.CaptureFixture[str],
     lender: Lender,
+    shared_cache: Path,
     shared: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Answer]]:
     """Run a command in this process, as the console script would, but that it finds a warm interpreter and leaves it so.
 
-    Nor is a package index asked again what it has told in this session.
+    Nor is a package index asked again what it has told in this session, or an environment built again that a worker has built.
     """
     if "cold" not in request.fixturenames:
         monkeypatch.setattr(warm_worker, "Warm", lender)
         for name in ("resolve", "resolve_reference"):
             monkeypatch.setattr(venv, name, resolutions.remembering(getattr(venv, name), shared / "resolutions"))
+        build = environments.sharing(setup.build_environment, shared_cache, shared)
+        monkeypatch.setattr(setup, "build_environment", build)
 
     def run(*argv: object) -> Answer:
         capfd.readouterr()
