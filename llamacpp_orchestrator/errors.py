@@ -24,22 +24,6 @@ HOST = re.compile(r"(\[[\w:.%]*\]|[\w.~-]*)(:\d{0,5})?")  # as it stands in a UR
 LONGEST_LINE = 700  # a name or value out of a stranger's file may be of any length
 NO_LOCKS = "the cache's disk has no locks, as some network disks: choose a folder on another one (ORCHESTRATE_CACHE_DIR)"
 FULL = "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder"
-# What the words of OpenSSL, Rustls and proxies mean, whichever library passes them on → what to do.
-CAUSES = (
-    (
-        r"(?i)certificate (is |has )?(not yet valid|expired)|NotValidYet|CertExpired|invalid peer certificate: Expired",
-        "a certificate is not valid at this time: is this machine's clock right? else the server's owner must renew it",
-    ),
-    (
-        r"(?i)certificate.verify.failed|UnknownIssuer|invalid peer certificate|certificate problem"
-        "|certificate verification failed|self.signed certificate",
-        "something on the way (a company's proxy?) signs by itself: name its certificates (PEM) in SSL_CERT_FILE",
-    ),
-    (
-        r"(?i)ProxyError|proxy.*(refused|unreachable|timed out|resolve)|tunnel|407 Proxy|SOCKS",
-        "the proxy that is set (HTTPS_PROXY, ALL_PROXY and their kind) does not let this through: correct it, or unset it",
-    ),
-)
 
 
 class OrchestrateError(Exception):
@@ -191,11 +175,6 @@ def of_python_path(error: Exception) -> OrchestrateError | None:
             way = "start it in another folder, or without PYTHONPATH; if it fails there too, please report what it says then"
             return OrchestrateError(message, way)
     return None
-
-
-def hint_for(said: str, hint: str) -> str:
-    """What to do about a failure of a connection, by the words of the library that met it; `hint` where they tell nothing."""
-    return next((meaning for words, meaning in CAUSES if re.search(words, said)), hint)
 
 
 def first(errors: Sequence[OrchestrateError]) -> OrchestrateError:

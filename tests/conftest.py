@@ -35,6 +35,7 @@ from tests.support import NOWHERE
 from tests.support import ROOT
 from tests.support import TAG
 from tests.support import resolutions
+from tests.support import workers
 from tests.support.answer import Answer
 from tests.support.stage import trees
 from tests.support.stage.fixtures import github as github
@@ -63,15 +64,15 @@ def demo_data() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def data(demo_data: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(demo_data: ModuleType, tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
     """all-MiniLM-L6-v2, tiny-llama, lora-a and lora-b."""
     folder = tmp_path_factory.mktemp("data")
-    demo_data.main(folder)
+    workers.once(shared / "data" / "demo", {"data": folder}, lambda: demo_data.main(folder))
     return folder
 
 
 @pytest.fixture(scope="session")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def tree(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Callable[[str], Path]:
     """Real converter trees by tag, out of packages; "0.3.1" and the like are those that llama-cpp-python carried then."""
     folder = tmp_path_factory.mktemp("trees")
 
@@ -79,7 +80,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         dest = folder / tag
         if not dest.exists():
             dest.mkdir()
-            trees.checkout(tag, dest)
+            workers.once(shared / "trees" / tag, {"tree": dest}, lambda: trees.checkout(tag, dest))
         return dest
 
     return get
@@ -138,17 +139,20 @@ def orchestrate(
     world: Path,
     capfd: pytest.CaptureFixture[str],
     lender: Lender,
+    shared_cache: Path,
     shared: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Answer]]:
     """Run a command in this process, as the console script would, but that it finds a warm interpreter and leaves it so.
 
-    Nor is a package index asked again what it has told in this session.
+    Nor is a package index asked again what it has told in this session, or an environment built again that a worker has built.
     """
     if "cold" not in request.fixturenames:
         monkeypatch.setattr(warm_worker, "Warm", lender)
         for name in ("resolve", "resolve_reference"):
             monkeypatch.setattr(venv, name, resolutions.remembering(getattr(venv, name), shared / "resolutions"))
+        build = workers.sharing(setup.build_environment, shared_cache, shared)
+        monkeypatch.setattr(setup, "build_environment", build)
 
     def run(*argv: object) -> Answer:
         capfd.readouterr()

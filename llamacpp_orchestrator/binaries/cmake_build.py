@@ -19,6 +19,8 @@ from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.meanings import matched
+from llamacpp_orchestrator.meanings import table
 from llamacpp_orchestrator.source.pin import SourcePin
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import process
@@ -47,15 +49,6 @@ OPTIONS = (
 ONE_ROUNDING = ("-DCMAKE_C_FLAGS=-ffp-contract=off", "-DCMAKE_CXX_FLAGS=-ffp-contract=off")
 WHEELS = ("cmake>=3.18,<5", "ninja>=1.10")
 BYTES_PER_JOB = 1_500_000_000
-# The compiler's own words → what they likely mean, and what to do. First match wins.
-KNOWN = (
-    (r"nvcc|CUDA", "its CUDA part does not", "use a CUDA toolkit that suits the tag, or take nvcc off PATH"),
-    (
-        r"filesystem: No such file|C\+\+17|cxx_std_17",
-        "the compiler is too old",
-        "this tag needs C++17: take GCC 9, Clang 10 or newer",
-    ),
-)
 
 
 def options(pin: SourcePin, toolchain: Toolchain) -> tuple[str, ...]:
@@ -174,7 +167,8 @@ def progress_of(line: str) -> str:
 def explain(tail: str, code: int = 1) -> tuple[str, str]:
     """The likely cause and the remedy for the end of a build and its last lines; two empty texts when nobody knows."""
     cause, remedy = diagnose.machine(code, tail)
-    return (cause, f"{remedy}; what is compiled already is kept") if remedy else diagnose.matched(tail, KNOWN)
+    known = matched(tail, table("binaries", "compile"))
+    return (cause, f"{remedy}; what is compiled already is kept") if remedy else known
 
 
 def build(tools: Tools, tree: Path, out: Path, dest: Path, parallel: int, log: Path, tell: Callable[[str], None]) -> None:

@@ -12,29 +12,16 @@ from pathlib import Path
 from llamacpp_orchestrator.binaries.install import any_tool
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.meanings import first
+from llamacpp_orchestrator.meanings import table
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
-from llamacpp_orchestrator.system.diagnose import EXECUTES
-from llamacpp_orchestrator.system.diagnose import INCOMPLETE
-from llamacpp_orchestrator.system.diagnose import NOEXEC
-from llamacpp_orchestrator.system.diagnose import OWN
 from llamacpp_orchestrator.system.host import Host
 
 BUILD = "set `binaries.backend: source` to build it for this system"
-NEWER, OTHER = f"use a newer system, or {BUILD}", f"take another tag, or {BUILD}"
+OTHER = f"take another tag, or {BUILD}"
 MACHINES = {3: "x86", 40: "arm", 62: "x64", 183: "arm64", 243: "riscv64"}  # in an ELF header
-CANNOT_START = (
-    (r"(GLIBC(?:XX)?_[\d.]+)'? not found", "it needs {0}, newer than this system's C library ({libc})", NEWER),
-    (rf"(?:shared libraries|Library not loaded): ({OWN})", "its own {0} is missing: the package is incomplete", INCOMPLETE),
-    (r"failed to map segment|started: Permission denied", NOEXEC, EXECUTES),
-    (r"loading shared libraries: (\S+?):", "the library {0} is missing", f"install it, or {BUILD}"),
-    (r"Library not loaded: (\S+)", "the library {0} is missing", f"install it, or {BUILD}"),
-    (r"0xC0000135|3221225781", "a DLL is missing", "install the Microsoft Visual C++ 2015-2022 runtime (vc_redist)"),
-    (r"Exec format|Bad CPU|WinError 193|valid Win32", "it is made for another processor{made} than {arch}", OTHER),
-    (r"started: No such file", "its loader{loader} is missing: made for another C library than this ({libc})", BUILD),
-    (r"signal 4\b|3221225501", "this processor lacks instructions that it uses", "take a tag from b5276 on, which adapts"),
-)
 
 
 def probe(root: Path, host: Host) -> str:
@@ -59,13 +46,13 @@ def _cannot_start(tool: Path, error: CommandFailed, lines: list[str], host: Host
     said, begins = "\n".join([error.message, *lines]), _beginning(tool)
     loader = re.search(rb"(?:^#!|\0)(/[\w./+-]*)(?=[\0\s])", begins)
     machine = MACHINES.get(int.from_bytes(begins[18:20], "little")) if begins.startswith(b"\x7fELF") else None
-    known = {"made": f" ({machine})" if machine else "", "loader": f" {loader[1].decode()}" if loader else ""}
-    for pattern, why, hint in CANNOT_START:
-        if found := re.search(pattern, said):
-            why = why.format(*found.groups(), libc=host.libc, arch=host.arch, **known)
-            if found.groups() and (tool.parent / found[1].rpartition("/")[2]).is_symlink():
-                why, hint = f"the archive's own {found[1]} is a link to nothing", OTHER
-            return OrchestrateError(f"{tool.name} cannot start: {why}", hint)
+    known = {"processor": f" ({machine})" if machine else "", "loader": f" {loader[1].decode()}" if loader else ""}
+    row, detail = first(said, (*table("system", "programs"), *table("binaries", "start", BUILD=BUILD))) or (None, "")
+    if row:
+        why, hint = row.cause(detail, libc=host.libc, arch=host.arch, owner="its", **known), row.way
+        if detail and (tool.parent / detail.rpartition("/")[2]).is_symlink():
+            why, hint = f"the archive's own {detail} is a link to nothing", OTHER
+        return OrchestrateError(f"{tool.name} cannot start: {why}", hint)
     # Its last line is the reason, as a rule; a page of usage would hide what to do.
     why = ": ".join(dict.fromkeys(line for line in (error.message.splitlines()[0], *lines[-1:]) if line.strip()))
     return OrchestrateError(f"{tool.name} cannot start: {why}", OTHER)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +16,8 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.spec import Imatrix
+from llamacpp_orchestrator.meanings import matched
+from llamacpp_orchestrator.meanings import table
 from llamacpp_orchestrator.system import command as system_command
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import process
@@ -32,7 +33,6 @@ TOOL, SOURCE = "{llama-imatrix}", "{source}"
 FOLDER = "imatrix"
 FIRST_GGUF = 5942  # the tag whose llama-imatrix writes GGUF under such a name; before it had a format of its own
 GPU_WORDS = {"-ngl", "--gpu-layers", "--n-gpu-layers"}
-LACKING = r"need at least (\d+) tokens|tokenizes to only (\d+) tokens"
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,8 +121,9 @@ def explain(error: CommandFailed) -> tuple[str, str]:
     cause, remedy = diagnose.machine(error.code, f"{error.message}\n{error.tail}")
     if remedy:
         return f"{cause}: " if cause else "", remedy
-    if re.search(LACKING, error.tail):
-        return "the text is too short: ", "give one of at least 1024 tokens, better of 50,000 or more"
+    cause, remedy = matched(error.tail, table("convert", "llama_imatrix"))
+    if cause:
+        return f"{cause}: ", remedy
     if "longer than" in error.message:
         return "", "give it more time (`minutes`) or less to do (`chunks`) under `imatrix`"
     return "", "the log holds the tool's whole output"

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.meanings import matched
+from llamacpp_orchestrator.meanings import table
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import sandbox
@@ -23,61 +25,6 @@ FALLBACKS = (
 )
 
 HELP_SECONDS = 60.0
-
-# The tool's own words → what they likely mean, and what to do. First match wins.
-KNOWN = (
-    (
-        r"invalid ftype '([^']*)'|invalid ftype",
-        "this tag's llama-quantize does not know the type ({0})",
-        "see the list: orchestrate exec JOB -- llama-quantize",
-    ),
-    (
-        r"failed to load imatrix|missing imatrix metadata|no data in file",
-        "this tag cannot read the importance matrix",
-        "is it one? the tag makes its own from a text: `imatrix: {text: FILE}`",
-    ),
-    (
-        r"imatrix size \d+ is different",
-        "the importance matrix belongs to another model",
-        "make one of this model: `imatrix: {text: FILE}`",
-    ),
-    (
-        r"(?i)missing importance matrix for tensor (\S+)|importance matrix|missing importance"
-        r"|imatrix.*(?:required|missing)|requires.*imatrix",
-        "this type needs an importance matrix ({0})",
-        "set `imatrix`, or choose a type that needs none, for example Q4_K_M",
-    ),
-    (
-        r"(?i)usage: |allowed quantization types|invalid (?:ggml_|quantization )?type|malformed",
-        "this tag's llama-quantize does not take these arguments",
-        "correct `quantize_args`; the tool's help: orchestrate exec JOB -- llama-quantize",
-    ),
-    (
-        r"requantizing from type (\w+) is disabled|cannot dequantize/convert tensor type (\w+)",
-        "the model is quantized already ({0})",
-        "quantize from f32, bf16 or f16: list one of them under `outtype`",
-    ),
-    (
-        r"quantized data validation failed|found (nan|inf)|non-finite value",
-        "a weight is too large for this type, whose blocks keep their scale as f16, or it is no number (NaN or infinite)",
-        "take Q8_0, which holds larger ones, or keep it (`quantize_args: [--tensor-type, NAME=bf16]`), or another checkpoint",
-    ),
-    (
-        r"unknown model architecture: '([^']+)'|unsupported model architecture: '([^']+)'",
-        "these programs do not know the architecture {0}",
-        "binaries and converter must be of one tag; `orchestrate doctor JOB` says which are used",
-    ),
-    (
-        r"basic_ios::clear: iostream error",
-        "the file could not be written, perhaps because the disk is full",
-        "free some space, and check the rights of the output folder",
-    ),
-    (
-        r"not within the file bounds|failed to read (?:key-value pairs|tensor)|invalid magic|failed to load model from",
-        "the file that it was to read is no whole GGUF file",
-        "run again with --force to make it anew",
-    ),
-)
 
 
 def types(tool: Path) -> tuple[str, ...]:
@@ -139,5 +86,5 @@ def explain(tail: str, memory: int = 0, code: int = 1) -> tuple[str, str]:
     """What the tool's end and last words likely mean, and what to do; `memory` is what it was allowed to take."""
     starved = sandbox.starved(tail, memory)
     known = starved if starved[0] else diagnose.machine(code, tail)
-    cause, hint = known if known[1] else diagnose.matched(tail, KNOWN)
+    cause, hint = known if known[1] else matched(tail, table("convert", "llama_quantize"))
     return f"{cause}: " if cause else "", hint or "the log holds the tool's whole output"

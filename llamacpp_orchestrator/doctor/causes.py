@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator
 
 from llamacpp_orchestrator.errors import FULL
 from llamacpp_orchestrator.errors import NO_LOCKS
+from llamacpp_orchestrator.meanings import matched
+from llamacpp_orchestrator.meanings import table
 
 UNREACHED = ("dns", "refused", "timeout", "unreachable")
 REPORT = "if this makes no sense to you, report it with the output of `orchestrate doctor --json`"
@@ -38,23 +39,6 @@ BY_TYPE = (
     ("timeout", ("ConnectTimeout", "ConnectTimeoutError", "ReadTimeout", "ReadTimeoutError", "TimeoutException")),
 )
 BY_STATUS = {401: "login", 403: "forbidden", 404: "missing", 407: "proxy", 429: "limit"}
-# What git, uv and the hub's library say in words alone.
-BY_WORDS = (
-    ("socks", r"(?i)SOCKS"),
-    ("proxy", r"(?i)resolve proxy|proxy connect|CONNECT tunnel|tunnel error|ProxyError|unable to connect to proxy"),
-    ("certificate", r"(?i)certificate|SSL: |SSLError|UnknownIssuer"),
-    ("dns", r"(?i)could not resolve host|dns error|name resolution|NameResolutionError|name or service not known|getaddrinfo"),
-    ("login", r"\b401\b|(?i:unauthorized|asks for a login)"),
-    ("forbidden", r"\b403\b|(?i:forbidden)"),
-    ("limit", r"\b429\b"),
-    ("refused", r"(?i)connection refused|failed to connect|couldn't connect|actively refused|NewConnectionError"),
-    ("timeout", r"(?i)timed out|timeout|gave no (whole )?answer"),
-    ("unreachable", r"(?i)(network|host) (is )?unreachable|no route to host|cannot be reached"),
-    ("space", r"(?i)no space left|disk quota|cannot hold"),
-    ("read-only", r"(?i)read-only file system"),
-    ("rights", r"(?i)permission denied"),
-)
-OF_CLOCK = re.compile(r"(?i)not yet valid|has expired|NotValidYet|certificate expired|CertExpired|\bExpired\b")
 
 
 def of(error: BaseException) -> str:
@@ -65,10 +49,10 @@ def of(error: BaseException) -> str:
     by_type = next((cause for cause, types in BY_TYPE if names.intersection(types)), "")
     by_errno = next((BY_ERRNO[link.errno] for link in chain if isinstance(link, OSError) and link.errno in BY_ERRNO), "")
     status = next((number for link in chain if (number := getattr(link, "status", 0)) and isinstance(number, int)), 0)
-    by_words = next((cause for cause, told in BY_WORDS if re.search(told, words)), "")
+    by_words, _ = matched(words, (*table("util", "connections"), *table("doctor", "causes")))
     # git's failure to reach a server is kept with a number of 500 and more, of which the words know more.
     cause = by_type or by_errno or BY_STATUS.get(status) or by_words or ("server" if status >= 500 else "")
-    return "expired" if cause == "certificate" and OF_CLOCK.search(words) else cause
+    return by_words if cause == "certificate" and by_words == "expired" else cause
 
 
 def _chain(error: BaseException | None, depth: int = 8) -> Iterator[BaseException]:

@@ -19,7 +19,7 @@ from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
-from llamacpp_orchestrator.errors import hint_for
+from llamacpp_orchestrator.meanings import hint_for
 from llamacpp_orchestrator.source import pypi
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system.command import clean_env

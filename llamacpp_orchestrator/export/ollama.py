@@ -32,6 +32,8 @@ from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.meanings import matched
+from llamacpp_orchestrator.meanings import table
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.build import is_current
@@ -76,11 +78,6 @@ WHOLE = ("top_k",)
 LARGEST = 2**31
 FRONT = re.compile(r"---\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 LICENSE = re.compile(r"^license(?:_name|_link)?:[ \t]+([\"']?)([^\s\"'#\[\]{}]+)\1[ \t]*$", re.MULTILINE)
-# Ollama's own words → what to do. First match wins.
-KNOWN = (
-    (r"connect|not responding|connection refused", "is Ollama running? start it, or `ollama serve`"),
-    (r"command must be one of", UPDATE),
-)
 
 
 class Handoff(msgspec.Struct, frozen=True, kw_only=True):
@@ -338,8 +335,8 @@ def _create(at: tuple[JobRun, Mapping[str, Handoff]], key: str, outcomes: Outcom
     try:
         process.stream(Command((program, *handoff.commands[0].argv[1:]), cwd=str(handoff.path.parent), env=_env()), log, tell)
     except CommandFailed as error:
-        known = next((hint for pattern, hint in KNOWN if re.search(pattern, error.tail, re.IGNORECASE)), "see the log")
-        hint = diagnose.machine(error.code, f"{error.message}\n{error.tail}")[1] or known
+        known = matched(error.tail, table("export", "ollama", UPDATE=UPDATE))[1]
+        hint = diagnose.machine(error.code, f"{error.message}\n{error.tail}")[1] or known or "see the log"
         last = process.last_lines(error.tail).split("\n")[-1]
         message = f"Ollama did not take {handoff.path.name}: {error.message} ({last})"
         raise error.retold(message, hint, log) from error

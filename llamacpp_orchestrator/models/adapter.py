@@ -12,6 +12,8 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
+from llamacpp_orchestrator.meanings import matched
+from llamacpp_orchestrator.meanings import table
 from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.models.adapter_scaling import Scales
 from llamacpp_orchestrator.models.safetensors import read_json
@@ -77,21 +79,6 @@ UNMERGED = (
 )  # fmt: skip
 # These start from matrices that they first take out of the base: the adapter as it is fits the base that was left.
 CHANGED_BASE = re.compile(r"(?i)pissa|olora|corda|lora_ga")
-# Tensors that are no LoRA matrices, by their names. First match wins.
-STRAY = (
-    (r"lora_magnitude_vector", "DoRA also trains magnitudes", MERGE),
-    (r"\.lora_[AB]\.bias$", "it adds biases to its matrices", MERGE),
-    (r"\.lora_[AB]\.\w+\.weight$", "its tensors still bear PEFT's name for it", "save it with PEFT's save_pretrained"),
-    (r"trainable_tokens|token_adapter", "it also trains single tokens of the vocabulary", MERGE),
-    (r"\.bias$", "it trains biases", MERGE),
-    (
-        r"(embed_tokens|lm_head|wte|word_embeddings)\.(\w+\.)*weight$",
-        "it holds a whole vocabulary that was trained or resized",
-        MERGE,
-    ),
-    (r"\.weight$", "it holds whole modules that were trained", MERGE),
-    (r"", "it holds what is neither lora_A nor lora_B", MERGE),
-)
 
 
 def check(adapter: Path, base: Path, name: str, base_name: str, script: Path | None = None) -> Scales:
@@ -142,7 +129,8 @@ def refuse(config: Mapping[str, Any], names: Iterable[str], name: str) -> None:
         )
     strays = [key for key in sorted(names) if not adapter_scaling.MATRIX.fullmatch(key) and ".base_layer." not in key]
     if strays and not reasons:
-        reasons = [(f"{words} ({quoted(strays[0])})", way) for pattern, words, way in STRAY if re.search(pattern, strays[0])][:1]
+        words, way = matched(strays[0], table("models", "stray", MERGE=MERGE))
+        reasons = [(f"{words} ({quoted(strays[0])})", way)]
     if reasons:
         raise _cannot(name, reasons)
 

@@ -14,7 +14,7 @@ import msgspec
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
-from llamacpp_orchestrator.errors import hint_for
+from llamacpp_orchestrator.meanings import hint_for
 from llamacpp_orchestrator.models.hub_cache import cache_folder
 from llamacpp_orchestrator.util import cancel
 from llamacpp_orchestrator.util.background import load

@@ -20,7 +20,9 @@ from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
-from llamacpp_orchestrator.errors import hint_for
+from llamacpp_orchestrator.meanings import first
+from llamacpp_orchestrator.meanings import hint_for
+from llamacpp_orchestrator.meanings import table
 from llamacpp_orchestrator.source.tree import PATTERNS
 from llamacpp_orchestrator.source.tree import utc
 from llamacpp_orchestrator.source.tree import wanted
@@ -43,27 +45,6 @@ CONFIG = {
     "credential.helper": "", "http.lowSpeedLimit": "1000", "http.lowSpeedTime": "60", "protocol.allow": "never",
     **{f"protocol.{scheme}.allow": "always" for scheme in SCHEMES},
 }  # fmt: skip
-LOGIN = r"Authentication failed|could not read (Username|Password)|prompts disabled|error: 40[13]|Permission denied \("
-UNKNOWN = r"not our ref|find remote ref|unadvertised object"
-MEANINGS = (
-    (r"error: 429", "limits requests for now (HTTP 429)", f"wait some minutes, or {ELSEWHERE}", 429),
-    (LOGIN, "asks for a login", "is the address right? private repositories work over ssh:// with a key", 401),
-    (r"[Rr]epository .*not found|not appear to be a git repository|error: 404", "is not there: ", "check llama_cpp.repo", 404),
-    (
-        r"dubious ownership",
-        "belongs to another user",
-        "make it yours (chown -R), or set `llama_cpp.repo` to a copy of yours",
-        403,
-    ),
-    (
-        r"not valid: is this a git",
-        "is no git repository",
-        "is the address right? a login page of this network may answer for it",
-        0,
-    ),
-    (UNKNOWN, "does not give out that tag or commit: ", "use a tag, or a commit that a branch or tag points at", 0),
-    (r"ould not resolve|unable to access|Connection|timed out|Timeout|Host key", "cannot be reached: ", ELSEWHERE, 503),
-)
 FIXED = {
     "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_ATTR_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0",
     "GIT_ASKPASS": "", "SSH_ASKPASS": "", "GIT_SSH_COMMAND": "ssh -oBatchMode=yes -oConnectTimeout=20",
@@ -243,7 +224,7 @@ def explain(url: str, said: str) -> OrchestrateError:
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it gave no reason"]
     # What git says last is often only advice; the reason is the first line that begins as one.
     reason = next((line for line in lines if line.startswith(("fatal:", "error:", "remote:"))), lines[-1])
-    for pattern, message, hint, status in MEANINGS:
-        if re.search(pattern, said):
-            return NetworkError(f"{where} {message}{reason if message.endswith(': ') else ''}", hint_for(said, hint), status)
-    return OrchestrateError(f"git failed on {where}: {reason}", hint_for(said, ELSEWHERE))
+    row, _ = first(said, table("source", "git", ELSEWHERE=ELSEWHERE)) or (None, "")
+    if row is None:
+        return OrchestrateError(f"git failed on {where}: {reason}", hint_for(said, ELSEWHERE))
+    return NetworkError(f"{where} {row.means}{reason if row.means.endswith(': ') else ''}", hint_for(said, row.way), row.status)

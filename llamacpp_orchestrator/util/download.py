@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import anonymous
-from llamacpp_orchestrator.errors import hint_for
+from llamacpp_orchestrator.meanings import hint_for
 from llamacpp_orchestrator.util import cancel
 from llamacpp_orchestrator.util.archive import CHUNK
 from llamacpp_orchestrator.util.background import load

@@ -9,6 +9,9 @@ from pathlib import Path
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.meanings import Meaning
+from llamacpp_orchestrator.meanings import matched
+from llamacpp_orchestrator.meanings import table
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system.command import Command
 
@@ -26,14 +29,8 @@ WORDS = {
     "same_top": r"Same top p:",
 }
 UNCERTAIN = ("ppl", "base_ppl", "kld", "same_top")
-TOO_SHORT = ("the text is too short", f"give one of at least {2 * CONTEXT} tokens, better of 50,000 or more")
-NO_ROOM = ("the file between could not be written or read", "is the disk full?")
-# The tool's own words → what they mean, and what to do. First match wins; with most of them it ends with exit code 0.
-KNOWN = (
-    (imatrix.LACKING, *TOO_SHORT),
-    (r"failed reading (log-probs|evaluation)|failed to open", *NO_ROOM),
-    (r"\bnan\b|-nan", "the model's answers are no numbers", "a file that is quantized this far is of no use: drop the type"),
-)
+# What the tool says of them, if its words are not lost.
+TOO_SHORT, NO_ROOM = f"you need at least {2 * CONTEXT} tokens", f"failed to open {LOGITS}"
 
 
 def command(tool: Path, model: Path, asked: spec.Quality, text: Path | None = None) -> Command:
@@ -67,10 +64,15 @@ def explain(error: CommandFailed) -> tuple[str, str]:
         return f"{cause}: " if cause else "", remedy
     if "longer than" in error.message:
         return "", "give it more time (`minutes`) or less to do (`chunks`) under `quality`"
-    for pattern, cause, hint in KNOWN:
-        if lines := [line for line in error.tail.splitlines() if re.search(pattern, line)]:
-            return f"{cause} ({lines[-1].split(': ', 1)[-1].strip()}): ", hint
+    for row in known():
+        if lines := [line for line in error.tail.splitlines() if re.search(row.pattern, line)]:
+            return f"{row.means} ({lines[-1].split(': ', 1)[-1].strip()}): ", row.way
     return "", "the log holds the tool's whole output"
+
+
+def known() -> tuple[Meaning, ...]:
+    """The tool's own words; with most of them it ends with exit code 0."""
+    return (*table("convert", "llama_imatrix"), *table("verify", "llama_perplexity"))
 
 
 def logits_bytes(chunks: int, vocabulary: int, context: int = CONTEXT) -> int:
@@ -85,8 +87,8 @@ def flaw(logits: Path) -> tuple[str, str]:
         with logits.open("rb") as file:
             head, size = file.read(HEADER.size), logits.stat().st_size
     except OSError:
-        return NO_ROOM
+        return matched(NO_ROOM, known())
     if size < HEADER.size:  # the tool begins to write, then counts the tokens, and only then goes on
-        return TOO_SHORT
+        return matched(TOO_SHORT, known())
     _, context, vocabulary, chunks = HEADER.unpack(head)
-    return NO_ROOM if size < logits_bytes(chunks, vocabulary, context) else ("", "")
+    return matched(NO_ROOM, known()) if size < logits_bytes(chunks, vocabulary, context) else ("", "")

@@ -12,15 +12,14 @@ import msgspec
 import pytest
 
 from llamacpp_orchestrator.convert import commands
-from llamacpp_orchestrator.convert import known_failures
 from llamacpp_orchestrator.convert import quantize
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.convert.failures import explain
 from llamacpp_orchestrator.convert.failures import is_certain
-from llamacpp_orchestrator.convert.known_failures import WORDS
 from llamacpp_orchestrator.errors import CommandFailed
+from llamacpp_orchestrator.meanings import LONGEST
+from llamacpp_orchestrator.meanings import table
 from llamacpp_orchestrator.system.command import script_env
-from llamacpp_orchestrator.system.diagnose import LONGEST
 from tests.support import makers
 
 Spoil = Callable[[Path], Any]
@@ -322,7 +321,7 @@ TAGS: dict[str, tuple[str, set[str]]] = {
 
 def row(said: str) -> str:
     """The pattern by which a text is explained."""
-    return next((pattern for pattern, _, _ in WORDS if re.search(pattern, said)), "")
+    return next((row.pattern for row in table("convert", "scripts") if re.search(row.pattern, said)), "")
 
 
 @pytest.mark.slow
@@ -361,7 +360,7 @@ def test_real_failures_are_explained(
     assert not wrong, "\n\n".join(f"{name}: {said}" for name, said in wrong.items())
     if tag == "b11434":
         literal = {row(said) for said, _ in LITERAL.values()}
-        assert {pattern for pattern, _, _ in WORDS} <= seen | literal, "a row that nothing tries"
+        assert {row.pattern for row in table("convert", "scripts")} <= seen | literal, "a row that nothing tries"
 
 
 # What of the above a script tells of small files alone, and what it cannot.
@@ -468,8 +467,8 @@ def test_a_tensor_without_a_place_has_its_own_way_out(name: str) -> None:
 
 
 def test_every_way_to_save_a_model_is_tried() -> None:
-    first = {next(row for row in known_failures.WRAPPED if re.search(row[0], name)) for name in WRAPPED}
-    assert first == set(known_failures.WRAPPED)
+    rows = table("convert", "tensors")
+    assert {next(row for row in rows if re.search(row.pattern, name)) for name in WRAPPED} == set(rows)
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,10 @@ def test_the_file_of_answers(tmp_path: Path) -> None:
     assert perplexity.logits_bytes(6, 32000) == 97_944_548
     file = tmp_path / "base.logits"
     whole = perplexity.HEADER.pack(b"_logits_", 512, 3, 2) + bytes(perplexity.logits_bytes(2, 3) - perplexity.HEADER.size)
-    assert perplexity.flaw(file) == perplexity.NO_ROOM
-    for content, flaw in ((whole, ("", "")), (whole[:-1], perplexity.NO_ROOM), (whole[:12], perplexity.TOO_SHORT)):
+    no_room = ("the file between could not be written or read", "is the disk full?")
+    too_short = ("the text is too short", "give one of at least 1024 tokens, better of 50,000 or more")
+    assert perplexity.flaw(file) == no_room
+    for content, flaw in ((whole, ("", "")), (whole[:-1], no_room), (whole[:12], too_short)):
         file.write_bytes(content)
         assert perplexity.flaw(file) == flaw
 

@@ -74,7 +74,7 @@ def plain(drawn: bytes) -> str:
 
 
 @pytest.mark.parametrize("columns", [60, 200])
-def test_what_is_waited_for_is_named(columns: int, job: Job, data: Path) -> None:
+def test_what_is_waited_for_is_named(columns: int, python: Path, job: Job, data: Path) -> None:
     file = job({"source": str(data / "tiny-llama"), "name": "a-model-whose-name-is-not-short", "outtype": "f16"})
     code, drawn = on_terminal(columns, "run", file)
     assert code == 0, drawn

@@ -14,6 +14,8 @@ from llamacpp_orchestrator.system.command import Command
 
 # Each takes some 300 MB.
 MOST = 2
+# Each child is given all variables anew, and nothing that is imported before looks at these.
+APART = ("PATH", "HOME")
 Env = tuple[tuple[str, str], ...]
 Key = tuple[str, tuple[int, ...], Env]
 
@@ -31,7 +33,7 @@ class Lender:
 
     def _warm(self, python: str, tree: Path, env: Env) -> Warm:
         """The interpreter of an environment as it is now: one that has been made anew since has another."""
-        key = (python, identity(Path(python).parents[1]), env)
+        key = (python, identity(Path(python).parents[1]), tuple(pair for pair in env if pair[0] not in APART))
         with self._lock:
             warm = self._kept.pop(key, None)
             if warm is None:

@@ -22,6 +22,7 @@ from llamacpp_orchestrator.verify import levels
 from llamacpp_orchestrator.verify.gguf import Contents
 from tests.support import ROOT
 from tests.support import makers
+from tests.support import workers
 
 Tree = Callable[[str], Path]
 TAGS = ("b9760", "b11434")
@@ -52,17 +53,21 @@ FREE_OF = {
 
 
 @pytest.fixture
-def made(python: Path, tree: Tree, shared_cache: Path, compiled: dict[str, str]) -> Path:
+def made(python: Path, tree: Tree, shared_cache: Path, shared: Path, compiled: dict[str, str]) -> Path:
     """Tiny models of many architectures and what two tags made of them: once for the session, in one process."""
     folder = shared_cache / "architectures"
-    if not folder.exists():
-        draft = folder.with_name("architectures.draft")
+    draft = folder.with_name("architectures.draft")
+
+    def make() -> None:
         shutil.rmtree(draft, ignore_errors=True)
         argv = [str(python), str(MAKER), str(draft), *(str(tree(tag)) for tag in TAGS)]
         env = {"PATH": "", "HF_HUB_OFFLINE": "1", "HOME": str(shared_cache), **compiled}
         done = subprocess.run(argv, env=env, capture_output=True, text=True, encoding="utf-8", check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         draft.rename(folder)
+
+    if not folder.exists():
+        workers.once(shared / "architectures" / "made", {"made": folder}, make)
     return folder
 
 

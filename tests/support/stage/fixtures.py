@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.system import host
 from tests.support import TAG
 from tests.support.stage.github import GitHub
@@ -29,18 +30,18 @@ def linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Callable[[], Path]:
-    """The real tree of the tag as a repository like upstream's, with files besides that nobody should fetch."""
+def repository(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Callable[[str], Path]:
+    """The real tree of the tag as a repository like upstream's, of a time, with files besides that nobody should fetch."""
     root = tmp_path_factory.mktemp("git")
 
-    def make() -> Path:
+    def make(time: str) -> Path:
         place = root / "ggml-org" / "llama.cpp"
         if not place.exists():
             shutil.copytree(shared_cache / "source" / f"package-{TAG}", place)
             (place / "src").mkdir()
             (place / "src" / "llama.cpp").write_bytes(os.urandom(300_000))
             for words in (("init", "-q", "-b", "master"), ("add", "-A"), ("commit", "-q", "-m", "one"), ("tag", TAG)):
-                git(*words, at=place)
+                git(*words, at=place, GIT_COMMITTER_DATE=time)
             git("config", "uploadpack.allowFilter", "true", at=place)
         return root
 
@@ -50,15 +51,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> 
 @pytest.fixture
 def github(
     world: Path,
-    repository: Callable[[], Path],
+    repository: Callable[[str], Path],
     orchestrate: Callable[..., Any],
     job: Callable[..., Path],
     data: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[GitHub]:
     """A mirror of github.com and of its API, with the real tree behind it."""
-    assert orchestrate("setup", job(str(data / "tiny-llama"), name="first.yaml", binaries={"backend": "none"})).code == 0
-    root = repository()
+    first = job(str(data / "tiny-llama"), name="first.yaml", binaries={"backend": "none"})
+    assert orchestrate("setup", first).code == 0
+    lock = lock_file.read(lock_file.path_for(first))
+    assert lock
+    # Of the same time as the package, the environment is that of the package: another takes half a minute.
+    root = repository(lock.llama_cpp.time)
     # Some test before may have had it without.
     git("config", "uploadpack.allowFilter", "true", at=root / "ggml-org" / "llama.cpp")
     with GitHub(root) as server:
