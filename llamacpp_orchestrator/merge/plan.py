@@ -50,7 +50,22 @@ def plan(base: Path, base_name: str, adapters: Sequence[Adapter]) -> Plan:
     rows = vocabulary.rows(source, {name: tuple(update for _, update in pairs) for name, pairs in sums.items()})
     files = _files(source, sums, rows, is_untied)
     texts, copies, more = small_files.choose(source, every, files, rows, is_untied)
-    return Plan(files=files, texts=texts, copies=copies, notes=(*notes, *more))
+    return Plan(files=files, texts=texts, copies=copies, notes=(*notes, *_unlike_peft(source, every, changes), *more))
+
+
+def _unlike_peft(base: Base, every: Sequence[Parts], changes: Sequence[updates.Changes]) -> list[str]:
+    """Notes on adapters that PEFT 0.21.2 would merge into something else than they are while they are not merged."""
+    embedding, lines = updates.embedding_name(base), []
+    for parts, own in zip(every, changes, strict=True):
+        factors = [update for update in own.get(embedding, ()) if update.kind in ("lora", "dora")]
+        if factors and parts.config.get("ensure_weight_tying") and updates.is_tied(base):
+            lines.append(
+                f"the adapter {parts.adapter.name} moves both ends of the vocabulary once; PEFT's own merge would do it twice"
+            )
+        if parts.config.get("layer_replication"):
+            name = parts.adapter.name
+            lines.append(f"each layer that the adapter {name} repeats has its own update; PEFT's own merge would add all to each")
+    return lines
 
 
 def _check_ends(base: Base, every: Sequence[Parts]) -> None:

@@ -29,6 +29,7 @@ def test_repeated_layers_are_tensors_of_their_own(tmp_path: Path) -> None:
     assert len(tensors) == len(MODEL) + 4 + 3 and "vision_tower.layers.0.fc1.weight" in tensors
     assert tensors[f"{LAST}.weight"].updates and not tensors["model.layers.1.self_attn.q_proj.weight"].updates
     assert tensors[f"{LAST}.weight"].base == tensors["model.layers.1.self_attn.q_proj.weight"].base
+    assert found.notes == ("each layer that the adapter mine repeats has its own update; PEFT's own merge would add all to each",)
     config = json.loads(found.texts["config.json"])
     assert config["num_hidden_layers"] == 3 and config["layer_types"] == ["full", "sliding", "sliding"]
     assert config["text_config"] == text | {"num_hidden_layers": 3, "layer_types": ["full", "sliding", "sliding"]}
