@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import collections
+import functools
 import graphlib
 import re
 import statistics
@@ -24,6 +25,7 @@ DRAWN = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8"
 DATA = ("Struct", "Record", "Error", "Exception", "Stopped", "CommandFailed", "Session", "SafeDumper", "BaseLoader", "Protocol")
 
 
+@functools.cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
