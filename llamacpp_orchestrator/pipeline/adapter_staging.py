@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.convert import preflight as convert_preflight
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.environment import reference
+from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Ingredient
@@ -178,8 +180,16 @@ def _asked(
         python=str(python), run=warm_worker.run_alone, env=pinned.script_env, limits=most, scratch=entry, log=log
     )
     seen = [file for part in need.parts for file in (pinned.view(part), *pinned.view(part).rglob("*"))]
-    hint = "run the same command again; if it fails there again, is one of its adapters damaged?"
-    return ask(interpreter, script, question, Summed, seen, hint)
+    try:
+        return ask(interpreter, script, question, Summed, seen)
+    except CommandFailed as error:
+        why = re.search(rf"^{script}: (.+)", error.tail, re.MULTILINE)
+        if why is None:
+            raise
+        message = f"nothing can be merged into {need.parts[0].name}: {why[1]}"
+        raise error.retold(
+            message, "is that file damaged, or is the adapter another's? get it again, or train it anew"
+        ) from error
 
 
 def _lost(summed: Summed) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -156,6 +157,17 @@ def test_an_adapter_of_another_base_is_told_before_the_weights_come(
     answer = orchestrate("run", job({"source": "org/m", "merge": str(data / "lora-a"), "outtype": "f16"}, **QUICK))
     assert answer.code == 1 and "the adapter lora-a does not fit org/m: k_proj of layer 0 has 64" in answer.err, answer.err
     assert not [path for path in hub.seen if path.endswith("model.safetensors") and path.startswith("GET")]
+
+
+def test_an_adapter_with_no_number_is_told_by_its_tensor(
+    orchestrate: Orchestrate, job: Job, copy: Callable[..., Path], data: Path, world: Path, cache: Path
+) -> None:
+    weights = copy("lora-a", "adapter") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + struct.pack("<f", float("nan")))
+    answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16", "merge": "./adapter"}, **QUICK))
+    assert answer.code == 1 and "error: nothing can be merged into tiny-llama: base_model.model.model.layers." in answer.err
+    assert "holds infinite numbers or NaN" in answer.err and "hint: is that file damaged" in answer.err, answer.err
+    assert not list((cache / "merged").iterdir()) and not sums(world / "dist")
 
 
 def test_a_killed_merge_heals(orchestrate: Orchestrate, job: Job, data: Path, world: Path, cache: Path) -> None:
