@@ -9,8 +9,10 @@ dtype; what was written until then is of no use.
 """
 
 import collections
+import ctypes
 import functools
 import json
+import math
 import os
 import struct
 import sys
@@ -23,6 +25,9 @@ from typing import Any
 if __name__ == "__main__":
     # The threads are ours: each works on other rows.
     os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "MKL", "OMP")}, VECLIB_MAXIMUM_THREADS="1")
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD and
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD (malloc.h): each step uses the pages of the last, and clears none anew
 
 import numpy
 from stored_tensors import INFINITY
@@ -49,7 +54,7 @@ def product(update: dict[str, Any], begin: int, end: int) -> Any:
     """Rows of scale · (b @ a)."""
     a, b = update["a"], update["b"]
     change = a[:, begin:end].T @ b.T if update.get("transposed") else b[begin:end] @ a
-    if update.get("scale", 1.0) != 1.0:
+    if update["scale"] != 1.0:
         change *= change.dtype.type(update["scale"])
     return change
 
@@ -152,7 +157,10 @@ def prepare(part: dict[str, Any], update: dict[str, Any], cache: dict[Any, Any])
     factors = dict(update)
     if update["kind"] in ("lora", "dora"):
         a, b = (factor(update[name], part["work"], cache) for name in "ab")
-        factors |= {"a": a, "b": b}
+        scale = update.get("scale", 1.0)
+        if math.frexp(scale)[0] == 0.5:  # a power of two changes no digit, wherever it comes in
+            b, scale = b * b.dtype.type(scale), 1.0
+        factors |= {"a": a, "b": b, "scale": scale}
         fits = (b.shape[0], a.shape[1], a.shape[0]) == (out, into, b.shape[1])
     elif (indices := update.get("indices")) is not None:
         factors |= {"indices": numpy.array(indices, int), "values": factor(update["tensor"], part["work"], cache)}

@@ -36,7 +36,7 @@ from tests.support import scratch
 from tests.support.scratch import Failed
 from tests.support.scratch import World
 
-TURNS, RANK, ALPHA = 3, 16, 24
+TURNS, RANK, ALPHA = 3, 16, 32
 MEGABYTE = 1_000_000
 # As PEFT's own guide has it; bfloat16 is what the files hold.
 THEIRS = """
