@@ -203,39 +203,39 @@ def base_rows(part: dict[str, Any], begin: int, end: int) -> Any:
     return bits
 
 
-def update_rows(part: dict[str, Any], updates: list[dict[str, Any]], bits: Any, begin: int) -> tuple[Any, int, int]:
-    """The bits of some rows with their updates, how many rows have any, and how many weights are others by them."""
+def update_rows(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, old: Any, new: Any) -> tuple[int, int]:
+    """Fill in the bits that some rows have after their updates; how many rows have any, and how many weights are others."""
     origin, dtype = part["base"]["dtype"], part["dtype"]
-    if not updates and origin == dtype:
-        return bits, 0, 0
+    if origin != dtype:
+        encode(decode(old, origin, part["work"]), dtype, new)
+        old = new.copy()
+    if not updates:
+        new[...] = old
+        return 0, 0
     with numpy.errstate(all="ignore"):  # what is not finite is looked for below
-        w = decode(bits, origin, part["work"])
-        old = bits if origin == dtype else encode(w.copy(), dtype)
-        if not updates:
-            return old, 0, 0
-        w, mask = apply(updates, w, begin, begin + len(bits))
-        new = encode(w, dtype)
+        w, mask = apply(updates, decode(old, dtype, part["work"]), begin, begin + len(old))
+        encode(w, dtype, new)
     rows = int(numpy.count_nonzero(mask))
-    if rows < len(bits):
+    if rows < len(old):
         new[~mask] = old[~mask]
-    if not is_finite(new if rows == len(bits) else new[mask], dtype):
+    if not is_finite(new if rows == len(old) else new[mask], dtype):
         raise Failed(f"{part['name']}: a merged weight is infinite, NaN or too large for {dtype}")
-    return new, rows, int(numpy.count_nonzero(new != old))
+    return rows, int(numpy.count_nonzero(new != old))
 
 
 def write_rows(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: int) -> tuple[int, int]:
     """Write rows of a part; how many weights have an update, and how many of these changed."""
-    bits = base_rows(part, begin, end)
-    result = numpy.empty(bits.shape, f"<u{SIZES[part['dtype']]}")
+    old = base_rows(part, begin, end)
+    new = numpy.empty(old.shape, f"<u{SIZES[part['dtype']]}")
     updated = changed = 0
-    for start in range(begin, end, part["step"]):
-        here = slice(start - begin, min(start + part["step"], end) - begin)
-        result[here], rows, others = update_rows(part, updates, bits[here], start)
+    for start in range(0, end - begin, part["step"]):
+        here = slice(start, start + part["step"])
+        rows, others = update_rows(part, updates, begin + start, old[here], new[here])
         updated += rows * part["columns"]
         changed += others
     with Path(part["path"]).open("r+b", buffering=0) as file:
         file.seek(part["offset"] + (part["top"] + begin) * part["columns"] * SIZES[part["dtype"]])
-        write(file, memoryview(result).cast("B"))
+        write(file, memoryview(new).cast("B"))
     return updated, changed
 
 

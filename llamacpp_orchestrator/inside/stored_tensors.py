@@ -30,8 +30,8 @@ def decode(bits: Any, dtype: str, work: str) -> Any:
     return bits.view(f"<f{SIZES[dtype]}").astype(work)
 
 
-def encode(values: Any, dtype: str) -> Any:
-    """The bits of floats in a dtype, rounded to the nearest, ties to even; the values are lost."""
+def encode(values: Any, dtype: str, bits: Any) -> None:
+    """Put floats into bits of a dtype, rounded to the nearest, ties to even; the values are lost."""
     if dtype == "BF16":
         wide = values.astype("<f4", copy=False).view("<u4")
         odd = wide >> 16
@@ -39,8 +39,9 @@ def encode(values: Any, dtype: str) -> Any:
         odd += 0x7FFF
         wide += odd
         wide >>= 16
-        return wide.astype("<u2")
-    return values.astype(f"<f{SIZES[dtype]}", copy=False).view(f"<u{SIZES[dtype]}")
+        bits[...] = wide
+    else:
+        bits.view(f"<f{SIZES[dtype]}")[...] = values
 
 
 def is_finite(bits: Any, dtype: str) -> bool:
