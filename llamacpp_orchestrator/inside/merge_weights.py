@@ -206,21 +206,22 @@ def base_rows(part: dict[str, Any], begin: int, end: int) -> Any:
 def update_rows(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, old: Any, new: Any) -> tuple[int, int]:
     """Fill in the bits that some rows have after their updates; how many rows have any, and how many weights are others."""
     origin, dtype = part["base"]["dtype"], part["dtype"]
-    if origin != dtype:
-        encode(decode(old, origin, part["work"]), dtype, new)
-        old = new.copy()
-    if not updates:
+    if not updates and origin == dtype:
         new[...] = old
         return 0, 0
     with numpy.errstate(all="ignore"):  # what is not finite is looked for below
-        w, mask = apply(updates, decode(old, dtype, part["work"]), begin, begin + len(old))
+        w = decode(old, origin, part["work"])
+        if origin != dtype:
+            encode(w.copy(), dtype, new)
+            old = new.copy()
+        w, mask = apply(updates, w, begin, begin + len(old)) if updates else (w, numpy.ones(len(old), bool))
         encode(w, dtype, new)
     rows = int(numpy.count_nonzero(mask))
     if rows < len(old):
         new[~mask] = old[~mask]
     if not is_finite(new if rows == len(old) else new[mask], dtype):
         raise Failed(f"{part['name']}: a merged weight is infinite, NaN or too large for {dtype}")
-    return rows, int(numpy.count_nonzero(new != old))
+    return rows if updates else 0, int(numpy.count_nonzero(new != old))
 
 
 def write_rows(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, end: int) -> tuple[int, int]:

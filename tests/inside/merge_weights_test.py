@@ -264,10 +264,18 @@ def test_padded_cut_and_without_a_base(run: Run, save: Save, tmp_path: Path) -> 
     assert said["updated"] == 2 * 4 + 20 + 20
 
 
-def test_another_dtype_than_the_base(run: Run, save: Save, tmp_path: Path) -> None:
-    w = integers(5, 4) / 3
-    run(plan_of(tensor_of(save(w, "F32"), dtype="BF16"), tensor_of(save(w, "F64"), name="v", dtype="F32")))
-    assert read(tmp_path)[1] == {"w": stored_bytes(w.astype("f4"), "BF16"), "v": stored_bytes(w, "F32")}
+def test_another_dtype_than_the_base(run: Run, refusal: Callable[..., str], save: Save, tmp_path: Path) -> None:
+    w, more = integers(5, 4) / 3, Update(kind="tensor", tensor=save(integers(5, 4)), weight=0.25)
+    tensors = [tensor_of(save(w, "F64"), name="v", dtype="F32"), tensor_of(save(w), more, name="x", dtype="BF16")]
+    said = run(plan_of(tensor_of(save(w), dtype="BF16"), *tensors))
+    due = (w.astype("f4") + (integers(5, 4).astype("f4") - w.astype("f4")) / 4).astype("f4")
+    assert read(tmp_path)[1] == {
+        "w": stored_bytes(w.astype("f4"), "BF16"),
+        "v": stored_bytes(w, "F32"),
+        "x": stored_bytes(due, "BF16"),
+    }
+    assert said["updated"] == 20
+    assert "too large for F16" in refusal(tensor_of(save([1e6]), dtype="F16"))
 
 
 def test_what_no_update_touches_keeps_its_bits(run: Run, save: Save, tmp_path: Path) -> None:
