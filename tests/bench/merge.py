@@ -69,7 +69,8 @@ def rows(world: World) -> Iterator[Row]:
     ours, theirs = pythons(world, folder, base)
     env = world.env(HF_HUB_OFFLINE="1", PYTHONPYCACHEPREFIX=str(world.scratch / "bytecode"))
     dest = folder / "merged"
-    for kind, time_goal, memory_goal in (("LoRA", 0.4, 0.15), ("DoRA", 1.0, 1.0)):
+    # Of DoRA only the figures count: its norms are two more passes over every weight.
+    for kind, time_goal, memory_goal, copy_goal in (("LoRA", 0.4, 0.15, 1.5), ("DoRA", 1.0, 1.0, 3.0)):
         adapter = folder / kind
         write_adapter(adapter, base, kind == "DoRA")
         (folder / "asked.json").write_text(json.dumps(plan(base, adapter) | {"dest": str(dest)}), encoding="utf-8")
@@ -83,7 +84,7 @@ def rows(world: World) -> Iterator[Row]:
         peaks = [(one.peak, two.peak) for one, two, _ in costs]
         yield compared(f"{what}, memory against PEFT's", peaks, unit="MB", goal=memory_goal, note=HOW)
         pairs = [(one.seconds, three.seconds) for one, _, three in costs]
-        yield compared(f"{what} against a copy of the files", pairs, unit="s", goal=1.5, note=HOW)
+        yield compared(f"{what} against a copy of the files", pairs, unit="s", goal=copy_goal, note=HOW)
     shutil.rmtree(folder)
 
 
