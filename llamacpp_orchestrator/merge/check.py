@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.merge import base_files
 from llamacpp_orchestrator.merge import kinds
@@ -15,7 +14,6 @@ from llamacpp_orchestrator.merge.records import Adapter
 from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models.safetensors import read_json
 from llamacpp_orchestrator.models.weight_files import INDEX
-from llamacpp_orchestrator.models.weight_files import PICKLE_INDEX
 
 
 def check(base: Path, base_name: str, adapters: Sequence[Adapter]) -> tuple[str, ...]:
@@ -25,8 +23,6 @@ def check(base: Path, base_name: str, adapters: Sequence[Adapter]) -> tuple[str,
     """
     config = read_json(base / "config.json")
     every = [adapter_parts.read(one) for one in adapters]
-    if (base / PICKLE_INDEX).is_file() and not (base / INDEX).is_file():
-        raise OrchestrateError(f"{base_name} has its weights only as pickles: a merge reads safetensors", kinds.PICKLED)
     notes: list[str] = []
     for parts in every:
         kinds.refuse(parts)

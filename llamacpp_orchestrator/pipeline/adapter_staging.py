@@ -6,13 +6,13 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from typing import TypeVar
 
 import msgspec
 
-from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.convert import preflight as convert_preflight
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.environment import reference
@@ -22,12 +22,17 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.lock.records import model_need
 from llamacpp_orchestrator.merge import plan as merge_plan
+from llamacpp_orchestrator.merge import scaled
 from llamacpp_orchestrator.merge.records import Adapter
 from llamacpp_orchestrator.merge.records import Plan
 from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import adapter_scaling
 from llamacpp_orchestrator.models import safetensors
+from llamacpp_orchestrator.models import view as models_view
 from llamacpp_orchestrator.models.adapter_scaling import Scales
+from llamacpp_orchestrator.models.selection import HubFile
+from llamacpp_orchestrator.models.weight_files import INDEX
+from llamacpp_orchestrator.models.weight_files import PICKLE_INDEX
 from llamacpp_orchestrator.pipeline import converter_view
 from llamacpp_orchestrator.pipeline import memory
 from llamacpp_orchestrator.pipeline import preflight
@@ -36,7 +41,6 @@ from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.source.tree import SCRIPTS
 from llamacpp_orchestrator.system import limits
-from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.interpreter import Interpreter
 from llamacpp_orchestrator.system.interpreter import ask
@@ -44,8 +48,19 @@ from llamacpp_orchestrator.system.scheduler import Outcome
 from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util import disk
+from llamacpp_orchestrator.util.store import remove
 
-FACTORS = "factors.json"
+T = TypeVar("T")
+SAFE = ".safetensors"  # beside what is merged, while it is made
+
+
+class Staging(msgspec.Struct, frozen=True):
+    """A folder of the cache that is being filled: for which job, out of which views, and where its log is."""
+
+    pinned: PinnedJob
+    entry: Path
+    log: Path
+    views: tuple[Path, ...]
 
 
 class Summed(msgspec.Struct, frozen=True):
@@ -72,19 +87,17 @@ def command(pinned: PinnedJob, build: Build, scales: Scales) -> Command:
     return msgspec.structs.replace(build.command, argv=tuple(copy if word == view else word for word in build.command.argv))
 
 
-def stage(pinned: PinnedJob, build: Build, scales: Scales, run: Callable[[Command], None]) -> None:
-    """Make the scaled copy of an output's adapter if it needs one that is not there; `run` runs a script of the environment."""
+def stage(pinned: PinnedJob, build: Build, scales: Scales, log: Path) -> None:
+    """Make the scaled copy of an output's adapter if it needs one that is not there."""
     if not scales.factors:
         return
     view, copy = _places(pinned, build, scales)
 
     def make(entry: Path) -> None:
-        # In a file, for the names of some thousand tensors are longer than a command line may be.
-        (entry / FACTORS).write_text(json.dumps(scales.factors, sort_keys=True), encoding="utf-8")
         origin = converter_view.folder(pinned, view)
-        argv = (str(pinned.python), str(inside.path("scale_adapter")), str(origin), str(copy))
-        call = Command(argv, cwd=str(entry), env=pinned.script_env)
-        run(sandbox.around(call, limits.limits(pinned.context.settings), write=(entry,)))
+        plan = scaled.plan(origin, scales.factors)
+        _lay(plan, copy)
+        _by_plan(Staging(pinned, entry, log, (origin, view)), plan, copy, f"{view.name} cannot be scaled")
 
     pinned.store.ensure("views", copy.parent.name, make, lambda _: unhealthy(view, copy), about=f"{view.name}, rescaled")
 
@@ -124,29 +137,24 @@ def merge(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
 
 def make_merged(pinned: PinnedJob, need: Ingredient, log: Path, tell: Tell) -> str:
     """Make the folder of a merged model where it is not there, whole and on the disk; "current" if it was."""
-    dest, base = pinned.merged(need), need.parts[0]
+    dest, views = pinned.merged(need), tuple(map(pinned.view, need.parts))
     status = "current" if pinned.store.has("merged", dest.parent.name) else "done"
 
     def make(entry: Path) -> dict[str, str]:
-        plan = merge_plan.plan(pinned.view(base), base.wanted.source, adapters(pinned, need))
-        dest.mkdir()
-        for name, text in plan.texts.items():
-            place(name).write_text(text, encoding="utf-8", newline="\n")
-        for name, origin in plan.copies.items():
-            shutil.copyfile(origin, place(name))
+        staging, what = Staging(pinned, entry, log, views), f"nothing can be merged into {need.parts[0].name}"
+        base = _safe(staging, what)
+        plan = merge_plan.plan(base, need.wanted.source, adapters(pinned, need))
+        _lay(plan, dest)
         if plan.by_peft:
             memory.check_peft(pinned, need, plan.by_peft)
-            summed = _by_peft(pinned, need, entry, log, tell)
+            summed = _by_peft(staging, {"base": str(base), "dest": str(dest)}, adapters(pinned, need), what, tell)
         else:
-            summed = _by_plan(pinned, need, plan, entry, log)
+            summed = _by_plan(staging, plan, dest, what)
         for path in dest.rglob("*.safetensors"):
             safetensors.check_safetensors(path)
             disk.flush(path)
+        remove(entry / SAFE)
         return {f"note {number}": note for number, note in enumerate((*plan.notes, *_lost(summed)))}
-
-    def place(name: str) -> Path:
-        (dest / name).parent.mkdir(parents=True, exist_ok=True)
-        return dest / name
 
     pinned.store.ensure("merged", dest.parent.name, make, about=f"{need.name}, merged for {pinned.tag}")
     for model in pinned.context.job.models:
@@ -155,41 +163,62 @@ def make_merged(pinned: PinnedJob, need: Ingredient, log: Path, tell: Tell) -> s
     return status
 
 
-def _by_plan(pinned: PinnedJob, need: Ingredient, plan: Plan, entry: Path, log: Path) -> Summed:
-    question = {"files": msgspec.to_builtins(plan.files), "dest": str(entry / need.name)}
-    return _asked(pinned, pinned.python, need, "merge_weights", question, entry, log)
+def _lay(plan: Plan, dest: Path) -> None:
+    """Put the small files of a plan into a new folder."""
+    for name in ("", *plan.texts, *plan.copies):
+        (dest / name if not name else (dest / name).parent).mkdir(parents=True, exist_ok=True)
+    for name, text in plan.texts.items():
+        (dest / name).write_text(text, encoding="utf-8", newline="\n")
+    for name, origin in plan.copies.items():
+        shutil.copyfile(origin, dest / name)
 
 
-def _by_peft(pinned: PinnedJob, need: Ingredient, entry: Path, log: Path, tell: Tell) -> Summed:
+def _safe(staging: Staging, what: str) -> Path:
+    """The base as a merge reads it: its view, or where that has pickles alone (which its user trusts) the same as safetensors."""
+    view = staging.views[0]
+    pickles = sorted(str(path) for path in view.glob("pytorch_model*.bin"))
+    if not pickles or any(view.glob("model*.safetensors")):
+        return view
+    copy, left_out = staging.entry / SAFE / view.name, {PICKLE_INDEX, *(Path(path).name for path in pickles)}
+    names = [path.relative_to(view).as_posix() for path in sorted(view.rglob("*")) if path.is_file()]
+    models_view.make_view((HubFile(path=name, size=0) for name in names if name not in left_out), view, copy)
+    question = {"files": pickles, "dest": str(copy)}
+    places = _asked(staging, staging.pinned.python, "pickled_weights", question, dict[str, str], what)
+    if len(pickles) > 1:
+        (copy / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
+    return copy
+
+
+def _by_plan(staging: Staging, plan: Plan, dest: Path, what: str) -> Summed:
+    question = {"files": msgspec.to_builtins(plan.files), "dest": str(dest)}
+    return _asked(staging, staging.pinned.python, "merge_weights", question, Summed, what)
+
+
+def _by_peft(staging: Staging, question: dict[str, Any], adapters: Iterable[Adapter], what: str, tell: Tell) -> Summed:
     """Let PEFT merge what the plan has no rule for, in the environment that has it, which is built only then."""
-    pin = pinned.lock.reference
+    pinned, pin = staging.pinned, staging.pinned.lock.reference
     if pin is None:  # what its config did not tell, such as a convolution
-        message = f"an adapter of {need.name} can be merged by PEFT alone, and the lock has no environment with PEFT"
-        raise OrchestrateError(message, "set `verify: logits` at that model: then the lock has one")
-    setup.build_environment(pinned.context, pin, reference.TITLE, log.with_stem(f"{log.stem}-environment"), tell)
-    folders = [{"folder": str(adapter.folder), "weight": adapter.weight} for adapter in adapters(pinned, need)]
-    question = {"base": str(pinned.view(need.parts[0])), "adapters": folders, "dest": str(entry / need.name)}
-    return _asked(pinned, pinned.python_of(pin), need, "merge_by_peft", question, entry, log)
+        message = f"{what}: it is for PEFT itself to merge, and the lock has no environment with PEFT"
+        raise OrchestrateError(message, "set `verify: logits` for that model: then the lock has one")
+    log = staging.log.with_stem(f"{staging.log.stem}-environment")
+    setup.build_environment(pinned.context, pin, reference.TITLE, log, tell)
+    question["adapters"] = [{"folder": str(adapter.folder), "weight": adapter.weight} for adapter in adapters]
+    return _asked(staging, pinned.python_of(pin), "merge_by_peft", question, Summed, what)
 
 
-def _asked(
-    pinned: PinnedJob, python: Path, need: Ingredient, script: str, question: dict[str, Any], entry: Path, log: Path
-) -> Summed:
-    most = limits.limits(pinned.context.settings)
+def _asked(staging: Staging, python: Path, script: str, question: dict[str, Any], answer: type[T], what: str) -> T:
+    most, env = limits.limits(staging.pinned.context.settings), staging.pinned.script_env
     interpreter = Interpreter(
-        python=str(python), run=warm_worker.run_alone, env=pinned.script_env, limits=most, scratch=entry, log=log
+        python=str(python), run=warm_worker.run_alone, env=env, limits=most, scratch=staging.entry, log=staging.log
     )
-    seen = [file for part in need.parts for file in (pinned.view(part), *pinned.view(part).rglob("*"))]
     try:
-        return ask(interpreter, script, question, Summed, seen)
+        return ask(interpreter, script, question, answer, [file for view in staging.views for file in (view, *view.rglob("*"))])
     except CommandFailed as error:
         why = re.search(rf"^{script}: (.+)", error.tail, re.MULTILINE)
         if why is None:
             raise
-        message = f"nothing can be merged into {need.parts[0].name}: {why[1]}"
-        raise error.retold(
-            message, "is that file damaged, or is the adapter another's? get it again, or train it anew"
-        ) from error
+        way = "is that file damaged, or is the adapter another's? get it again, or train it anew"
+        raise error.retold(f"{what}: {why[1]}", way) from error
 
 
 def _lost(summed: Summed) -> tuple[str, ...]:

@@ -20,6 +20,9 @@ import pytest
 
 from llamacpp_orchestrator.models.safetensors import safetensors_header
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.command import clean_env
 from tests.support import ROOT
 from tests.support import makers
 from tests.support.answer import Answer
@@ -77,7 +80,7 @@ def test_two_adapters_become_one_model(orchestrate: Orchestrate, job: Job, data:
     receipt = pipeline_receipt.read(world / "dist" / "both-f32.gguf")
     assert receipt and {item.name.partition("/")[0] for item in receipt.inputs} == {"tiny-llama", "lora-a", "lora-b"}
     # What is merged has gone with the end of what it was made for; the rest asks for nothing.
-    assert not list((cache / "merged").iterdir())
+    assert not list((cache / "merged").glob("*/both"))
     before = sums(world / "dist")
     again = orchestrate("run", file)
     assert again.code == 0 and "merge" not in again.err and sums(world / "dist") == before
@@ -159,6 +162,45 @@ def test_an_adapter_of_another_base_is_told_before_the_weights_come(
     assert not [path for path in hub.seen if path.endswith("model.safetensors") and path.startswith("GET")]
 
 
+PICKLED = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import load_file
+base, count = Path(sys.argv[1]), int(sys.argv[2])
+tensors = list(load_file(base / "model.safetensors").items())
+(base / "model.safetensors").unlink()
+names = [f"pytorch_model-{n + 1:05}-of-{count:05}.bin" for n in range(count)] if count > 1 else ["pytorch_model.bin"]
+for n, name in enumerate(names):
+    torch.save(dict(tensors[n::count]), base / name)
+if count > 1:
+    import json
+    places = {key: names[n] for n in range(count) for key, _ in tensors[n::count]}
+    (base / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_base_of_pickles_is_merged_where_it_is_trusted(
+    orchestrate: Orchestrate, job: Job, copy: Callable[..., Path], python: Path, data: Path, world: Path, count: int
+) -> None:
+    process.capture(Command((str(python), "-c", PICKLED, str(copy("tiny-llama", "base")), str(count)), env=clean_env()))
+    merge = {"merge": str(data / "lora-a"), "outtype": "f32"}
+    model = {"source": "./base", "name": "m", "keep_merged": True} | merge
+    answer = orchestrate("run", job(model, **QUICK))
+    assert answer.code == 1 and "only as pickles" in answer.err and "trust_remote_code: true" in answer.err, answer.err
+    safe = {"source": str(data / "tiny-llama"), "name": "safe"} | merge
+    assert orchestrate("run", job(model | {"trust_remote_code": True}, safe | {"keep_merged": True}, **QUICK)).code == 0
+    kept = sorted(
+        path.name for path in (world / "dist" / "m").iterdir() if "token" not in path.name and "receipt" not in path.name
+    )
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    assert kept == ["config.json", *(["model.safetensors"] if count == 1 else [*shards, "model.safetensors.index.json"])]
+    tensors: dict[str, Any] = {}
+    for path in (world / "dist" / "m").glob("*.safetensors"):
+        tensors |= makers.read(path)
+    assert tensors == makers.read(world / "dist" / "safe" / "model.safetensors")
+
+
 def test_an_adapter_with_no_number_is_told_by_its_tensor(
     orchestrate: Orchestrate, job: Job, copy: Callable[..., Path], data: Path, world: Path, cache: Path
 ) -> None:
@@ -167,21 +209,16 @@ def test_an_adapter_with_no_number_is_told_by_its_tensor(
     answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16", "merge": "./adapter"}, **QUICK))
     assert answer.code == 1 and "error: nothing can be merged into tiny-llama: base_model.model.model.layers." in answer.err
     assert "holds infinite numbers or NaN" in answer.err and "hint: is that file damaged" in answer.err, answer.err
-    assert not list((cache / "merged").iterdir()) and not sums(world / "dist")
+    assert not list((cache / "merged").glob("*/tiny-llama-adapter")) and not sums(world / "dist")
 
 
 def test_a_killed_merge_heals(orchestrate: Orchestrate, job: Job, data: Path, world: Path, cache: Path) -> None:
-    model = {"source": str(data / "tiny-llama"), "name": "m", "outtype": "f16", "merge": str(data / "lora-a")}
+    model = {"source": str(data / "tiny-llama"), "name": "killed", "outtype": "f16", "merge": str(data / "lora-a")}
     file = job(model, **QUICK)
     assert orchestrate("setup", file).code == 0
     command = (sys.executable, "-m", "llamacpp_orchestrator", "run", str(file), "--no-progress")
-    for shape, wait in (
-        ("*", 0.0),
-        ("*/m/config.json", 0.0),
-        ("*/m/model.safetensors", 0.0),
-        ("*.complete.json", 0.0),
-        ("*", 0.3),
-    ):
+    shapes = ("*/killed", "*/killed/config.json", "*/killed/model.safetensors")
+    for shape, wait in ((shapes[0], 0.0), (shapes[1], 0.0), (shapes[2], 0.0), (shapes[2], 0.1), (shapes[0], 0.4)):
         child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
         late = time.monotonic() + 120
         while child.poll() is None and time.monotonic() < late and not list((cache / "merged").glob(shape)):
@@ -191,8 +228,8 @@ def test_a_killed_merge_heals(orchestrate: Orchestrate, job: Job, data: Path, wo
         assert child.wait(60) != 0, "it was to be killed before its end"
     answer = orchestrate("run", file)
     assert answer.code == 0, answer.err
-    assert remains(world / "dist") == [] and not list((cache / "merged").iterdir())
-    assert orchestrate("reproduce", world / "dist" / "m-f16.gguf").code == 0
+    assert remains(world / "dist") == [] and not list((cache / "merged").glob("*/killed"))
+    assert orchestrate("reproduce", world / "dist" / "killed-f16.gguf").code == 0
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from llamacpp_orchestrator import inside
@@ -16,8 +17,8 @@ from llamacpp_orchestrator.environment import indexes
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.merge import scaled
 from llamacpp_orchestrator.models import adapter_scaling
-from llamacpp_orchestrator.pipeline import adapter_staging
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import settings
 from llamacpp_orchestrator.system.command import Command
@@ -189,8 +190,15 @@ def test_the_copy_holds_products_and_leaves_all_else_byte_for_byte(
     makers.write(origin / "adapter_model.safetensors", content, metadata)
     (origin / "adapter_config.json").write_text('{"r": 3, "alpha_pattern": {"x": 1}, "name": "\u00e9"}', encoding="utf-8")
     factors = {f"{name}.B": math.sqrt(3) for name in kinds}
-    (entry / adapter_staging.FACTORS).write_text(json.dumps(factors), encoding="utf-8")
-    process.capture(Command((numeric, str(inside.path("scale_adapter")), str(origin), str(entry / "bot"))), timeout=100)
+    (origin / "README.md").write_text("a card", encoding="utf-8")
+    plan = scaled.plan(origin, factors)
+    (entry / "bot").mkdir()
+    (entry / "asked.json").write_text(
+        json.dumps({"files": msgspec.to_builtins(plan.files), "dest": str(entry / "bot")}), encoding="utf-8"
+    )
+    argv = (numeric, str(inside.path("merge_weights")), str(entry / "asked.json"), str(entry / "answer.json"))
+    process.capture(Command(argv), timeout=100)
+    assert plan.copies == {"README.md": str(origin / "README.md")}
     copied = makers.read(entry / "bot" / "adapter_model.safetensors")
     header, begin = makers.header_of(entry / "bot" / "adapter_model.safetensors")
     assert header.pop("__metadata__", {}) == metadata and copied.keys() == content.keys()
@@ -202,5 +210,5 @@ def test_the_copy_holds_products_and_leaves_all_else_byte_for_byte(
             assert (dtype, shape) == ("F32", [3]) and raw == struct.pack("<3f", *(number * root for number in numbers)), name
         else:
             assert (dtype, shape, raw) == content[name]
-    config = json.loads((entry / "bot" / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads(plan.texts["adapter_config.json"])
     assert config == {"r": 3, "name": "\u00e9", "use_rslora": False, "alpha_pattern": {}, "rank_pattern": {}}

@@ -309,7 +309,8 @@ def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
     assert f"note: {note}" in log.read_text(encoding="utf-8")
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
     assert [receipt.command[2] for receipt in receipts] == ["{adapter}"] * 2
-    (shown,) = (path.parent / "strong" for path in shared_cache.glob("views/*/factors.json") if (path.parent / "strong").is_dir())
+    views = (path.parent for path in shared_cache.glob("views/*/strong/adapter_config.json"))
+    (shown,) = (view for view in views if not json.loads((view / "adapter_config.json").read_text())["use_rslora"])
     config = json.loads((shown / "adapter_config.json").read_text())
     assert config == json.loads(before["adapter_config.json"]) | {"use_rslora": False, "alpha_pattern": {}, "rank_pattern": {}}
     assert (shown / "README.md").read_bytes() == before["README.md"]
