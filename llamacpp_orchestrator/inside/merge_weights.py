@@ -4,8 +4,8 @@ Called as merge_weights.py ASKED ANSWER: files with JSON. ASKED has `files`, as 
 they are written to. The sums are float32 (float64 where the base is), rounded once to the tensor's own dtype, to the nearest,
 ties to even.
 ANSWER tells {"tensors": written, "updated": weights that have an update, "changed": those of them whose stored bits are others}.
-Ends with 1 and one line on standard error when a file is too short, or a number is infinite, none at all, or too large for its
-dtype; what was written until then is of no use.
+Says "45%|" on standard output now and then. Ends with 1 and one line on standard error when a file is too short, or a number is
+infinite, none at all, or too large for its dtype; what was written until then is of no use.
 """
 
 import collections
@@ -17,6 +17,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -276,8 +277,11 @@ def kept_bytes(part: dict[str, Any], updates: list[dict[str, Any]], begin: int, 
     return base["file"], base["offset"] + (first + top) * size, part["offset"] + top * size, count * size
 
 
-def tasks(file: dict[str, Any], path: Path) -> Iterator[Callable[[], Any]]:
-    """All that is to be done for a file, in its order; what lies side by side in both files is copied at once."""
+def tasks(file: dict[str, Any], path: Path, tell: Callable[[int], Iterable[Callable[[], Any]]]) -> Iterator[Callable[[], Any]]:
+    """All that is to be done for a file, in its order; what lies side by side in both files is copied at once.
+
+    `tell` is given how many numbers each tensor has, and answers with what tells how far it is.
+    """
     run: Any = None
     for tensor, offset in zip(file["tensors"], write_header(file, path), strict=True):
         cache: dict[Any, Any] = {}
@@ -294,6 +298,7 @@ def tasks(file: dict[str, Any], path: Path) -> Iterator[Callable[[], Any]]:
                 else:
                     yield from copies(run, path)
                     run = same
+        yield from tell(math.prod(tensor["shape"]))
     yield from copies(run, path)
 
 
@@ -305,18 +310,25 @@ def copies(run: Any, path: Path) -> Iterator[Callable[[], Any]]:
 
 def merge(plan: dict[str, Any], dest: Path, threads: int) -> dict[str, int]:
     """Carry out a plan; what it has written and changed."""
-    counts = numpy.zeros(2, int)
+    counts, tensors, done = numpy.zeros(2, int), [tensor for file in plan["files"] for tensor in file["tensors"]], 0
+    total = max(1, sum(math.prod(tensor["shape"]) for tensor in tensors))
+
+    def tell(size: int) -> Iterator[Callable[[], Any]]:
+        nonlocal done
+        before, done = done, done + size
+        if 100 * before // total < 100 * done // total:
+            yield functools.partial(print, f"{100 * done // total}%|", flush=True)
+
     pending: collections.deque[Any] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
-        for file in plan.get("files", []):
-            for task in tasks(file, dest / file["path"]):
+        for file in plan["files"]:
+            for task in tasks(file, dest / file["path"], tell):
                 pending.append(pool.submit(task))
                 if len(pending) > 2 * threads:
                     counts += pending.popleft().result() or 0
         for future in pending:
             counts += future.result() or 0
-    tensors = sum(len(file["tensors"]) for file in plan.get("files", []))
-    return {"tensors": tensors, "updated": int(counts[0]), "changed": int(counts[1])}
+    return {"tensors": len(tensors), "updated": int(counts[0]), "changed": int(counts[1])}
 
 
 def main(asked: Path, answer: Path) -> None:

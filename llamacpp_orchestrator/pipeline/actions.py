@@ -58,7 +58,7 @@ def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
         notes = (*preflight.notes(pinned, build), *scales.notes)
         for note in notes:
             tell(f"{NOTE}{build.output.path.name}: {note}")
-        adapter_staging.stage(pinned, build, scales, log)
+        adapter_staging.stage(pinned, build, scales, log, tell)
         try:
             command = converter_view.command(pinned, build, adapter_staging.command(pinned, build, scales))
             trial.convert(run, build, converter_view.fenced(pinned, build, command, build.stage), log, tell)

@@ -61,6 +61,7 @@ class Staging(msgspec.Struct, frozen=True):
     entry: Path
     log: Path
     views: tuple[Path, ...]
+    tell: Tell
 
 
 class Summed(msgspec.Struct, frozen=True):
@@ -87,7 +88,7 @@ def command(pinned: PinnedJob, build: Build, scales: Scales) -> Command:
     return msgspec.structs.replace(build.command, argv=tuple(copy if word == view else word for word in build.command.argv))
 
 
-def stage(pinned: PinnedJob, build: Build, scales: Scales, log: Path) -> None:
+def stage(pinned: PinnedJob, build: Build, scales: Scales, log: Path, tell: Tell) -> None:
     """Make the scaled copy of an output's adapter if it needs one that is not there."""
     if not scales.factors:
         return
@@ -97,7 +98,7 @@ def stage(pinned: PinnedJob, build: Build, scales: Scales, log: Path) -> None:
         origin = converter_view.folder(pinned, view)
         plan = scaled.plan(origin, scales.factors)
         _lay(plan, copy)
-        _by_plan(Staging(pinned, entry, log, (origin, view)), plan, copy, f"{view.name} cannot be scaled")
+        _by_plan(Staging(pinned, entry, log, (origin, view), tell), plan, copy, f"{view.name} cannot be scaled")
 
     pinned.store.ensure("views", copy.parent.name, make, lambda _: unhealthy(view, copy), about=f"{view.name}, rescaled")
 
@@ -141,13 +142,13 @@ def make_merged(pinned: PinnedJob, need: Ingredient, log: Path, tell: Tell) -> s
     status = "current" if pinned.store.has("merged", dest.parent.name) else "done"
 
     def make(entry: Path) -> dict[str, str]:
-        staging, what = Staging(pinned, entry, log, views), f"nothing can be merged into {need.parts[0].name}"
+        staging, what = Staging(pinned, entry, log, views, tell), f"nothing can be merged into {need.parts[0].name}"
         base = _safe(staging, what)
         plan = merge_plan.plan(base, need.wanted.source, adapters(pinned, need))
         _lay(plan, dest)
         if plan.by_peft:
             memory.check_peft(pinned, need, plan.by_peft)
-            summed = _by_peft(staging, {"base": str(base), "dest": str(dest)}, adapters(pinned, need), what, tell)
+            summed = _by_peft(staging, {"base": str(base), "dest": str(dest)}, adapters(pinned, need), what)
         else:
             summed = _by_plan(staging, plan, dest, what)
         for path in dest.rglob("*.safetensors"):
@@ -194,14 +195,14 @@ def _by_plan(staging: Staging, plan: Plan, dest: Path, what: str) -> Summed:
     return _asked(staging, staging.pinned.python, "merge_weights", question, Summed, what)
 
 
-def _by_peft(staging: Staging, question: dict[str, Any], adapters: Iterable[Adapter], what: str, tell: Tell) -> Summed:
+def _by_peft(staging: Staging, question: dict[str, Any], adapters: Iterable[Adapter], what: str) -> Summed:
     """Let PEFT merge what the plan has no rule for, in the environment that has it, which is built only then."""
     pinned, pin = staging.pinned, staging.pinned.lock.reference
     if pin is None:  # what its config did not tell, such as a convolution
         message = f"{what}: it is for PEFT itself to merge, and the lock has no environment with PEFT"
         raise OrchestrateError(message, "set `verify: logits` for that model: then the lock has one")
     log = staging.log.with_stem(f"{staging.log.stem}-environment")
-    setup.build_environment(pinned.context, pin, reference.TITLE, log, tell)
+    setup.build_environment(pinned.context, pin, reference.TITLE, log, staging.tell)
     question["adapters"] = [{"folder": str(adapter.folder), "weight": adapter.weight} for adapter in adapters]
     return _asked(staging, pinned.python_of(pin), "merge_by_peft", question, Summed, what)
 
@@ -209,7 +210,13 @@ def _by_peft(staging: Staging, question: dict[str, Any], adapters: Iterable[Adap
 def _asked(staging: Staging, python: Path, script: str, question: dict[str, Any], answer: type[T], what: str) -> T:
     most, env = limits.limits(staging.pinned.context.settings), staging.pinned.script_env
     interpreter = Interpreter(
-        python=str(python), run=warm_worker.run_alone, env=env, limits=most, scratch=staging.entry, log=staging.log
+        python=str(python),
+        run=warm_worker.run_alone,
+        env=env,
+        limits=most,
+        scratch=staging.entry,
+        log=staging.log,
+        tell=staging.tell,
     )
     try:
         return ask(interpreter, script, question, answer, [file for view in staging.views for file in (view, *view.rglob("*"))])

@@ -22,7 +22,10 @@ Run = Callable[[Command, Path, Callable[[str], None]], None]
 
 
 class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
-    """The Python of an environment, and how and where a script of ours runs in it: in a fence, or not."""
+    """The Python of an environment, and how and where a script of ours runs in it: in a fence, or not.
+
+    `tell` hears what is waited for meanwhile.
+    """
 
     python: str
     run: Run
@@ -31,6 +34,7 @@ class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
     fenced: bool = True
     scratch: Path
     log: Path
+    tell: Callable[[str], None] = lambda line: None
 
 
 def ask(interpreter: Interpreter, script: str, question: object, answer: type[T], seen: Iterable[Path] = (), hint: str = "") -> T:
@@ -43,7 +47,7 @@ def ask(interpreter: Interpreter, script: str, question: object, answer: type[T]
         command = Command(argv, cwd=str(scratch), env=interpreter.env)
         if interpreter.fenced:
             command = sandbox.around(command, interpreter.limits, seen, (scratch,))
-        interpreter.run(command, interpreter.log, lambda line: None)
+        interpreter.run(command, interpreter.log, interpreter.tell)
         return _read(files[1], answer, script, interpreter.log)
     except CommandFailed as error:
         raise error.retold(error.message, hint or error.hint) from error
