@@ -51,10 +51,10 @@ def of_build(pinned: PinnedJob, build: Build) -> int:
 
 
 def of_merge(pinned: PinnedJob, need: Ingredient) -> int:
-    """The bytes that it takes to merge adapters into a model; 0 while what would tell is not here."""
-    weights = _of_files(pinned, need.parts[0])
+    """The bytes that it takes to merge adapters into a model."""
     adapters = sum(file.size for part in need.parts[1:] for file in pinned.files(part.wanted).files)
-    return memory_model.merging(weights, adapters) if weights else 0
+    pickles = [file.size for file in pinned.files(need.wanted).files if file.path.endswith(".bin")]
+    return memory_model.merging(adapters, max(pickles, default=0))
 
 
 def check_peft(pinned: PinnedJob, need: Ingredient, reason: str) -> None:

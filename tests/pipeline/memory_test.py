@@ -121,6 +121,11 @@ def test_what_quantizing_takes(origin: str, mapped: bool, each: int) -> None:
     assert memory_model.quantizing([], origin) == memory_model.PROGRAM
 
 
+@pytest.mark.parametrize(("adapters", "pickle", "need"), [(0, 0, 0.15), (10**9, 0, 2.35), (10**8, 10**10, 11.15)])
+def test_what_merging_takes(adapters: int, pickle: int, need: float) -> None:
+    assert memory_model.merging(adapters, pickle) == pytest.approx(need * 1e9)
+
+
 def test_what_computing_takes() -> None:
     assert memory_model.loading(1000 * MILLION) == memory_model.PROGRAM + 1100 * MILLION
     assert memory_model.comparing([Weight("a", "", 1000 * MILLION)], 2000 * MILLION) == memory_model.REFERENCE + 4400 * MILLION
