@@ -54,7 +54,7 @@ def receipt(
 
 def inputs(pinned: PinnedJob, build: Build) -> tuple[Input, ...]:
     """The inputs of an output, each with the sha256 of its bytes, and with the source and commit that it came from."""
-    by_name = dict[str, Input]()
+    known = dict[tuple[str, str], Input]()  # by name and digest: two adapters to merge may be called alike
     for part in (part for need in build.needs for part in need.parts):
         pin = pinned.files(part.wanted)
         view, source, name = pinned.view(part), part.wanted.source, part.name
@@ -63,17 +63,18 @@ def inputs(pinned: PinnedJob, build: Build) -> tuple[Input, ...]:
             full, path = f"{name}/{file.path}", view / file.path
             sha256 = file.sha256 or (pinned.store.sha256(path) if path.is_file() else "")
             digest = file.sha256 or f"git:{file.oid}"
-            by_name[full] = Input(name=full, digest=digest, sha256=sha256, source=named, commit=pin.commit)
+            known[full, digest] = Input(name=full, digest=digest, sha256=sha256, source=named, commit=pin.commit)
     if build.matrix:
         sha256 = pinned.store.sha256(build.matrix.file(pinned.store))
-        by_name[build.matrix.name] = Input(name=build.matrix.name, digest=build.matrix.digest, sha256=sha256)
+        matrix = Input(name=build.matrix.name, digest=build.matrix.digest, sha256=sha256)
+        known[matrix.name, matrix.digest] = matrix
     originals: list[Input] = []
     for item in build.inputs:
         made_of = pipeline_receipt.read(build.of.path) if build.of and item.name == build.origin else None
         if made_of:
             originals += [Input(name=file.name, digest=item.digest, sha256=file.sha256) for file in made_of.files]
         else:
-            originals.append(by_name.get(item.name, msgspec.structs.replace(item, sha256=item.digest)))
+            originals.append(known.get((item.name, item.digest), msgspec.structs.replace(item, sha256=item.digest)))
     return tuple(originals)
 
 

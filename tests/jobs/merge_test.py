@@ -23,6 +23,7 @@ from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import clean_env
+from llamacpp_orchestrator.util.hashing import file_sha256
 from tests.support import ROOT
 from tests.support import makers
 from tests.support.answer import Answer
@@ -120,6 +121,21 @@ def test_what_is_merged_is_the_sum(orchestrate: Orchestrate, job: Job, data: Pat
         assert (numpy.abs(2 * once - twice) <= 2 * step).all(), name
         reached += bool(once.any())
     assert reached
+
+
+def test_adapters_that_are_called_alike(
+    orchestrate: Orchestrate, job: Job, copy: Callable[..., Path], data: Path, world: Path
+) -> None:
+    copy("lora-a", "one/checkpoint")
+    copy("lora-b", "two/checkpoint")
+    merge = ["./one/checkpoint", "./two/checkpoint"]
+    answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "f16", "merge": merge}, **QUICK))
+    assert answer.code == 0, answer.err
+    receipt = pipeline_receipt.read(world / "dist" / "tiny-llama-checkpoint-checkpoint-f16.gguf")
+    assert receipt
+    weights = [item for item in receipt.inputs if item.name == "checkpoint/adapter_model.safetensors"]
+    sums_ = [file_sha256(world / name / "checkpoint" / "adapter_model.safetensors") for name in ("one", "two")]
+    assert [item.sha256 for item in weights] == [item.digest for item in weights] == sums_
 
 
 def test_outputs_of_a_merge_are_those_of_the_kept_model(orchestrate: Orchestrate, job: Job, data: Path, world: Path) -> None:
