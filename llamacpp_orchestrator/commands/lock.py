@@ -19,6 +19,7 @@ from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import neighbours
+from llamacpp_orchestrator.lock import pairs
 from llamacpp_orchestrator.lock import resolve as lock_resolve
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Lock
@@ -65,7 +66,7 @@ def settle(
     if errors:
         return None, events, errors
     lock = lock_resolve.complete(resolution, {event.step: event.outcome for event in events if event.outcome})
-    local_folders.check_pairs(context)
+    pairs.check(context)
     if options.write_lock:
         changes = (*stale, *diff.moved(old, lock)) if old else ()
         for change in changes or (("nothing has moved: the lock is as it was",) if old and options.upgrade else ()):

@@ -11,9 +11,6 @@ from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import FilesPin
 from llamacpp_orchestrator.lock.records import Wanted
-from llamacpp_orchestrator.merge import check as merge_check
-from llamacpp_orchestrator.merge.records import Adapter
-from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models import nearby
 from llamacpp_orchestrator.models import selection
 
@@ -56,19 +53,3 @@ def drift(pinned: PinnedJob) -> None:
                     f"locked {locked.get(name, 'no such file')}, found {now.get(name, gone)}",
                     f"if the change is meant: {pinned.context.command('lock', '--upgrade')}",
                 )
-
-
-def check_pairs(context: Context) -> None:
-    """Refuse adapters that do not belong to their base, as far as the folders at hand tell."""
-    places = local_folders(context)
-    for model in context.job.models:
-        base = places.get(records.base_wanted(model))
-        need = records.model_need(model)
-        merged = [(adapter, places.get(adapter.wanted), weight) for adapter, weight in need.merged]
-        adapters = [Adapter(name=adapter.name, folder=folder, weight=weight) for adapter, folder, weight in merged if folder]
-        if base and adapters and len(adapters) == len(merged):
-            merge_check.check(base, need.parts[0].name, adapters)
-        for lora in model.loras if not merged else ():
-            mine = places.get(records.lora_wanted(lora))
-            if base and mine:
-                adapter.check(mine, base, lora.name, model.name)
