@@ -336,15 +336,31 @@ def test_a_scaled_adapter_is_made_once_and_leaves_its_original_alone(
     assert orchestrate("run", file).out.count("built") == 2
 
 
-def test_not_a_number_is_found_in_the_result(
-    orchestrate: Callable[..., Answer], job: Callable[..., Path], copy: Callable[..., Path], data: Path, world: Path
+@pytest.mark.parametrize(
+    ("scaled", "said"),
+    [
+        (False, ("failed  verify tiny-llama-bot-lora-f16.gguf", "NaN")),
+        (
+            True,
+            ("failed  convert tiny-llama-bot-lora-f16.gguf", "error: bot cannot be scaled: ", "holds infinite numbers or NaN"),
+        ),
+    ],
+)
+def test_not_a_number_is_found_in_the_result_or_before(
+    orchestrate: Callable[..., Answer],
+    job: Callable[..., Path],
+    copy: Callable[..., Path],
+    data: Path,
+    world: Path,
+    scaled: bool,
+    said: tuple[str, ...],
 ) -> None:
     mine = copy("lora-b", "bot")
-    configure(mine, use_rslora=True)
+    configure(mine, use_rslora=scaled)
     weights = mine / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\xc0\x7f")
     answer = orchestrate("run", job({"source": str(data / "tiny-llama"), "outtype": "none", "loras": ["./bot"]}))
-    assert answer.code == 1 and "failed  verify tiny-llama-bot-lora-f16.gguf" in answer.err
+    assert answer.code == 1 and all(text in answer.err for text in said), answer.err
     assert not list((world / "dist").glob("*.gguf"))
 
 
