@@ -15,14 +15,10 @@ from llamacpp_orchestrator.merge.adapter_parts import Parts
 from llamacpp_orchestrator.merge.base_files import Base
 from llamacpp_orchestrator.merge.records import File
 from llamacpp_orchestrator.models.safetensors import read_json
+from llamacpp_orchestrator.models.selection import TOKENIZER
 from llamacpp_orchestrator.models.weight_files import INDEX
 from llamacpp_orchestrator.models.weight_files import PICKLES
 from llamacpp_orchestrator.models.weight_files import matches
-
-TOKENIZER = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.*",
-    "additional_chat_templates/*", "*.tiktoken", "*.model", "*.model.v*", "tekken.json",
-)  # fmt: skip
 
 Choice = tuple[dict[str, str], dict[str, str], tuple[str, ...]]
 

@@ -34,8 +34,8 @@ WEIGHTS = ("*.safetensors", *MODULES)
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 # What an adapter may bring to a merge besides: its tokenizer, and the adapter that its training began with.
 TOKENIZER = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model",
-    "chat_template.*",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.*",
+    "additional_chat_templates/*", "*.tiktoken", "*.model", "*.model.v*", "tekken.json",
 )  # fmt: skip
 INITIAL = ("*init*/adapter_config.json", "*init*/adapter_model.safetensors")
 LONGEST = 255  # bytes in the name of a file or folder

@@ -98,7 +98,14 @@ def select(
 
 def test_an_adapter_to_merge_brings_its_tokenizer_and_what_its_training_began_with() -> None:
     own = ["adapter_config.json", "adapter_model.safetensors"]
-    more = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"]
+    more = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "tekken.json",
+        "qwen.tiktoken",
+    ]
     first = ["pissa_init/adapter_config.json", "pissa_init/adapter_model.safetensors"]
     strange = ["checkpoint-9/adapter_config.json", "checkpoint-9/adapter_model.safetensors", "optimizer.pt", "config.json"]
     names = [*own, *more, *first, *strange]
