@@ -46,7 +46,7 @@ def needs(pinned: PinnedJob, stale: Iterable[Build]) -> tuple[Need, ...]:
     if any(build.of for build in stale) and binaries.from_source(pinned.context) and not binaries.installed(pinned):
         needs.append(Need(str(pinned.store.root), BUILD_BYTES, "building the programs", exact=False))
     for need in dict.fromkeys(need for build in stale for need in build.needs if need.merged):
-        if not pinned.store.has("merged", pinned.merged(need).parent.name):
+        if not pinned.has_merged(need):
             count = sum(file.size for file in pinned.files(need.wanted).files)
             needs.append(Need(str(pinned.store.root), count, f"the merged {need.name}, until all is made of it", exact=False))
     for build in stale:

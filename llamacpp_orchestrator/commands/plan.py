@@ -92,7 +92,7 @@ def _brought(step: Step, pin: FilesPin) -> PlannedStep:
 
 
 def _merged(pinned: PinnedJob, key: str, need: Ingredient) -> PlannedStep:
-    here = pinned.store.has("merged", pinned.merged(need).parent.name)
+    here = pinned.has_merged(need)
     weights = (f"{adapter.name}" + (f" x {weight:g}" if weight != 1 else "") for adapter, weight in need.merged)
     memory = 0 if here else pipeline_memory.of_merge(pinned, need)
     return PlannedStep(

@@ -191,7 +191,7 @@ def _tidying(report: Reporter, steps: list[Step], outputs: Outputs, begin: Calla
 def merges_kept(pinned: PinnedJob) -> Iterator[None]:
     """Keep what is merged while a run works; afterwards what nothing is left to be made of goes."""
     builds = pipeline_build.builds(pinned) if any(model.merge for model in pinned.context.job.models) else []
-    merged = {need: pinned.merged(need).parent.name for need in graph.merges(builds).values()}
+    merged = {need: pinned.merged_key(need) for need in graph.merges(builds).values()}
     with contextlib.ExitStack() as stack:
         for key in merged.values():
             stack.enter_context(pinned.store.using("merged", key))

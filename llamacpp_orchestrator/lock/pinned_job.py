@@ -80,13 +80,21 @@ class PinnedJob(msgspec.Struct, frozen=True):
         return self.merged(need) if need.merged else self.view_of(self.files(need.wanted), need.name)
 
     def merged(self, need: Ingredient) -> Path:
-        """The folder of a merged model: by what is merged, and with what."""
+        """The folder of a merged model."""
+        return self.store.entry("merged", self.merged_key(need)) / need.name
+
+    def has_merged(self, need: Ingredient) -> bool:
+        """Tell whether a model is merged already."""
+        return self.store.has("merged", self.merged_key(need))
+
+    def merged_key(self, need: Ingredient) -> str:
+        """The key of a merged model: what is merged, and with what."""
         pins = [self.files(part.wanted) for part in need.parts]
         parts = [[(file.path, file.sha256 or file.oid) for file in pin.files] for pin in pins]
         peft = self.lock.reference if any(pin.by_peft for pin in pins) else None
         tools = [self.environment_key, peft and peft.pin().digest()]
         key = msgspec.json.encode([RULE, need.name, parts, [weight for _, weight in need.merged], *tools])
-        return self.store.entry("merged", hashlib.sha256(key).hexdigest()[:32]) / need.name
+        return hashlib.sha256(key).hexdigest()[:32]
 
     def view_of(self, pin: FilesPin, name: str) -> Path:
         """The same for other files than the locked ones, such as a part of them."""

@@ -14,6 +14,7 @@ from llamacpp_orchestrator.merge import adapter_parts
 from llamacpp_orchestrator.merge import kinds
 from llamacpp_orchestrator.merge import names
 from llamacpp_orchestrator.merge.records import Stored
+from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.models.safetensors import read_json
 from llamacpp_orchestrator.models.safetensors import safetensors_header
 from llamacpp_orchestrator.models.weight_files import ADAPTER_WEIGHTS
@@ -39,15 +40,9 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
     index: Mapping[tuple[str, ...], tuple[str, ...]]
 
     @property
-    def text(self) -> dict[str, Any]:
+    def text(self) -> Mapping[str, Any]:
         """The config of the text model: the nested one where there is one."""
-        return text_config(self.config)
-
-
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a config that hold for the text model: a nested one's go first."""
-    inner = config.get("text_config")
-    return {**config, **(inner if isinstance(inner, dict) else {})}
+        return adapter.text_config(self.config)
 
 
 def read(folder: Path, name: str) -> Base:
@@ -60,7 +55,7 @@ def read(folder: Path, name: str) -> Base:
                 f"{name} has its weights only as pickles ({pickles[0]}): a merge reads safetensors", kinds.PICKLED
             )
         raise OrchestrateError(f"{name} has no weights (model*.safetensors)", "get all of its files")
-    files = {path.name: WeightFile(tensors=adapter_parts.stored_tensors(path), metadata=_metadata(path)) for path in paths}
+    files = {path.name: weight_file(path) for path in paths}
     tensors = {key: tensor for file in files.values() for key, tensor in file.tensors.items()}
     return Base(
         folder=folder,
@@ -72,16 +67,17 @@ def read(folder: Path, name: str) -> Base:
     )
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """The entries of a header that are about the whole file; the format has texts alone."""
+def weight_file(path: Path) -> WeightFile:
+    """What the header of a safetensors file says, its metadata as texts; IntegrityError for a file that is not whole."""
     entries = safetensors_header(path).get("__metadata__")
-    return {str(key): str(value) for key, value in entries.items()} if isinstance(entries, dict) else {}
+    metadata = {str(key): str(value) for key, value in entries.items()} if isinstance(entries, dict) else {}
+    return WeightFile(tensors=adapter_parts.stored_tensors(path), metadata=metadata)
 
 
-def misfit(adapter: str, config: Mapping[str, Any], base_name: str, why: str) -> OrchestrateError:
-    """The error for an adapter, with its config, that was trained on another base."""
+def misfit(name: str, config: Mapping[str, Any], base_name: str, why: str) -> OrchestrateError:
+    """The error for an adapter of a name, with its config, that was trained on another base."""
     trained_on = quoted(config.get("base_model_name_or_path") or "no base")
     return OrchestrateError(
-        f"the adapter {adapter} does not fit {base_name}: {why}",
+        f"the adapter {name} does not fit {base_name}: {why}",
         f"merge it into its own base; adapter_config.json names {trained_on}",
     )

@@ -170,13 +170,14 @@ def _cannot(name: str, reasons: list[tuple[str, str]]) -> OrchestrateError:
     return OrchestrateError(f"the adapter {name} cannot become a GGUF adapter that acts as it was trained to: {why}", way)
 
 
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of a config that hold for the text model: a nested one's go first."""
     return {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
 
 
 def mismatch(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> str:
     """The contradiction of an adapter's tensors to a base's config, in words; "" when nothing certainly is one."""
-    inner = _text(config)
+    inner = text_config(config)
     layers, hidden, sizes = inner.get("num_hidden_layers"), inner.get("hidden_size"), _sizes(inner)
     for key in sorted(shapes):
         match = LAYER.search(key)
@@ -210,7 +211,7 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
 
 def vocabulary(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> str:
     """The contradiction of an adapter's matrices for the ends of the vocabulary to the base's size; "" when there is none."""
-    entries = _text(config).get("vocab_size")
+    entries = text_config(config).get("vocab_size")
     for key, shape in sorted(shapes.items()):
         whole = ".base_layer." in key or key.endswith("lm_head.lora_B.weight")
         rows = shape[0] if whole else shape[1] if key.endswith("lora_embedding_A") else entries
@@ -221,7 +222,7 @@ def vocabulary(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any])
 
 def tied(names: Iterable[str], config: Mapping[str, Any]) -> str:
     """The end of a tied vocabulary that an adapter changes: in a GGUF both ends would change, or none; "" is good."""
-    inner = _text(config)
+    inner = text_config(config)
     changed = next((end for end in VOCABULARY for key in names if f"{end}.lora_" in key), "")
     is_tied = inner.get("tie_word_embeddings", config.get("tie_word_embeddings"))
     return changed if is_tied or (is_tied is None and inner.get("model_type") not in UNTIED) else ""

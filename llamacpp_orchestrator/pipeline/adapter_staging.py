@@ -139,7 +139,7 @@ def merge(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
 def make_merged(pinned: PinnedJob, need: Ingredient, log: Path, tell: Tell) -> str:
     """Make the folder of a merged model where it is not there, whole and on the disk; "current" if it was."""
     dest, views = pinned.merged(need), tuple(map(pinned.view, need.parts))
-    status = "current" if pinned.store.has("merged", dest.parent.name) else "done"
+    status = "current" if pinned.has_merged(need) else "done"
 
     def make(entry: Path) -> dict[str, str]:
         staging, what = Staging(pinned, entry, log, views, tell), f"nothing can be merged into {need.parts[0].name}"
@@ -157,7 +157,7 @@ def make_merged(pinned: PinnedJob, need: Ingredient, log: Path, tell: Tell) -> s
         remove(entry / SAFE)
         return {f"note {number}": note for number, note in enumerate((*plan.notes, *_lost(summed)))}
 
-    pinned.store.ensure("merged", dest.parent.name, make, about=f"{need.name}, merged for {pinned.tag}")
+    pinned.store.ensure("merged", pinned.merged_key(need), make, about=f"{need.name}, merged for {pinned.tag}")
     for model in pinned.context.job.models:
         if model_need(model) == need:
             convert_preflight.check_model(preflight.subject(pinned, model, dest))
@@ -166,8 +166,9 @@ def make_merged(pinned: PinnedJob, need: Ingredient, log: Path, tell: Tell) -> s
 
 def _lay(plan: Plan, dest: Path) -> None:
     """Put the small files of a plan into a new folder."""
-    for name in ("", *plan.texts, *plan.copies):
-        (dest / name if not name else (dest / name).parent).mkdir(parents=True, exist_ok=True)
+    dest.mkdir()
+    for name in (*plan.texts, *plan.copies):
+        (dest / name).parent.mkdir(parents=True, exist_ok=True)
     for name, text in plan.texts.items():
         (dest / name).write_text(text, encoding="utf-8", newline="\n")
     for name, origin in plan.copies.items():

@@ -207,7 +207,7 @@ def _converted(pinned: PinnedJob, placed: Output) -> Build:
         re.fullmatch(r"\d_Dense/model\.safetensors", file.path) for file in pinned.files(base.wanted).files
     )
     rules = (translation.REVISION, *((adapter_scaling.RULE,) if lora else ()), *((DENSE_REVISION,) if dense else ()))
-    rules += (pinned.merged(base).parent.name,) if base.merged else ()
+    rules += (pinned.merged_key(base),) if base.merged else ()
     words = portable(command.argv, places)
     return Build(
         output=output,
@@ -231,7 +231,7 @@ def _kept(pinned: PinnedJob, output: Output) -> Build:
         command=Command(()),
         portable_argv=words,
         inputs=inputs,
-        recipes=(_recipe(pinned, words, inputs, (pinned.merged(source).parent.name,)),),
+        recipes=(_recipe(pinned, words, inputs, (pinned.merged_key(source),)),),
         needs=(source,),
     )
 

@@ -46,7 +46,7 @@ def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
 
 def merge_notes(pinned: PinnedJob, need: Ingredient) -> tuple[str, ...]:
     """What a merge has learned, as it stands in the mark of what came out of it."""
-    mark = pinned.store.mark("merged", pinned.merged(need).parent.name) if need.merged else None
+    mark = pinned.store.mark("merged", pinned.merged_key(need)) if need.merged else None
     return tuple(mark.facts.values()) if mark else ()
 
 
