@@ -9,7 +9,7 @@ import msgspec
 
 
 class CardFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a repository: `path` there, size in bytes, `bits` per weight (0 where nobody can tell), the checks it has passed.
+    """One file of a repository: `path` there, size in bytes, `bits` per weight (0 where nobody can tell), checks it has passed.
 
     `ppl` and `kld` are its perplexity and mean KL divergence, `same_top` (%) how often it guesses the same next token as the
     unquantized file: None where they were not measured.

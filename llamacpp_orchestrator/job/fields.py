@@ -35,6 +35,8 @@ PLAIN_NUMBER = "write it in digits alone: 10, not 1e1, 1_0 or 010"
 PLAIN_WEIGHT = "write it as a decimal number: 0.5, not 5e-1 or 1/2"
 PLAIN_NAME = "use letters, digits, - _ and . alone, such as my-model"
 PLAIN_REVISION = "write one, as text without blanks: main, v1.0, or a commit's 40 digits"
+PLAIN_BRANCH = "write the name of a branch, such as main"
+PLAIN_REPOSITORY = "write it as on the hub: your-name/My-Model-GGUF"
 PLAIN_URL = "write it such as https://github.com/ggml-org/llama.cpp"
 PLAIN_TAG = "each release of llama.cpp has a tag: https://github.com/ggml-org/llama.cpp/releases"
 PLAIN_TEMPLATE = "write it such as {name}-{type}.gguf, or sub/{name}-{type}.gguf"
@@ -96,6 +98,13 @@ def source(text: str) -> str:
     if not HUB_ID.fullmatch(text) or ".." in text or "--" in text or text.endswith((".git", ".", "-")):
         return f'"{shown(text)}" is neither a hub id (org/name) nor a folder, which begins with ./ ../ ~/ or /'
     return ""
+
+
+def repository(text: str) -> str:
+    """A repository of the hub to send to: its id, in which {name} is the model's."""
+    if is_folder(text):
+        return f'expected a repository of the hub, found the folder "{shown(text)}"'
+    return source(text.replace("{name}", "name"))
 
 
 def _elsewhere(text: str) -> str:

@@ -15,6 +15,7 @@ from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import layout
+from llamacpp_orchestrator.job import repositories
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job import strangers
 from llamacpp_orchestrator.job import tensor_types
@@ -114,6 +115,8 @@ def _parse(text: bytes, path: Path) -> tuple[Job, Reading]:
     data = yaml_reader.fit(reading, data, Job)
     yaml_reader.done(reading)
     job = msgspec.convert(data, Job, strict=False)
+    models = (msgspec.structs.replace(model, publish=model.publish or job.publish) for model in job.models)
+    job = msgspec.structs.replace(job, models=tuple(models))
     _check(job, path.parent, reading)
     yaml_reader.done(reading)
     return job, reading
@@ -206,6 +209,7 @@ def _check(job: Job, base: Path, reading: Reading) -> None:
                 complaint = "expected at least one type; leave the adapter out instead"
                 yaml_reader.say(reading, f"{where}.loras[{number}].outtype", complaint)
     _check_names(job, base, reading)
+    repositories.check(job, base, reading)
 
 
 def _check_names(job: Job, base: Path, reading: Reading) -> None:
@@ -274,7 +278,13 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
     for where, model in sources:
         matrix, quality = model.imatrix, model.quality
         files = [("imatrix", "file", matrix.file), ("imatrix", "text", matrix.text)] if matrix else []
-        for part, key, name in files + ([("quality", "text", quality.text)] if quality else []):
+        files += [("quality", "text", quality.text)] if quality else []
+        files += (
+            [("publish", "system", model.publish.system), ("publish", "template", model.publish.template)]
+            if model.publish
+            else []
+        )
+        for part, key, name in files:
             if name:
                 key = f".{key}" if f"{where}.{part}.{key}" in reading.lines else ""
                 _look_at_file(reading, f"{where}.{part}{key}", fields.folder(name, path.parent), path)
@@ -323,8 +333,8 @@ def schema() -> dict[str, Any]:
         if "$ref" in rules["items"]:
             rules["items"] = {"anyOf": [text, rules["items"]]}
         key["anyOf"] = [rules["items"], rules]
-    for name in ("imatrix", "quality"):
-        parts["Model"][name]["anyOf"].insert(0, text)
+    for part, name in (("Model", "imatrix"), ("Model", "quality"), ("Model", "publish"), ("Job", "publish")):
+        parts[part][name]["anyOf"].insert(0, text)
     for part, name in (("Binaries", "cuda"), ("Environment", "python")):
         parts[part][name]["type"] = ["string", "number"]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole}

@@ -20,6 +20,8 @@ OF_QUANTIZE = ("imatrix", "quantize_args", "quantize_threads")
 UNQUANTIZED = ("f32", "bf16", "f16")
 BETWEEN = "bf16"  # what is quantized where no unquantized file is wanted
 DEFAULT_TAG = "b11434"
+CARDS = ("en", "zh", "none")
+ADAPTERS = ("apart", "together")
 
 Type = Annotated[str, Meta(extra=fields.matching(r"\w{1,40}", "a type such as bf16"))]
 Types = Annotated[tuple[Type, ...], Meta(description="One type or a list of the tag's own types")]
@@ -114,6 +116,52 @@ class Quality(Record, frozen=True, kw_only=True):
     ] = ()
 
 
+class Publish(Record, frozen=True, kw_only=True):
+    """What of a model's outputs goes to a repository of the hub, and how it is shown there."""
+
+    repo: Annotated[
+        str,
+        Meta(
+            description="Repository on the hub, such as you/name; {name} is filled in",
+            extra={"check": fields.repository, "way": fields.PLAIN_REPOSITORY},
+        ),
+    ]
+    private: Annotated[bool, Meta(description="With --create: only you may see the repository")] = False
+    revision: Annotated[
+        str,
+        Meta(
+            description="Branch of the repository",
+            extra=fields.matching(r"(?!.*\.\.)(?![0-9a-f]{40}$)\w[\w./+-]{0,199}", "a branch", fields.PLAIN_BRANCH),
+        ),
+    ] = "main"
+    files: Annotated[
+        tuple[Annotated[str, Meta(extra={"check": fields.some_file})], ...],
+        Meta(description="Which outputs, by type or file name (`*` stands for any letters); all of them by default"),
+    ] = ()
+    card: Annotated[
+        str,
+        Meta(
+            description="Language of the model card, or none",
+            extra={"words": CARDS},
+            extra_json_schema={"enum": list(CARDS)},
+        ),
+    ] = "en"
+    adapters: Annotated[
+        str,
+        Meta(
+            description="Adapters go to repositories of their own (apart), or beside their model (together)",
+            extra={"words": ADAPTERS},
+            extra_json_schema={"enum": list(ADAPTERS)},
+        ),
+    ] = "apart"
+    system: Annotated[
+        str | None, Meta(description="A text file: the system prompt for Ollama", extra={"check": fields.some_file})
+    ] = None
+    template: Annotated[
+        str | None, Meta(description="A text file: the prompt template for Ollama", extra={"check": fields.some_file})
+    ] = None
+
+
 class Model(Record, frozen=True, kw_only=True):
     """A model to convert, the types to quantize it to, and its adapters."""
 
@@ -176,6 +224,10 @@ class Model(Record, frozen=True, kw_only=True):
         ),
     ] = check_levels.AUTO
     loras: Annotated[tuple[Lora, ...], Meta(description="Adapters of this model")] = ()
+    publish: Annotated[
+        Publish | None,
+        Meta(description="Where `orchestrate publish` sends its outputs", extra={"short": lambda text: {"repo": text}}),
+    ] = None
 
 
 class LlamaCpp(Record, frozen=True, kw_only=True):
@@ -256,3 +308,7 @@ class Job(Record, frozen=True, kw_only=True):
     output: Annotated[
         str, Meta(description="Folder of the results, relative to the job file", extra={"check": fields.nonempty})
     ] = "dist"
+    publish: Annotated[
+        Publish | None,
+        Meta(description="The same for all models that do not say it themselves", extra={"short": lambda text: {"repo": text}}),
+    ] = None

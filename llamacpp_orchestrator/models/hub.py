@@ -65,7 +65,7 @@ def list_hub(
 
     def ask(endpoint: str) -> tuple[Place, str, dict[str, Any]]:
         place = Place(endpoint=endpoint, repo_id=repo_id, revision=revision, trusted=settings.trusts(endpoint, HUB))
-        return place, *asking(lambda: _list(place), place)
+        return place, *asking(lambda: listing(place), place)
 
     place, commit, by_path = first_answer(settings.huggingface, ask, tell)
     index: tuple[str, ...] = ()
@@ -80,7 +80,8 @@ def list_hub(
     return Snapshot(source=repo_id, commit=commit, files=files, unread=weight_files.unread(by_path, chosen))
 
 
-def _list(place: Place) -> tuple[str, dict[str, Any]]:
+def listing(place: Place) -> tuple[str, dict[str, Any]]:
+    """The commit that a revision is at, and the files there by path, as the library has them; raises what that raises."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 

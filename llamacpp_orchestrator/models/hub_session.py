@@ -60,8 +60,11 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.trusted else False
 
 
-def asking(ask: Callable[[], T], place: Place, tries: int = TRIES) -> T:
-    """Ask the hub, again where that can heal; every refusal in its own words."""
+Explain = Callable[[BaseException, int, Place], OrchestrateError]
+
+
+def asking(ask: Callable[[], T], place: Place, tries: int = TRIES, explain: Explain | None = None) -> T:
+    """Ask the hub, again where that can heal; every refusal in its own words, those of reading unless others are given."""
     load("huggingface_hub.hf_api")
     import huggingface_hub
     from huggingface_hub.utils import logging
@@ -86,18 +89,19 @@ def asking(ask: Callable[[], T], place: Place, tries: int = TRIES) -> T:
             local = isinstance(cause, OSError) and cause.errno and not isinstance(cause, ConnectionError)
             final = local or type(cause).__name__ in FINAL or not (status in (0, 408, 429) or status >= 500)
             if final or turn == tries - 1 or too_long(headers, left):
-                raise explain(cause, status, place) from error
+                raise (explain or refusal)(cause, status, place) from error
             left = put_off(headers, WAIT_SECONDS * 4**turn, left, place.shown)
     raise AssertionError("unreachable")
 
 
 def _cause(error: BaseException) -> BaseException:
-    # The library says "not in the cache" of whatever kept it from asking.
-    return _cause(error.__cause__) if type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ else error
+    # The library says "not in the cache" of whatever kept it from asking, and RuntimeError of whatever kept it from sending.
+    outer = type(error).__name__ in ("LocalEntryNotFoundError", "RuntimeError")
+    return _cause(error.__cause__) if outer and error.__cause__ else error
 
 
-def explain(error: BaseException, status: int, place: Place) -> OrchestrateError:
-    """What the hub's refusal means, and what to do: gated, private, missing and misspelt are told apart."""
+def refusal(error: BaseException, status: int, place: Place) -> OrchestrateError:
+    """What the hub's refusal to be read means, and what to do: gated, private, missing and misspelt are told apart."""
     from huggingface_hub import get_token
 
     repo_id, revision, kind, page = place.repo_id, place.revision, type(error).__name__, f"{place.shown}/{place.repo_id}"

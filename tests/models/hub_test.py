@@ -599,7 +599,7 @@ def test_misspelt(server: Hub, repo: str, message: str, hint: str) -> None:
 def test_gated_on_the_hub_itself(cache: Path, monkeypatch: pytest.MonkeyPatch, token: str, message: str, hint: str) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     error = type("GatedRepoError", (Exception,), {})("no")
-    explained = hub_session.explain(error, 403, PLACE)
+    explained = hub_session.refusal(error, 403, PLACE)
     assert re.search(message, explained.message)
     assert hint in explained.hint
 
@@ -614,7 +614,7 @@ def test_gated_on_the_hub_itself(cache: Path, monkeypatch: pytest.MonkeyPatch, t
     ],
 )
 def test_other_words(cache: Path, error: Exception, kind: type[OrchestrateError], message: str) -> None:
-    explained = hub_session.explain(error, 0, PLACE)
+    explained = hub_session.refusal(error, 0, PLACE)
     assert type(explained) is kind
     assert re.search(message, explained.message)
 

@@ -1,0 +1,349 @@
+"""Sending files to a repository of the hub in one commit, which is looked at before it counts as made."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.models import hub
+from llamacpp_orchestrator.models import hub_session
+from llamacpp_orchestrator.models.hub_session import Place
+from llamacpp_orchestrator.models.hub_session import asking
+from llamacpp_orchestrator.util.cancel import look_for_stop
+from llamacpp_orchestrator.util.cancel import wait
+from llamacpp_orchestrator.util.hashing import file_digest
+from llamacpp_orchestrator.util.hashing import file_sha256
+from llamacpp_orchestrator.util.units import size
+
+Tell = Callable[[str], None]
+CARD = "README.md"
+ROUNDS = 4
+LOOKS = (0.0, 1.0, 2.0, 4.0)  # seconds between looks for a commit whose answer was lost
+LARGEST_BLOB = 50_000_000  # bytes; what is larger the hub keeps as a large file in any case
+SPLIT = "split it: `args: [--split-max-size, 40G]`"
+AGAIN = "run the same command again: what has arrived is not sent twice"
+# Of the hub's own refusals to keep more.
+FULL = ("storage", "quota", "too large", "payment")
+
+
+class Unanswered(Exception):
+    """A commit of which nobody knows whether it was made; `reason` is what is said if it was not."""
+
+    def __init__(self, reason: OrchestrateError) -> None:
+        super().__init__(reason.message)
+        self.reason = reason
+
+
+class LocalFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file to send: its `path` in the repository, size in bytes, and where it lies here, or else its content."""
+
+    path: str
+    size: int
+    sha256: str
+    file: Path | None = None
+    content: bytes = b""
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """What one repository is to hold: files, and a README made of the one that is there, unless there is to be none.
+
+    `create` makes the repository, or its branch, where there is none: `private` then says who may see it.
+    """
+
+    place: Place
+    files: tuple[LocalFile, ...]
+    title: str
+    card: Callable[[str], str] | None = None
+    create: bool = False
+    private: bool = False
+
+
+class Remote(msgspec.Struct, frozen=True, kw_only=True):
+    """A branch as it is on the hub: its commit, and of each file the size and digest, of LFS or of git."""
+
+    commit: str
+    files: Mapping[str, tuple[int, str]]
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an upload: the commit in which all of it lies now, and the paths that were sent."""
+
+    commit: str
+    paths: tuple[str, ...]
+
+
+def content_file(path: str, content: bytes) -> LocalFile:
+    """A file to send that lies nowhere on this machine."""
+    return LocalFile(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest(), content=content)
+
+
+def send(upload: Upload, tell: Tell) -> Sent:
+    """Bring a branch to hold all files of an upload, by one commit; nothing is sent where it does already.
+
+    Every round looks at the branch first, and a commit names the one that it follows. So an answer that was lost, a commit of
+    another in between and a run that was killed come to the same: what is there counts, and it is committed once.
+    Raises what a refusal means, and IntegrityError for a commit that holds something else.
+    """
+    tell("looking at the repository")
+    remote = look(upload.place) or _create(upload)
+    paths: tuple[str, ...] = ()
+    lost: OrchestrateError | None = None
+    for _ in range(ROUNDS):
+        files = (*upload.files, *_card(upload, remote))
+        left = differing(files, remote)
+        if not left:
+            return Sent(commit=remote.commit, paths=paths)
+        paths = tuple(file.path for file in left)
+        try:
+            commit = _commit(upload, left, remote, tell)
+        except Unanswered as error:
+            lost = error.reason
+            remote = _look_again(upload.place, remote)
+            continue
+        tell("comparing what was committed")
+        remote = look(msgspec.structs.replace(upload.place, revision=commit)) or remote
+        if wrong := differing(files, remote):
+            hint = "does its .gitignore leave them out? Else run the same command again: what is there as it should be stays"
+            names = ", ".join(file.path for file in wrong)
+            raise IntegrityError(f"{upload.place.repo_id} does not hold what was sent, in commit {commit[:12]}: {names}", hint)
+        return Sent(commit=commit, paths=paths)
+    raise lost or AssertionError("a round ends by itself or is lost")
+
+
+def look(place: Place) -> Remote | None:
+    """What a branch holds now; None where there is no such repository, or no such branch."""
+    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    def ask() -> tuple[str, dict[str, Any]] | None:
+        try:
+            return hub.listing(place)
+        except GatedRepoError:
+            raise
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+
+    answer = asking(ask, place)
+    if answer is None:
+        return None
+    files = {path: (entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id) for path, entry in answer[1].items()}
+    return Remote(commit=answer[0], files=files)
+
+
+def _look_again(place: Place, before: Remote) -> Remote:
+    """What a branch holds after a commit without an answer, which may come late."""
+    for seconds in LOOKS:
+        wait(seconds)
+        remote = look(place)
+        if remote and remote.commit != before.commit:
+            return remote
+    return before
+
+
+def differing(files: Iterable[LocalFile], remote: Remote) -> list[LocalFile]:
+    """Those files that a branch does not hold as they are here."""
+    return [file for file in files if remote.files.get(file.path) not in ((file.size, file.sha256), (file.size, _blob(file)))]
+
+
+def _blob(file: LocalFile) -> str:
+    """The id that git gives a file's content, by which the hub knows what it does not keep as a large file."""
+    digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    if file.file:
+        return file_digest(file.file, digest) if file.size <= LARGEST_BLOB else ""
+    digest.update(file.content)
+    return digest.hexdigest()
+
+
+def _create(upload: Upload) -> Remote:
+    """Make a repository, and its branch, where that is asked for; what it holds then."""
+    place = upload.place
+    if not upload.create:
+        branch = "" if place.revision == "main" else f" with a branch {place.revision}"
+        message = f"{place.shown} has no repository {place.repo_id}{branch}, or your token may not see it"
+        raise OrchestrateError(message, "check its spelling; to have it made, run the same command with --create")
+
+    def ask() -> None:
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=place.endpoint, token=place.token)
+        api.create_repo(place.repo_id, private=upload.private, exist_ok=True)
+        if place.revision != "main":
+            api.create_branch(place.repo_id, branch=place.revision, exist_ok=True)
+
+    asking(ask, place, explain=refusal)
+    remote = look(place)
+    if remote is None:
+        raise hub_session.strange(place, f"about {place.repo_id}, which it has just made")
+    return remote
+
+
+def _card(upload: Upload, remote: Remote) -> tuple[LocalFile, ...]:
+    """The README that belongs to what is there."""
+    if upload.card is None:
+        return ()
+    return (content_file(CARD, upload.card(_readme(upload.place, remote)).encode()),)
+
+
+def _readme(place: Place, remote: Remote) -> str:
+    if CARD not in remote.files:
+        return ""
+
+    def ask() -> str:
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=place.endpoint, token=place.token)
+        return Path(api.hf_hub_download(place.repo_id, CARD, revision=remote.commit)).read_bytes().decode()
+
+    return asking(ask, msgspec.structs.replace(place, file=CARD))
+
+
+def _commit(upload: Upload, files: list[LocalFile], remote: Remote, tell: Tell) -> str:
+    """Send files and commit them on top of what was looked at; the new commit. Raises Unanswered where nobody knows."""
+    from huggingface_hub import HfApi
+
+    place = upload.place
+    api = HfApi(endpoint=place.endpoint, token=place.token)
+    _choose_store(place, files)
+    operations = _operations(files, tell)
+    how: dict[str, Any] = {"repo_id": place.repo_id, "revision": place.revision}
+    asking(lambda: api.preupload_lfs_files(additions=operations, free_memory=False, **how), place, explain=refusal)
+    tell("committing")
+
+    def commit() -> str:
+        return str(api.create_commit(operations=operations, commit_message=upload.title, parent_commit=remote.commit, **how).oid)
+
+    return asking(commit, place, 1, explain=_of_commit)
+
+
+def _of_commit(error: BaseException, status: int, place: Place) -> OrchestrateError:
+    """What the refusal of a commit means; raises Unanswered for what may be none."""
+    reason = refusal(error, status, place)
+    if status == 412:
+        reason = NetworkError(f"{place.repo_id} changes faster than it can be published: others commit to it", AGAIN, status)
+    local = isinstance(error, ValueError | OSError) and not isinstance(error, ConnectionError)
+    # HfUriError: it was made, but the library cannot read the address that it was told.
+    if status in (408, 412, 429) or status >= 500 or type(error).__name__ == "HfUriError" or not (status or local):
+        raise Unanswered(reason) from error
+    return reason
+
+
+def refusal(error: BaseException, status: int, place: Place) -> OrchestrateError:
+    """What the hub's refusal to take something means, and what to do."""
+    words = str(getattr(error, "server_message", "") or "").strip() or next(iter(str(error).strip().splitlines()), "")
+    words = anonymous(words)[:300]
+    if status in (402, 403, 413) and any(word in words.lower() for word in FULL):
+        hint = (
+            f"what an account may keep is on {place.shown}/settings/billing; private repositories have less room than public ones"
+        )
+        return NetworkError(f"{place.repo_id}: the hub keeps no more of it: {words}", hint, status)
+    if status in (401, 403):
+        hint = f"it takes a token with the right to write there: {place.shown}/settings/tokens, then `hf auth login` or HF_TOKEN"
+        return NetworkError(f"{place.repo_id}: your token may not write there ({status}): {words}", hint, status)
+    if isinstance(error, ValueError) and "LFS batch" not in str(error):
+        message = f"the hub does not take the model card: {' '.join(str(error).split())[:300]}"
+        return OrchestrateError(message, "is the front matter of its README right, where it has one of its own?")
+    if status in (400, 409, 422) or isinstance(error, ValueError):
+        return NetworkError(f"{place.shown} does not take what was sent to {place.repo_id}: {words}", AGAIN, status)
+    reason = hub_session.refusal(error, status, place)
+    reason.message = reason.message.replace("cannot be read from", "cannot be sent to")
+    return reason
+
+
+def _choose_store(place: Place, files: Iterable[LocalFile]) -> None:
+    """Leave the hub's newer store alone where an endpoint has none: the library would end, and not fall back.
+
+    OrchestrateError for a file that is too large for what is left.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import is_xet_available
+
+    if is_xet_available() and not _has_xet(place):
+        constants.HF_HUB_DISABLE_XET = True
+    large = [file for file in files if file.size > hub.LARGEST_BYTES]
+    if large and not is_xet_available():
+        message = f"{large[0].path} has {size(large[0].size)}; without the hub's newer store (Xet) one file has at most 50 GB"
+        raise OrchestrateError(f"{message}, and {place.shown} has none that can be used here", SPLIT)
+
+
+def _has_xet(place: Place) -> bool:
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    url = f"{place.endpoint}/api/models/{place.repo_id}/xet-write-token/{quote(place.revision, safe='')}"
+
+    def ask() -> bool:
+        response = get_session().get(url, headers=build_hf_headers(token=place.token))
+        return response.is_success and "X-Xet-Access-Token" in response.headers
+
+    return asking(ask, place, explain=refusal)
+
+
+def _operations(files: list[LocalFile], tell: Tell) -> list[Any]:
+    """Files as the library's operations, which are read before they are sent: they must be what was checked once."""
+    from huggingface_hub import CommitOperationAdd
+
+    total, count = sum(file.size for file in files), 0
+
+    def advance(number: int) -> None:
+        nonlocal count
+        look_for_stop()
+        count += number
+        tell(f"sending {len(files)} files, {min(99, 100 * count // max(1, total))}% of {size(total)}")
+
+    class Counted(CommitOperationAdd):
+        @contextmanager
+        def as_file(self, with_tqdm: bool = False) -> Iterator[Any]:
+            with super().as_file() as file:
+                yield Reader(file, advance) if with_tqdm else file
+
+    operations = []
+    for file in files:
+        if file.file:
+            tell(f"hashing {file.path}")
+            if file_sha256(file.file) != file.sha256:
+                hint = "was it changed by hand? make it again: orchestrate run JOB --force"
+                raise IntegrityError(f"{file.file} is not what its receipt says", hint)
+        operation = Counted(path_in_repo=file.path, path_or_fileobj=str(file.file) if file.file else file.content)
+        operation.upload_info.sha256 = bytes.fromhex(file.sha256)
+        operations.append(operation)
+    return operations
+
+
+class Reader(io.BufferedIOBase):
+    """A file that tells how many bytes were read of it."""
+
+    def __init__(self, file: Any, advance: Callable[[int], None]) -> None:
+        self._file, self._advance = file, advance
+
+    def read(self, count: int | None = -1) -> bytes:
+        """The next bytes."""
+        data = bytes(self._file.read(count))
+        self._advance(len(data))
+        return data
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place of the file."""
+        return int(self._file.seek(place, whence))
+
+    def tell(self) -> int:
+        """The place in the file."""
+        return int(self._file.tell())
+
+    def fileno(self) -> int:
+        """The file itself, by which its size is found out."""
+        return int(self._file.fileno())
