@@ -42,12 +42,16 @@ def orchestrate() -> None:
     "--bundle", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="Take all from a bundle; ask no server."
 )
 @click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
+@click.option("--publish", is_flag=True, help="Then send what is made to the hub, as `orchestrate publish` does.")
+@cli_options.publishing
 @cli_options.shared()
 def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None:
     """Do the whole job: set up, fetch, convert, quantize, verify.
 
     Without JOB it is the only job file of this folder, here as in the other commands.
     """
+    if (flags["create"] or flags["yes"]) and not flags["publish"]:
+        raise click.UsageError("--create and --yes go with --publish.")
     if bundle and len(jobs_files) > 1:
         raise click.UsageError("--bundle goes with one JOB.")
     contexts = [cli_options.load(file, flags, folders=not bundle) for file in jobs_files]
@@ -165,6 +169,29 @@ def setup(job: Path, **flags: Any) -> None:
     context = cli_options.load(job, flags)
     with cli_options.shown(flags) as show:
         result = commands_setup.setup(context, cli_options.options(flags), show)
+    cli_options.finish(result, flags)
+
+
+@orchestrate.command()
+@JOB
+@click.option("--dry-run", is_flag=True, help="Send nothing: list the files, and write the card to look at.")
+@cli_options.publishing
+@cli_options.shared("--locked", "--offline", "--jobs", "--memory")
+def publish(job: Path, dry_run: bool, **flags: Any) -> None:
+    """Send what JOB has made to the hub, with a card that proves it.
+
+    Each repository gets one commit: outputs, receipts, the job, its lock and a model card. What is there is not sent again.
+    """
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.commands import publish as commands_publish
+
+    context, options = cli_options.load(job, flags), cli_options.options(flags)
+    with cli_options.shown(flags) as show:
+        if dry_run:
+            previews = commands_publish.preview(context, options)
+            console.result(previews, [line for preview in previews for line in preview.lines()], flags["as_json"])
+            return
+        result = commands_publish.publish_job(context, options, show)
     cli_options.finish(result, flags)
 
 

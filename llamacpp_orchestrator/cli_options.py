@@ -66,6 +66,13 @@ def speaking(*idle: str) -> Decorator:
     return _taking(SPEAKING, idle)
 
 
+def publishing(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of what publishes."""
+    sent = click.option("--yes", is_flag=True, help="Send also what is made of gated sources, or under licences that forbid it.")
+    made = click.option("--create", is_flag=True, help="Make repositories, and branches, that are not there.")
+    return made(sent(command))
+
+
 def _taking(options: dict[tuple[str, ...], dict[str, Any]], idle: tuple[str, ...]) -> Decorator:
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         for names, how in reversed(options.items()):
@@ -118,8 +125,8 @@ def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Opti
     from llamacpp_orchestrator.context import Options
 
     chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
-    more = {"read_lock": kept, "write_lock": kept, "upgrade": upgrade, "ollama_create": flags.get("ollama_create", False)}
-    return Options(**chosen, jobs=flags["jobs"] or 0, **more)
+    more = {name: flags.get(name, False) for name in ("ollama_create", "publish", "create", "yes")}
+    return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept, write_lock=kept, upgrade=upgrade, **more)
 
 
 def only_job(context: click.Context | None = None, option: click.Parameter | None = None, file: Path | None = None) -> Path:

@@ -42,7 +42,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How to go about a job: the shared options of the commands."""
+    """How to go about a job: the shared options of the commands.
+
+    With `publish` its outputs are sent to the hub; `create` makes repositories, `yes` sends what others may not want sent.
+    """
 
     locked: bool = False
     force: bool = False
@@ -54,3 +57,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     write_lock: bool = True
     downloads: bool = True
     ollama_create: bool = False
+    publish: bool = False
+    create: bool = False
+    yes: bool = False

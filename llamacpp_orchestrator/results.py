@@ -37,6 +37,23 @@ class ModelfileResult(msgspec.Struct, frozen=True, kw_only=True):
         return [f"{'ollama':<8}{command}" for command in ([] if created else [self.create]) + [self.run]]
 
 
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one repository of the hub: the commit in which all lies now, and the paths that were sent this time."""
+
+    repo: str
+    url: str
+    revision: str
+    commit: str
+    status: str
+    files: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        return [
+            f"{'hub':<8}{self.url}  commit {self.commit[:12]}, {f'{len(self.files)} files sent' if self.files else 'current'}"
+        ]
+
+
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
     """What one file has kept of the unquantized model: perplexity, KL divergence, how often (%) both guess the same next token.
 
@@ -111,11 +128,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[Made, ...]
     ollama: tuple[ModelfileResult, ...] = ()
     quality: tuple[Quality, ...] = ()
+    publish: tuple[Published, ...] = ()
     errors: tuple[OrchestrateError, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The result as `--json` prints it."""
-        names = ("status", "seconds", "steps", "outputs", "quality", "ollama")
+        names = ("status", "seconds", "steps", "outputs", "quality", "ollama", "publish")
         plain = {name: msgspec.to_builtins(getattr(self, name)) for name in names}
         return plain | ({"error": self.errors[0].lines()} if self.errors else {})
 
@@ -123,7 +141,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         """The files as text, one a line, and what is left to do; with `created` Ollama has its models already."""
         files = [f"{made.status:<8}{size(made.size):>9}  {made.sha256[:12]}  {_near(made.path)}" for made in self.outputs]
         files += [line for report in self.quality for line in report.lines()]
-        return files + [line for modelfile in self.ollama for line in modelfile.lines(created)]
+        files += [line for modelfile in self.ollama for line in modelfile.lines(created)]
+        return files + [line for repository in self.publish for line in repository.lines()]
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):

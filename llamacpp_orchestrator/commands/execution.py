@@ -38,6 +38,11 @@ def carry_out(
     return run_steps(steps, perform, bounds, report, need, process.stop_all)
 
 
+def carry_out_export(options: Options, report: Reporter, steps: list[Step], perform: Perform, jobs: int) -> list[Event]:
+    """Run the steps of an export, so many heavy ones at a time; 0 for as many as the options or the processors allow."""
+    return carry_out(steps, perform, msgspec.structs.replace(options, jobs=jobs or options.jobs), report)
+
+
 def log_folder(context: Context) -> Path:
     """The folder of a job's logs, in the cache; made where there is none."""
     key = hashlib.sha256(str(context.file.resolve()).encode()).hexdigest()[:8]

@@ -16,6 +16,7 @@ from llamacpp_orchestrator import export
 from llamacpp_orchestrator.commands import disk
 from llamacpp_orchestrator.commands import summary
 from llamacpp_orchestrator.commands.execution import carry_out
+from llamacpp_orchestrator.commands.execution import carry_out_export
 from llamacpp_orchestrator.commands.execution import log_folder
 from llamacpp_orchestrator.commands.execution import step_errors
 from llamacpp_orchestrator.commands.lock import settle
@@ -26,6 +27,7 @@ from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.export import ollama
+from llamacpp_orchestrator.export import publish
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
@@ -36,7 +38,7 @@ from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import graph
-from llamacpp_orchestrator.pipeline import publish
+from llamacpp_orchestrator.pipeline import placement
 from llamacpp_orchestrator.pipeline import receipt
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.pipeline.build import Outputs
@@ -46,7 +48,6 @@ from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system.disk import Need
 from llamacpp_orchestrator.system.disk import check_space
 from llamacpp_orchestrator.system.scheduler import Event
-from llamacpp_orchestrator.system.scheduler import Perform
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.util import tempfiles
@@ -60,6 +61,8 @@ def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> 
     neighbours.check(contexts)
     if options.ollama_create:
         ollama.check_program(contexts)
+    if options.publish:
+        publish.check_job(contexts)
     for context in contexts:
         results.append(run(context, options, report))
         if results[-1].errors and not options.keep_going:
@@ -90,9 +93,9 @@ def run(context: Context, options: Options, report: Reporter) -> Result:
 def _run(pinned: PinnedJob, options: Options, report: Reporter, began: float, events: list[Event]) -> Result:
     local_folders.drift(pinned)
     outputs = _chosen(pipeline_build.outputs(pinned, options.force), options.only)
-    if not options.force and publish.recognise(publish.Locks(pinned.store.folder("locks")), outputs.stale):
+    if not options.force and placement.recognise(placement.Locks(pinned.store.folder("locks")), outputs.stale):
         outputs = _chosen(pipeline_build.outputs(pinned), options.only)
-    modules = [] if options.only else export.wanted(pinned.context.job)
+    modules = [] if options.only else export.wanted(pinned.context.job, options.publish)
     exports = [(module, module.find(pinned, outputs.builds)) for module in modules]
     for module, items in exports:
         module.check(items, options.force)
@@ -103,14 +106,10 @@ def _run(pinned: PinnedJob, options: Options, report: Reporter, began: float, ev
     for module, items in exports:
         if options.keep_going or not errors:
             run = job_run(pinned, options, outputs.builds)
-            done = module.export(run, items, options, functools.partial(_carry_out, options, report))
+            done = module.export(run, items, options, functools.partial(carry_out_export, options, report))
             events, errors = events + done, errors + step_errors(done)
-            results[module.KEY] = module.results(pinned, items)
+            results[module.KEY] = module.results(pinned, items, done)
     return summary.result(began, events, errors, outputs, **results)
-
-
-def _carry_out(options: Options, report: Reporter, steps: list[Step], perform: Perform, jobs: int) -> list[Event]:
-    return carry_out(steps, perform, msgspec.structs.replace(options, jobs=jobs or options.jobs), report)
 
 
 def _chosen(outputs: Outputs, only: str) -> Outputs:
@@ -146,7 +145,7 @@ def _make(
         events = carry_out(steps, perform, options, _tidying(report, steps, outputs, begin), need, run.memory)
     finally:
         warm.close()
-        publish.clean(run.locks, stale)
+        placement.clean(run.locks, stale)
     return current + events, step_errors(events)
 
 
@@ -154,7 +153,7 @@ def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ended: frozen
     """Raise for what is in the way of a run, before anything is fetched or written."""
     pinned, stale = run.pinned, outputs.stale
     for build in outputs.builds:
-        publish.finish_interrupted(run.locks, build)
+        placement.finish_interrupted(run.locks, build)
     for build in stale:
         receipt.may_write(build.output.path, receipt.read(build.output.path), run.force)
     if "source" in ended:
@@ -181,7 +180,7 @@ def _tidying(report: Reporter, steps: list[Step], outputs: Outputs, begin: Calla
         ended.add(event.step)
         if event.step in loading and loading <= ended:
             begin()
-        for folder in publish.spent(outputs, ended) if event.step.startswith("verify ") else ():
+        for folder in placement.spent(outputs, ended) if event.step.startswith("verify ") else ():
             remove(folder)
 
     return show

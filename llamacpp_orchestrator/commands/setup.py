@@ -18,7 +18,7 @@ from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import setup as pipeline_setup
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
-from llamacpp_orchestrator.pipeline.publish import Locks
+from llamacpp_orchestrator.pipeline.placement import Locks
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system import limits
 from llamacpp_orchestrator.system.interpreter import Run

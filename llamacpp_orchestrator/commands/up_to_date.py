@@ -40,7 +40,8 @@ def result(contexts: Sequence[Context], options: Options, report: Reporter) -> R
 
 def finished(context: Context, options: Options) -> Outputs | None:
     """The outputs of a job that needs nothing; None for any other."""
-    if options.force or options.upgrade or options.ollama_create or not options.read_lock or export.keys(context.job):
+    closer = options.force or options.upgrade or options.ollama_create or options.publish or not options.read_lock
+    if closer or export.keys(context.job):
         return None
     lock = lock_file.read(lock_file.path_for(context.file))
     # Whether a lock vouches for the programs of this machine is told only by looking at the machine.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llamacpp_orchestrator.pipeline.job_run import JobRun
     from llamacpp_orchestrator.system.disk import Need
 
-KEYS = ("ollama", "quality")  # in the order in which they are made; each is a field of `results.Result`, too
+KEYS = ("ollama", "quality", "publish")  # in the order in which they are made; each is a field of `results.Result`, too
 CarryOut = Callable[[list[Step], Perform, int], list[Event]]  # runs steps, so many heavy ones at a time, 0 for as many as fit
 
 
@@ -48,15 +48,15 @@ class Export(Protocol):
     def export(self, run: JobRun, items: Iterable[Any], options: Options, carry_out: CarryOut) -> list[Event]:
         """Make it of those outputs that are there."""
 
-    def results(self, pinned: PinnedJob, items: Iterable[Any]) -> tuple[Any, ...]:
-        """What a run says of it: records with `lines`."""
+    def results(self, pinned: PinnedJob, items: Iterable[Any], events: Iterable[Event]) -> tuple[Any, ...]:
+        """What a run says of it, whose steps came to some events: records with `lines`."""
 
 
-def keys(job: Job) -> list[str]:
-    """What a job asks to be made of its outputs."""
-    return [key for key in KEYS if any(getattr(model, key) for model in job.models)]
+def keys(job: Job, publish: bool = False) -> list[str]:
+    """What a job asks to be made of its outputs; they are sent only where that is asked for, too."""
+    return [key for key in KEYS if (publish or key != "publish") and any(getattr(model, key) for model in job.models)]
 
 
-def wanted(job: Job) -> list[Export]:
+def wanted(job: Job, publish: bool = False) -> list[Export]:
     """The modules that make of a job's outputs what it asks for."""
-    return [cast(Export, importlib.import_module(f"{__name__}.{key}")) for key in keys(job)]
+    return [cast(Export, importlib.import_module(f"{__name__}.{key}")) for key in keys(job, publish)]

@@ -112,7 +112,7 @@ def export(run: JobRun, jobs: Iterable[QualityJob], options: Options, carry_out:
     return events
 
 
-def results(pinned: PinnedJob, jobs: Iterable[QualityJob]) -> tuple[Quality, ...]:
+def results(pinned: PinnedJob, jobs: Iterable[QualityJob], events: Iterable[Event] = ()) -> tuple[Quality, ...]:
     """What a run says of its reports."""
     finished = filter(None, map(quality_report.finished, jobs))
     return tuple(filter(None, (quality_report.result(pinned, job) for job in finished)))
@@ -203,13 +203,10 @@ def _row(measuring: Measuring, build: Build, shards: list[Path]) -> Measure:
             f"{build.name} is an encoder ({architecture}): it guesses no next word, so it has no perplexity",
             "leave `quality` out for this model",
         )
-    tensors = [tensor for _, tensor in contents.tensors.values()]
     size = sum(path.stat().st_size for path in shards)
-    held = sum(tensor.size for tensor in tensors) if all(tensor.size for tensor in tensors) else size
-    bits = round(8 * held / max(1, sum(tensor.elements for tensor in tensors)), 4)
     key = quality_report.row_key(measuring.run.pinned, measuring.job, build)
     file = Path(os.path.relpath(shards[0], measuring.job.path.parent)).as_posix()
-    return Measure(file=file, type=build.output.type, size=size, bits=bits, ppl=0.0, key=key)
+    return Measure(file=file, type=build.output.type, size=size, bits=gguf.bits(contents, size), ppl=0.0, key=key)
 
 
 def _run(measuring: Measuring, command: Command, log: Path, tell: Tell) -> str:

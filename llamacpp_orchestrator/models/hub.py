@@ -80,6 +80,20 @@ def list_hub(
     return Snapshot(source=repo_id, commit=commit, files=files, unread=weight_files.unread(by_path, chosen))
 
 
+def barred(repo_id: str, revision: str, settings: Settings, tell: Tell) -> str:
+    """What keeps others from a repository, "gated" or "private"; "" for nothing."""
+
+    def ask(endpoint: str) -> str:
+        from huggingface_hub import HfApi
+
+        place = Place(endpoint=endpoint, repo_id=repo_id, revision=revision, trusted=settings.trusts(endpoint, HUB))
+        api = HfApi(endpoint=place.endpoint, token=place.token)
+        info = asking(lambda: api.model_info(repo_id, revision=revision, timeout=hub_session.LIMIT_SECONDS), place)
+        return "private" if info.private else "gated" if info.gated else ""
+
+    return first_answer(settings.huggingface, ask, tell)
+
+
 def listing(place: Place) -> tuple[str, dict[str, Any]]:
     """The commit that a revision is at, and the files there by path, as the library has them; raises what that raises."""
     from huggingface_hub import HfApi

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,13 +18,14 @@ from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.models import hub
+from llamacpp_orchestrator.models import hub_operations
 from llamacpp_orchestrator.models import hub_session
+from llamacpp_orchestrator.models.hub_operations import LocalFile
+from llamacpp_orchestrator.models.hub_operations import content_file
 from llamacpp_orchestrator.models.hub_session import Place
 from llamacpp_orchestrator.models.hub_session import asking
-from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.cancel import wait
 from llamacpp_orchestrator.util.hashing import file_digest
-from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.units import size
 
 Tell = Callable[[str], None]
@@ -46,16 +45,6 @@ class Unanswered(Exception):
     def __init__(self, reason: OrchestrateError) -> None:
         super().__init__(reason.message)
         self.reason = reason
-
-
-class LocalFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One file to send: its `path` in the repository, size in bytes, and where it lies here, or else its content."""
-
-    path: str
-    size: int
-    sha256: str
-    file: Path | None = None
-    content: bytes = b""
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,11 +73,6 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
 
     commit: str
     paths: tuple[str, ...]
-
-
-def content_file(path: str, content: bytes) -> LocalFile:
-    """A file to send that lies nowhere on this machine."""
-    return LocalFile(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest(), content=content)
 
 
 def send(upload: Upload, tell: Tell) -> Sent:
@@ -219,13 +203,16 @@ def _commit(upload: Upload, files: list[LocalFile], remote: Remote, tell: Tell) 
     place = upload.place
     api = HfApi(endpoint=place.endpoint, token=place.token)
     _choose_store(place, files)
-    operations = _operations(files, tell)
+    operations = hub_operations.operations(files, tell)
     how: dict[str, Any] = {"repo_id": place.repo_id, "revision": place.revision}
     asking(lambda: api.preupload_lfs_files(additions=operations, free_memory=False, **how), place, explain=refusal)
     tell("committing")
 
     def commit() -> str:
-        return str(api.create_commit(operations=operations, commit_message=upload.title, parent_commit=remote.commit, **how).oid)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a README without front matter: the hub's page says so itself
+            made = api.create_commit(operations=operations, commit_message=upload.title, parent_commit=remote.commit, **how)
+        return str(made.oid)
 
     return asking(commit, place, 1, explain=_of_commit)
 
@@ -247,20 +234,22 @@ def refusal(error: BaseException, status: int, place: Place) -> OrchestrateError
     words = str(getattr(error, "server_message", "") or "").strip() or next(iter(str(error).strip().splitlines()), "")
     words = anonymous(words)[:300]
     if status in (402, 403, 413) and any(word in words.lower() for word in FULL):
-        hint = (
-            f"what an account may keep is on {place.shown}/settings/billing; private repositories have less room than public ones"
-        )
+        hint = f"see {place.shown}/settings/billing; private repositories have less room than public ones"
         return NetworkError(f"{place.repo_id}: the hub keeps no more of it: {words}", hint, status)
     if status in (401, 403):
         hint = f"it takes a token with the right to write there: {place.shown}/settings/tokens, then `hf auth login` or HF_TOKEN"
         return NetworkError(f"{place.repo_id}: your token may not write there ({status}): {words}", hint, status)
-    if isinstance(error, ValueError) and "LFS batch" not in str(error):
-        message = f"the hub does not take the model card: {' '.join(str(error).split())[:300]}"
+    if status == 404:
+        hint = "is HF_ENDPOINT a mirror that only gives out files? then unset it"
+        return NetworkError(f"{place.shown} takes no files for {place.repo_id} (404)", hint, status)
+    if isinstance(error, ValueError) and not status and "LFS" not in words:
+        message = f"the hub does not take the model card of {place.repo_id}: {' '.join(str(error).split())[:300]}"
         return OrchestrateError(message, "is the front matter of its README right, where it has one of its own?")
     if status in (400, 409, 422) or isinstance(error, ValueError):
         return NetworkError(f"{place.shown} does not take what was sent to {place.repo_id}: {words}", AGAIN, status)
     reason = hub_session.refusal(error, status, place)
-    reason.message = reason.message.replace("cannot be read from", "cannot be sent to")
+    if status != 429 and isinstance(reason, NetworkError):
+        reason.message, reason.hint = reason.message.replace("cannot be read from", "cannot be sent to"), AGAIN
     return reason
 
 
@@ -270,12 +259,11 @@ def _choose_store(place: Place, files: Iterable[LocalFile]) -> None:
     OrchestrateError for a file that is too large for what is left.
     """
     from huggingface_hub import constants
-    from huggingface_hub.utils import is_xet_available
 
-    if is_xet_available() and not _has_xet(place):
+    if not (constants.HF_HUB_DISABLE_XET or _has_xet(place)):
         constants.HF_HUB_DISABLE_XET = True
     large = [file for file in files if file.size > hub.LARGEST_BYTES]
-    if large and not is_xet_available():
+    if large and constants.HF_HUB_DISABLE_XET:
         message = f"{large[0].path} has {size(large[0].size)}; without the hub's newer store (Xet) one file has at most 50 GB"
         raise OrchestrateError(f"{message}, and {place.shown} has none that can be used here", SPLIT)
 
@@ -291,59 +279,3 @@ def _has_xet(place: Place) -> bool:
         return response.is_success and "X-Xet-Access-Token" in response.headers
 
     return asking(ask, place, explain=refusal)
-
-
-def _operations(files: list[LocalFile], tell: Tell) -> list[Any]:
-    """Files as the library's operations, which are read before they are sent: they must be what was checked once."""
-    from huggingface_hub import CommitOperationAdd
-
-    total, count = sum(file.size for file in files), 0
-
-    def advance(number: int) -> None:
-        nonlocal count
-        look_for_stop()
-        count += number
-        tell(f"sending {len(files)} files, {min(99, 100 * count // max(1, total))}% of {size(total)}")
-
-    class Counted(CommitOperationAdd):
-        @contextmanager
-        def as_file(self, with_tqdm: bool = False) -> Iterator[Any]:
-            with super().as_file() as file:
-                yield Reader(file, advance) if with_tqdm else file
-
-    operations = []
-    for file in files:
-        if file.file:
-            tell(f"hashing {file.path}")
-            if file_sha256(file.file) != file.sha256:
-                hint = "was it changed by hand? make it again: orchestrate run JOB --force"
-                raise IntegrityError(f"{file.file} is not what its receipt says", hint)
-        operation = Counted(path_in_repo=file.path, path_or_fileobj=str(file.file) if file.file else file.content)
-        operation.upload_info.sha256 = bytes.fromhex(file.sha256)
-        operations.append(operation)
-    return operations
-
-
-class Reader(io.BufferedIOBase):
-    """A file that tells how many bytes were read of it."""
-
-    def __init__(self, file: Any, advance: Callable[[int], None]) -> None:
-        self._file, self._advance = file, advance
-
-    def read(self, count: int | None = -1) -> bytes:
-        """The next bytes."""
-        data = bytes(self._file.read(count))
-        self._advance(len(data))
-        return data
-
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place of the file."""
-        return int(self._file.seek(place, whence))
-
-    def tell(self) -> int:
-        """The place in the file."""
-        return int(self._file.tell())
-
-    def fileno(self) -> int:
-        """The file itself, by which its size is found out."""
-        return int(self._file.fileno())

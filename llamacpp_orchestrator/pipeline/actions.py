@@ -27,9 +27,9 @@ from llamacpp_orchestrator.pipeline import receipt_words
 from llamacpp_orchestrator.pipeline import trial
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
-from llamacpp_orchestrator.pipeline.publish import prepare
-from llamacpp_orchestrator.pipeline.publish import publish
-from llamacpp_orchestrator.pipeline.publish import staged
+from llamacpp_orchestrator.pipeline.placement import place
+from llamacpp_orchestrator.pipeline.placement import prepare
+from llamacpp_orchestrator.pipeline.placement import staged
 from llamacpp_orchestrator.system import limits as system_limits
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.scheduler import CURRENT
@@ -191,7 +191,7 @@ def _verify(run: JobRun, build: Build, notes: tuple[str, ...], tell: Tell) -> No
         pipeline_receipt.may_write(path.parent / file.name, known, run.force)
     written = receipt_words.receipt(run.pinned, build, records(), (*notes, *verdict.notes), verdict.levels)
     pipeline_receipt.write(build.stage / path.name, written)
-    publish(path, build.stage)
+    place(path, build.stage)
 
 
 def _whole(files: list[Path]) -> levels.Verdict:

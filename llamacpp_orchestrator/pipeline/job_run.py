@@ -11,7 +11,7 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline.build import Build
-from llamacpp_orchestrator.pipeline.publish import Locks
+from llamacpp_orchestrator.pipeline.placement import Locks
 from llamacpp_orchestrator.system.interpreter import Run
 from llamacpp_orchestrator.system.scheduler import log_of
 

@@ -110,6 +110,13 @@ def contents(paths: Sequence[Path]) -> Contents:
     return Contents(metadata=metadata, tensors=tensors)
 
 
+def bits(contents: Contents, size: int) -> float:
+    """The bits per weight of an output, of whose tensors all have a size that is known, or else by the bytes of its files."""
+    tensors = [tensor for _, tensor in contents.tensors.values()]
+    held = sum(tensor.size for tensor in tensors) if all(tensor.size for tensor in tensors) else size
+    return round(8 * held / max(1, sum(tensor.elements for tensor in tensors)), 4)
+
+
 def _checked(path: Path, numbers: bool) -> Checks:
     try:
         with path.open("rb") as file:

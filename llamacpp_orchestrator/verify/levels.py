@@ -16,6 +16,7 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job.check_levels import AUTO
 from llamacpp_orchestrator.job.check_levels import CONTENT
+from llamacpp_orchestrator.job.check_levels import EXCUSES
 from llamacpp_orchestrator.job.check_levels import LEVELS
 from llamacpp_orchestrator.job.check_levels import LOAD
 from llamacpp_orchestrator.job.check_levels import LOGITS
@@ -122,9 +123,9 @@ def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
 def _load(subject: Subject, checks: gguf.Checks, find: Callable[[str], Path]) -> str:
     """Load an output; the reason why not, or "". With `auto` a failure that may be the machine's own is such a reason."""
     if checks.architecture == "clip":
-        return "a projector is loaded only together with its model, so it was not loaded"
+        return f"a projector is loaded only together with its model, {EXCUSES[LOAD]}"
     if subject.kind == "adapter" and not subject.base:
-        return "the job makes no base to load the adapter on, so it was not loaded"
+        return f"the job makes no base to load the adapter on, {EXCUSES[LOAD]}"
     try:
         base = subject.base if subject.kind == "adapter" else ()
         load.check(subject.files, base, checks, find, subject.log, subject.limits)
@@ -168,7 +169,7 @@ def _logits(
     elif subject.remote:
         left_out = "its source brings code of its own"
     if left_out:
-        return Findings(notes=(f"{left_out}, so its next tokens were not compared",)), False
+        return Findings(notes=(f"{left_out}, {EXCUSES[LOGITS]}",)), False
     adapter = subject.views[1] if subject.kind == "adapter" else None
     base = subject.base if adapter else ()
     run = functools.partial(process.stream, limit=logits.EXTRA_SECONDS + load.limit(subject.files, base))

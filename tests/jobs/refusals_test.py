@@ -16,7 +16,7 @@ from llamacpp_orchestrator import errors
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock import file as lock_file
-from llamacpp_orchestrator.pipeline import publish
+from llamacpp_orchestrator.pipeline import placement
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.scheduler import Bounds
@@ -150,9 +150,9 @@ def test_a_signal_between_two_renames_loses_nothing(
             if len(seen) == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(publish.os, "replace", interrupted)
+    monkeypatch.setattr(placement.os, "replace", interrupted)
     assert orchestrate("run", file).code != 0
-    monkeypatch.setattr(publish.os, "replace", replace)
+    monkeypatch.setattr(placement.os, "replace", replace)
     answer = orchestrate("run", file)
     assert answer.code == 0 and len(seen) > 1, answer.err
     receipt = pipeline_receipt.read(world / "dist" / "tiny-llama-f16.gguf")

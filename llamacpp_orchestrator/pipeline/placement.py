@@ -61,7 +61,7 @@ class Locks:
 def prepare(locks: Locks, build: Build, force: bool, tell: Tell) -> bool:
     """Take the lock of an output and finish what was interrupted there; whether it must be made still."""
     locks.acquire(build, tell)
-    _publish_left(build)
+    _place_left(build)
     if not force and is_current(build):
         return False
     try:
@@ -76,10 +76,10 @@ def prepare(locks: Locks, build: Build, force: bool, tell: Tell) -> bool:
 
 
 def finish_interrupted(locks: Locks, build: Build) -> None:
-    """End what a killed run left half published, so that its files are known as ours."""
+    """End what a killed run left half placed, so that its files are known as ours."""
     if build.stages:
         with locks.of(build):
-            _publish_left(build)
+            _place_left(build)
 
 
 def recognise(locks: Locks, stale: Iterable[Build]) -> bool:
@@ -115,12 +115,12 @@ def spent(outputs: Outputs, ended: Container[str]) -> list[Path]:
     return [build.output.path.parent for build in outputs.builds if build.output.temporary and build.output.path not in left]
 
 
-def _publish_left(build: Build) -> None:
+def _place_left(build: Build) -> None:
     for stage in build.stages:
-        publish(build.output.path, stage)
+        place(build.output.path, stage)
 
 
-def publish(path: Path, stage: Path) -> None:
+def place(path: Path, stage: Path) -> None:
     """Rename a checked output into its final place, its receipt last.
 
     The receipt lies in the stage folder before the first rename: whoever finds it there, after a crash, ends the work.
@@ -144,7 +144,7 @@ def clean(locks: Locks, stale: Iterable[Build]) -> None:
     for build in stale:
         if locks.holds(build):
             # After a signal between two renames, what was checked and half in its place goes all the way.
-            publish(build.output.path, build.stage)
+            place(build.output.path, build.stage)
             remove(build.stage)
             if build.output.temporary and pipeline_receipt.read(build.output.path) is None:
                 remove(build.output.path.parent)

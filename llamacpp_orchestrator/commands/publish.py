@@ -1,0 +1,101 @@
+"""Publish what a job has made, or write what would be published down to look at."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import msgspec
+
+from llamacpp_orchestrator.commands import summary
+from llamacpp_orchestrator.commands.execution import carry_out_export
+from llamacpp_orchestrator.commands.execution import step_errors
+from llamacpp_orchestrator.commands.setup import job_run
+from llamacpp_orchestrator.context import Context
+from llamacpp_orchestrator.context import Options
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.export import card
+from llamacpp_orchestrator.export import publication
+from llamacpp_orchestrator.export import publish
+from llamacpp_orchestrator.export.publication import Publication
+from llamacpp_orchestrator.job import fields
+from llamacpp_orchestrator.lock import diff
+from llamacpp_orchestrator.lock import file as lock_file
+from llamacpp_orchestrator.lock import local_folders
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.pipeline import build as pipeline_build
+from llamacpp_orchestrator.results import Result
+from llamacpp_orchestrator.system.scheduler import Reporter
+from llamacpp_orchestrator.util.store import text_of
+from llamacpp_orchestrator.util.store import write_atomically
+from llamacpp_orchestrator.util.units import size
+
+
+class PreviewFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file that would be sent; size in bytes."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Preview(msgspec.Struct, frozen=True, kw_only=True):
+    """What would go to one repository: the files, and where its card was written to look at, "" where it has none."""
+
+    repo: str
+    revision: str
+    card: str
+    files: tuple[PreviewFile, ...]
+
+    def lines(self) -> list[str]:
+        """The same as text."""
+        listed = [f"{size(file.size):>9}  {file.sha256[:12]}  {file.path}" for file in self.files]
+        return [f"{self.repo} ({self.revision})", *listed, *([f"card     {self.card}"] if self.card else [])]
+
+
+def publish_job(context: Context, options: Options, report: Reporter) -> Result:
+    """Send a job's outputs, which must be there and proven, to their repositories."""
+    began = time.monotonic()
+    pinned, items = _publications(context)
+    publish.check_job([context])
+    publish.check(items, options.force)
+    outputs = pipeline_build.outputs(pinned)
+    carry = functools.partial(carry_out_export, options, report)
+    events = publish.export(job_run(pinned, options, outputs.builds), items, options, carry)
+    errors = step_errors(events)
+    return summary.result(began, events, errors, publish=publish.results(pinned, items, events))
+
+
+def preview(context: Context, options: Options) -> list[Preview]:
+    """What would be sent; the cards are written into the job's output folder, as they are without a README to keep."""
+    pinned, items = _publications(context)
+    return [_preview(pinned, item, options.force) for item in items]
+
+
+def _publications(context: Context) -> tuple[PinnedJob, list[Publication]]:
+    """The repositories of a job; JobError where it names none, or where one of their outputs is not there and proven."""
+    lock = lock_file.read(lock_file.path_for(context.file))
+    if lock is None or diff.stale_reasons(context.job, lock):
+        why = "has no lock" if lock is None else "has changed since it was locked"
+        raise JobError(
+            f"{context.file.name} {why}: only what is made and checked is published", f"first: {context.command('run')}"
+        )
+    pinned = PinnedJob(context, lock)
+    local_folders.drift(pinned)
+    items = publish.find(pinned, pipeline_build.outputs(pinned).kept)
+    for item in items:
+        publication.check(pinned, item)
+    return pinned, items
+
+
+def _preview(pinned: PinnedJob, item: Publication, force: bool) -> Preview:
+    written = ""
+    if item.repository.publish.card != "none":
+        sources = publication.origins(pinned, item)
+        path = fields.folder(pinned.context.job.output, pinned.context.file.parent) / f"{item.id.split('/')[1]}-card.md"
+        if path.exists() and not force and (not path.is_file() or card.BEGIN not in text_of(path)):
+            raise JobError(f"{path} exists already, and orchestrate did not write it", "move it away, or use --force")
+        write_atomically(path, publish.readme(pinned, item, sources, ""))
+        written = str(path)
+    files = (PreviewFile(path=file.path, size=file.size, sha256=file.sha256) for file in publication.files(pinned, item))
+    return Preview(repo=item.id, revision=item.repository.publish.revision, card=written, files=tuple(files))
