@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from http.server import ThreadingHTTPServer
 from typing import Any
@@ -19,6 +20,8 @@ from tests.support import makers
 COMMIT, OTHER = "a" * 40, "c" * 40
 KEY = "key-of-the-newer-store"
 LARGE = 1000  # what is larger is served the LFS way
+
+Routes = tuple[tuple[str, Callable[..., None]], ...]
 
 
 def safetensors(*names: str) -> bytes:
@@ -70,19 +73,23 @@ class Route(BaseHTTPRequestHandler):
         begins, headers = self.server.busy
         if begins and f"{self.command} {path}".startswith(begins):
             return self.reply(429, b"", **headers)
-        for pattern, answer in (
-            (r"/api/models/(.+)/revision/(.+)", self.revision),
-            (r"/api/models/(.+)/tree/(.+)", self.tree),
-            (r"/api/models/(.+)/xet-read-token/(.+)", self.key),
-            (r"/newer/(.+)", self.silence),
-            (r"/login", self.page),
-            (r"/store/(.+)", self.body),
-            (r"/org/m/resolve/([^/]+)/(.+)", self.resolve),
-            (r"/(org/[^/]+)/resolve/[^/]+/(.+)", self.resolve_other),
-        ):
-            if match := re.fullmatch(pattern, path):
-                return answer(*match.groups())
+        for pattern, answer in self.routes():
+            if match := re.fullmatch(pattern, f"{self.command} {self.path.partition('?')[0]}"):
+                return answer(*(unquote(word or "") for word in match.groups()))
         return self.reply(404)
+
+    def routes(self) -> Routes:
+        """What is answered by what, as patterns of a method and a quoted path."""
+        return (
+            (r"\w+ /api/models/(.+)/revision/(.+)", self.revision),
+            (r"\w+ /api/models/(.+)/tree/(.+)", self.tree),
+            (r"\w+ /api/models/(.+)/xet-read-token/(.+)", self.key),
+            (r"\w+ /newer/(.+)", self.silence),
+            (r"\w+ /login", self.page),
+            (r"\w+ /store/(.+)", self.body),
+            (r"\w+ /org/m/resolve/([^/]+)/(.+)", self.resolve),
+            (r"\w+ /(org/[^/]+)/resolve/[^/]+/(.+)", self.resolve_other),
+        )
 
     def revision(self, repo: str, revision: str) -> None:
         fault = self.server.fault
@@ -99,12 +106,12 @@ class Route(BaseHTTPRequestHandler):
         if fault == "page-redirect":
             return self.reply(302, Location=f"{self.server.store}/login")
         if fault == "odd-json":
-            return self.reply(200, b'["log in"]', Content_Type="application/json")
+            return self.document(200, ["log in"])
         if revision in self.server.gone:
             return self.reply(404, X_Error_Code="RevisionNotFound")
         commit = revision if re.fullmatch("[0-9a-f]{40}", revision) else self.server.commit
         sha = {"no-sha": None, "odd-sha": "main", "other-commit": OTHER}.get(fault, commit)
-        return self.reply(200, json.dumps({"id": repo, "sha": sha}).encode(), Content_Type="application/json")
+        return self.document(200, {"id": repo, "sha": sha})
 
     def tree(self, repo: str, commit: str) -> None:
         listed: list[dict[str, Any]] = [{"type": "directory", "path": "sub", "oid": "0" * 40}]
@@ -120,8 +127,8 @@ class Route(BaseHTTPRequestHandler):
             return self.page()
         if self.server.fault == "next-elsewhere":
             link = f'<{self.server.store}/steal>; rel="next"'
-            return self.reply(200, b"[]", Content_Type="application/json", Link=link)
-        return self.reply(200, json.dumps(listed).encode(), Content_Type="application/json")
+            return self.document(200, [], Link=link)
+        return self.document(200, listed)
 
     def resolve(self, commit: str, name: str) -> None:
         content, fault = self.server.files.get(name), self.server.fault
@@ -192,6 +199,9 @@ class Route(BaseHTTPRequestHandler):
     def silence(self, path: str = "", seconds: float = 20) -> None:
         self.server.over.wait(seconds)
         self.close_connection = True
+
+    def document(self, status: int, content: object, **headers: str) -> None:
+        self.reply(status, json.dumps(content).encode(), Content_Type="application/json", **headers)
 
     def reply(self, status: int, content: bytes = b"", **headers: str) -> None:
         self.send_response(status)
