@@ -42,6 +42,7 @@ from tests.support.stage.fixtures import github as github
 from tests.support.stage.fixtures import hub as hub
 from tests.support.stage.fixtures import linux as linux
 from tests.support.stage.fixtures import repository as repository
+from tests.support.stage.fixtures import uploads as uploads
 from tests.support.warm import Lender
 
 

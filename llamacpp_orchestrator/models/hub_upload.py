@@ -191,7 +191,11 @@ def _readme(place: Place, remote: Remote) -> str:
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=place.endpoint, token=place.token)
-        return Path(api.hf_hub_download(place.repo_id, CARD, revision=remote.commit)).read_bytes().decode()
+        return (
+            Path(api.hf_hub_download(place.repo_id, CARD, revision=remote.commit, cache_dir=hub.cache_folder()))
+            .read_bytes()
+            .decode()
+        )
 
     return asking(ask, msgspec.structs.replace(place, file=CARD))
 
@@ -248,9 +252,9 @@ def refusal(error: BaseException, status: int, place: Place) -> OrchestrateError
     if status in (400, 409, 422) or isinstance(error, ValueError):
         return NetworkError(f"{place.shown} does not take what was sent to {place.repo_id}: {words}", AGAIN, status)
     reason = hub_session.refusal(error, status, place)
-    if status != 429 and isinstance(reason, NetworkError):
-        reason.message, reason.hint = reason.message.replace("cannot be read from", "cannot be sent to"), AGAIN
-    return reason
+    if status == 429 or not isinstance(reason, NetworkError):
+        return reason
+    return NetworkError(reason.message.replace("cannot be read from", "cannot be sent to"), AGAIN, status)
 
 
 def _choose_store(place: Place, files: Iterable[LocalFile]) -> None:

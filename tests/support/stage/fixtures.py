@@ -18,6 +18,7 @@ from tests.support import TAG
 from tests.support.stage.github import GitHub
 from tests.support.stage.github import git
 from tests.support.stage.hub import Hub
+from tests.support.stage.uploads import UploadHub
 
 
 @pytest.fixture
@@ -88,6 +89,22 @@ def hub(world: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hu
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_TOKEN", "hf_SECRETSECRET")
+        yield server
+        server.over.set()
+        server.shutdown()
+
+
+@pytest.fixture
+def uploads(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
+    """A hub that takes uploads, and may have the user's token."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)  # which the driver changes, as it finds a hub
+    with UploadHub() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_SECRETSECRET")
+        monkeypatch.setenv("ORCHESTRATE_TOKEN_HOSTS", "127.0.0.1")
         yield server
         server.over.set()
         server.shutdown()
