@@ -31,7 +31,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """A model or adapter that files were made from: a hub id at a commit, or the bare name of a folder without one.
 
     `role` is base, adapter or merged (an adapter that was merged into the base, with its `weight`); `front` is the front matter
-    of its own card, {} without one.
+    of its own card with all scalars as text, {} without one.
     """
 
     source: str
@@ -54,6 +54,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     `relation` to the base is quantized, adapter or merge. `tree` and `environment` are digests; `plot` is the picture's path in
     the repository, "" without one; `chat` tells whether the files have a chat template; `tool` is the version of this program.
+    `job` and `lock` are paths in the repository, `measured_on` is the name of the text measured on, `matrix` that of the
+    importance matrix; `revision` is the branch that they lie on. `embedding` tells of files that turn a text into a vector: they
+    name a pooling, and have no chat template.
     """
 
     repo: str
@@ -73,3 +76,5 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     measured_on: str = ""
     chat: bool = False
     matrix: str = ""
+    embedding: bool = False
+    revision: str = "main"
