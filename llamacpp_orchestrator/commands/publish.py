@@ -14,7 +14,7 @@ from llamacpp_orchestrator.commands.setup import job_run
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.export import card
+from llamacpp_orchestrator.export import card_merge
 from llamacpp_orchestrator.export import publication
 from llamacpp_orchestrator.export import publish
 from llamacpp_orchestrator.export.publication import Publication
@@ -93,7 +93,7 @@ def _preview(pinned: PinnedJob, item: Publication, force: bool) -> Preview:
     if item.repository.publish.card != "none":
         sources = publication.origins(pinned, item)
         path = fields.folder(pinned.context.job.output, pinned.context.file.parent) / f"{item.id.split('/')[1]}-card.md"
-        if path.exists() and not force and (not path.is_file() or card.BEGIN not in text_of(path)):
+        if path.exists() and not force and (not path.is_file() or card_merge.SECTION[0] not in text_of(path)):
             raise JobError(f"{path} exists already, and orchestrate did not write it", "move it away, or use --force")
         write_atomically(path, publish.readme(pinned, item, sources, ""))
         written = str(path)

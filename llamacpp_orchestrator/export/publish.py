@@ -17,6 +17,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.export import CarryOut
 from llamacpp_orchestrator.export import card
+from llamacpp_orchestrator.export import card_merge
 from llamacpp_orchestrator.export import publication
 from llamacpp_orchestrator.export.card_facts import Origin
 from llamacpp_orchestrator.export.publication import Publication
@@ -131,7 +132,7 @@ def _publish(sending: Sending, key: str, outcomes: Outcomes, tell: Tell) -> Outc
 def readme(pinned: PinnedJob, item: Publication, sources: tuple[Origin, ...], existing: str) -> str:
     """The README of a repository, where one exists already with what its owner has written."""
     text = card.text(publication.facts(pinned, item, sources), item.repository.publish.card)
-    return card.merged(existing, text) if existing else text
+    return card_merge.merged(existing, text) if existing else text
 
 
 def objections(pinned: PinnedJob, item: Publication, sources: Iterable[Origin], tell: Tell) -> list[str]:
