@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,25 +37,36 @@ def content_file(path: str, content: bytes) -> LocalFile:
     return LocalFile(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest(), content=content)
 
 
-def operations(files: list[LocalFile], tell: Tell) -> list[Any]:
+class Progress:
+    """How many bytes of an upload have been read or sent, told in steps of five percent."""
+
+    def __init__(self, files: Sequence[LocalFile], tell: Tell) -> None:
+        self._tell, self._count = tell, 0
+        self._total = sum(file.size for file in files)
+        self._what = f"sending {len(files)} files"
+
+    def add(self, number: int) -> None:
+        """So many bytes more."""
+        self.reach(self._count + number)
+
+    def reach(self, count: int) -> None:
+        """So many bytes in all; raises Stopped once a signal has asked us to end."""
+        look_for_stop()
+        self._count = count
+        self._tell(f"{self._what}, {min(95, 5 * (20 * count // max(1, self._total)))}% of {size(self._total)}")
+
+
+def operations(files: Sequence[LocalFile], progress: Progress, tell: Tell) -> list[Any]:
     """Files as the library's operations, which are read before they are sent: they must be what was checked once."""
     from huggingface_hub import CommitOperationAdd
-
-    total, count = sum(file.size for file in files), 0
-
-    def advance(number: int) -> None:
-        nonlocal count
-        look_for_stop()
-        count += number
-        tell(f"sending {len(files)} files, {min(95, 5 * (20 * count // max(1, total)))}% of {size(total)}")
 
     class Counted(CommitOperationAdd):
         @contextmanager
         def as_file(self, with_tqdm: bool = False) -> Iterator[Any]:
             with super().as_file() as file:
-                yield Reader(file, advance) if with_tqdm else file
+                yield Reader(file, progress.add) if with_tqdm else file
 
-    operations = []
+    listed = []
     for file in files:
         if file.file:
             tell(f"hashing {file.path}")
@@ -62,8 +75,36 @@ def operations(files: list[LocalFile], tell: Tell) -> list[Any]:
                 raise IntegrityError(f"{file.file} is not what its receipt says", hint)
         operation = Counted(path_in_repo=file.path, path_or_fileobj=str(file.file) if file.file else file.content)
         operation.upload_info.sha256 = bytes.fromhex(file.sha256)
-        operations.append(operation)
-    return operations
+        listed.append(operation)
+    return listed
+
+
+@contextmanager
+def reporting(progress: Progress) -> Iterator[None]:
+    """Let the client of the hub's newer store report to us: it has no other way than bars on the terminal."""
+    from huggingface_hub import constants
+
+    utils: Any = importlib.import_module("huggingface_hub.utils")
+    bars: Any = importlib.import_module("huggingface_hub.utils._xet_progress_reporting")
+    own = getattr(bars, "XetUploadProgressReporter", None)
+    if own is None or constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        yield
+        return
+
+    class Reporter:
+        def update_progress(self, whole: Any, files: Any = None) -> None:
+            progress.reach(whole.total_bytes_completed)
+
+        def close(self) -> None:
+            """There is no bar to take away."""
+
+    bars.XetUploadProgressReporter = Reporter
+    utils.enable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.disable_progress_bars()
+        bars.XetUploadProgressReporter = own
 
 
 class Reader(io.BufferedIOBase):

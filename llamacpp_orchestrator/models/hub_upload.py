@@ -207,9 +207,15 @@ def _commit(upload: Upload, files: list[LocalFile], remote: Remote, tell: Tell) 
     place = upload.place
     api = HfApi(endpoint=place.endpoint, token=place.token)
     _choose_store(place, files)
-    operations = hub_operations.operations(files, tell)
+    progress = hub_operations.Progress(files, tell)
+    operations = hub_operations.operations(files, progress, tell)
     how: dict[str, Any] = {"repo_id": place.repo_id, "revision": place.revision}
-    asking(lambda: api.preupload_lfs_files(additions=operations, free_memory=False, **how), place, explain=refusal)
+
+    def upload_large() -> None:
+        with hub_operations.reporting(progress):
+            api.preupload_lfs_files(additions=operations, free_memory=False, **how)
+
+    asking(upload_large, place, explain=refusal)
     tell("committing")
 
     def commit() -> str:

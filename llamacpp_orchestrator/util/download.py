@@ -272,7 +272,8 @@ def _receive_once(url: str, part: Path, size: int, seen: dict[str, str], token: 
     start = _length(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} | seen if start else {})
     with _request("GET", url, token, headers) as response:
-        status, goes_on = response.status_code, response.status_code == 206
+        # Some servers call a part 200; that it is one, its range tells.
+        status, goes_on = response.status_code, response.status_code == 206 or "Content-Range" in response.headers
         if status == 416 or (goes_on and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-")):
             part.unlink(missing_ok=True)
             raise ConnectionError("what was kept of an earlier attempt does not fit")

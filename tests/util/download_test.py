@@ -44,6 +44,12 @@ def ranged(request: Asked) -> None:
     answer(206 if start else 200, BODY[start:], ETag='"one"', **where)(request)
 
 
+def called_whole(request: Asked) -> None:
+    """As `ranged`, from a server that calls a part what it calls the whole."""
+    start = int(request.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+    answer(200, BODY[start:], ETag='"one"', Content_Range=f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")(request)
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as made:
@@ -236,6 +242,7 @@ def test_head_of_no_server() -> None:
         ranged,
         in_turn(cut, ranged),
         in_turn(cut, cut, ranged),
+        in_turn(cut, called_whole),
         in_turn(cut_unsaid, ranged),
         in_turn(answer(500), answer(429, Retry_After="0"), ranged),
         in_turn(cut, answer(416), ranged),
