@@ -35,6 +35,7 @@ LOOKS = (0.0, 1.0, 2.0, 4.0)  # seconds between looks for a commit whose answer 
 LARGEST_BLOB = 50_000_000  # bytes; what is larger the hub keeps as a large file in any case
 SPLIT = "split it: `args: [--split-max-size, 40G]`"
 AGAIN = "run the same command again: what has arrived is not sent twice"
+CARDLESS = "Invalid metadata in README.md"  # of the library, before it sends anything
 # Of the hub's own refusals to keep more.
 FULL = ("storage", "quota", "too large", "payment")
 
@@ -232,9 +233,9 @@ def _of_commit(error: BaseException, status: int, place: Place) -> OrchestrateEr
     reason = refusal(error, status, place)
     if status == 412:
         reason = NetworkError(f"{place.repo_id} changes faster than it can be published: others commit to it", AGAIN, status)
-    local = isinstance(error, ValueError | OSError) and not isinstance(error, ConnectionError)
-    # HfUriError: it was made, but the library cannot read the address that it was told.
-    if status in (408, 412, 429) or status >= 500 or type(error).__name__ == "HfUriError" or not (status or local):
+    before = isinstance(error, OSError) and not isinstance(error, ConnectionError) or CARDLESS in str(error)
+    # Any other error without a status may come of the answer: the library cannot read the address of a commit that it was told.
+    if status in (408, 412, 429) or status >= 500 or not (status or before):
         raise Unanswered(reason) from error
     return reason
 

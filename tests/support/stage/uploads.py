@@ -172,7 +172,7 @@ class UploadRoute(Route):
             return self.refuse(403, f'{NO_RIGHTS} "{namespace}"')
         if repo in self.server.repos:
             return self.refuse(409, "You already created this model repo", url=f"{self.server.url}/{repo}")
-        self.server.seed(repo, {}, private=request.get("visibility") == "private")
+        self.server.seed(repo, {}, private=request.get("visibility") == "private" or request.get("private", False))
         return self.document(200, {"url": f"{self.server.url}/{repo}", "name": repo})
 
     def about(self, repo: str, revision: str) -> None:
