@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -247,6 +248,29 @@ def test_ollama_is_told_what_the_file_does_not_say(hub: UploadHub, orchestrate: 
     assert params["temperature"] == 0.6 and params["top_k"] == 20 and "<s>" in params["stop"]
     assert files["system"] == b"You are terse.\n" and "template" not in files
     assert "tiny-bot-lora-f16.gguf" in files and "tester/tiny-bot-LoRA-GGUF" not in hub.repos
+
+
+@pytest.mark.slow
+def test_what_was_measured_goes_there_and_into_the_card(
+    hub: UploadHub, orchestrate: Orchestrate, job: Job, built: dict[str, Any], world: Path
+) -> None:
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "home", "at", "night"]
+    (world / "words.txt").write_text("\n".join(" ".join(random.Random(line).choices(words, k=20)) for line in range(120)))
+    model = {"source": "org/tiny", "quantize": ["Q8_0", "Q4_K_M"], "args": "--split-max-size 5M"}
+    model |= {"imatrix": {"text": "words.txt", "chunks": 1}, "quality": {"text": "words.txt", "chunks": 2}}
+    file = job(model | {"publish": {"repo": REPO, "files": ["Q8_0", "Q4_K_M"]}}, binaries=built)
+    answer = orchestrate("run", file, "--publish", "--create", "--json")
+    assert answer.code == 0, answer.err
+    files, document = hub.head(REPO).files, json.loads(answer.out)
+    assert {"tiny-quality.json", "tiny-quality.svg"} < set(files) and not any("bf16" in name for name in files)
+    assert len([name for name in files if "Q8_0-0000" in name and name.endswith(".gguf")]) > 1, "it is split"
+    receipt = json.loads(files["tiny-Q4_K_M.gguf.receipt.json"])
+    matrix = next(item for item in receipt["inputs"] if "imatrix" in item["name"])
+    assert hashlib.sha256(files[matrix["name"]]).hexdigest() == matrix["sha256"]
+    card = files["README.md"].decode()
+    row = next(row for row in document["quality"][0]["types"] if row["type"] == "Q4_K_M")
+    assert f"{row['ppl']:.4f}"[:5] in card and "tiny-quality.svg" in card and "words.txt" in card
+    assert "imatrix" in ModelCard(card).data.tags
 
 
 @pytest.mark.slow
