@@ -203,10 +203,8 @@ def _row(measuring: Measuring, build: Build, shards: list[Path]) -> Measure:
             f"{build.name} is an encoder ({architecture}): it guesses no next word, so it has no perplexity",
             "leave `quality` out for this model",
         )
-    tensors = [tensor for _, tensor in contents.tensors.values()]
     size = sum(path.stat().st_size for path in shards)
-    held = sum(tensor.size for tensor in tensors) if all(tensor.size for tensor in tensors) else size
-    bits = round(8 * held / max(1, sum(tensor.elements for tensor in tensors)), 4)
+    bits = gguf.bits_per_weight(contents, size)
     key = quality_report.row_key(measuring.run.pinned, measuring.job, build)
     file = Path(os.path.relpath(shards[0], measuring.job.path.parent)).as_posix()
     return Measure(file=file, type=build.output.type, size=size, bits=bits, ppl=0.0, key=key)

@@ -110,6 +110,13 @@ def contents(paths: Sequence[Path]) -> Contents:
     return Contents(metadata=metadata, tensors=tensors)
 
 
+def bits_per_weight(found: Contents, size: int) -> float:
+    """The bits that a weight of an output takes; where a type is unknown, all `size` bytes of its files count as weights."""
+    tensors = [tensor for _, tensor in found.tensors.values()]
+    held = sum(tensor.size for tensor in tensors) if all(tensor.size for tensor in tensors) else size
+    return round(8 * held / max(1, sum(tensor.elements for tensor in tensors)), 4)
+
+
 def _checked(path: Path, numbers: bool) -> Checks:
     try:
         with path.open("rb") as file:
