@@ -20,7 +20,6 @@ from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock import records as lock_records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
-from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Outputs
@@ -54,7 +53,7 @@ def write(context: Context, file: Path) -> Path:
 def gather(context: Context) -> records.Page:
     """All that is on this machine of what a job has made; LockError for a damaged lock."""
     lock = lock_file.read(lock_file.path_for(context.file))
-    pinned = _pinned(context, lock) if lock else None
+    pinned = _fitting(PinnedJob(context, lock)) if lock else None
     unfit = diff.stale_reasons(context.job, lock) if lock else []
     logs = log_place(context)
     record = run_record.read(logs / run_record.NAME)
@@ -79,14 +78,15 @@ def gather(context: Context) -> records.Page:
     )
 
 
-def _pinned(context: Context, lock: Lock) -> PinnedJob | None:
+def _fitting(pinned: PinnedJob) -> PinnedJob | None:
     """The part of a job that its lock still fits: without a model that was added since, or that a failed run has not locked."""
-    job, fits = context.job, diff.fitting(context.job, lock)
+    job, fits = pinned.context.job, diff.fitting(pinned.context.job, pinned.lock)
     if fits.source is None or (fits.environment is None and job.environment.path is None):
         return None
     parts = [msgspec.structs.replace(job, models=(model,)) for model in job.models]
     models = tuple(part.models[0] for part in parts if all(wanted in fits.models for wanted in lock_records.all_wanted(part)))
-    return PinnedJob(msgspec.structs.replace(context, job=msgspec.structs.replace(job, models=models)), lock)
+    part = msgspec.structs.replace(job, models=models)
+    return PinnedJob(msgspec.structs.replace(pinned.context, job=part), pinned.lock)
 
 
 def _drift(pinned: PinnedJob | None) -> tuple[str, ...]:

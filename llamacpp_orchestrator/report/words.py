@@ -17,7 +17,7 @@ from llamacpp_orchestrator.system.diagnose import PROGRESS
 
 LAST_LINES = 20
 # The folders of a path from the root of a disk or a server, for a path that no known place stands for.
-FOLDERS = re.compile(r"(?:file:///?|(?<![\w/.~}\\])(?:\b[A-Za-z]:[\\/]|\\\\|/(?!/)))(?:[^\s\\/:;,'\"`<>|()\[\]]+[\\/])+")
+FOLDERS = re.compile(r"(?:file:///?|(?<![\w/.~}\\])(?:\b[A-Za-z]:[\\/]|\\\\|/(?!/)))(?:[^\s\\/:;,='\"`<>|()\[\]]+[\\/])+")
 # Numbers that a program writes one behind the other while it counts: "[1]4.2,[2]4.3,"
 COUNTED = re.compile(r"(?:\[\d+\]-?[\d.naif]+,?\s*)+")
 
