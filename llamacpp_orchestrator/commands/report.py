@@ -111,8 +111,10 @@ def _product(output: Output, current: bool) -> records.Product:
     here = all(file.is_file() for file in files)
     status = "current" if current else "stale" if here else "missing"
     bits = 0.0
-    with contextlib.suppress(OrchestrateError, OSError, ValueError):  # a file that was cut or taken away tells nothing
+    with contextlib.suppress(OrchestrateError, OSError):  # a file that was cut or taken away tells nothing
         if receipt and here and output.kind != "merged":
+            for file in files:
+                gguf.check(file)
             bits = gguf.bits_per_weight(gguf.contents(files), sum(file.stat().st_size for file in files))
     return records.Product(output=output, receipt=receipt, status=status, bits=bits)
 
