@@ -247,6 +247,26 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
     console.result({"path": str(packed), "size": count}, [f"{size(count):>9}  {packed}"], flags["as_json"])
 
 
+@orchestrate.command()
+@JOB
+@click.option("--output", "-o", "file", type=FILE, metavar="FILE", help="The file to write; JOB-report.html by default.")
+@cli_options.shared("--locked", "--offline", "--jobs", "--memory", "--keep-going", "--verbose", "--no-progress")
+def report(job: Path, file: Path | None, **flags: Any) -> None:
+    """Write a page of what JOB has made, how, and at what cost.
+
+    Nothing is made or asked for it: it says what is on this machine.
+    """
+    from llamacpp_orchestrator import console
+    from llamacpp_orchestrator.commands import report as commands_report
+
+    file = file or commands_report.default(job)
+    cli_options.check_new(file, flags["force"] or commands_report.is_ours(file))
+    with cli_options.ending():
+        written = commands_report.write(cli_options.load(job, flags, folders=False), file.absolute())
+    count = written.stat().st_size
+    console.result({"path": str(written), "size": count}, [f"{size(count):>9}  {written}"], flags["as_json"])
+
+
 @orchestrate.command(name="reproduce", short_help="Make an output again, aside, and say whether it is identical.")
 @click.argument("receipt", type=click.Path(exists=True, path_type=Path))
 @click.option(

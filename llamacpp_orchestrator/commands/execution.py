@@ -45,10 +45,15 @@ def carry_out_export(options: Options, report: Reporter, steps: list[Step], perf
 
 def log_folder(context: Context) -> Path:
     """The folder of a job's logs, in the cache; made where there is none."""
-    key = hashlib.sha256(str(context.file.resolve()).encode()).hexdigest()[:8]
-    folder = context.store.folder("logs") / f"{context.file.stem}-{key}"
+    folder = context.store.folder("logs") / log_place(context).name
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def log_place(context: Context) -> Path:
+    """Where the folder of a job's logs lies, or would lie."""
+    key = hashlib.sha256(str(context.file.resolve()).encode()).hexdigest()[:8]
+    return context.store.entry("logs", f"{context.file.stem}-{key}")
 
 
 def step_errors(events: Iterable[Event]) -> list[OrchestrateError]:

@@ -43,6 +43,7 @@ from llamacpp_orchestrator.pipeline import receipt
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.pipeline.job_run import JobRun
+from llamacpp_orchestrator.report import run_record
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system.disk import Need
@@ -71,7 +72,15 @@ def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> 
 
 
 def run(context: Context, options: Options, report: Reporter) -> Result:
-    """Do the whole job: pin, fetch, convert, quantize, verify; outputs that are up to date are left alone."""
+    """Do the whole job: pin, fetch, convert, quantize, verify; outputs that are up to date are left alone.
+
+    What became of its steps is recorded beside its logs, also of a run that fails or is stopped.
+    """
+    with run_record.recording(lambda: log_folder(context) / run_record.NAME, report) as show:
+        return _locked(context, options, show)
+
+
+def _locked(context: Context, options: Options, report: Reporter) -> Result:
     began = time.monotonic()
     disk.check_place(context)
     sweep(context)

@@ -242,7 +242,7 @@ def _rows(root: Path, build: Build, receipt: Receipt, measures: Mapping[Path, Me
     folder = build.output.path.parent
     paths = [folder / file.name for file in receipt.files]
     whole = sum(file.size for file in receipt.files)
-    bits = 0.0 if build.output.kind in ("merged", "adapter") else gguf.bits(gguf.contents(paths), whole)
+    bits = 0.0 if build.output.kind in ("merged", "adapter") else gguf.bits_per_weight(gguf.contents(paths), whole)
     row = measures.get(paths[0])  # of a file of the same bytes alone: a report goes by their digests
     for path, file in zip(paths, receipt.files, strict=True):
         yield CardFile(

@@ -206,7 +206,7 @@ def _row(measuring: Measuring, build: Build, shards: list[Path]) -> Measure:
     size = sum(path.stat().st_size for path in shards)
     key = quality_report.row_key(measuring.run.pinned, measuring.job, build)
     file = Path(os.path.relpath(shards[0], measuring.job.path.parent)).as_posix()
-    return Measure(file=file, type=build.output.type, size=size, bits=gguf.bits(contents, size), ppl=0.0, key=key)
+    return Measure(file=file, type=build.output.type, size=size, bits=gguf.bits_per_weight(contents, size), ppl=0.0, key=key)
 
 
 def _run(measuring: Measuring, command: Command, log: Path, tell: Tell) -> str:

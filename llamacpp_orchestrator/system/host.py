@@ -58,6 +58,16 @@ def available() -> int:
     return min((_memory("available"), *filter(None, map(_left, groups(_text(OWN_GROUP), CGROUP_LIMIT.parent)))))
 
 
+def largest_child() -> int:
+    """The bytes of memory that the largest of all child processes had that have ended; 0 where the system does not tell."""
+    if system() == "windows":
+        return 0
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return most if system() == "macos" else most * 1024  # getrusage(2): bytes on a Mac, kilobytes elsewhere
+
+
 def _memory(what: str) -> int:
     load("psutil")
     import psutil

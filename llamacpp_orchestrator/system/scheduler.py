@@ -77,7 +77,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """What happened to a step: started, progress, note, done, current, failed or blocked; `seconds` since it started."""
+    """What happened to a step: started, progress, note, done, current, failed or blocked; `seconds` since it started.
+
+    `began` is when that was (time.monotonic()), `memory` the bytes that it was reckoned with; both are 0 of a step without work.
+    """
 
     step: str
     status: str
@@ -86,6 +89,8 @@ class Event(msgspec.Struct, frozen=True):
     error: BaseException | None = None
     log: Path | None = None
     outcome: Outcome | None = None
+    began: float = 0.0
+    memory: int = 0
 
 
 Reporter = Callable[[Event], None]
@@ -165,7 +170,8 @@ def _run(
             if memory > bound:
                 events.put(Event(name, "note", _alone(name, memory, bound)))
             # A copy, for what ends meanwhile is not for this one.
-            worker = threading.Thread(target=_work, args=(step, perform, dict(outcomes), events.put), name=name, daemon=True)
+            work = (step, memory, perform, dict(outcomes), events.put)
+            worker = threading.Thread(target=_work, args=work, name=name, daemon=True)
             worker.start()
             workers.append(worker)
         while (event := _next(events)).status not in ENDED:
@@ -243,9 +249,9 @@ def _teller(name: str, put: Callable[[Event], None]) -> Tell:
     return tell
 
 
-def _work(step: Step, perform: Perform, outcomes: Outcomes, put: Callable[[Event], None]) -> None:
+def _work(step: Step, memory: int, perform: Perform, outcomes: Outcomes, put: Callable[[Event], None]) -> None:
     began, tell = time.monotonic(), _teller(step.name, put)
-    put(Event(step.name, "started", log=step.log))
+    put(Event(step.name, "started", log=step.log, began=began, memory=memory))
     cancel.tell.set(tell)
     try:
         outcome = perform(step, outcomes, tell)
@@ -254,6 +260,6 @@ def _work(step: Step, perform: Perform, outcomes: Outcomes, put: Callable[[Event
         text, log = f"{type(error).__name__}: {error}", step.log
         if isinstance(error, OrchestrateError):
             text, log = error.message, error.log or step.log
-        put(Event(step.name, "failed", text, time.monotonic() - began, error, log))
+        put(Event(step.name, "failed", text, time.monotonic() - began, error, log, began=began, memory=memory))
     else:
-        put(Event(step.name, outcome.status, "", time.monotonic() - began, None, step.log, outcome))
+        put(Event(step.name, outcome.status, "", time.monotonic() - began, None, step.log, outcome, began, memory))

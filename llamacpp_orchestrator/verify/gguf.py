@@ -110,8 +110,8 @@ def contents(paths: Sequence[Path]) -> Contents:
     return Contents(metadata=metadata, tensors=tensors)
 
 
-def bits(contents: Contents, size: int) -> float:
-    """The bits per weight of an output, of whose tensors all have a size that is known, or else by the bytes of its files."""
+def bits_per_weight(contents: Contents, size: int) -> float:
+    """The bits that a weight of an output takes; where a type is unknown, all `size` bytes of its files count as weights."""
     tensors = [tensor for _, tensor in contents.tensors.values()]
     held = sum(tensor.size for tensor in tensors) if all(tensor.size for tensor in tensors) else size
     return round(8 * held / max(1, sum(tensor.elements for tensor in tensors)), 4)
