@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -37,23 +38,28 @@ def content_file(path: str, content: bytes) -> LocalFile:
     return LocalFile(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest(), content=content)
 
 
-class Progress:
-    """How many bytes of an upload have been read or sent, told in steps of five percent."""
+class Progress(msgspec.Struct, kw_only=True):
+    """How far an upload is: `count` of `total` bytes, told in steps of five percent."""
 
-    def __init__(self, files: Sequence[LocalFile], tell: Tell) -> None:
-        self._tell, self._count = tell, 0
-        self._total = sum(file.size for file in files)
-        self._what = f"sending {len(files)} files"
+    what: str
+    total: int
+    tell: Tell
+    count: int = 0
 
     def add(self, number: int) -> None:
         """So many bytes more."""
-        self.reach(self._count + number)
+        self.reach(self.count + number)
 
     def reach(self, count: int) -> None:
         """So many bytes in all; raises Stopped once a signal has asked us to end."""
         look_for_stop()
-        self._count = count
-        self._tell(f"{self._what}, {min(95, 5 * (20 * count // max(1, self._total)))}% of {size(self._total)}")
+        self.count = count
+        self.tell(f"{self.what}, {min(95, 5 * (20 * count // max(1, self.total)))}% of {size(self.total)}")
+
+
+def progress_of(files: Sequence[LocalFile], tell: Tell) -> Progress:
+    """The progress of sending files, at its beginning."""
+    return Progress(what=f"sending {len(files)} files", total=sum(file.size for file in files), tell=tell)
 
 
 def operations(files: Sequence[LocalFile], progress: Progress, tell: Tell) -> list[Any]:
@@ -91,14 +97,10 @@ def reporting(progress: Progress) -> Iterator[None]:
         yield
         return
 
-    class Reporter:
-        def update_progress(self, whole: Any, files: Any = None) -> None:
-            progress.reach(whole.total_bytes_completed)
-
-        def close(self) -> None:
-            """There is no bar to take away."""
-
-    bars.XetUploadProgressReporter = Reporter
+    bar = SimpleNamespace(
+        update_progress=lambda whole, files=None: progress.reach(whole.total_bytes_completed), close=lambda: None
+    )
+    bars.XetUploadProgressReporter = lambda: bar
     utils.enable_progress_bars()
     try:
         yield

@@ -208,7 +208,7 @@ def _commit(upload: Upload, files: list[LocalFile], remote: Remote, tell: Tell) 
     place = upload.place
     api = HfApi(endpoint=place.endpoint, token=place.token)
     _choose_store(place, files)
-    progress = hub_operations.Progress(files, tell)
+    progress = hub_operations.progress_of(files, tell)
     operations = hub_operations.operations(files, progress, tell)
     how: dict[str, Any] = {"repo_id": place.repo_id, "revision": place.revision}
 
