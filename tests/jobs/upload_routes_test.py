@@ -139,7 +139,7 @@ FAULTS: dict[str, tuple[type[Exception], str, int]] = {
     "cut-after-commit": (RemoteProtocolError, "Server disconnected without sending a response", 1),
     "silent-commit": (RemoteProtocolError, "Server disconnected without sending a response", 0),
     "elsewhere": (HfUriError, "Unrecognized host 'localhost'", 1),
-    "lost-blob": (BadRequestError, "LFS pointer pointed to a file that does not exist. Offending file: - m.gguf", 0),
+    "lost-blob": (BadRequestError, "LFS pointer pointed to a file that does not exist.*Offending file: - m.gguf", 0),
     "quota": (HfHubHTTPError, "403 Forbidden: Your storage patterns tripped our internal systems", 0),
     "read-only": (HfHubHTTPError, "403 Forbidden: Forbidden: pass `create_pr=1`", 0),
     "no-lfs": (HfHubHTTPError, "404 Not Found", 0),
@@ -224,9 +224,16 @@ def test_a_card_without_front_matter_is_taken_with_a_warning(server: UploadHub, 
         publish(api, {"README.md": b"# m\n"})
 
 
-def test_the_newer_store_is_not_there_unless_it_is_set(server: UploadHub, api: HfApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newer_store_is_not_there_unless_it_is_set(server: UploadHub, api: HfApi) -> None:
     route = f"{server.url}/api/models/{REPO}/xet-write-token/main"
     get, headers = huggingface_hub.get_session().get, api._build_hf_headers()
     assert get(route, headers=headers).status_code == 404 and get(route).status_code == 401
     server.xet = f"{server.url}/newer"
-    assert get(route, headers=headers).headers["X-Xet-Cas-Url"] == server.xet
+    answer = get(route, headers=headers)
+    assert answer.headers["X-Xet-Cas-Url"] == answer.json()["casUrl"] == server.xet
+
+
+def test_a_card_that_is_there_already_can_be_wrong(server: UploadHub, api: HfApi) -> None:
+    for repo, card in (("org/a", b"---\na: b: c\n---\n"), ("org/b", b"\xff")):
+        server.seed(repo, {"README.md": card})
+        assert api.model_info(repo).card_data is None

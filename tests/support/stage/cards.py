@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import yaml
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 LICENSES = """apache-2.0, mit, openrail, bigscience-openrail-m, creativeml-openrail-m, bigscience-bloom-rail-1.0,
  bigcode-openrail-m, afl-3.0, artistic-2.0, bsl-1.0, bsd, bsd-2-clause, bsd-3-clause, bsd-3-clause-clear, c-uda, cc,
@@ -22,6 +21,8 @@ RELATIONS = "adapter, merge, quantized, finetune"
 
 def front_matter(text: str) -> Any:
     """What a card begins with, None for nothing; raises yaml.YAMLError."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
     block = REGEX_YAML_BLOCK.search(text)
     return yaml.safe_load(block.group(2)) if block else None
 
@@ -54,3 +55,8 @@ def errors(text: str) -> list[str]:
 def warnings(text: str) -> list[str]:
     """What the hub takes, but says."""
     return [] if errors(text) or front_matter(text) else ["empty or missing yaml metadata in repo card"]
+
+
+def card_data(text: str) -> dict[str, Any]:
+    """What the hub tells of a card: nothing of one that it would not take."""
+    return {} if errors(text) else front_matter(text) or {}
