@@ -28,7 +28,7 @@ from tests.support.stage.uploads import UploadHub
 
 REPO = "org/m-GGUF"
 GGUF = b"GGUF\3\0\0\0" + bytes(range(256)) * 40
-CARD = b"---\nlicense: mit\nbase_model: org/m\n---\n# m\n"
+CARD = b"---\nlicense: [mit, llama3.2]\nbase_model: org/m\n---\n# m\n"
 COMMIT, BATCH = f"POST /api/models/{REPO}/commit/main", f"POST /{REPO}.git/info/lfs/objects/batch"
 
 
@@ -76,7 +76,7 @@ def test_a_repository_is_made_once_and_tells_its_rights(server: UploadHub, api: 
     server.seed("org/source", {"README.md": CARD, "model.safetensors": GGUF}, gated="manual")
     info = api.repo_info("org/source", files_metadata=True)
     assert (info.sha, info.private, info.gated) == (server.head("org/source").oid, False, "manual")
-    assert info.card_data and info.card_data.license == "mit" and info.last_modified
+    assert info.card_data and info.card_data.license == ["mit", "llama3.2"] and info.last_modified
     sizes = {file.rfilename: (file.size, bool(file.lfs)) for file in info.siblings or ()}
     assert sizes["README.md"] == (len(CARD), False) and sizes["model.safetensors"] == (len(GGUF), True)
     anonymous = HfApi(endpoint=server.url, token=False)

@@ -27,6 +27,12 @@ def front_matter(text: str) -> Any:
     return yaml.safe_load(block.group(2)) if block else None
 
 
+def values(card: dict[str, Any], key: str) -> list[str]:
+    """What a key has, which may be one or several."""
+    content = card.get(key, [])
+    return [str(value) for value in (content if isinstance(content, list) else [content])]
+
+
 def errors(text: str) -> list[str]:
     """What the hub does not take in a card."""
     try:
@@ -39,16 +45,13 @@ def errors(text: str) -> list[str]:
         return ['"value" must be of type object']
     flaws = [] if isinstance(card.get("tags", []), list) else ['"tags" must be an array']
     for key, choices in (("license", LICENSES), ("base_model_relation", RELATIONS)):
-        if key in card and card[key] not in choices.split(", "):
+        if not set(values(card, key)) <= set(choices.split(", ")):
             flaws.append(f'"{key}" must be one of [{choices}]')
     for key, pattern, words in (
         ("base_model", r"(?:\w[\w.-]*/)?\w[\w.-]*", ' with value "{}" is not valid. Use a model id from https://hf.co/models.'),
         ("language", r"[^A-Z]+", " must only contain lowercase characters"),
     ):
-        values = card.get(key, [])
-        for value in values if isinstance(values, list) else [values]:
-            if not re.fullmatch(pattern, str(value)):
-                flaws.append(f'"{key}"{words.format(value)}')
+        flaws += [f'"{key}"{words.format(value)}' for value in values(card, key) if not re.fullmatch(pattern, value)]
     return flaws
 
 
