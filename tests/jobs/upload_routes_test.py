@@ -11,15 +11,12 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from httpx2 import RemoteProtocolError
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub import CommitOperationDelete
 from huggingface_hub import HfApi
 from huggingface_hub import constants
-from huggingface_hub.errors import BadRequestError
 from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.errors import HfUriError
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.utils import _http
@@ -132,17 +129,17 @@ def test_branches_and_deletions(server: UploadHub, api: HfApi) -> None:
 
 
 # What the library raises, in which words, and how many commits have been made then. It never asks for one commit twice.
-FAULTS: dict[str, tuple[type[Exception], str, int]] = {
-    "moved": (HfHubHTTPError, "412 Precondition Failed.*A commit has happened since", 0),
-    "500-before-commit": (HfHubHTTPError, "500 Internal Server Error", 0),
-    "500-after-commit": (HfHubHTTPError, "500 Internal Server Error", 1),
-    "cut-after-commit": (RemoteProtocolError, "Server disconnected without sending a response", 1),
-    "silent-commit": (RemoteProtocolError, "Server disconnected without sending a response", 0),
-    "elsewhere": (HfUriError, "Unrecognized host 'localhost'", 1),
-    "lost-blob": (BadRequestError, "LFS pointer pointed to a file that does not exist.*Offending file: - m.gguf", 0),
-    "quota": (HfHubHTTPError, "403 Forbidden: Your storage patterns tripped our internal systems", 0),
-    "read-only": (HfHubHTTPError, "403 Forbidden: Forbidden: pass `create_pr=1`", 0),
-    "no-lfs": (HfHubHTTPError, "404 Not Found", 0),
+FAULTS: dict[str, tuple[str, str, int]] = {
+    "moved": ("HfHubHTTPError", "412 Precondition Failed.*A commit has happened since", 0),
+    "500-before-commit": ("HfHubHTTPError", "500 Internal Server Error", 0),
+    "500-after-commit": ("HfHubHTTPError", "500 Internal Server Error", 1),
+    "cut-after-commit": ("RemoteProtocolError", "Server disconnected without sending a response", 1),
+    "silent-commit": ("RemoteProtocolError", "Server disconnected without sending a response", 0),
+    "elsewhere": ("HfUriError", "Unrecognized host 'localhost'", 1),
+    "lost-blob": ("BadRequestError", "LFS pointer pointed to a file that does not exist.*Offending file: - m.gguf", 0),
+    "quota": ("HfHubHTTPError", "403 Forbidden: Your storage patterns tripped our internal systems", 0),
+    "read-only": ("HfHubHTTPError", "403 Forbidden: Forbidden: pass `create_pr=1`", 0),
+    "no-lfs": ("HfHubHTTPError", "404 Not Found", 0),
 }
 
 
@@ -152,9 +149,9 @@ def test_what_a_fault_is_for_the_client(fault: str, server: UploadHub, api: HfAp
     if fault == "silent-commit":
         server.over.set()  # it need not be waited for
     server.fault, parent = fault, server.head(REPO).oid
-    with pytest.raises(kind, match=f"(?s){words}") as caught:
+    with pytest.raises(Exception, match=f"(?s){words}") as caught:
         publish(api, {"m.gguf": GGUF}, parent_commit=parent)
-    assert type(caught.value) is kind and waits == []
+    assert type(caught.value).__name__ == kind and waits == []
     assert [commit.title for commit in server.commits(REPO)].count("Add m") == commits
     assert server.seen[COMMIT] == (0 if fault in ("quota", "read-only", "no-lfs") else 1)
     lasting = fault in ("silent-commit", "elsewhere", "lost-blob", "quota", "read-only", "no-lfs")
