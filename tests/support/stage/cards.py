@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import yaml
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 LICENSES = """apache-2.0, mit, openrail, bigscience-openrail-m, creativeml-openrail-m, bigscience-bloom-rail-1.0,
  bigcode-openrail-m, afl-3.0, artistic-2.0, bsl-1.0, bsd, bsd-2-clause, bsd-3-clause, bsd-3-clause-clear, c-uda, cc,
@@ -22,8 +21,16 @@ RELATIONS = "adapter, merge, quantized, finetune"
 
 def front_matter(text: str) -> Any:
     """What a card begins with, None for nothing; raises yaml.YAMLError."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
     block = REGEX_YAML_BLOCK.search(text)
     return yaml.safe_load(block.group(2)) if block else None
+
+
+def values(card: dict[str, Any], key: str) -> list[str]:
+    """What a key has, which may be one or several."""
+    content = card.get(key, [])
+    return [str(value) for value in (content if isinstance(content, list) else [content])]
 
 
 def errors(text: str) -> list[str]:
@@ -38,19 +45,21 @@ def errors(text: str) -> list[str]:
         return ['"value" must be of type object']
     flaws = [] if isinstance(card.get("tags", []), list) else ['"tags" must be an array']
     for key, choices in (("license", LICENSES), ("base_model_relation", RELATIONS)):
-        if key in card and card[key] not in choices.split(", "):
+        if not set(values(card, key)) <= set(choices.split(", ")):
             flaws.append(f'"{key}" must be one of [{choices}]')
     for key, pattern, words in (
         ("base_model", r"(?:\w[\w.-]*/)?\w[\w.-]*", ' with value "{}" is not valid. Use a model id from https://hf.co/models.'),
         ("language", r"[^A-Z]+", " must only contain lowercase characters"),
     ):
-        values = card.get(key, [])
-        for value in values if isinstance(values, list) else [values]:
-            if not re.fullmatch(pattern, str(value)):
-                flaws.append(f'"{key}"{words.format(value)}')
+        flaws += [f'"{key}"{words.format(value)}' for value in values(card, key) if not re.fullmatch(pattern, value)]
     return flaws
 
 
 def warnings(text: str) -> list[str]:
     """What the hub takes, but says."""
     return [] if errors(text) or front_matter(text) else ["empty or missing yaml metadata in repo card"]
+
+
+def card_data(text: str) -> dict[str, Any]:
+    """What the hub tells of a card: nothing of one that it would not take."""
+    return {} if errors(text) else front_matter(text) or {}

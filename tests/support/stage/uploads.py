@@ -6,31 +6,36 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 from tests.support.stage import cards
-from tests.support.stage.hub import Hub
-from tests.support.stage.hub import Route
+from tests.support.stage.hub import KEY
 from tests.support.stage.hub import Routes
 from tests.support.stage.repositories import Commit
-from tests.support.stage.repositories import Repo
-from tests.support.stage.repositories import first
-from tests.support.stage.repositories import following
+from tests.support.stage.repositories import Repositories
+from tests.support.stage.repositories import RepositoryRoute
 
-USER = "tester"  # whose every token is
+USER, ORGS = "tester", [{"type": "org", "name": "org", "roleInOrg": "write"}]  # whose every token is
 NO_TOKEN = "Invalid username or password."
 READ_ONLY = "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request"
 NO_RIGHTS = "You don't have the rights to create a model under the namespace"
 MOVED = "A commit has happened since. Please refresh and try again."
 BROKEN = "Internal Error - We're working hard to fix this as soon as possible!"
-LOST = "Your push was rejected because an LFS pointer pointed to a file that does not exist. Offending file: "
-PUBLIC_QUOTA = "Your storage patterns tripped our internal systems! Please contact us at website@huggingface.co"
+LOST = (
+    "Your push was rejected because an LFS pointer pointed to a file that does not exist. For instance, this can happen if you"
+    " used git push --no-verify to push your changes. Offending file: "
+)
+PUBLIC_QUOTA = (
+    "Your storage patterns tripped our internal systems! Please contact us at website@huggingface.co so we can verify your"
+    " account and unlock more storage for your use-case."
+)
 PRIVATE_QUOTA = "Private repository storage limit reached, please upgrade your plan to increase your private storage limit."
 
 
-class UploadHub(Hub):
+class UploadHub(Repositories):
     """A hub that takes uploads. These faults come once, and then are no longer in `fault`:
 
     moved, 500-before-commit, 500-after-commit, cut-after-commit, cut-part, part-503. These last while they are set:
@@ -40,8 +45,6 @@ class UploadHub(Hub):
     def __init__(self) -> None:
         super().__init__()
         self.RequestHandlerClass = UploadRoute
-        self.repos: dict[str, Repo] = {}
-        self.blobs: dict[str, bytes] = {}
         self.parts: dict[tuple[str, int], bytes] = {}
         self.part_bytes = 5 * 10**9  # what is larger goes in parts of so much
         self.writing = threading.RLock()
@@ -52,56 +55,34 @@ class UploadHub(Hub):
             self.fault = "" if due else self.fault
         return due
 
-    def commits(self, repo: str, branch: str = "main") -> list[Commit]:
-        return self.repos[repo].branches[branch]
 
-    def head(self, repo: str, branch: str = "main") -> Commit:
-        return self.commits(repo, branch)[-1]
-
-    def seed(self, repo: str, files: dict[str, bytes], **how: Any) -> Repo:
-        """Put a repository there, with files on main if there are any."""
-        self.repos[repo] = Repo(**how, branches={"main": [first()]})
-        if files:
-            self.record(repo, "main", "Upload files", "", dict(files))
-        return self.repos[repo]
-
-    def record(self, repo: str, branch: str, title: str, description: str, changes: dict[str, bytes | None]) -> Commit:
-        """Add a commit to a branch, and its large files to the blobs."""
-        commit = following(self.head(repo, branch), title, description, changes)
-        for name in commit.files:
-            if "lfs" in (entry := commit.entry(name)):
-                self.blobs[entry["lfs"]["oid"]] = commit.files[name]
-        self.commits(repo, branch).append(commit)
-        return commit
-
-
-def signed(answer: Callable[..., None]) -> Callable[..., None]:
+def needs_token(answer: Callable[..., None]) -> Callable[..., None]:
     """An answer for who has a token."""
 
     @wraps(answer)
-    def checked(route: UploadRoute, *words: str) -> None:
+    def guard(route: UploadRoute, *words: str) -> None:
         if "Authorization" in route.headers:
             return answer(route, *words)
         # Of an https address the library takes a 401 about a repository for this; of ours it must be told.
         return route.refuse(401, NO_TOKEN, "RepoNotFound" if route.path.startswith("/api/models/") else "")
 
-    return checked
+    return guard
 
 
 def writes(answer: Callable[..., None]) -> Callable[..., None]:
     """An answer for who may write to a repository."""
 
-    @signed
+    @needs_token
     @wraps(answer)
-    def checked(route: UploadRoute, repo: str, *words: str) -> None:
+    def guard(route: UploadRoute, repo: str, *words: str) -> None:
         return route.refuse(403, READ_ONLY) if route.server.fault == "read-only" else answer(route, repo, *words)
 
-    return checked
+    return guard
 
 
-class UploadRoute(Route):
+class UploadRoute(RepositoryRoute):
     server: UploadHub
-    sent: bytes
+    payload: bytes
     cut: bool
 
     def do_POST(self) -> None:
@@ -113,7 +94,7 @@ class UploadRoute(Route):
     def route(self) -> None:
         size = int(self.headers.get("Content-Length") or 0)
         self.cut = self.command == "PUT" and self.server.once("cut-part")
-        self.sent = self.rfile.read(size // 2 if self.cut else size)
+        self.payload = self.rfile.read(size // 2 if self.cut else size)
         super().route()
 
     def routes(self) -> Routes:
@@ -122,10 +103,6 @@ class UploadRoute(Route):
             (r"GET /api/whoami-v2", self.account),
             (r"POST /api/validate-yaml", self.validate),
             (r"POST /api/repos/create", self.create),
-            (rf"GET {models}(?:/revision/([^/]+))?", self.about),
-            (rf"GET {models}/tree/([^/]+)", self.tree),
-            (r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.download),
-            (r"GET /store/([0-9a-f]{64})", self.body),
             (rf"POST {models}/branch/([^/]+)", self.branch),
             (rf"POST {models}/preupload/([^/]+)", self.preupload),
             (rf"GET {models}/xet-write-token/([^/]+)", self.xet_key),
@@ -134,38 +111,23 @@ class UploadRoute(Route):
             (r"POST /api/complete_multipart/([0-9a-f]{64})", self.complete),
             (rf"POST {git}/verify", self.verify),
             (rf"POST {models}/commit/([^/]+)", self.commit),
+            *super().routes(),
         )
 
-    def refuse(self, status: int, words: str, code: str = "", **more: str) -> None:
-        self.document(status, {"error": words, **more}, X_Error_Message=words, X_Error_Code=code)
-
-    def at(self, repo: str, revision: str) -> Commit | None:
-        """The commit that a branch or a commit's name means; None when a refusal has been sent."""
-        place = self.server.repos.get(repo)
-        if place is None or (place.private and "Authorization" not in self.headers):
-            self.refuse(404 if "Authorization" in self.headers else 401, "Repository not found", "RepoNotFound")
-            return None
-        for name, commits in place.branches.items():
-            for commit in reversed(commits):
-                if revision in (name, commit.oid):
-                    return commit
-        self.refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return None
-
-    @signed
+    @needs_token
     def account(self) -> None:
         token = {"displayName": "token", "role": "read" if self.server.fault == "read-only" else "write"}
-        self.document(200, {"type": "user", "name": USER, "orgs": [], "auth": {"type": "access_token", "accessToken": token}})
+        self.document(200, {"type": "user", "name": USER, "orgs": ORGS, "auth": {"type": "access_token", "accessToken": token}})
 
     def validate(self) -> None:
-        text = json.loads(self.sent)["content"]
+        text = json.loads(self.payload)["content"]
         verdict = {"errors": cards.errors(text), "warnings": cards.warnings(text)}
         messages = {kind: [{"message": line} for line in lines] for kind, lines in verdict.items()}
         self.document(400 if verdict["errors"] else 200, messages)
 
-    @signed
+    @needs_token
     def create(self) -> None:
-        request = json.loads(self.sent)
+        request = json.loads(self.payload)
         namespace = request["organization"] or USER
         repo = f"{namespace}/{request['name']}"
         if self.server.fault == "read-only":
@@ -175,52 +137,9 @@ class UploadRoute(Route):
         self.server.seed(repo, {}, private=request.get("visibility") == "private" or request.get("private", False))
         return self.document(200, {"url": f"{self.server.url}/{repo}", "name": repo})
 
-    def about(self, repo: str, revision: str) -> None:
-        if not (commit := self.at(repo, revision or "main")):
-            return
-        place, siblings = self.server.repos[repo], []
-        for entry in map(commit.entry, commit.files):
-            lfs = {**entry["lfs"], "sha256": entry["lfs"]["oid"]} if "lfs" in entry else None
-            sizes = {"size": entry["size"], "blobId": entry["oid"], "lfs": lfs} if "blobs=" in self.path else {}
-            siblings.append({"rfilename": entry["path"], **sizes})
-        card = place.card_data or cards.front_matter(commit.files.get("README.md", b"").decode())
-        document: dict[str, Any] = {
-            "id": repo,
-            "author": repo.partition("/")[0],
-            "sha": commit.oid,
-            "lastModified": "2026-01-01T00:00:00.000Z",
-        }
-        document |= {"private": place.private, "gated": place.gated, "disabled": False, "tags": [], "siblings": siblings}
-        self.document(200, document | ({"cardData": card} if card else {}))
-
-    def tree(self, repo: str, revision: str) -> None:
-        if commit := self.at(repo, revision):
-            folders = sorted({name[:end] for name in commit.files for end, sign in enumerate(name) if sign == "/"})
-            entries: list[dict[str, Any]] = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in folders]
-            entries += map(commit.entry, commit.files)
-            recursive = "recursive=true" in self.path.lower()
-            self.document(200, [entry for entry in entries if recursive or "/" not in entry["path"]])
-
-    def download(self, repo: str, revision: str, name: str) -> None:
-        if not (commit := self.at(repo, revision)):
-            return None
-        if self.server.repos[repo].gated and "Authorization" not in self.headers:
-            return self.refuse(401, f"Access to model {repo} is restricted. Please log in.", "GatedRepo")
-        if name not in commit.files:
-            return self.reply(404, X_Error_Code="EntryNotFound", X_Error_Message="Entry not found", X_Repo_Commit=commit.oid)
-        entry, content = commit.entry(name), commit.files[name]
-        if "lfs" not in entry:
-            return self.reply(200, content, ETag=f'"{entry["oid"]}"', X_Repo_Commit=commit.oid)
-        digest = entry["lfs"]["oid"]
-        link = {"X_Linked_Size": str(len(content)), "X_Linked_ETag": f'"{digest}"', "X_Repo_Commit": commit.oid}
-        return self.reply(302, b"", Location=f"{self.server.store}/store/{digest}", **link)
-
-    def body(self, name: str) -> None:
-        self.reply(200, self.server.blobs[name])
-
     @writes
     def branch(self, repo: str, name: str) -> None:
-        if not (start := self.at(repo, json.loads(self.sent).get("startingPoint") or "main")):
+        if not (start := self.at(repo, json.loads(self.payload).get("startingPoint") or "main")):
             return None
         branches = self.server.repos[repo].branches
         if name in branches:
@@ -234,7 +153,7 @@ class UploadRoute(Route):
         if not (head := self.at(repo, revision)):
             return
         answers = []
-        for file in json.loads(self.sent)["files"]:
+        for file in json.loads(self.payload)["files"]:
             path, sample = file["path"], base64.b64decode(file["sample"])
             mode = "lfs" if head.by_lfs(path, file["size"], sample) else "regular"
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False})
@@ -245,7 +164,12 @@ class UploadRoute(Route):
 
     @writes
     def xet_key(self, repo: str, revision: str) -> None:
-        return self.key(repo, revision) if self.server.xet else self.reply(404)
+        if not self.server.xet:
+            return self.reply(404)
+        # The newer store's own client reads what the library reads from headers.
+        expiry = int(time.time()) + 3600
+        headers = {"X_Xet_Cas_Url": self.server.xet, "X_Xet_Access_Token": KEY, "X_Xet_Token_Expiration": str(expiry)}
+        return self.document(200, {"casUrl": self.server.xet, "accessToken": KEY, "exp": expiry}, **headers)
 
     def over_quota(self, repo: str) -> None:
         self.refuse(403, PRIVATE_QUOTA if self.server.repos[repo].private else PUBLIC_QUOTA)
@@ -259,7 +183,7 @@ class UploadRoute(Route):
         if self.server.fault == "quota":
             return self.over_quota(repo)
         objects = []
-        for entry in json.loads(self.sent)["objects"]:
+        for entry in json.loads(self.payload)["objects"]:
             there = entry["oid"] in self.server.blobs or self.server.fault == "lost-blob"
             verify = {"href": f"{self.server.url}/{repo}.git/info/lfs/objects/verify"}
             actions = {} if there else {"actions": {"upload": self.upload(entry["oid"], entry["size"]), "verify": verify}}
@@ -283,15 +207,17 @@ class UploadRoute(Route):
         if self.server.once("part-503"):
             return self.reply(503)
         if part:
-            self.server.parts[oid, int(part)] = self.sent
-        elif not self.keep(oid, self.sent):
+            self.server.parts[oid, int(part)] = self.payload
+        elif not self.keep(oid, self.payload):
             return self.reply(400)
-        return self.reply(200, ETag=etag(self.sent))
+        return self.reply(200, ETag=etag(self.payload))
 
     def complete(self, oid: str) -> None:
-        parts = [(self.server.parts.get((oid, part["partNumber"]), b""), part["etag"]) for part in json.loads(self.sent)["parts"]]
-        kept = all(etag(part) == tag for part, tag in parts) and self.keep(oid, b"".join(part for part, _ in parts))
-        self.document(200 if kept else 400, {"success": kept})
+        parts = [
+            (self.server.parts.get((oid, part["partNumber"]), b""), part["etag"]) for part in json.loads(self.payload)["parts"]
+        ]
+        whole = all(etag(part) == tag for part, tag in parts) and self.keep(oid, b"".join(part for part, _ in parts))
+        self.document(200 if whole else 400, {"success": whole})
 
     def keep(self, oid: str, content: bytes) -> bool:
         """Whether a blob is what its name says; then it is kept."""
@@ -301,7 +227,7 @@ class UploadRoute(Route):
 
     @writes
     def verify(self, repo: str) -> None:
-        entry = json.loads(self.sent)
+        entry = json.loads(self.payload)
         self.reply(200 if len(self.server.blobs.get(entry["oid"], b"")) == entry["size"] else 404)
 
     @writes
@@ -324,7 +250,7 @@ class UploadRoute(Route):
     def record(self, repo: str, branch: str) -> Commit | None:
         """Add the commit that was sent; None when a refusal has been sent."""
         server = self.server
-        header, *operations = (json.loads(line) for line in self.sent.splitlines())
+        header, *operations = (json.loads(line) for line in self.payload.splitlines())
         if server.once("moved"):
             server.record(repo, branch, "Add another.txt", "", {"another.txt": b"of another writer"})
         head, changes = server.head(repo, branch), {one["value"]["path"]: self.content(**one) for one in operations}
@@ -343,7 +269,8 @@ class UploadRoute(Route):
         else:
             if server.fault == "other-bytes":
                 longest = max(changes, key=lambda path: len(changes[path] or b""))
-                changes[longest] = bytes([255 ^ sign for sign in changes[longest] or b""])
+                content = changes[longest] or b""
+                changes[longest] = content[:-1] + (b"?" if content[-1:] != b"?" else b"!")
             return server.record(repo, branch, header["value"]["summary"], header["value"]["description"], changes)
         return None
 
