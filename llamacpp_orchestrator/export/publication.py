@@ -208,6 +208,8 @@ def facts(pinned: PinnedJob, publication: Publication, sources: tuple[Origin, ..
     plots = [Path(os.path.relpath(quality.plot, root)).as_posix() for quality in measured if quality.plot]
     texts = [report.text for quality in measured if (report := quality_report.read(Path(quality.report)))]
     rows = {Path(quality.report).parent / row.file: row for quality in measured for row in (quality.unquantized, *quality.types)}
+    said = {key for build, _ in receipts if build.output.kind != "merged" for key in metadata(build)}
+    chat = "tokenizer.chat_template" in said
     return Facts(
         repo=publication.id,
         title=", ".join(dict.fromkeys(adapters if alone else [model.name for model in models])),
@@ -224,7 +226,9 @@ def facts(pinned: PinnedJob, publication: Publication, sources: tuple[Origin, ..
         lock=lock_file.path_for(pinned.context.file).name,
         plot=next(iter(plots), ""),
         measured_on=", ".join(dict.fromkeys(texts)),
-        chat=any("tokenizer.chat_template" in metadata(build) for build, _ in receipts if build.output.kind != "merged"),
+        chat=chat,
+        embedding=not chat and any(key.endswith(".pooling_type") for key in said),
+        revision=publication.repository.publish.revision,
         matrix=next((build.matrix.name for build, _ in receipts if build.matrix), ""),
     )
 
