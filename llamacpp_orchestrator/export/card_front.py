@@ -50,13 +50,19 @@ def base_models(facts: Facts) -> list[str]:
     """The hub ids of what the files derive from; for a folder those that its own card names, or the card of its adapter."""
     roles = ("base", "merged") if facts.relation == "merge" else ("base",)
     derived = [origin for origin in facts.origins if origin.role in roles]
-    ids = [name for origin in derived for name in ([origin.source] if origin.commit else _named_bases(origin))]
-    return unique(ids or [name for origin in facts.origins for name in _named_bases(origin)])
+    ids = _hub_ids(name for origin in derived for name in _derived(origin))
+    return ids or _hub_ids(name for origin in facts.origins for name in _texts(origin.front.get("base_model")))
 
 
-def _named_bases(origin: Origin) -> list[str]:
-    """The base models that a card names, without those that are folders of some machine."""
-    return [name for name in _texts(origin.front.get("base_model")) if not spec.is_folder(name) and not fields.source(name)]
+def _derived(origin: Origin) -> list[str]:
+    if origin.commit:
+        return [origin.source]
+    return _texts(origin.front.get("base_model")) if origin.role == "base" else []
+
+
+def _hub_ids(names: Iterable[str]) -> list[str]:
+    """Names without those that are folders of some machine, or anything else."""
+    return unique(name for name in names if not spec.is_folder(name) and not fields.source(name))
 
 
 def _languages(facts: Facts) -> list[str]:
@@ -90,10 +96,11 @@ def _licence_name(origin: Origin) -> str:
 def _licence_link(origin: Origin) -> str:
     """The address of a licence: a file beside the model's card is one of the hub, and none where the model is a folder."""
     link = next(iter(_texts(origin.front.get("license_link"))), "")
-    if re.match("https?://", link):
+    if re.fullmatch(r"https?://[^\s<>]+", link):
         return link
-    within = origin.commit and re.fullmatch(r"(?:\./)?(?![./~])[\w./ -]+", link) and ".." not in link
-    return f"https://huggingface.co/{origin.source}/blob/{origin.commit}/{quote(link.removeprefix('./'))}" if within else ""
+    file = link.removeprefix("./")
+    within = origin.commit and re.fullmatch(r"\w[\w./ -]*", file) and ".." not in file
+    return f"https://huggingface.co/{quote(f'{origin.source}/blob/{origin.commit}/{file}')}" if within else ""
 
 
 def pipeline_tag(facts: Facts) -> str:
@@ -136,7 +143,7 @@ def dump(values: Mapping[str, Any]) -> str:
         pass
 
     def text(dumper: Any, value: str) -> Any:
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if PLAIN.fullmatch(value) else "'")
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if PLAIN.fullmatch(value) else '"')
 
     Dumper.add_representer(str, text)
     return yaml.dump(dict(values), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=2**31).rstrip("\n")

@@ -12,8 +12,10 @@ from markupsafe import Markup
 # What Markdown, its tables, links without brackets, formulas and mentions, or HTML would take; some at the beginning alone.
 ACTIVE = re.compile(r"[\\`*_{}\[\]<>()#!|~&$@:^]|(?<=www)\.|^[-+=]", re.IGNORECASE)
 NUMBERED = re.compile(r"^(\d+)\.(?= |$)")
-BARE_WORD = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)  # what a shell takes as it is
-UNITS = ("kB", "MB", "GB", "TB")
+BARE_WORD = re.compile(
+    r"(?!$)(\{[\w-]+\})?[\w@%+=:,./-]*", re.ASCII
+)  # what a shell takes as it is, perhaps behind a place in braces
+UNITS = ("Bytes", "kB", "MB", "GB", "TB")
 
 
 def plain(words: object) -> str:
@@ -62,12 +64,9 @@ def page(source: str, commit: str) -> Markup:
     return Markup(f"https://huggingface.co/{quote(source, safe='/')}/tree/{quote(commit, safe='')}")
 
 
-def size(count: float) -> str:
-    """Bytes as the hub shows them: decimal, three digits."""
-    if count < 1000:
-        return f"{count:.0f} Bytes"
-    for unit in UNITS:
-        count /= 1000
-        if float(f"{count:.3g}") < 1000 or unit == UNITS[-1]:
-            break
-    return f"{float(f'{count:.3g}'):g} {unit}"
+def size(count: float) -> Markup:
+    """Bytes as the hub shows them: decimal, three digits; number and unit stay in one line."""
+    power = 0
+    while float(f"{count:.3g}") >= 1000 and power < len(UNITS) - 1:
+        count, power = count / 1000, power + 1
+    return Markup(f"{float(f'{count:.3g}'):g}&nbsp;{UNITS[power]}")

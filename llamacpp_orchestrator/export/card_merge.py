@@ -49,10 +49,10 @@ def merged(existing: str, card: str) -> str:
 
     OrchestrateError where the front matter cannot be read, or a mark is lost or doubled.
     """
-    end = "\r\n" if "\r\n" in _of_user(existing) else "\n"
-    theirs, ours = read(existing, end), read(card, "\n")
+    theirs, ours = read(existing), read(card)
     keys, section = _around(theirs.front, KEYS_MARK), _around(theirs.body, SECTION_MARK)
-    own = _mapping(keys.before + keys.after if keys else theirs.front)
+    end = _line_end(theirs.top + _of_user(theirs.front, KEYS_MARK) + _of_user(theirs.body, SECTION_MARK))
+    own = _mapping(_of_user(theirs.front, KEYS_MARK))
     left = {key: value for key, value in _mapping(ours.front).items() if key not in own}
     block = "\n".join((KEYS[0], *([card_front.dump(left)] if left else []), KEYS[1])).replace("\n", end)
     front = f"{keys.before}{block}{keys.after}" if keys else f"{theirs.front}{block}{end}"
@@ -66,11 +66,12 @@ def merged(existing: str, card: str) -> str:
     return f"{theirs.top}{front}{theirs.body}{gap}{text}{end}"
 
 
-def read(text: str, end: str) -> Readme:
+def read(text: str) -> Readme:
     """The parts of a README; one without front matter gets an empty one. OrchestrateError where it is not closed."""
     opening = OPEN.match(text)
     if not opening:
         bom, rest = text[: text.startswith(BOM)], text[text.startswith(BOM) :]
+        end = _line_end(_of_user(rest, SECTION_MARK))
         return Readme(top=f"{bom}---{end}", front="", body=f"---{end}{end if rest else ''}{rest}")
     closing = CLOSE.search(text, opening.end())
     if not closing:
@@ -79,9 +80,13 @@ def read(text: str, end: str) -> Readme:
     return Readme(top=text[: opening.end()], front=text[opening.end() : closing.start()], body=text[closing.start() :])
 
 
-def _of_user(text: str) -> str:
-    """A README without our section: its lines' ends are those of the user."""
-    around = _around(text, SECTION_MARK)
+def _line_end(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+def _of_user(text: str, mark: re.Pattern[str]) -> str:
+    """A part of a README without what is ours in it."""
+    around = _around(text, mark)
     return around.before + around.after if around else text
 
 
