@@ -131,6 +131,7 @@ def test_the_full_config_has_every_key() -> None:
     model = job["models"][0]
     for said, record in (
         (job, spec.Job),
+        (job["publish"], spec.Publish),
         (job["llama_cpp"], spec.LlamaCpp),
         (job["binaries"], spec.Binaries),
         (job["environment"], spec.Environment),
@@ -144,9 +145,11 @@ def test_the_full_config_has_every_key() -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_the_job_in_the_readme_is_one_and_makes_the_files_named(name: str) -> None:
-    (job,) = [block.removeprefix("yaml\n") for block in blocks(name) if block.startswith("yaml\n")]
-    made = {output.path.name for output in layout.outputs(loader.parse(job.encode(), ROOT / "job.yaml"), ROOT)}
+def test_the_jobs_in_the_readme_are_such_and_make_the_files_named(name: str) -> None:
+    jobs = [block.removeprefix("yaml\n") for block in blocks(name) if block.startswith("yaml\n")]
+    assert len(jobs) == 2
+    parsed = [loader.parse(job.encode(), ROOT / "job.yaml") for job in jobs]
+    made = {output.path.name for job in parsed for output in layout.outputs(job, ROOT)}
     for model, outtype in re.findall(r"^orchestrate convert (\S+) --outtype (\S+)", "\n".join(blocks(name)), re.MULTILINE):
         written = by_option.job_text(by_option.Typed(model=model, outtypes=(outtype,)), ROOT)
         made |= {output.path.name for output in layout.outputs(loader.parse(written.encode(), ROOT / "job.yaml"), ROOT)}

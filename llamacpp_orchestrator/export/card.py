@@ -1,6 +1,6 @@
 """The model card of published files: what their receipts, lock and reports tell, in English or Chinese.
 
-Equal facts give equal bytes. `text` is the whole card, `merged` puts it into a README that is there already.
+Equal facts give equal bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from llamacpp_orchestrator.export import card_markup
 from llamacpp_orchestrator.export import card_merge
 from llamacpp_orchestrator.export.card_facts import CardFile
 from llamacpp_orchestrator.export.card_facts import Facts
-from llamacpp_orchestrator.export.card_merge import merged as merged
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.pipeline import receipt
 

@@ -11,6 +11,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from llamacpp_orchestrator.export import card
+from llamacpp_orchestrator.export import card_markup
+from llamacpp_orchestrator.export import card_merge
 from llamacpp_orchestrator.export.card_facts import CardCommand
 from llamacpp_orchestrator.export.card_facts import CardFile
 from llamacpp_orchestrator.export.card_facts import Facts
@@ -196,7 +198,7 @@ def test_how_it_is_run(kind: str, commands: list[str]) -> None:
 def test_how_files_of_other_tasks_and_branches_are_run(more: dict[str, object], first: str) -> None:
     facts = cards.facts(**more)
     used = card.usage(facts, card.rows(facts.files))
-    assert card.card_markup.shell(used.llama[0]) == first
+    assert card_markup.shell(used.llama[0]) == first
     if facts.revision != "main":
         assert used.llama[1] == ("llama-cli", "-m", "m-Q4_K_M.gguf") and not used.ollama and not used.lm_studio
         assert "on its first start" not in body(facts) and "job.lock.yaml m-Q4_K_M.gguf.receipt.json --revision v2" in body(facts)
@@ -287,4 +289,4 @@ def test_no_markup_of_others_gets_through(words: str, language: str) -> None:
     assert not [target for target in targets if "evil" in str(target) and not re.match(f"{HUB}/|[^:/]*$|[^:]*%3A", str(target))]
     assert "\u202e" not in body(made(words), language)
     text = card.text(made(words), language)
-    assert card.merged(text, text) == text
+    assert card_merge.merged(text, text) == text
