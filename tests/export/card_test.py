@@ -143,6 +143,11 @@ def test_choices(
         assert sorted((worse.type, better.type) for worse, better in choice.beaten) == list(beaten)
 
 
+def test_a_plot_is_shown_with_its_numbers_alone() -> None:
+    adapter = msgspec.structs.replace(cards.KINDS["adapter"], plot="m-quality.svg", measured_on="wiki.test.raw")
+    assert "![" not in body(adapter) and "wiki.test.raw" not in body(adapter)
+
+
 def test_no_file_is_recommended_that_changes_too_many_tokens() -> None:
     text = body(cards.facts(measured("A", 9, 0.1, 90.0), measured("B", 5, 0.2, 80.0)))
     assert "none has the same top token at 95 % of the positions or more" in text
