@@ -236,7 +236,8 @@ def facts(pinned: PinnedJob, publication: Publication, sources: tuple[Origin, ..
 def qualities(pinned: PinnedJob, publication: Publication) -> list[Quality]:
     """What was measured of the models whose files are sent, and still holds."""
     jobs = quality_report.find(pinned, (build for build in pipeline_build.builds(pinned) if not build.output.temporary))
-    names = [job for job in jobs if job.base.output.model in publication.models]
+    sent = {build.output.path for build in publication.builds}
+    names = [job for job in jobs if sent & {build.output.path for build in (job.base, *job.compared)}]
     return [
         quality for job in names if (done := quality_report.finished(job)) and (quality := quality_report.result(pinned, done))
     ]
