@@ -31,7 +31,6 @@ USUAL = "Q4_K_M"  # what llama.cpp, Ollama and the hub take where no type is nam
 BESIDE = re.compile(r"(mmproj|imatrix|mtp-|eagle3-|dflash-|dspark-)[^/]*$")
 LATER_SHARD = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
 PICTURE = "photo.jpg"
-INSTALL = ("pip", "install", "llamacpp-orchestrator")
 Words = tuple[str, ...]
 
 
@@ -230,7 +229,7 @@ def verify(facts: Facts, outputs: Sequence[Row]) -> tuple[Words, ...]:
     row = example(outputs)
     if row is None:
         return ()
-    return INSTALL, _fetch(facts, *row.paths, _receipt(row)), ("orchestrate", "verify", row.path)
+    return _fetch(facts, *row.paths, _receipt(row)), ("orchestrate", "verify", row.path)
 
 
 def again(facts: Facts, outputs: Sequence[Row]) -> tuple[Words, ...]:
@@ -239,7 +238,6 @@ def again(facts: Facts, outputs: Sequence[Row]) -> tuple[Words, ...]:
     if row is None or not facts.job:
         return ()
     return (
-        INSTALL,
         _fetch(facts, facts.job, facts.lock, _receipt(row)),
         ("orchestrate", "reproduce", _receipt(row), "--job", facts.job),
     )
