@@ -7,6 +7,7 @@ import time
 
 import msgspec
 
+from llamacpp_orchestrator.card import merge as card_merge
 from llamacpp_orchestrator.commands import summary
 from llamacpp_orchestrator.commands.execution import carry_out_export
 from llamacpp_orchestrator.commands.execution import step_errors
@@ -14,7 +15,6 @@ from llamacpp_orchestrator.commands.setup import job_run
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.export import card_merge
 from llamacpp_orchestrator.export import publication
 from llamacpp_orchestrator.export import publish
 from llamacpp_orchestrator.export.publication import Publication

@@ -14,14 +14,14 @@ from typing import Any
 import msgspec
 
 import llamacpp_orchestrator
+from llamacpp_orchestrator.card.facts import CardCommand
+from llamacpp_orchestrator.card.facts import CardFile
+from llamacpp_orchestrator.card.facts import Facts
+from llamacpp_orchestrator.card.facts import Origin
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.export import ollama
 from llamacpp_orchestrator.export import quality_report
-from llamacpp_orchestrator.export.card_facts import CardCommand
-from llamacpp_orchestrator.export.card_facts import CardFile
-from llamacpp_orchestrator.export.card_facts import Facts
-from llamacpp_orchestrator.export.card_facts import Origin
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import repositories

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator.card import merge as card_merge
+from llamacpp_orchestrator.card import text as card_text
+from llamacpp_orchestrator.card.facts import Origin
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.export import CarryOut
-from llamacpp_orchestrator.export import card
-from llamacpp_orchestrator.export import card_merge
 from llamacpp_orchestrator.export import publication
-from llamacpp_orchestrator.export.card_facts import Origin
 from llamacpp_orchestrator.export.publication import Publication
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import spec
@@ -131,7 +131,7 @@ def _publish(sending: Sending, key: str, outcomes: Outcomes, tell: Tell) -> Outc
 
 def readme(pinned: PinnedJob, item: Publication, sources: tuple[Origin, ...], existing: str) -> str:
     """The README of a repository, where one exists already with what its owner has written."""
-    text = card.text(publication.facts(pinned, item, sources), item.repository.publish.card)
+    text = card_text.text(publication.facts(pinned, item, sources), item.repository.publish.card)
     return card_merge.merged(existing, text) if existing else text
 
 

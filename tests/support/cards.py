@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from llamacpp_orchestrator.export.card_facts import CardCommand
-from llamacpp_orchestrator.export.card_facts import CardFile
-from llamacpp_orchestrator.export.card_facts import Facts
-from llamacpp_orchestrator.export.card_facts import Origin
+from llamacpp_orchestrator.card.facts import CardCommand
+from llamacpp_orchestrator.card.facts import CardFile
+from llamacpp_orchestrator.card.facts import Facts
+from llamacpp_orchestrator.card.facts import Origin
 
 COMMIT = "5a8abab4a5d6f164389b1079fb721cfab8d7126c"
 CHAT = {"license": "llama3.2", "language": ["en", "no"], "pipeline_tag": "text-generation"}

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from llamacpp_orchestrator.export import card_front
-from llamacpp_orchestrator.export import card_markup
-from llamacpp_orchestrator.export import card_merge
-from llamacpp_orchestrator.export.card_facts import CardFile
-from llamacpp_orchestrator.export.card_facts import Facts
+from llamacpp_orchestrator.card import front as card_front
+from llamacpp_orchestrator.card import markup as card_markup
+from llamacpp_orchestrator.card import merge as card_merge
+from llamacpp_orchestrator.card.facts import CardFile
+from llamacpp_orchestrator.card.facts import Facts
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.pipeline import receipt
 
@@ -90,7 +90,7 @@ def text(facts: Facts, language: str) -> str:
         "notes": [(command.path, note) for command in facts.commands for note in command.notes],
         "agreeing": AGREEING,
     }
-    body = _environment().get_template(f"card.{language}.md.j2").render(shown)
+    body = _environment().get_template(f"{language}.md.j2").render(shown)
     return card_merge.whole(card_front.dump(card_front.keys(facts)), re.sub(r"\n{3,}", "\n\n", body).strip("\n"))
 
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies
 
+from llamacpp_orchestrator.card import merge as card_merge
+from llamacpp_orchestrator.card.merge import KEYS
+from llamacpp_orchestrator.card.merge import SECTION
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.export import card_merge
-from llamacpp_orchestrator.export.card_merge import KEYS
-from llamacpp_orchestrator.export.card_merge import SECTION
 
 SUITE = settings(max_examples=200, derandomize=True, database=None, deadline=None)
 OLD = card_merge.whole("license: mit\ntags:\n- gguf", "# Old\n\nold")

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from llamacpp_orchestrator.export.card_facts import Facts
-from llamacpp_orchestrator.export.card_facts import Origin
+from llamacpp_orchestrator.card.facts import Facts
+from llamacpp_orchestrator.card.facts import Origin
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import spec
 

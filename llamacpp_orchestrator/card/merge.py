@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from llamacpp_orchestrator.card import front as card_front
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import quoted
-from llamacpp_orchestrator.export import card_front
 
 KEYS = ("# orchestrate:begin", "# orchestrate:end")
 SECTION = ("<!-- orchestrate:begin -->", "<!-- orchestrate:end -->")

@@ -10,13 +10,13 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from llamacpp_orchestrator.export import card
-from llamacpp_orchestrator.export import card_markup
-from llamacpp_orchestrator.export import card_merge
-from llamacpp_orchestrator.export.card_facts import CardCommand
-from llamacpp_orchestrator.export.card_facts import CardFile
-from llamacpp_orchestrator.export.card_facts import Facts
-from llamacpp_orchestrator.export.card_facts import Origin
+from llamacpp_orchestrator.card import markup as card_markup
+from llamacpp_orchestrator.card import merge as card_merge
+from llamacpp_orchestrator.card import text as card_text
+from llamacpp_orchestrator.card.facts import CardCommand
+from llamacpp_orchestrator.card.facts import CardFile
+from llamacpp_orchestrator.card.facts import Facts
+from llamacpp_orchestrator.card.facts import Origin
 from tests.support import cards
 
 HUB = "https://huggingface.co"
@@ -32,7 +32,7 @@ HOSTILE = (
 
 
 def body(facts: Facts, language: str = "en") -> str:
-    return card.text(facts, language).split("---\n", 2)[2]
+    return card_text.text(facts, language).split("---\n", 2)[2]
 
 
 def cells(text: str, first: str) -> list[list[str]]:
@@ -49,18 +49,18 @@ def flat(tokens: Sequence[Token]) -> list[Token]:
     return [token for each in tokens for token in (each, *flat(each.children or ()))]
 
 
-@pytest.mark.parametrize("language", card.LANGUAGES)
+@pytest.mark.parametrize("language", card_text.LANGUAGES)
 @pytest.mark.parametrize("kind", cards.KINDS)
 def test_every_card_is_the_same_each_time_and_has_no_gap(kind: str, language: str) -> None:
-    text = card.text(cards.KINDS[kind], language)
-    assert text == card.text(cards.KINDS[kind], language)
+    text = card_text.text(cards.KINDS[kind], language)
+    assert text == card_text.text(cards.KINDS[kind], language)
     assert "\n\n\n" not in text and not re.search(r"[ \t]$|[ ]{2}|\bNone\b|\(\)", text, re.MULTILINE)
     assert text.count("<!-- orchestrate:begin -->") == text.count("<!-- orchestrate:end -->") == 1
 
 
 @pytest.mark.parametrize("kind", cards.KINDS)
 def test_both_languages_have_the_same_facts(kind: str) -> None:
-    english, chinese = (body(cards.KINDS[kind], language) for language in card.LANGUAGES)
+    english, chinese = (body(cards.KINDS[kind], language) for language in card_text.LANGUAGES)
     assert blocks(english) == blocks(chinese)
     facts = [sorted(re.findall(r"`[^`\n]+`|\]\([^)]+\)|\d[\d.]*&nbsp;\w+|\d+\.\d+", text)) for text in (english, chinese)]
     assert facts[0] == facts[1] and len(facts[0]) > 10
@@ -136,7 +136,7 @@ def measured(type_: str, size: int, kld: float | None, same: float | None) -> Ca
 def test_choices(
     rows: Sequence[tuple[str, int, float | None, float | None]], closest: str, smallest: str | None, beaten: tuple[object, ...]
 ) -> None:
-    choice = card.choice(card.rows([measured(*row) for row in rows]))
+    choice = card_text.choice(card_text.rows([measured(*row) for row in rows]))
     assert (choice.closest.type if choice else "") == closest
     if choice:
         assert (choice.smallest.type if choice.smallest else None) == smallest
@@ -202,7 +202,7 @@ def test_how_it_is_run(kind: str, commands: list[str]) -> None:
 )
 def test_how_files_of_other_tasks_and_branches_are_run(more: dict[str, object], first: str) -> None:
     facts = cards.facts(**more)
-    used = card.usage(facts, card.rows(facts.files))
+    used = card_text.usage(facts, card_text.rows(facts.files))
     assert card_markup.shell(used.llama[0]) == first
     if facts.revision != "main":
         assert used.llama[1] == ("llama-cli", "-m", "m-Q4_K_M.gguf") and not used.ollama and not used.lm_studio
@@ -224,8 +224,8 @@ def test_how_files_of_other_tasks_and_branches_are_run(more: dict[str, object], 
 )
 def test_a_type_is_named_only_where_it_leads_to_the_file(paths: Sequence[str], path: str, type_: str, leads: bool) -> None:
     files = [cards.file(each, type_=type_) for each in paths]
-    row = next(row for row in card.rows([cards.file(path, type_=type_)]))
-    assert card.is_found_by_type(files, row) == leads
+    row = next(row for row in card_text.rows([cards.file(path, type_=type_)]))
+    assert card_text.is_found_by_type(files, row) == leads
 
 
 def test_a_file_that_no_type_leads_to_is_named_itself() -> None:
@@ -266,7 +266,7 @@ def test_nothing_is_said_of_what_is_not_there() -> None:
     assert "How to make it again" not in text and "commands, with names" not in text and "Notes:" not in text
 
 
-@pytest.mark.parametrize("language", card.LANGUAGES)
+@pytest.mark.parametrize("language", card_text.LANGUAGES)
 @pytest.mark.parametrize("words", HOSTILE)
 def test_no_markup_of_others_gets_through(words: str, language: str) -> None:
     def made(filler: str) -> Facts:
@@ -293,5 +293,5 @@ def test_no_markup_of_others_gets_through(words: str, language: str) -> None:
     targets = [token.attrs["href"] for token in theirs if token.type == "link_open"]
     assert not [target for target in targets if "evil" in str(target) and not re.match(f"{HUB}/|[^:/]*$|[^:]*%3A", str(target))]
     assert "\u202e" not in body(made(words), language)
-    text = card.text(made(words), language)
+    text = card_text.text(made(words), language)
     assert card_merge.merged(text, text) == text

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies
 
-from llamacpp_orchestrator.export import card
-from llamacpp_orchestrator.export import card_front
-from llamacpp_orchestrator.export.card_facts import Facts
-from llamacpp_orchestrator.export.card_facts import Origin
+from llamacpp_orchestrator.card import front as card_front
+from llamacpp_orchestrator.card import text as card_text
+from llamacpp_orchestrator.card.facts import Facts
+from llamacpp_orchestrator.card.facts import Origin
 from tests.support import cards
 
 SUITE = settings(max_examples=200, derandomize=True, database=None, deadline=None)
@@ -62,11 +62,11 @@ def origin(role: str = "base", commit: str = cards.COMMIT, **front: Any) -> Orig
 
 
 def read(facts: Facts, language: str = "en") -> dict[str, Any]:
-    data: dict[str, Any] = ModelCard(card.text(facts, language)).data.to_dict()
+    data: dict[str, Any] = ModelCard(card_text.text(facts, language)).data.to_dict()
     return data
 
 
-@pytest.mark.parametrize("language", card.LANGUAGES)
+@pytest.mark.parametrize("language", card_text.LANGUAGES)
 @pytest.mark.parametrize("kind", cards.KINDS)
 def test_the_hub_reads_what_is_meant(kind: str, language: str) -> None:
     assert read(cards.KINDS[kind], language) == EXPECTED[kind]
@@ -78,7 +78,7 @@ def test_the_hub_reads_what_is_meant(kind: str, language: str) -> None:
 def test_no_place_of_a_machine_is_a_base_model(place: str) -> None:
     facts = cards.facts(origins=(origin(commit="", base_model=[place, "c/d"]),))
     assert read(facts)["base_model"] == "c/d"
-    alone = card.text(cards.facts(origins=(origin(commit="", base_model=place),)), "en")
+    alone = card_text.text(cards.facts(origins=(origin(commit="", base_model=place),)), "en")
     assert "base_model" not in alone and (place == "x" or place not in alone)
 
 

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies
 from markdown_it import MarkdownIt
 
-from llamacpp_orchestrator.export import card_markup
+from llamacpp_orchestrator.card import markup as card_markup
 
 SUITE = settings(max_examples=200, derandomize=True, database=None, deadline=None)
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
