@@ -126,6 +126,7 @@ def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Opti
 
     chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
     more = {name: flags.get(name, False) for name in ("ollama_create", "publish", "create", "yes")}
+    more |= {"only": flags.get("only", ()), "scheduler": flags.get("scheduler", "")}
     return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept, write_lock=kept, upgrade=upgrade, **more)
 
 
@@ -199,6 +200,10 @@ def shown(flags: dict[str, Any]) -> Iterator[Reporter]:
     """A voice for what happens, as the options want it, while signals end it in good order."""
     from llamacpp_orchestrator import console
 
+    if flags.get("events"):
+        with ending():
+            yield console.as_data
+        return
     with ending(), console.reporting(_manner(flags)) as show:
         yield show
 
@@ -231,17 +236,22 @@ def run(contexts: list[Context], flags: dict[str, Any], kept: bool) -> None:
     from llamacpp_orchestrator.job import by_option
     from llamacpp_orchestrator.job import loader
     from llamacpp_orchestrator.results import Result
+    from llamacpp_orchestrator.system.scheduler import Event
 
     chosen, manner = options(flags, kept), _manner(flags)
     try:
         if len(contexts) > 1:
             loader.check_together([(context.job, context.file) for context in contexts])
-        idle = up_to_date.result(contexts, chosen, lambda event: console.plain(manner, event))
+        idle = up_to_date.result(
+            contexts, chosen, console.as_data if flags.get("events") else lambda event: console.plain(manner, event)
+        )
         result = idle or _worked(contexts, chosen, flags)
     except (OrchestrateError, Stopped) as error:
         if isinstance(error, OrchestrateError) and not kept:
             for failure in (error, *error.others):
                 by_option.tell_by_option(failure, contexts[0].file)
+        if flags.get("events") and isinstance(error, OrchestrateError):
+            console.as_data(Event("", "error", error=error))
         if flags["as_json"]:
             words = [str(error)] if isinstance(error, Stopped) else error.lines()
             failed = Result(status="failed", seconds=0.0, steps=(), outputs=()).document() | {"error": words}
@@ -263,6 +273,7 @@ def finish(result: Result, flags: dict[str, Any]) -> None:
     """Show what came of a run; raises its failures."""
     from llamacpp_orchestrator import console
 
-    console.result(result.document(), result.lines(created=flags.get("ollama_create", False)), flags["as_json"])
+    if not flags.get("events"):
+        console.result(result.document(), result.lines(created=flags.get("ollama_create", False)), flags["as_json"])
     if result.errors:
         raise first(result.errors)

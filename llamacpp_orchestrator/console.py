@@ -79,6 +79,15 @@ def _once(show: Reporter) -> Reporter:
     return show_new
 
 
+def as_data(event: Event) -> None:
+    """Tell an event as a line of JSON on stdout, for a program that reads it."""
+    error = event.error
+    lines = (error.message, error.hint) if isinstance(error, OrchestrateError) else (str(error), "") if error else None
+    fields = {"step": event.step, "status": event.status, "text": event.text, "seconds": event.seconds, "memory": event.memory}
+    log = getattr(error, "log", None) or event.log
+    print(masked(json.dumps({**fields, "error": lines, "log": str(log or "")})), flush=True)
+
+
 def say(text: str, manner: Voice) -> None:
     """One line that is neither a result nor a step."""
     if not manner.quiet:

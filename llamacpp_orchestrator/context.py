@@ -44,14 +44,15 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How to go about a job: the shared options of the commands.
 
-    With `publish` its outputs are sent to the hub; `create` makes repositories, `yes` sends what others may not want sent.
+    With `publish` its outputs are sent to the hub; `create` makes repositories, `yes` sends what others may not want sent. Of the
+    outputs `only` those of these names are made; the workers of `scheduler` make them, where one is named.
     """
 
     locked: bool = False
     force: bool = False
     keep_going: bool = False
     upgrade: str = ""
-    only: str = ""
+    only: tuple[str, ...] = ()
     jobs: int = 0
     read_lock: bool = True
     write_lock: bool = True
@@ -60,3 +61,4 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     publish: bool = False
     create: bool = False
     yes: bool = False
+    scheduler: str = ""

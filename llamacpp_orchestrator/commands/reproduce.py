@@ -112,7 +112,7 @@ def reproduce(path: Path, settings: Settings, job: Path | None, options: Options
         dir=context.store.folder("downloads"), prefix="reproduce-", ignore_cleanup_errors=True
     ) as scratch:
         apart = msgspec.structs.replace(context, job=msgspec.structs.replace(context.job, output=scratch))
-        result = run.run(apart, msgspec.structs.replace(options, locked=True, write_lock=False, only=receipt.path), report)
+        result = run.run(apart, msgspec.structs.replace(options, locked=True, write_lock=False, only=(receipt.path,)), report)
         if result.errors:
             raise result.errors[0]
         made = {Path(output.path).name: Path(output.path) for output in result.outputs}

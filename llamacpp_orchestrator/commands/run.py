@@ -6,6 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -121,9 +122,9 @@ def _run(pinned: PinnedJob, options: Options, report: Reporter, began: float, ev
     return summary.result(began, events, errors, outputs, **results)
 
 
-def _chosen(outputs: Outputs, only: str) -> Outputs:
-    """All outputs, or the one whose file has a name, with what it is quantized from."""
-    named = [build for build in outputs.builds if build.output.path.name == only]
+def _chosen(outputs: Outputs, only: Collection[str]) -> Outputs:
+    """All outputs, or those of some names, with what they are quantized from."""
+    named = [build for build in outputs.builds if {build.name, build.output.path.name} & set(only)]
     sources = [build.of for build in named]
     kept = tuple(build for build in outputs.builds if build in named or build.output in sources)
     return msgspec.structs.replace(outputs, builds=kept) if only else outputs
@@ -138,10 +139,12 @@ def _make(
     current = [Event(f"{pipeline_build.verb(build)} {build.name}", "current") for build in up_to_date]
     for event in current:
         report(event)
-    for folder in pipeline_build.unneeded(pinned.context, outputs):
+    for folder in pipeline_build.unneeded(pinned.context, outputs) if not options.only else ():
         remove(folder)
     if not stale:
         return current, []
+    if options.scheduler:
+        return current + (events := _by_cluster(pinned, outputs, options, report)), step_errors(events)
     log, scripts = tempfiles.renew(log_folder(pinned.context) / "converter.log"), graph.scripts(pinned, stale)
     warm = warm_worker.Warm(str(pinned.python), pinned.tree, pinned.script_env, log, scripts)
     forks = warm_worker.can_fork(host.system())
@@ -156,6 +159,24 @@ def _make(
         warm.close()
         placement.clean(run.locks, stale)
     return current + events, step_errors(events)
+
+
+def _by_cluster(pinned: PinnedJob, outputs: Outputs, options: Options, report: Reporter) -> list[Event]:
+    """Let the workers of a cluster make what is not up to date."""
+    from llamacpp_orchestrator.cluster import chains
+    from llamacpp_orchestrator.cluster import driver
+
+    stale = outputs.stale
+    for build in stale:
+        receipt.may_write(build.output.path, receipt.read(build.output.path), options.force)
+    names = frozenset(f"{kind} {build.name}" for build in outputs.builds for kind in (pipeline_build.verb(build), "verify"))
+    return driver.make(
+        pinned,
+        functools.partial(chains.chains, stale, is_loaded=lambda build: pipeline_build.is_loaded(build, stale)),
+        names,
+        options,
+        report,
+    )
 
 
 def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ended: frozenset[str]) -> None:

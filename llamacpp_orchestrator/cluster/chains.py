@@ -1,0 +1,43 @@
+"""Which outputs are made together: what one task of a cluster does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+
+from llamacpp_orchestrator.cluster.records import Chain
+from llamacpp_orchestrator.job.spec import Model
+from llamacpp_orchestrator.pipeline.build import Build
+
+
+def chains(stale: Iterable[Build], workers: int, is_loaded: Callable[[Build], bool]) -> list[Chain]:
+    """The chains of outputs that are to be made: a model with all that is quantized from it; adapters, shared out to workers.
+
+    Adapters of one base are few chains and not one each: a worker's interpreter serves many once it is warm. Those that are
+    loaded to check them come after their base.
+    """
+    by_model: dict[Model, list[Build]] = {}
+    for build in stale:
+        by_model.setdefault(build.output.model, []).append(build)
+    listed: list[Chain] = []
+    for number, builds in enumerate(by_model.values()):
+        own = [build for build in builds if not build.output.lora and not build.output.temporary]
+        base = Chain(key=f"{number}-base", outputs=tuple(build.name for build in own))
+        listed += [base] if own else []
+        for part, group in enumerate(shared([build for build in builds if build.output.lora], workers)):
+            after = (base.key,) if own and any(map(is_loaded, group)) else ()
+            listed.append(Chain(key=f"{number}-adapters-{part}", outputs=tuple(build.name for build in group), after=after))
+    return listed
+
+
+def shared(builds: Sequence[Build], workers: int) -> list[list[Build]]:
+    """Outputs in as many groups as there are workers, as even as can be; the types of one adapter stay together."""
+    adapters: dict[str, list[Build]] = {}
+    for build in builds:
+        assert build.output.lora is not None
+        adapters.setdefault(build.output.lora.name, []).append(build)
+    groups: list[list[Build]] = [[] for _ in range(min(max(workers, 1), len(adapters)))]
+    for number, group in enumerate(adapters.values()):
+        groups[number % len(groups)] += group
+    return groups

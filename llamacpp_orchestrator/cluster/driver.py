@@ -1,0 +1,248 @@
+"""The driver's side of a run on a cluster: chains are submitted, their events shown as they come, and what failed gathered."""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import secrets
+import time
+import warnings
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from typing import Protocol
+
+import msgspec
+
+import llamacpp_orchestrator
+from llamacpp_orchestrator.cluster import worker
+from llamacpp_orchestrator.cluster.records import Answer
+from llamacpp_orchestrator.cluster.records import Chain
+from llamacpp_orchestrator.cluster.records import News
+from llamacpp_orchestrator.cluster.records import Order
+from llamacpp_orchestrator.context import Options
+from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.lock import file as lock_file
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.system.scheduler import ENDED
+from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.system.scheduler import Reporter
+from llamacpp_orchestrator.util.hashing import file_sha256
+from llamacpp_orchestrator.util.store import write_atomically
+
+CONNECT_SECONDS = 10.0
+WAIT_SECONDS = 60.0  # for the first worker
+TICK = 0.2
+LOST_SECONDS = 10.0  # without a scheduler
+GONE = "run the same command again: it goes on with what is not made yet"
+
+
+class Share(Protocol):
+    """How outputs are shared out to so many workers."""
+
+    def __call__(self, *, workers: int) -> list[Chain]:
+        """The chains of outputs."""
+
+
+class Shown:
+    """The events of all chains as one run's: those of outputs by their names, all others with the worker that they are of."""
+
+    def __init__(self, names: frozenset[str], report: Reporter) -> None:
+        self._names, self._report = names, report
+        self._turns: dict[str, str] = {}
+        self._open: dict[str, dict[str, News]] = {}
+        self.last: dict[str, Event] = {}
+
+    def show(self, news: News) -> None:
+        """Report an event once; where a chain begins anew on another worker, what the lost one had begun is ended first."""
+        if self._turns.setdefault(news.chain, news.turn) != news.turn:
+            self._turns[news.chain] = news.turn
+            self.end(news.chain)
+            self._report(Event(news.step, "note", f"a worker was lost; {news.by} takes over what it did"))
+        name = news.step if news.step in self._names else f"{news.step} on {news.by}"
+        if news.status in ENDED and name in self.last:
+            return
+        begun = self._open.setdefault(news.chain, {})
+        if news.status == "started":
+            begun[name] = news
+        elif news.status not in ("note",) and name not in begun and news.status not in ENDED:
+            return
+        if news.status in ENDED:
+            begun.pop(name, None)
+        error = (
+            OrchestrateError(news.error[0], f"{news.error[1]}\non worker {news.by}, log there: {news.log}")
+            if news.error
+            else None
+        )
+        text = f"{news.text} on {news.by}" if news.status == "progress" and name == news.step else news.text
+        event = Event(name, news.status, text, news.seconds, error, memory=news.memory, began=time.monotonic() - news.seconds)
+        if news.status in ENDED:
+            self.last[name] = event
+        self._report(event)
+
+    def end(self, chain: str) -> None:
+        """Take what a chain had begun from the screen."""
+        for name in self._open.pop(chain, {}):
+            self._report(Event(name, "ended"))
+
+
+def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Options, report: Reporter) -> list[Event]:
+    """Let the workers of a cluster make all chains, which their number decides; the last event of each step.
+
+    `names` are the steps of outputs. JobError where Dask or a fitting worker is not there, NetworkError for a scheduler that
+    does not answer, or no longer.
+    """
+    shown = Shown(names, report)
+    with _probe(pinned) as (run, probe):
+        order = msgspec.json.encode(_order(pinned, run, probe, options))
+        with _connected(options.scheduler) as client:
+            workers = _fitting(client, order, report)
+            with _listening(client, run) as news:
+                futures = _submit(client, order, chains(workers=len(workers)), workers, run)
+                try:
+                    _attend(client, futures, news, shown, options.keep_going)
+                finally:
+                    with suppress(Exception):
+                        client.cancel(list(futures.values()), force=True)
+    return list(shown.last.values())
+
+
+@contextmanager
+def _probe(pinned: PinnedJob) -> Iterator[tuple[str, Path]]:
+    """A file in the output folder, by which workers know that they see it."""
+    run = f"orchestrate-{secrets.token_hex(8)}"
+    folder = pinned.context.folder(pinned.context.job.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{run}.probe"
+    write_atomically(probe, run)
+    try:
+        yield run, probe
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _order(pinned: PinnedJob, run: str, probe: Path, options: Options) -> Order:
+    job = pinned.context.file.absolute()
+    return Order(
+        run=run,
+        job=str(job),
+        job_sha256=file_sha256(job),
+        lock_sha256=file_sha256(lock_file.path_for(job)),
+        probe=str(probe.absolute()),
+        version=llamacpp_orchestrator.__version__,
+        force=options.force,
+        keep_going=options.keep_going,
+    )
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    try:
+        distributed: Any = importlib.import_module("distributed")
+    except ImportError as error:
+        way = "install it: pip install distributed (the extra `cluster`), here and on every worker"
+        raise JobError("--scheduler needs Dask's `distributed`, which is not installed here", way) from error
+    how: dict[str, Any] = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of versions that differ: what matters of them is asked by itself
+            client = distributed.Client(**how, timeout=CONNECT_SECONDS, set_as_default=False, name="orchestrate")
+    except (OSError, ValueError, TypeError) as error:
+        way = "start one (`dask scheduler`), or name the address that it says, such as tcp://host:8786, or its scheduler file"
+        raise NetworkError(f"no scheduler of Dask answers at {address}: {type(error).__name__}", way) from error
+    try:
+        yield client
+    finally:
+        with suppress(Exception):
+            client.close(timeout=2)
+
+
+def _fitting(client: Any, order: bytes, report: Reporter) -> list[str]:
+    """The addresses of the workers that can do it, once there are any; JobError with the reason where none can."""
+    late = time.monotonic() + WAIT_SECONDS
+    while not (info := client.scheduler_info(n_workers=-1)["workers"]):
+        if time.monotonic() > late:
+            raise JobError("the cluster has no workers", "start some: `dask worker ADDRESS`")
+        report(Event("cluster", "progress", "waiting for the first worker"))
+        time.sleep(TICK)
+    reasons = client.run(worker.unfit, order, on_error="return")
+    bad = {address: _reason(reason) for address, reason in reasons.items() if reason != ""}
+    names = {address: str(info.get(address, {}).get("name", address)) for address in reasons}
+    if len(bad) == len(reasons):
+        address, reason = next(iter(bad.items()))
+        raise JobError(f"no worker can do it; {names[address]}: {reason}", worker.UNFIT)
+    for address, reason in bad.items():
+        report(Event("cluster", "note", f"worker {names[address]} is left out: {reason}"))
+    return [address for address in reasons if address not in bad]
+
+
+def _reason(reason: object) -> str:
+    if isinstance(reason, ImportError):
+        return f"llamacpp-orchestrator is not installed there ({reason})"
+    return str(reason) or type(reason).__name__
+
+
+@contextmanager
+def _listening(client: Any, run: str) -> Iterator[queue.SimpleQueue[Any]]:
+    news: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client.subscribe_topic(run, news.put)
+    try:
+        yield news
+    finally:
+        with suppress(Exception):
+            client.unsubscribe_topic(run)
+
+
+def _submit(client: Any, order: bytes, chains: Sequence[Chain], workers: list[str], run: str) -> dict[str, Any]:
+    futures: dict[str, Any] = {}
+    for chain in chains:
+        before = [futures[key] for key in chain.after]
+        how: dict[str, Any] = {"key": f"{run}-{chain.key}", "pure": False, "workers": workers}
+        futures[chain.key] = client.submit(worker.run_chain, order, msgspec.json.encode(chain), *before, **how)
+    return futures
+
+
+def _attend(client: Any, futures: dict[str, Any], news: queue.SimpleQueue[Any], shown: Shown, keep_going: bool) -> None:
+    """Show what comes until every chain has ended, or one has failed; raises what ended a chain without a step that failed."""
+    left, seen = dict(futures), time.monotonic()
+    failures: list[OrchestrateError] = []
+    while left and (keep_going or not failures):
+        _drain(news, shown)
+        seen = time.monotonic() if client.status == "running" else seen
+        if time.monotonic() - seen > LOST_SECONDS or any(future.cancelled() for future in left.values()):
+            raise NetworkError("the scheduler of the cluster has gone, or has let go of this run", GONE)
+        for key, future in list(left.items()):
+            if future.done():
+                del left[key]
+                failures += _ended(key, future, news, shown)
+    if failures:
+        raise failures[0]
+
+
+def _drain(news: queue.SimpleQueue[Any], shown: Shown) -> None:
+    with suppress(queue.Empty):
+        shown.show(msgspec.convert(news.get(timeout=TICK)[1], News))
+        while True:
+            shown.show(msgspec.convert(news.get_nowait()[1], News))
+
+
+def _ended(key: str, future: Any, news: queue.SimpleQueue[Any], shown: Shown) -> list[OrchestrateError]:
+    """What a chain came to; an error where no step of it has failed that tells why."""
+    if future.status == "error":
+        error = future.exception()
+        if type(error).__name__ == "KilledWorker":
+            message = "workers were lost again and again while they made the same outputs"
+            return [OrchestrateError(message, "had they enough memory? see the logs of the workers, then run it again")]
+        return [OrchestrateError(f"a worker could not make its outputs: {type(error).__name__}: {error}", worker.UNFIT)]
+    answer = msgspec.json.decode(future.result(), type=Answer)
+    _drain(news, shown)
+    for item in answer.news:
+        shown.show(item)
+    shown.end(key)
+    failed = any(item.status == "failed" for item in answer.news)
+    return [OrchestrateError(*answer.error)] if answer.error and not failed else []

@@ -1,0 +1,55 @@
+"""Which outputs one task makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llamacpp_orchestrator.cluster import chains
+from llamacpp_orchestrator.cluster.records import Chain
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.job.layout import Output
+from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.system.command import Command
+
+
+def build(name: str, model: spec.Model, kind: str = "model", lora: spec.Lora | None = None, temporary: bool = False) -> Build:
+    output = Output(path=Path("/d") / name, kind=kind, type="f16", model=model, lora=lora, temporary=temporary)
+    return Build(output=output, name=name, command=Command(()), portable_argv=(), inputs=(), recipes=("r",))
+
+
+ONE, TWO = spec.Model(source="a/b", name="one"), spec.Model(source="a/b", name="two")
+
+
+def adapters(count: int, model: spec.Model = ONE) -> list[Build]:
+    return [build(f"l{number}", model, "adapter", spec.Lora(source=f"a/{number}", name=f"l{number}")) for number in range(count)]
+
+
+def test_a_model_is_one_chain_with_what_is_quantized_from_it() -> None:
+    builds = [build("base", ONE, temporary=True), build("q4", ONE, "quantized"), build("q8", ONE, "quantized"), build("two", TWO)]
+    assert chains.chains(builds, 4, lambda build: False) == [
+        Chain(key="0-base", outputs=("q4", "q8")),
+        Chain(key="1-base", outputs=("two",)),
+    ]
+
+
+@pytest.mark.parametrize("workers, sizes", [(0, [5]), (1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (9, [1, 1, 1, 1, 1])])
+def test_adapters_are_shared_out_to_as_many_chains_as_there_are_workers(workers: int, sizes: list[int]) -> None:
+    listed = chains.chains(adapters(5), workers, lambda build: False)
+    assert [len(chain.outputs) for chain in listed] == sizes
+    assert sorted(name for chain in listed for name in chain.outputs) == ["l0", "l1", "l2", "l3", "l4"]
+    assert not any(chain.after for chain in listed)
+
+
+def test_the_types_of_one_adapter_stay_together() -> None:
+    lora = spec.Lora(source="a/x", name="x")
+    builds = [build("x-f16", ONE, "adapter", lora), build("x-f32", ONE, "adapter", lora), *adapters(1)]
+    assert [chain.outputs for chain in chains.chains(builds, 2, lambda build: False)] == [("x-f16", "x-f32"), ("l0",)]
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_an_adapter_that_is_loaded_comes_after_its_base(loaded: bool) -> None:
+    listed = chains.chains([build("base", ONE), *adapters(1)], 1, lambda build: loaded)
+    assert [chain.after for chain in listed] == [(), ("0-base",) if loaded else ()]
+    assert chains.chains(adapters(1), 1, lambda build: loaded)[0].after == (), "its base is there already"

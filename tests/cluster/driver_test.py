@@ -1,0 +1,182 @@
+"""Jobs on a real scheduler and real workers: the same bytes, and what is left when one of them goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llamacpp_orchestrator
+from llamacpp_orchestrator.cluster import driver
+from tests.support import ROOT
+from tests.support.answer import Answer
+from tests.support.cluster import Cluster
+from tests.support.folders import sums
+
+Orchestrate = Callable[..., Answer]
+Job = Callable[..., Path]
+QUICK = {"binaries": {"backend": "none"}}
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")]
+
+
+@pytest.fixture
+def cluster(world: Path, tmp_path: Path) -> Iterator[Cluster]:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    started = Cluster(folder)
+    yield started
+    started.close()
+
+
+def model(data: Path, **keys: Any) -> dict[str, Any]:
+    return {"source": str(data / "tiny-llama"), "outtype": ["f16", "q8_0"], **keys}
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    late = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < late, "it does not come"
+        time.sleep(0.05)
+    return value
+
+
+def start(cluster: Cluster, file: Path) -> subprocess.Popen[bytes]:
+    """The driver as a process of its own."""
+    argv = [sys.executable, "-m", "llamacpp_orchestrator", "run", str(file), "--scheduler", str(cluster.place), "--json"]
+    return subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_the_same_bytes_and_receipts_as_on_one_machine(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, world: Path
+) -> None:
+    loras = [str(data / "lora-a"), str(data / "lora-b")]
+    file = job(model(data, loras=loras), {"source": str(data / "all-MiniLM-L6-v2"), "outtype": "f16"}, **QUICK)
+    assert orchestrate("run", file).code == 0
+    here = {path: digest for path, digest in sums(world / "dist").items() if not str(path).endswith(".receipt.json")}
+    receipts = {path.name: json.loads(path.read_text()) for path in (world / "dist").glob("*.receipt.json")}
+    for path in (world / "dist").iterdir():
+        path.unlink()
+    for name in ("one", "two"):
+        cluster.join(name, OMP_NUM_THREADS="1")
+    answer = orchestrate("run", file, "--scheduler", cluster.place, "--json")
+    assert answer.code == 0, answer.err
+    document = json.loads(answer.out)
+    assert {output["status"] for output in document["outputs"]} == {"built"} and len(document["outputs"]) == 5
+    assert {path: digest for path, digest in sums(world / "dist").items() if not str(path).endswith(".receipt.json")} == here
+    for path in (world / "dist").glob("*.receipt.json"):
+        again = json.loads(path.read_text())
+        for receipt in (again, receipts[path.name]):
+            for entry in receipt["files"]:
+                entry["mtime_ns"] = 0
+        assert again == receipts[path.name]
+    names = {step["name"] for step in document["steps"]}
+    assert "convert tiny-llama-f16.gguf" in names and any(name.endswith((" on one", " on two")) for name in names)
+    assert not list((world / "dist").glob(".orchestrate-*"))
+    idle = orchestrate("run", file, "--scheduler", cluster.place, "--json")
+    assert {output["status"] for output in json.loads(idle.out)["outputs"]} == {"current"}
+
+
+def test_a_worker_that_is_lost_is_replaced_and_its_children_end_with_it(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, world: Path
+) -> None:
+    file = job(model(data), **QUICK)
+    assert orchestrate("lock", file).code == 0
+    cluster.join("first")
+    run = start(cluster, file)
+    children = wait_for(lambda: cluster.children("first"))
+    cluster.join("second")
+    cluster.kill("first")
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err.decode()
+    assert b"a worker was lost; second takes over" in err or b"on second" in err
+    wait_for(lambda: not any(child.is_running() for child in children), 10)
+    assert orchestrate("verify", world / "dist").code == 0
+
+
+@pytest.mark.parametrize("how", ["signal", "kill"])
+def test_when_the_driver_goes_the_workers_children_end(
+    how: str, cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path
+) -> None:
+    file = job(model(data), **QUICK)
+    assert orchestrate("lock", file).code == 0
+    cluster.join("one")
+    run = start(cluster, file)
+    children = wait_for(lambda: cluster.children("one"))
+    run.send_signal(signal.SIGINT if how == "signal" else signal.SIGKILL)
+    run.communicate(timeout=30)
+    assert run.returncode == (130 if how == "signal" else -signal.SIGKILL)
+    wait_for(lambda: not any(child.is_running() for child in children), 60)
+    answer = orchestrate("run", file, "--scheduler", cluster.place)
+    assert answer.code == 0, answer.err
+
+
+def test_when_the_scheduler_goes_it_is_told_and_the_next_run_goes_on(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path
+) -> None:
+    file = job(model(data), **QUICK)
+    assert orchestrate("lock", file).code == 0
+    cluster.join("one")
+    run = start(cluster, file)
+    wait_for(lambda: cluster.children("one"))
+    cluster.scheduler.kill()
+    out, err = run.communicate(timeout=90)
+    assert run.returncode == 1 and b"the scheduler of the cluster has gone" in err and b"run the same command again" in err
+    assert b"Traceback" not in err, err.decode()
+    assert orchestrate("run", file).code == 0
+
+
+def test_what_fails_on_a_worker_is_told_as_on_one_machine(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, copy: Callable[..., Path]
+) -> None:
+    broken = copy("tiny-llama", "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"architectures": ["NobodyForCausalLM"]}))
+    file = job(model(data), {"source": str(broken), "outtype": "f16"}, **QUICK)
+    cluster.join("one")
+    answer = orchestrate("run", file, "--scheduler", cluster.place, "--keep-going", "--json")
+    here = orchestrate("run", file, "--keep-going", "--json")
+    assert answer.code == here.code == 1
+    message = json.loads(here.out)["error"][0]
+    assert message in answer.err and "NobodyForCausalLM" in answer.err
+    assert [output["path"] for output in json.loads(answer.out)["outputs"]] == [
+        output["path"] for output in json.loads(here.out)["outputs"]
+    ]
+
+
+def test_workers_that_cannot_do_it_are_told_before_anything_is_sent(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = job(model(data), **QUICK)
+    cluster.join("one")
+    with monkeypatch.context() as patch:
+        patch.setattr(llamacpp_orchestrator, "__version__", "9.9")
+        answer = orchestrate("run", file, "--scheduler", cluster.place)
+    assert answer.code == 2 and "no worker can do it; one: it has llamacpp-orchestrator" in answer.err and "9.9" in answer.err
+    assert not cluster.children("one")
+
+
+def test_without_a_scheduler_or_workers(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = job(model(data), **QUICK)
+    monkeypatch.setattr(driver, "WAIT_SECONDS", 0.5)
+    answer = orchestrate("run", file, "--scheduler", cluster.place)
+    assert answer.code == 2 and "the cluster has no workers" in answer.err and "dask worker" in answer.err
+    monkeypatch.setattr(driver, "CONNECT_SECONDS", 0.5)
+    answer = orchestrate("run", file, "--scheduler", "tcp://127.0.0.1:9")
+    assert answer.code == 1 and "no scheduler of Dask answers at tcp://127.0.0.1:9" in answer.err
+    answer = orchestrate("run", file, "--scheduler", "nonsense://x")
+    assert answer.code == 1 and "no scheduler of Dask answers" in answer.err
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    answer = orchestrate("run", file, "--scheduler", cluster.place)
+    assert answer.code == 2 and "needs Dask's `distributed`" in answer.err
