@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -57,7 +58,10 @@ from llamacpp_orchestrator.util.tempfiles import sweep_folder
 
 
 def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> Result:
-    """Run jobs one after the other as if they were one; the first that fails is the last, unless told to keep going."""
+    """Run jobs one after the other as if they were one; the first that fails is the last, unless told to keep going.
+
+    What became of the steps of each is recorded beside its logs, also of one that fails or is stopped.
+    """
     results: list[Result] = []
     neighbours.check(contexts)
     if options.ollama_create:
@@ -65,22 +69,19 @@ def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> 
     if options.publish:
         publish.check_job(contexts)
     for context in contexts:
-        results.append(run(context, options, report))
+        with run_record.recording(functools.partial(_record_place, context), report) as show:
+            results.append(run(context, options, show))
         if results[-1].errors and not options.keep_going:
             break
     return summary.together(results)
 
 
+def _record_place(context: Context) -> Path:
+    return log_folder(context) / run_record.NAME
+
+
 def run(context: Context, options: Options, report: Reporter) -> Result:
-    """Do the whole job: pin, fetch, convert, quantize, verify; outputs that are up to date are left alone.
-
-    What became of its steps is recorded beside its logs, also of a run that fails or is stopped.
-    """
-    with run_record.recording(lambda: log_folder(context) / run_record.NAME, report) as show:
-        return _locked(context, options, show)
-
-
-def _locked(context: Context, options: Options, report: Reporter) -> Result:
+    """Do the whole job: pin, fetch, convert, quantize, verify; outputs that are up to date are left alone."""
     began = time.monotonic()
     disk.check_place(context)
     sweep(context)
