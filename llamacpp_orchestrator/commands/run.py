@@ -19,6 +19,7 @@ from llamacpp_orchestrator.commands import summary
 from llamacpp_orchestrator.commands.execution import carry_out
 from llamacpp_orchestrator.commands.execution import carry_out_export
 from llamacpp_orchestrator.commands.execution import log_folder
+from llamacpp_orchestrator.commands.execution import log_place
 from llamacpp_orchestrator.commands.execution import step_errors
 from llamacpp_orchestrator.commands.lock import settle
 from llamacpp_orchestrator.commands.setup import job_run
@@ -236,5 +237,6 @@ def unlock(pinned: PinnedJob, before: Lock | None) -> None:
 def sweep(context: Context) -> None:
     """Remove the half-written small files of dead processes, wherever a run of this job writes some."""
     outputs = layout.outputs(context.job, context.file.parent)
-    for folder in dict.fromkeys((context.file.parent, context.store.root / "memo", *(output.path.parent for output in outputs))):
+    places = (context.file.parent, context.store.root / "memo", log_place(context), *(output.path.parent for output in outputs))
+    for folder in dict.fromkeys(places):
         sweep_folder(folder)

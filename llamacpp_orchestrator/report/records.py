@@ -173,10 +173,9 @@ def sources(receipts: Iterable[Receipt]) -> tuple[Source, ...]:
     places: dict[tuple[str, str], dict[tuple[str, str], Input]] = {}
     for item in (item for receipt in receipts for item in receipt.inputs):
         places.setdefault((item.source, item.commit), {})[item.name, item.digest] = item
-    ordered = sorted(places.items(), key=lambda place: not place[0][0])
+    order = sorted(places.items(), key=lambda place: not place[0][0])
     return tuple(
-        Source(name=name, commit=commit, page=page(name, commit), files=tuple(files.values()))
-        for (name, commit), files in ordered
+        Source(name=name, commit=commit, page=page(name, commit), files=tuple(files.values())) for (name, commit), files in order
     )
 
 

@@ -23,6 +23,7 @@ from llamacpp_orchestrator.report import run_record
 from llamacpp_orchestrator.report.run_record import RunRecord
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.util.store import Store
+from llamacpp_orchestrator.util.store import machine
 from tests.support import pages
 from tests.support.answer import Answer
 
@@ -42,9 +43,9 @@ def finished(orchestrate: Orchestrate, job: Job, data: Path, once: Callable[...,
 
 
 def record_of(file: Path) -> RunRecord:
-    found = run_record.read(execution.log_place(cli_options.load(file, {}, folders=False)) / run_record.NAME)
-    assert found
-    return found
+    record = run_record.read(execution.log_place(cli_options.load(file, {}, folders=False)) / run_record.NAME)
+    assert record
+    return record
 
 
 def statuses(text: str) -> dict[str, str]:
@@ -152,7 +153,10 @@ def test_a_run_that_is_stopped_or_refused_is_recorded(
 
 
 def test_an_output_that_is_made_again_aside_is_no_run_of_the_job(finished: Path, orchestrate: Orchestrate) -> None:
+    left = execution.log_folder(cli_options.load(finished, {})) / f".{machine()}.{2**22 + 1}.{'0' * 12}.new"
+    left.touch()
     assert orchestrate("run", finished, "--force").code == 0
+    assert not left.exists(), "what a killed run had begun to write is swept"
     before = record_of(finished)
     assert orchestrate("reproduce", "dist/tiny-llama-a-lora-f16.gguf").code == 0
     assert record_of(finished) == before
@@ -176,8 +180,8 @@ def test_numbers_on_quality_hold_for_the_files_the_text_and_the_tag_that_they_ar
     lock = lock_file.read(lock_file.path_for(file))
     assert lock
     pinned = PinnedJob(context, lock)
-    (asked,) = quality_report.find(pinned, pipeline_build.outputs(pinned).builds)
-    keys = [quality_report.row_key(pinned, asked, asked.base), "of another file", "of a third"]
+    (work,) = quality_report.find(pinned, pipeline_build.outputs(pinned).builds)
+    keys = [quality_report.row_key(pinned, work, work.base), "of another file", "of a third"]
     rows = [msgspec.structs.replace(row, key=key) for row, key in zip(pages.measures(), keys, strict=False)]
     known = quality_report.Report(
         made_by=quality_report.MAKER,
@@ -190,8 +194,8 @@ def test_numbers_on_quality_hold_for_the_files_the_text_and_the_tag_that_they_ar
         unquantized=rows[0],
         types=tuple(rows[1:]),
     )
-    asked.path.parent.mkdir()
-    asked.path.write_bytes(msgspec.json.encode(known))
+    work.path.parent.mkdir()
+    work.path.write_bytes(msgspec.json.encode(known))
     assert numbers() == {"base-bf16.gguf": "current", "base-Q2_K.gguf": "stale", "base-Q4_0.gguf": "stale"}
     (world / "text.txt").unlink()
     assert set(numbers().values()) == {"stale"}
@@ -199,7 +203,7 @@ def test_numbers_on_quality_hold_for_the_files_the_text_and_the_tag_that_they_ar
     assert "current" in numbers().values()
     file.write_text(file.read_text().replace("b11434", "b10000"))
     assert set(numbers().values()) == {"stale"}
-    asked.path.write_text("{}")
+    work.path.write_text("{}")
     assert orchestrate("report", file).code == 0
     assert "<h2>Quality</h2>" not in (world / "job-report.html").read_text(encoding="utf-8")
 
