@@ -155,11 +155,13 @@ def bars(record: RunRecord | None) -> tuple[Bar, ...]:
 
 
 def ways(products: Iterable[Product], root: Path) -> tuple[Way, ...]:
-    """How each output that has a receipt came to be."""
+    """How each output that has a receipt came to be; what the job says of merges is so of a current one alone."""
     return tuple(
         Way(
             name=relative(product.output.path, root),
-            merged=tuple(f"{merge.name} × {merge.weight:g}" for merge in product.output.model.merge),
+            merged=tuple(
+                f"{merge.name} × {merge.weight:g}" for merge in product.output.model.merge if product.status == "current"
+            ),
             notes=product.receipt.notes,
             command=product.receipt.command,
         )

@@ -64,6 +64,8 @@ def test_how_a_file_came_to_be() -> None:
     (way,) = records.ways(products, DIST)
     assert (way.name, way.merged, way.notes) == ("m.gguf", ("a × 1", "b × 0.5"), ("translated for this tag",))
     assert way.command[1] == "{tree}/convert_hf_to_gguf.py"
+    (old,) = records.ways([pages.product("m.gguf", "stale", merges)], DIST)
+    assert old.merged == (), "it may have been made by another job"
 
 
 def test_where_inputs_came_from() -> None:

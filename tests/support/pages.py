@@ -78,7 +78,8 @@ def page(name: str = "base", count: int = 3, drawn: bool = True) -> Page:
     """A page of a job with failures, `count` files, quality, times and inputs, in which all names are made of `name`."""
     products = [product(f"{name}-{number}.gguf", notes=(f"note on {name}",)) for number in range(count)]
     products += [
-        product(f"{name}-m.gguf", "stale", (Merge(source="./a", name=name, weight=0.5),)),
+        product(f"{name}-m.gguf", merges=(Merge(source="./a", name=name, weight=0.5),)),
+        product(f"{name}-s.gguf", "stale"),
         product(f"{name}.gguf", "missing"),
     ]
     rows = measures(name)
