@@ -137,5 +137,5 @@ def _plots(mark: str, rows: tuple[Measure, ...]) -> tuple[str, ...]:
     """Size against divergence and size against perplexity; none where nothing draws."""
     divergences = [(row.type, float(row.size), row.kld) for row in rows if row.kld is not None]
     perplexities = [(row.type, float(row.size), row.ppl) for row in rows]
-    drawn = (plot.element(f"{mark}d", "mean KL divergence", divergences, True) if divergences else "",)
-    return tuple(filter(None, (*drawn, plot.element(f"{mark}p", "perplexity", perplexities, False))))
+    divergence = (plot.element(f"{mark}d", "mean KL divergence", divergences, True) if divergences else "",)
+    return tuple(filter(None, (*divergence, plot.element(f"{mark}p", "perplexity", perplexities, False))))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from llamacpp_orchestrator.commands import summary
 from llamacpp_orchestrator.commands.execution import carry_out
 from llamacpp_orchestrator.commands.execution import carry_out_export
 from llamacpp_orchestrator.commands.execution import log_folder
+from llamacpp_orchestrator.commands.execution import log_place
 from llamacpp_orchestrator.commands.execution import step_errors
 from llamacpp_orchestrator.commands.lock import settle
 from llamacpp_orchestrator.commands.setup import job_run
@@ -58,7 +60,10 @@ from llamacpp_orchestrator.util.tempfiles import sweep_folder
 
 
 def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> Result:
-    """Run jobs one after the other as if they were one; the first that fails is the last, unless told to keep going."""
+    """Run jobs one after the other as if they were one; the first that fails is the last, unless told to keep going.
+
+    What became of the steps of each is recorded beside its logs, also of one that fails or is stopped.
+    """
     results: list[Result] = []
     neighbours.check(contexts)
     if options.ollama_create:
@@ -66,22 +71,19 @@ def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> 
     if options.publish:
         publish.check_job(contexts)
     for context in contexts:
-        results.append(run(context, options, report))
+        with run_record.recording(functools.partial(_record_place, context), report) as show:
+            results.append(run(context, options, show))
         if results[-1].errors and not options.keep_going:
             break
     return summary.together(results)
 
 
+def _record_place(context: Context) -> Path:
+    return log_folder(context) / run_record.NAME
+
+
 def run(context: Context, options: Options, report: Reporter) -> Result:
-    """Do the whole job: pin, fetch, convert, quantize, verify; outputs that are up to date are left alone.
-
-    What became of its steps is recorded beside its logs, also of a run that fails or is stopped.
-    """
-    with run_record.recording(lambda: log_folder(context) / run_record.NAME, report) as show:
-        return _locked(context, options, show)
-
-
-def _locked(context: Context, options: Options, report: Reporter) -> Result:
+    """Do the whole job: pin, fetch, convert, quantize, verify; outputs that are up to date are left alone."""
     began = time.monotonic()
     disk.check_place(context)
     sweep(context)
@@ -256,5 +258,6 @@ def unlock(pinned: PinnedJob, before: Lock | None) -> None:
 def sweep(context: Context) -> None:
     """Remove the half-written small files of dead processes, wherever a run of this job writes some."""
     outputs = layout.outputs(context.job, context.file.parent)
-    for folder in dict.fromkeys((context.file.parent, context.store.root / "memo", *(output.path.parent for output in outputs))):
+    places = (context.file.parent, context.store.root / "memo", log_place(context), *(output.path.parent for output in outputs))
+    for folder in dict.fromkeys(places):
         sweep_folder(folder)

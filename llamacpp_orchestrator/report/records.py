@@ -155,11 +155,13 @@ def bars(record: RunRecord | None) -> tuple[Bar, ...]:
 
 
 def ways(products: Iterable[Product], root: Path) -> tuple[Way, ...]:
-    """How each output that has a receipt came to be."""
+    """How each output that has a receipt came to be; what the job says of merges is so of a current one alone."""
     return tuple(
         Way(
             name=relative(product.output.path, root),
-            merged=tuple(f"{merge.name} × {merge.weight:g}" for merge in product.output.model.merge),
+            merged=tuple(
+                f"{merge.name} × {merge.weight:g}" for merge in product.output.model.merge if product.status == "current"
+            ),
             notes=product.receipt.notes,
             command=product.receipt.command,
         )
@@ -173,10 +175,9 @@ def sources(receipts: Iterable[Receipt]) -> tuple[Source, ...]:
     places: dict[tuple[str, str], dict[tuple[str, str], Input]] = {}
     for item in (item for receipt in receipts for item in receipt.inputs):
         places.setdefault((item.source, item.commit), {})[item.name, item.digest] = item
-    ordered = sorted(places.items(), key=lambda place: not place[0][0])
+    order = sorted(places.items(), key=lambda place: not place[0][0])
     return tuple(
-        Source(name=name, commit=commit, page=page(name, commit), files=tuple(files.values()))
-        for (name, commit), files in ordered
+        Source(name=name, commit=commit, page=page(name, commit), files=tuple(files.values())) for (name, commit), files in order
     )
 
 

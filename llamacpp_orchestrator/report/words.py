@@ -27,10 +27,10 @@ def cleaner(context: Context) -> Callable[[str], str]:
     folders = {folder: folder.name for folder in local_folders.local_folders(context).values()}
     folders |= {context.folder(context.job.output): "{output}", hub_cache.cache_folder(): "{hub}"}
     places = {spelling: name for folder, name in folders.items() for spelling in {str(folder), os.path.realpath(folder)}}
-    ordered = sorted(places.items(), key=lambda item: -len(item[0]))
+    longest_first = sorted(places.items(), key=lambda item: -len(item[0]))
 
     def clean(text: str) -> str:
-        for place, name in ordered:
+        for place, name in longest_first:
             text = text.replace(place, name) if len(place) > 1 else text
         return FOLDERS.sub("…/", receipt_words.placeless(context, plain_text(text)))
 

@@ -36,8 +36,8 @@ def svg(title: str, points: Sequence[tuple[str, float, float]]) -> str:
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right center")
 
-    drawn = _drawn(draw, {}, dict.fromkeys(("Creator", "Date")))
-    return MARK + drawn if drawn else ""
+    picture = _drawn(draw, {}, dict.fromkeys(("Creator", "Date")))
+    return MARK + picture if picture else ""
 
 
 def element(mark: str, measure: str, points: Sequence[tuple[str, float, float]], by_powers: bool) -> str:
@@ -58,27 +58,27 @@ def element(mark: str, measure: str, points: Sequence[tuple[str, float, float]],
         axes.margins(x=0.2, y=0.15)
         axes.grid(alpha=0.3)
 
-    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
-    colours = {**dict.fromkeys(inked, INK), "figure.facecolor": "none", "axes.facecolor": "none"}
-    drawn = _drawn(draw, colours, dict.fromkeys(("Creator", "Date", "Type", "Format")))
+    inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    plain = {"figure.facecolor": "none", "axes.facecolor": "none", "axes.formatter.useoffset": False}
+    picture = _drawn(draw, {**dict.fromkeys(inks, INK), **plain}, dict.fromkeys(("Creator", "Date", "Type", "Format")))
     changes = {' id="': f' id="{mark}-', 'href="#': f'href="#{mark}-', "url(#": f"url(#{mark}-", "*{": f"#{mark}-figure_1 *{{"}
     for old, new in {**changes, INK: "currentColor", ACCENT: "var(--accent)"}.items():
-        drawn = drawn.replace(old, new)
-    return drawn[drawn.find("<svg") :]
+        picture = picture.replace(old, new)
+    return picture[picture.find("<svg") :]
 
 
 def drops(points: Sequence[tuple[float, float]]) -> list[float]:
     """How far below its place the label of each point stands, so that none lies on another; in typographic points."""
     scales = [room / ((max(axis) - min(axis)) or 1.0) for room, axis in zip(ROOM, zip(*points, strict=True), strict=True)]
     flat = [(x * scales[0], y * scales[1]) for x, y in points]
-    found = dict[int, float]()
+    shifts = dict[int, float]()
     for this in sorted(range(len(flat)), key=lambda number: -flat[number][1]):
         x, y = flat[this]
-        for other in found:  # from the top down
-            if abs(x - flat[other][0]) < LABEL[0] and y > flat[other][1] - found[other] - LABEL[1]:
-                y = flat[other][1] - found[other] - LABEL[1]
-        found[this] = flat[this][1] - y
-    return [found[number] for number in range(len(flat))]
+        for other in shifts:  # from the top down
+            if abs(x - flat[other][0]) < LABEL[0] and y > flat[other][1] - shifts[other] - LABEL[1]:
+                y = flat[other][1] - shifts[other] - LABEL[1]
+        shifts[this] = flat[this][1] - y
+    return [shifts[number] for number in range(len(flat))]
 
 
 def _drawn(draw: Callable[[Figure], None], settings: dict[Any, Any], metadata: dict[str, None]) -> str:

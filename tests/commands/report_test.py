@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llamacpp_orchestrator import cli_options
@@ -14,10 +15,16 @@ from llamacpp_orchestrator.commands import execution
 from llamacpp_orchestrator.commands import report
 from llamacpp_orchestrator.commands import run as commands_run
 from llamacpp_orchestrator.context import Options
+from llamacpp_orchestrator.export import quality_report
+from llamacpp_orchestrator.lock import file as lock_file
+from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.report import run_record
 from llamacpp_orchestrator.report.run_record import RunRecord
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.util.store import Store
+from llamacpp_orchestrator.util.store import machine
+from tests.support import pages
 from tests.support.answer import Answer
 
 Orchestrate = Callable[..., Answer]
@@ -36,9 +43,9 @@ def finished(orchestrate: Orchestrate, job: Job, data: Path, once: Callable[...,
 
 
 def record_of(file: Path) -> RunRecord:
-    found = run_record.read(execution.log_place(cli_options.load(file, {}, folders=False)) / run_record.NAME)
-    assert found
-    return found
+    record = run_record.read(execution.log_place(cli_options.load(file, {}, folders=False)) / run_record.NAME)
+    assert record
+    return record
 
 
 def statuses(text: str) -> dict[str, str]:
@@ -145,6 +152,62 @@ def test_a_run_that_is_stopped_or_refused_is_recorded(
     assert "the run itself" in text and "{output}/tiny-llama-f16.gguf was changed after" in text
 
 
+def test_an_output_that_is_made_again_aside_is_no_run_of_the_job(finished: Path, orchestrate: Orchestrate) -> None:
+    left = execution.log_folder(cli_options.load(finished, {})) / f".{machine()}.{2**22 + 1}.{'0' * 12}.new"
+    left.touch()
+    assert orchestrate("run", finished, "--force").code == 0
+    assert not left.exists(), "what a killed run had begun to write is swept"
+    before = record_of(finished)
+    assert orchestrate("reproduce", "dist/tiny-llama-a-lora-f16.gguf").code == 0
+    assert record_of(finished) == before
+
+
+def test_numbers_on_quality_hold_for_the_files_the_text_and_the_tag_that_they_are_of(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path
+) -> None:
+    def numbers() -> dict[str, str]:
+        assert orchestrate("report", file).code == 0
+        text = (world / "job-report.html").read_text(encoding="utf-8")
+        row = r'<td class="name">([^<]+)</td>\n<td data-label="type">(?:.*\n){6}<td data-label="status"><span class="status (\w+)'
+        assert len(re.findall("<svg", text)) == 2
+        return dict(re.findall(row, text))
+
+    (world / "text.txt").write_text("some words")
+    model = of(data) | {"quantize": ["Q8_0", "Q4_0"], "quality": "text.txt"}
+    file = job(model, binaries={"backend": "source"})
+    assert orchestrate("lock", file).code == 0
+    context = cli_options.load(file, {})
+    lock = lock_file.read(lock_file.path_for(file))
+    assert lock
+    pinned = PinnedJob(context, lock)
+    (work,) = quality_report.find(pinned, pipeline_build.outputs(pinned).builds)
+    keys = [quality_report.row_key(pinned, work, work.base), "of another file", "of a third"]
+    rows = [msgspec.structs.replace(row, key=key) for row, key in zip(pages.measures(), keys, strict=False)]
+    known = quality_report.Report(
+        made_by=quality_report.MAKER,
+        format=1,
+        model="tiny-llama",
+        tag="b11434",
+        text="text.txt",
+        text_sha256=pages.DIGEST,
+        command=(),
+        unquantized=rows[0],
+        types=tuple(rows[1:]),
+    )
+    work.path.parent.mkdir()
+    work.path.write_bytes(msgspec.json.encode(known))
+    assert numbers() == {"base-bf16.gguf": "current", "base-Q2_K.gguf": "stale", "base-Q4_0.gguf": "stale"}
+    (world / "text.txt").unlink()
+    assert set(numbers().values()) == {"stale"}
+    (world / "text.txt").write_text("some words")
+    assert "current" in numbers().values()
+    file.write_text(file.read_text().replace("b11434", "b10000"))
+    assert set(numbers().values()) == {"stale"}
+    work.path.write_text("{}")
+    assert orchestrate("report", file).code == 0
+    assert "<h2>Quality</h2>" not in (world / "job-report.html").read_text(encoding="utf-8")
+
+
 def test_only_a_page_of_ours_is_replaced(orchestrate: Orchestrate, job: Job, world: Path) -> None:
     file, page = job("org/m"), world / "job-report.html"
     page.write_text("<!doctype html>\nmine")
@@ -166,5 +229,5 @@ def test_a_record_that_cannot_be_kept_fails_no_run(finished: Path, monkeypatch: 
 
     real, shown = Store.folder, list[Event]()
     monkeypatch.setattr(Store, "folder", full)
-    result = commands_run.run(cli_options.load(finished, {}), Options(), shown.append)
+    result = commands_run.run_all([cli_options.load(finished, {})], Options(), shown.append)
     assert result.status == "ok" and "will not know of this run" in shown[-1].text

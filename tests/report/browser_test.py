@@ -34,14 +34,14 @@ def test_it_is_drawn_light_and_dark(width: int, written: Path) -> None:
         assert len(levels) > 50 and counts.max() < 0.98 * counts.sum(), "it is not blank"
 
 
-@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("width", [400, 720, 1150, 1156, 1400])
 def test_nothing_stands_out_to_the_right(width: int, written: Path) -> None:
-    found = browser.layout(written, width)
-    assert found.frame == width and found.content == width and found.console == ""
+    shape = browser.layout(written, width)
+    assert shape.frame == width and shape.content == width and shape.console == ""
 
 
 def test_what_stands_out_or_complains_would_be_noticed(tmp_path: Path) -> None:
     file = tmp_path / "wide.html"
     file.write_text("<!doctype html><p style='width: 900px'>x</p><script>nothing()</script>")
-    found = browser.layout(file, 400)
-    assert found.content >= 900 and "nothing is not defined" in found.console
+    shape = browser.layout(file, 400)
+    assert shape.content >= 900 and "nothing is not defined" in shape.console

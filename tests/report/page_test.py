@@ -112,7 +112,7 @@ def test_the_parts_of_a_page_and_their_order() -> None:
 def test_what_is_said_of_files_and_quality() -> None:
     text = html(pages.page())
     rows = dict(re.findall(r'<td class="name">([^<]+\.gguf)</td>\n<td data-label="status"><span class="status (\w+)">', text))
-    assert {rows["base-0.gguf"], rows["base-m.gguf"], rows["base.gguf"]} == {"current", "stale", "missing"}
+    assert {rows["base-0.gguf"], rows["base-s.gguf"], rows["base.gguf"]} == {"current", "stale", "missing"}
     assert f'<span title="{pages.DIGEST}">{pages.DIGEST[:12]}</span>' in text and "structure, content, load" in text
     assert "merged into its model: base × 0.5" in text and "note on base" in text
     assert "<svg" in text and plot.ABSENT.split(";")[0] not in text.lower()
@@ -123,7 +123,7 @@ def test_what_is_said_of_files_and_quality() -> None:
 
 def test_many_files() -> None:
     text = html(pages.page(count=300, drawn=False))
-    assert text.count('<td class="mono" data-label="sha256"><span') == 301 and not Reading(text).wrong
+    assert text.count('<td class="mono" data-label="sha256"><span') == 302 and not Reading(text).wrong
 
 
 @pytest.mark.parametrize(

@@ -54,26 +54,28 @@ def step(name: str, status: str, begin: float, seconds: float) -> StepRecord:
     ],
 )
 def test_the_timeline(steps: tuple[StepRecord, ...], seconds: float, expected: list[tuple[str, float, float]]) -> None:
-    drawn = records.bars(pages.run(*steps, seconds=seconds))
-    assert [(bar.step.name, bar.begin, bar.width) for bar in drawn] == expected
+    timeline = records.bars(pages.run(*steps, seconds=seconds))
+    assert [(bar.step.name, bar.begin, bar.width) for bar in timeline] == expected
 
 
 def test_how_a_file_came_to_be() -> None:
     merges = (Merge(source="./a", name="a"), Merge(source="./b", name="b", weight=0.5))
-    made = [pages.product("m.gguf", merges=merges, notes=("translated for this tag",)), pages.product("gone.gguf", "missing")]
-    (way,) = records.ways(made, DIST)
+    products = [pages.product("m.gguf", merges=merges, notes=("translated for this tag",)), pages.product("gone.gguf", "missing")]
+    (way,) = records.ways(products, DIST)
     assert (way.name, way.merged, way.notes) == ("m.gguf", ("a × 1", "b × 0.5"), ("translated for this tag",))
     assert way.command[1] == "{tree}/convert_hf_to_gguf.py"
+    (old,) = records.ways([pages.product("m.gguf", "stale", merges)], DIST)
+    assert old.merged == (), "it may have been made by another job"
 
 
 def test_where_inputs_came_from() -> None:
     local = Input(name="ad/adapter config.json", digest="git:1", source="ad")
     matrix = Input(name="matrix.gguf", digest="2")
-    found = records.sources(
+    places = records.sources(
         [pages.receipt("q.gguf", inputs=(matrix, pages.HUB_INPUT)), pages.receipt("m.gguf", inputs=(local, pages.HUB_INPUT))]
     )
-    assert [(source.name, len(source.files)) for source in found] == [("org/base", 1), ("ad", 1), ("", 1)]
-    hub, folder, _ = found
+    assert [(source.name, len(source.files)) for source in places] == [("org/base", 1), ("ad", 1), ("", 1)]
+    hub, folder, _ = places
     assert hub.page == f"https://huggingface.co/org/base/tree/{pages.COMMIT}" and folder.page == ""
     assert hub.link(pages.HUB_INPUT) == f"https://huggingface.co/org/base/blob/{pages.COMMIT}/model.safetensors"
     assert folder.link(local) == ""

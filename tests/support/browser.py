@@ -16,7 +16,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FRAME = """<!doctype html><iframe style="border: 0; width: {width}px; height: 2400px" srcdoc="{page}"></iframe><script>
 addEventListener("load", () => {{
   const inner = frames[0].document.documentElement;
-  document.documentElement.dataset.found = [inner.clientWidth, inner.scrollWidth];
+  document.documentElement.dataset.widths = [inner.clientWidth, inner.scrollWidth];
 }});</script>"""
 KEPT = "ORCHESTRATE_SCREENSHOTS"  # the folder that pictures are copied to, for who wants to look at them
 
@@ -54,5 +54,5 @@ def layout(file: Path, width: int) -> Layout:
     probed = file.with_name(f"{file.stem}-probed.html")
     probed.write_text(FRAME.format(width=width, page=html.escape(file.read_text(encoding="utf-8"))), encoding="utf-8")
     done = _asked(probed, width, "--dump-dom")
-    frame, content = re.search(r'data-found="(\d+),(\d+)"', done.stdout).groups()  # type: ignore[union-attr]
+    frame, content = re.search(r'data-widths="(\d+),(\d+)"', done.stdout).groups()  # type: ignore[union-attr]
     return Layout(int(frame), int(content), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line))

@@ -58,8 +58,8 @@ def measures(name: str = "base") -> tuple[Measure, ...]:
             type=type_,
             size=9_000_000 - 900_000 * number,
             bits=16.0 - number,
-            ppl=12.5 + number / 10,
-            ppl_error=0.25 if number else None,
+            ppl=45222.5954 + number,
+            ppl_error=540.1158 if number else None,
             kld=0.001 * number if number else None,
             same_top=99.0 - number if number else None,
             key=f"k{number}",
@@ -78,7 +78,8 @@ def page(name: str = "base", count: int = 3, drawn: bool = True) -> Page:
     """A page of a job with failures, `count` files, quality, times and inputs, in which all names are made of `name`."""
     products = [product(f"{name}-{number}.gguf", notes=(f"note on {name}",)) for number in range(count)]
     products += [
-        product(f"{name}-m.gguf", "stale", (Merge(source="./a", name=name, weight=0.5),)),
+        product(f"{name}-m.gguf", merges=(Merge(source="./a", name=name, weight=0.5),)),
+        product(f"{name}-s.gguf", "stale"),
         product(f"{name}.gguf", "missing"),
     ]
     rows = measures(name)
