@@ -42,14 +42,7 @@ def orchestrate() -> None:
     "--bundle", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="Take all from a bundle; ask no server."
 )
 @click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
-@click.option(
-    "--scheduler",
-    default="",
-    metavar="ADDRESS",
-    help="Let the workers of a Dask cluster do it: tcp://HOST:8786, or a scheduler file.",
-)
-@click.option("--only", multiple=True, hidden=True, help="Make these outputs alone.")
-@click.option("--events", is_flag=True, hidden=True, help="Tell what happens as JSON, a line for each event.")
+@cli_options.on_cluster
 @click.option("--publish", is_flag=True, help="Then send what is made to the hub, as `orchestrate publish` does.")
 @cli_options.publishing
 @cli_options.shared()

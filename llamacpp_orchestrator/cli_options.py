@@ -73,6 +73,16 @@ def publishing(command: Callable[..., None]) -> Callable[..., None]:
     return made(sent(command))
 
 
+def on_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """The option of a run on a cluster, and those by which its workers are told what to do."""
+    place = "Let the workers of a Dask cluster do it: tcp://HOST:8786, or a scheduler file."
+    command = click.option("--events", is_flag=True, hidden=True, help="Tell what happens as JSON, a line for each event.")(
+        command
+    )
+    command = click.option("--only", multiple=True, hidden=True, help="Make these outputs alone.")(command)
+    return click.option("--scheduler", default="", metavar="ADDRESS", help=place)(command)
+
+
 def _taking(options: dict[tuple[str, ...], dict[str, Any]], idle: tuple[str, ...]) -> Decorator:
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         for names, how in reversed(options.items()):

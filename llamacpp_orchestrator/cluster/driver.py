@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import queue
 import secrets
 import time
 import warnings
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -42,6 +44,13 @@ LOST_SECONDS = 10.0  # without a scheduler
 GONE = "run the same command again: it goes on with what is not made yet"
 
 
+class Workers(msgspec.Struct, frozen=True, kw_only=True):
+    """How many workers can do it, and which `alone` may: () for all, also those that come later."""
+
+    number: int
+    alone: tuple[str, ...] = ()
+
+
 class Share(Protocol):
     """How outputs are shared out to so many workers."""
 
@@ -49,46 +58,61 @@ class Share(Protocol):
         """The chains of outputs."""
 
 
-class Shown:
-    """The events of all chains as one run's: those of outputs by their names, all others with the worker that they are of."""
+class Shown(msgspec.Struct, kw_only=True):
+    """The events of all chains as one run's: those of outputs go by the `names` of their steps, others with their worker.
 
-    def __init__(self, names: frozenset[str], report: Reporter) -> None:
-        self._names, self._report = names, report
-        self._turns: dict[str, str] = {}
-        self._open: dict[str, dict[str, News]] = {}
-        self.last: dict[str, Event] = {}
+    `turns` and `begun` are of each chain: which run of it is on, and its steps that have not ended; `last` has what ended.
+    """
+
+    names: frozenset[str]
+    report: Reporter
+    turns: dict[str, str] = {}
+    begun: dict[str, set[str]] = {}
+    last: dict[str, Event] = {}
 
     def show(self, news: News) -> None:
-        """Report an event once; where a chain begins anew on another worker, what the lost one had begun is ended first."""
-        if self._turns.setdefault(news.chain, news.turn) != news.turn:
-            self._turns[news.chain] = news.turn
+        """Report an event, its end once; where a chain begins anew, what a lost worker had begun is ended first."""
+        if self.turns.setdefault(news.chain, news.turn) != news.turn:
+            self.turns[news.chain] = news.turn
             self.end(news.chain)
-            self._report(Event(news.step, "note", f"a worker was lost; {news.by} takes over what it did"))
-        name = news.step if news.step in self._names else f"{news.step} on {news.by}"
-        if news.status in ENDED and name in self.last:
+            self.report(Event(news.step, "note", f"a worker was lost; {news.by} takes over what it did"))
+        event = as_event(news, self.names)
+        begun = self.begun.setdefault(news.chain, set())
+        if event.status in ENDED:
+            if event.step in self.last:
+                return
+            begun.discard(event.step)
+            self.last[event.step] = event
+        elif event.status == "started":
+            begun.add(event.step)
+        elif event.status == "progress" and event.step not in begun:
             return
-        begun = self._open.setdefault(news.chain, {})
-        if news.status == "started":
-            begun[name] = news
-        elif news.status not in ("note",) and name not in begun and news.status not in ENDED:
-            return
-        if news.status in ENDED:
-            begun.pop(name, None)
-        error = (
-            OrchestrateError(news.error[0], f"{news.error[1]}\non worker {news.by}, log there: {news.log}")
-            if news.error
-            else None
-        )
-        text = f"{news.text} on {news.by}" if news.status == "progress" and name == news.step else news.text
-        event = Event(name, news.status, text, news.seconds, error, memory=news.memory, began=time.monotonic() - news.seconds)
-        if news.status in ENDED:
-            self.last[name] = event
-        self._report(event)
+        self.report(event)
 
     def end(self, chain: str) -> None:
         """Take what a chain had begun from the screen."""
-        for name in self._open.pop(chain, {}):
-            self._report(Event(name, "ended"))
+        for name in self.begun.pop(chain, ()):
+            self.report(Event(name, "ended"))
+
+
+def as_event(news: News, names: Collection[str]) -> Event:
+    """What a worker tells as an event of this run; `names` are steps that are called alike wherever they run."""
+    error = None
+    if news.error:
+        log = f"\nits log is there: {news.log}" if news.log else ""
+        error = OrchestrateError(news.error[0], f"{news.error[1]}\nit was on worker {news.by}{log}".lstrip("\n"))
+    alike = news.step in names
+    text = f"{news.text} on {news.by}" if alike and news.status == "progress" else news.text
+    began = time.monotonic() - news.seconds
+    return Event(
+        news.step if alike else f"{news.step} on {news.by}",
+        news.status,
+        text,
+        news.seconds,
+        error,
+        memory=news.memory,
+        began=began,
+    )
 
 
 def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Options, report: Reporter) -> list[Event]:
@@ -97,13 +121,13 @@ def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Optio
     `names` are the steps of outputs. JobError where Dask or a fitting worker is not there, NetworkError for a scheduler that
     does not answer, or no longer.
     """
-    shown = Shown(names, report)
+    shown = Shown(names=names, report=report)
     with _probe(pinned) as (run, probe):
         order = msgspec.json.encode(_order(pinned, run, probe, options))
         with _connected(options.scheduler) as client:
             workers = _fitting(client, order, report)
             with _listening(client, run) as news:
-                futures = _submit(client, order, chains(workers=len(workers)), workers, run)
+                futures = _submit(client, order, chains(workers=workers.number), workers, run)
                 try:
                     _attend(client, futures, news, shown, options.keep_going)
                 finally:
@@ -147,6 +171,10 @@ def _connected(address: str) -> Iterator[Any]:
     except ImportError as error:
         way = "install it: pip install distributed (the extra `cluster`), here and on every worker"
         raise JobError("--scheduler needs Dask's `distributed`, which is not installed here", way) from error
+    # What it says of a connection that broke is a traceback; ours is an error that tells what to do.
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     how: dict[str, Any] = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
     try:
         with warnings.catch_warnings():
@@ -162,8 +190,8 @@ def _connected(address: str) -> Iterator[Any]:
             client.close(timeout=2)
 
 
-def _fitting(client: Any, order: bytes, report: Reporter) -> list[str]:
-    """The addresses of the workers that can do it, once there are any; JobError with the reason where none can."""
+def _fitting(client: Any, order: bytes, report: Reporter) -> Workers:
+    """The workers that can do it, once there are any; JobError with the reason where none can."""
     late = time.monotonic() + WAIT_SECONDS
     while not (info := client.scheduler_info(n_workers=-1)["workers"]):
         if time.monotonic() > late:
@@ -178,7 +206,9 @@ def _fitting(client: Any, order: bytes, report: Reporter) -> list[str]:
         raise JobError(f"no worker can do it; {names[address]}: {reason}", worker.UNFIT)
     for address, reason in bad.items():
         report(Event("cluster", "note", f"worker {names[address]} is left out: {reason}"))
-    return [address for address in reasons if address not in bad]
+    return Workers(
+        number=len(reasons) - len(bad), alone=tuple(address for address in reasons if address not in bad) if bad else ()
+    )
 
 
 def _reason(reason: object) -> str:
@@ -198,11 +228,11 @@ def _listening(client: Any, run: str) -> Iterator[queue.SimpleQueue[Any]]:
             client.unsubscribe_topic(run)
 
 
-def _submit(client: Any, order: bytes, chains: Sequence[Chain], workers: list[str], run: str) -> dict[str, Any]:
+def _submit(client: Any, order: bytes, chains: Sequence[Chain], workers: Workers, run: str) -> dict[str, Any]:
     futures: dict[str, Any] = {}
     for chain in chains:
         before = [futures[key] for key in chain.after]
-        how: dict[str, Any] = {"key": f"{run}-{chain.key}", "pure": False, "workers": workers}
+        how: dict[str, Any] = {"key": f"{run}-{chain.key}", "pure": False, "workers": list(workers.alone) or None}
         futures[chain.key] = client.submit(worker.run_chain, order, msgspec.json.encode(chain), *before, **how)
     return futures
 
