@@ -1,0 +1,121 @@
+"""What the driver shows of many workers: each step once, by the name that it has on one machine."""
+
+from __future__ import annotations
+
+import queue
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from llamacpp_orchestrator.cluster import driver
+from llamacpp_orchestrator.cluster import worker
+from llamacpp_orchestrator.cluster.records import Answer
+from llamacpp_orchestrator.cluster.records import News
+from llamacpp_orchestrator.cluster.records import Order
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.system.scheduler import Event
+from llamacpp_orchestrator.util.hashing import file_sha256
+
+NAMES = frozenset(["convert m.gguf", "verify m.gguf"])
+
+
+def news(step: str, status: str, text: str = "", turn: str = "1", by: str = "w1", **more: Any) -> News:
+    return News(step=step, status=status, text=text, chain="c", by=by, turn=turn, **more)
+
+
+def told(*items: News) -> tuple[list[tuple[str, str, str]], driver.Shown]:
+    events: list[Event] = []
+    shown = driver.Shown(names=NAMES, report=events.append)
+    for item in items:
+        shown.show(item)
+    return [(event.step, event.status, event.text) for event in events], shown
+
+
+def test_steps_of_outputs_go_by_their_names_and_others_with_their_worker() -> None:
+    lines, shown = told(
+        news("fetch m", "started"), news("fetch m", "done"), news("convert m.gguf", "started"),
+        news("convert m.gguf", "progress", "45%"), news("convert m.gguf", "note", "look"), news("convert m.gguf", "done"),
+    )  # fmt: skip
+    assert lines == [
+        ("fetch m on w1", "started", ""), ("fetch m on w1", "done", ""), ("convert m.gguf", "started", ""),
+        ("convert m.gguf", "progress", "45% on w1"), ("convert m.gguf", "note", "look"), ("convert m.gguf", "done", ""),
+    ]  # fmt: skip
+    assert set(shown.last) == {"fetch m on w1", "convert m.gguf"}
+
+
+def test_an_end_is_told_once_and_progress_only_of_what_runs() -> None:
+    lines, _ = told(
+        news("convert m.gguf", "progress", "1%"), news("convert m.gguf", "done"), news("convert m.gguf", "done"),
+    )  # fmt: skip
+    assert [line[1] for line in lines] == ["done"]
+
+
+def test_a_chain_that_begins_anew_ends_what_the_lost_worker_had_begun() -> None:
+    lines, _ = told(news("convert m.gguf", "started"), news("fetch m", "started", turn="2", by="w2"))
+    assert lines == [
+        ("convert m.gguf", "started", ""),
+        ("convert m.gguf", "ended", ""),
+        ("fetch m", "note", "a worker was lost; w2 takes over what it did"),
+        ("fetch m on w2", "started", ""),
+    ]
+
+
+def test_a_failure_names_its_worker_and_where_the_log_lies() -> None:
+    event = driver.as_event(news("convert m.gguf", "failed", error=("broken", "mend it"), log="/x/y.log"), NAMES)
+    assert isinstance(event.error, OrchestrateError)
+    assert event.error.lines() == ["broken", "hint: mend it\nit was on worker w1\nits log is there: /x/y.log"]
+
+
+def future(status: str, result: Any = None) -> Any:
+    return SimpleNamespace(status=status, result=lambda: result, exception=lambda: result)
+
+
+class KilledWorker(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "ended, words",
+    [
+        (future("error", KilledWorker("x")), "workers were lost again and again"),
+        (future("error", ImportError("no module")), "a worker could not make its outputs: ImportError"),
+        (future("finished", msgspec.json.encode(Answer(code=9, worker="w", error=("it was killed", "again")))), "it was killed"),
+        (future("finished", msgspec.json.encode(Answer(code=0, worker="w", news=(news("convert m.gguf", "done"),)))), ""),
+        (future("finished", msgspec.json.encode(Answer(code=1, worker="w", news=(news("verify m.gguf", "failed"),)))), ""),
+    ],
+)  # fmt: skip
+def test_how_a_chain_ended(ended: Any, words: str) -> None:
+    _, shown = told()
+    failures = driver._ended("c", ended, queue.SimpleQueue(), shown)
+    assert [words in failure.message for failure in failures] == ([True] if words else [])
+
+
+def test_a_run_that_the_scheduler_has_let_go_of_ends() -> None:
+    client = SimpleNamespace(status="running")
+    lost = SimpleNamespace(cancelled=lambda: True, done=lambda: False)
+    with pytest.raises(NetworkError, match="has gone, or has let go of this run"):
+        driver._attend(client, {"c": lost}, queue.SimpleQueue(), told()[1], False)
+
+
+def test_why_a_worker_is_unfit(tmp_path: Any) -> None:
+    job, lock, probe = (tmp_path / name for name in ("job.yaml", "job.lock.yaml", ".probe"))
+    for path in (job, lock):
+        path.write_text(path.name)
+    probe.write_text("run-1")
+    version = worker.llamacpp_orchestrator.__version__
+    order = Order(
+        run="run-1", job=str(job), job_sha256=file_sha256(job), lock_sha256=file_sha256(lock), probe=str(probe), version=version
+    )
+
+    def reason(**changes: str) -> str:
+        return worker.unfit(msgspec.json.encode(msgspec.structs.replace(order, **changes)))
+
+    assert reason() == ""
+    assert "and 9.9 was asked" in reason(version="9.9")
+    assert reason(run="run-2") == f"it does not see the folder {tmp_path}"
+    assert reason(lock_sha256="0") == f"{lock} is another file there"
+    lock.unlink()
+    assert reason() == f"it does not see {lock}"
