@@ -58,40 +58,40 @@ class Share(Protocol):
         """The chains of outputs."""
 
 
-class Shown(msgspec.Struct, kw_only=True):
+class Screen(msgspec.Struct, kw_only=True):
     """The events of all chains as one run's: those of outputs go by the `names` of their steps, others with their worker.
 
-    `turns` and `begun` are of each chain: which run of it is on, and its steps that have not ended; `last` has what ended.
+    `turns` and `running` are of each chain: which run of it is on, and its steps that have not ended; `last` has what ended.
     """
 
     names: frozenset[str]
     report: Reporter
     turns: dict[str, str] = {}
-    begun: dict[str, set[str]] = {}
+    running: dict[str, set[str]] = {}
     last: dict[str, Event] = {}
 
     def show(self, news: News) -> None:
-        """Report an event, its end once; where a chain begins anew, what a lost worker had begun is ended first."""
+        """Report an event, its end once; where a chain begins anew, what a lost worker had running is ended first."""
         if self.turns.setdefault(news.chain, news.turn) != news.turn:
             self.turns[news.chain] = news.turn
             self.end(news.chain)
             self.report(Event(news.step, "note", f"a worker was lost; {news.by} takes over what it did"))
         event = as_event(news, self.names)
-        begun = self.begun.setdefault(news.chain, set())
+        running = self.running.setdefault(news.chain, set())
         if event.status in ENDED:
             if event.step in self.last:
                 return
-            begun.discard(event.step)
+            running.discard(event.step)
             self.last[event.step] = event
         elif event.status == "started":
-            begun.add(event.step)
-        elif event.status == "progress" and event.step not in begun:
+            running.add(event.step)
+        elif event.status == "progress" and event.step not in running:
             return
         self.report(event)
 
     def end(self, chain: str) -> None:
-        """Take what a chain had begun from the screen."""
-        for name in self.begun.pop(chain, ()):
+        """Take what a chain had running from the screen."""
+        for name in self.running.pop(chain, ()):
             self.report(Event(name, "ended"))
 
 
@@ -121,19 +121,19 @@ def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Optio
     `names` are the steps of outputs. JobError where Dask or a fitting worker is not there, NetworkError for a scheduler that
     does not answer, or no longer.
     """
-    shown = Shown(names=names, report=report)
+    screen = Screen(names=names, report=report)
     with _probe(pinned) as (run, probe):
         order = msgspec.json.encode(_order(pinned, run, probe, options))
-        with _connected(options.scheduler) as client:
-            workers = _fitting(client, order, report)
-            with _listening(client, run) as news:
+        with _client(options.scheduler) as client:
+            workers = _workers(client, order, report)
+            with _subscription(client, run) as news:
                 futures = _submit(client, order, chains(workers=workers.number), workers, run)
                 try:
-                    _attend(client, futures, news, shown, options.keep_going)
+                    _follow(client, futures, news, screen, options.keep_going)
                 finally:
                     with suppress(Exception):
                         client.cancel(list(futures.values()), force=True)
-    return list(shown.last.values())
+    return list(screen.last.values())
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def _order(pinned: PinnedJob, run: str, probe: Path, options: Options) -> Order:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def _client(address: str) -> Iterator[Any]:
     try:
         distributed: Any = importlib.import_module("distributed")
     except ImportError as error:
@@ -190,7 +190,7 @@ def _connected(address: str) -> Iterator[Any]:
             client.close(timeout=2)
 
 
-def _fitting(client: Any, order: bytes, report: Reporter) -> Workers:
+def _workers(client: Any, order: bytes, report: Reporter) -> Workers:
     """The workers that can do it, once there are any; JobError with the reason where none can."""
     late = time.monotonic() + WAIT_SECONDS
     while not (info := client.scheduler_info(n_workers=-1)["workers"]):
@@ -218,7 +218,7 @@ def _reason(reason: object) -> str:
 
 
 @contextmanager
-def _listening(client: Any, run: str) -> Iterator[queue.SimpleQueue[Any]]:
+def _subscription(client: Any, run: str) -> Iterator[queue.SimpleQueue[Any]]:
     news: queue.SimpleQueue[Any] = queue.SimpleQueue()
     client.subscribe_topic(run, news.put)
     try:
@@ -237,31 +237,31 @@ def _submit(client: Any, order: bytes, chains: Sequence[Chain], workers: Workers
     return futures
 
 
-def _attend(client: Any, futures: dict[str, Any], news: queue.SimpleQueue[Any], shown: Shown, keep_going: bool) -> None:
+def _follow(client: Any, futures: dict[str, Any], news: queue.SimpleQueue[Any], screen: Screen, keep_going: bool) -> None:
     """Show what comes until every chain has ended, or one has failed; raises what ended a chain without a step that failed."""
     left, seen = dict(futures), time.monotonic()
     failures: list[OrchestrateError] = []
     while left and (keep_going or not failures):
-        _drain(news, shown)
+        _drain(news, screen)
         seen = time.monotonic() if client.status == "running" else seen
         if time.monotonic() - seen > LOST_SECONDS or any(future.cancelled() for future in left.values()):
             raise NetworkError("the scheduler of the cluster has gone, or has let go of this run", GONE)
         for key, future in list(left.items()):
             if future.done():
                 del left[key]
-                failures += _ended(key, future, news, shown)
+                failures += _outcome(key, future, news, screen)
     if failures:
         raise failures[0]
 
 
-def _drain(news: queue.SimpleQueue[Any], shown: Shown) -> None:
+def _drain(news: queue.SimpleQueue[Any], screen: Screen) -> None:
     with suppress(queue.Empty):
-        shown.show(msgspec.convert(news.get(timeout=TICK)[1], News))
+        screen.show(msgspec.convert(news.get(timeout=TICK)[1], News))
         while True:
-            shown.show(msgspec.convert(news.get_nowait()[1], News))
+            screen.show(msgspec.convert(news.get_nowait()[1], News))
 
 
-def _ended(key: str, future: Any, news: queue.SimpleQueue[Any], shown: Shown) -> list[OrchestrateError]:
+def _outcome(key: str, future: Any, news: queue.SimpleQueue[Any], screen: Screen) -> list[OrchestrateError]:
     """What a chain came to; an error where no step of it has failed that tells why."""
     if future.status == "error":
         error = future.exception()
@@ -270,9 +270,9 @@ def _ended(key: str, future: Any, news: queue.SimpleQueue[Any], shown: Shown) ->
             return [OrchestrateError(message, "had they enough memory? see the logs of the workers, then run it again")]
         return [OrchestrateError(f"a worker could not make its outputs: {type(error).__name__}: {error}", worker.UNFIT)]
     answer = msgspec.json.decode(future.result(), type=Answer)
-    _drain(news, shown)
+    _drain(news, screen)
     for item in answer.news:
-        shown.show(item)
-    shown.end(key)
+        screen.show(item)
+    screen.end(key)
     failed = any(item.status == "failed" for item in answer.news)
     return [OrchestrateError(*answer.error)] if answer.error and not failed else []

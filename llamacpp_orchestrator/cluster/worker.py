@@ -29,7 +29,7 @@ from llamacpp_orchestrator.util.store import text_of
 # Dask gives a worker one thread of each, for its tasks compute by themselves; ours are programs with limits of their own.
 NOT_FOR_CHILDREN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
 LOOK_SECONDS = 0.5
-WANTED = ("executing", "long-running")  # of a task that somebody still waits for
+RUNNING = ("executing", "long-running")  # of a task that somebody still waits for
 
 
 def unfit(order_json: bytes) -> str:
@@ -67,7 +67,7 @@ def run_chain(order_json: bytes, chain_json: bytes, *before: bytes) -> bytes:
     error: tuple[str, str] | None = None
     with tempfile.TemporaryDirectory(prefix="orchestrate-") as folder:
         log = Path(folder) / "stderr"
-        with process.known(process.start(_command(order, chain), stderr=log)) as child, _wanted(worker, child):
+        with process.known(process.start(_command(order, chain), stderr=log)) as child, _tied_to_task(worker, child):
             assert child.stdout is not None
             for line in child.stdout:
                 item = msgspec.structs.replace(msgspec.json.decode(line, type=News), chain=chain.key, by=name, turn=turn)
@@ -100,14 +100,14 @@ def _command(order: Order, chain: Chain) -> Command:
 
 
 @contextmanager
-def _wanted(worker: Any, child: Popen[bytes]) -> Iterator[None]:
+def _tied_to_task(worker: Any, child: Popen[bytes]) -> Iterator[None]:
     """End a child once nobody waits for its task any more: Dask lets a task that it has cancelled go on to its end."""
     over, key = threading.Event(), worker.get_current_task()
 
     def watch() -> None:
         while not over.wait(LOOK_SECONDS):
             task = worker.state.tasks.get(key)
-            if task is None or task.state not in WANTED or worker.status.name not in ("running", "paused"):
+            if task is None or task.state not in RUNNING or worker.status.name not in ("running", "paused"):
                 process.stop(child)
                 return
 

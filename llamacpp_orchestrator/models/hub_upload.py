@@ -222,8 +222,8 @@ def _commit(upload: Upload, files: list[LocalFile], remote: Remote, tell: Tell) 
     def commit() -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a README without front matter: the hub's page says so itself
-            made = api.create_commit(operations=operations, commit_message=upload.title, parent_commit=remote.commit, **how)
-        return str(made.oid)
+            info = api.create_commit(operations=operations, commit_message=upload.title, parent_commit=remote.commit, **how)
+        return str(info.oid)
 
     return asking(commit, place, 1, explain=_of_commit)
 

@@ -26,16 +26,16 @@ def news(step: str, status: str, text: str = "", turn: str = "1", by: str = "w1"
     return News(step=step, status=status, text=text, chain="c", by=by, turn=turn, **more)
 
 
-def told(*items: News) -> tuple[list[tuple[str, str, str]], driver.Shown]:
+def told(*items: News) -> tuple[list[tuple[str, str, str]], driver.Screen]:
     events: list[Event] = []
-    shown = driver.Shown(names=NAMES, report=events.append)
+    screen = driver.Screen(names=NAMES, report=events.append)
     for item in items:
-        shown.show(item)
-    return [(event.step, event.status, event.text) for event in events], shown
+        screen.show(item)
+    return [(event.step, event.status, event.text) for event in events], screen
 
 
 def test_steps_of_outputs_go_by_their_names_and_others_with_their_worker() -> None:
-    lines, shown = told(
+    lines, screen = told(
         news("fetch m", "started"), news("fetch m", "done"), news("convert m.gguf", "started"),
         news("convert m.gguf", "progress", "45%"), news("convert m.gguf", "note", "look"), news("convert m.gguf", "done"),
     )  # fmt: skip
@@ -43,7 +43,7 @@ def test_steps_of_outputs_go_by_their_names_and_others_with_their_worker() -> No
         ("fetch m on w1", "started", ""), ("fetch m on w1", "done", ""), ("convert m.gguf", "started", ""),
         ("convert m.gguf", "progress", "45% on w1"), ("convert m.gguf", "note", "look"), ("convert m.gguf", "done", ""),
     ]  # fmt: skip
-    assert set(shown.last) == {"fetch m on w1", "convert m.gguf"}
+    assert set(screen.last) == {"fetch m on w1", "convert m.gguf"}
 
 
 def test_an_end_is_told_once_and_progress_only_of_what_runs() -> None:
@@ -88,8 +88,8 @@ class KilledWorker(Exception):
     ],
 )  # fmt: skip
 def test_how_a_chain_ended(ended: Any, words: str) -> None:
-    _, shown = told()
-    failures = driver._ended("c", ended, queue.SimpleQueue(), shown)
+    _, screen = told()
+    failures = driver._outcome("c", ended, queue.SimpleQueue(), screen)
     assert [words in failure.message for failure in failures] == ([True] if words else [])
 
 
@@ -97,7 +97,7 @@ def test_a_run_that_the_scheduler_has_let_go_of_ends() -> None:
     client = SimpleNamespace(status="running")
     lost = SimpleNamespace(cancelled=lambda: True, done=lambda: False)
     with pytest.raises(NetworkError, match="has gone, or has let go of this run"):
-        driver._attend(client, {"c": lost}, queue.SimpleQueue(), told()[1], False)
+        driver._follow(client, {"c": lost}, queue.SimpleQueue(), told()[1], False)
 
 
 def test_why_a_worker_is_unfit(tmp_path: Any) -> None:
