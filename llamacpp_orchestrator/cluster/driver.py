@@ -239,9 +239,9 @@ def _submit(client: Any, order: bytes, chains: Sequence[Chain], workers: Workers
 
 def _follow(client: Any, futures: dict[str, Any], news: queue.SimpleQueue[Any], screen: Screen, keep_going: bool) -> None:
     """Show what comes until every chain has ended, or one has failed; raises what ended a chain without a step that failed."""
-    left, seen = dict(futures), time.monotonic()
+    left, seen, failed = dict(futures), time.monotonic(), False
     failures: list[OrchestrateError] = []
-    while left and (keep_going or not failures):
+    while left and (keep_going or not failed):
         _drain(news, screen)
         seen = time.monotonic() if client.status == "running" else seen
         if time.monotonic() - seen > LOST_SECONDS or any(future.cancelled() for future in left.values()):
@@ -249,7 +249,12 @@ def _follow(client: Any, futures: dict[str, Any], news: queue.SimpleQueue[Any], 
         for key, future in list(left.items()):
             if future.done():
                 del left[key]
-                failures += _outcome(key, future, news, screen)
+                bad, errors = _outcome(key, future, news, screen)
+                failed, failures = failed or bad, failures + errors
+    if left:
+        screen.report(
+            Event("cluster", "note", f"after the failure {len(left)} more tasks were stopped or not begun (--keep-going)")
+        )
     if failures:
         raise failures[0]
 
@@ -261,18 +266,18 @@ def _drain(news: queue.SimpleQueue[Any], screen: Screen) -> None:
             screen.show(msgspec.convert(news.get_nowait()[1], News))
 
 
-def _outcome(key: str, future: Any, news: queue.SimpleQueue[Any], screen: Screen) -> list[OrchestrateError]:
-    """What a chain came to; an error where no step of it has failed that tells why."""
+def _outcome(key: str, future: Any, news: queue.SimpleQueue[Any], screen: Screen) -> tuple[bool, list[OrchestrateError]]:
+    """Whether a chain has failed, and an error where no step of it tells why."""
     if future.status == "error":
         error = future.exception()
         if type(error).__name__ == "KilledWorker":
             message = "workers were lost again and again while they made the same outputs"
-            return [OrchestrateError(message, "had they enough memory? see the logs of the workers, then run it again")]
-        return [OrchestrateError(f"a worker could not make its outputs: {type(error).__name__}: {error}", worker.UNFIT)]
+            return True, [OrchestrateError(message, "had they enough memory? see the logs of the workers, then run it again")]
+        return True, [OrchestrateError(f"a worker could not make its outputs: {type(error).__name__}: {error}", worker.UNFIT)]
     answer = msgspec.json.decode(future.result(), type=Answer)
     _drain(news, screen)
     for item in answer.news:
         screen.show(item)
     screen.end(key)
-    failed = any(item.status == "failed" for item in answer.news)
-    return [OrchestrateError(*answer.error)] if answer.error and not failed else []
+    told = any(item.status == "failed" for item in answer.news)
+    return bool(answer.code), [OrchestrateError(*answer.error)] if answer.error and not told else []

@@ -29,6 +29,7 @@ from llamacpp_orchestrator.util.store import text_of
 # Dask gives a worker one thread of each, for its tasks compute by themselves; ours are programs with limits of their own.
 NOT_FOR_CHILDREN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
 LOOK_SECONDS = 0.5
+UNFIT = "job, lock and output folder must be on storage that all workers see, and the program the same on all of them"
 RUNNING = ("executing", "long-running")  # of a task that somebody still waits for
 
 
@@ -69,13 +70,12 @@ def run_chain(order_json: bytes, chain_json: bytes, *before: bytes) -> bytes:
         log = Path(folder) / "stderr"
         with process.known(process.start(_command(order, chain), stderr=log)) as child, _tied_to_task(worker, child):
             assert child.stdout is not None
-            for line in child.stdout:
-                item = msgspec.structs.replace(msgspec.json.decode(line, type=News), chain=chain.key, by=name, turn=turn)
+            for item in filter(None, map(_news, child.stdout)):
                 if item.status == "error":
                     error = item.error
                     continue
-                news[item.step] = item
-                worker.log_event(order.run, msgspec.to_builtins(item))
+                news[item.step] = msgspec.structs.replace(item, chain=chain.key, by=name, turn=turn)
+                worker.log_event(order.run, msgspec.to_builtins(news[item.step]))
             code = child.wait()
         if code and not error and not any(item.status == "failed" for item in news.values()):
             words = process.words_of(log)
@@ -83,7 +83,12 @@ def run_chain(order_json: bytes, chain_json: bytes, *before: bytes) -> bytes:
     return _encoded(Answer(code=code, worker=name, news=tuple(news.values()), error=error))
 
 
-UNFIT = "job, lock and output folder must be on storage that all workers see, and the program the same on all of them"
+def _news(line: bytes) -> News | None:
+    """An event that the child tells; None for what some library has printed between."""
+    try:
+        return msgspec.json.decode(line, type=News)
+    except msgspec.DecodeError:
+        return None
 
 
 def _encoded(answer: Answer) -> bytes:

@@ -89,8 +89,24 @@ class KilledWorker(Exception):
 )  # fmt: skip
 def test_how_a_chain_ended(ended: Any, words: str) -> None:
     _, screen = told()
-    failures = driver._outcome("c", ended, queue.SimpleQueue(), screen)
+    failed, failures = driver._outcome("c", ended, queue.SimpleQueue(), screen)
     assert [words in failure.message for failure in failures] == ([True] if words else [])
+    assert failed == (bool(words) or ended.status == "finished" and msgspec.json.decode(ended.result(), type=Answer).code == 1)
+
+
+@pytest.mark.parametrize("keep_going, seen", [(False, 1), (True, 2)])
+def test_the_first_failure_is_the_last_unless_told_to_keep_going(keep_going: bool, seen: int) -> None:
+    lines, screen = told()
+    asked: list[str] = []
+
+    def ending(code: int, name: str) -> Any:
+        answer = msgspec.json.encode(Answer(code=code, worker="w", news=(news("verify m.gguf", "failed"),) if code else ()))
+        done = {"one": lambda: True, "two": lambda: len(asked) > 0}[name]
+        return SimpleNamespace(status="finished", cancelled=lambda: False, done=done, result=lambda: asked.append(name) or answer)
+
+    futures = {"one": ending(1, "one"), "two": SimpleNamespace(**{**vars(ending(0, "two")), "done": lambda: keep_going})}
+    driver._follow(SimpleNamespace(status="running"), futures, queue.SimpleQueue(), screen, keep_going)
+    assert len(asked) == seen
 
 
 def test_a_run_that_the_scheduler_has_let_go_of_ends() -> None:
