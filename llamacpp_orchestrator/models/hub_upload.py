@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ class Unanswered(Exception):
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
-    """What one repository is to hold: files, and a README made of the one that is there, unless there is to be none.
+    """What one repository is to hold: files, and a README made of the one that is there and of all paths there, or none.
 
     `create` makes the repository, or its branch, where there is none: `private` then says who may see it.
     """
@@ -57,7 +58,7 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     place: Place
     files: tuple[LocalFile, ...]
     title: str
-    card: Callable[[str], str] | None = None
+    card: Callable[[str, Collection[str]], str] | None = None
     create: bool = False
     private: bool = False
 
@@ -181,24 +182,25 @@ def _card(upload: Upload, remote: Remote) -> tuple[LocalFile, ...]:
     """The README that belongs to what is there."""
     if upload.card is None:
         return ()
-    return (content_file(CARD, upload.card(_readme(upload.place, remote)).encode()),)
+    return (content_file(CARD, upload.card(_readme(upload.place, remote), remote.files.keys()).encode()),)
 
 
 def _readme(place: Place, remote: Remote) -> str:
     if CARD not in remote.files:
         return ""
 
-    def ask() -> str:
+    def ask() -> bytes:
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=place.endpoint, token=place.token)
-        return (
-            Path(api.hf_hub_download(place.repo_id, CARD, revision=remote.commit, cache_dir=hub.cache_folder()))
-            .read_bytes()
-            .decode()
-        )
+        path = api.hf_hub_download(place.repo_id, CARD, revision=remote.commit, cache_dir=hub.cache_folder())
+        return Path(path).read_bytes()
 
-    return asking(ask, msgspec.structs.replace(place, file=CARD))
+    try:
+        return asking(ask, msgspec.structs.replace(place, file=CARD)).decode()
+    except UnicodeDecodeError as error:
+        message = f"{CARD} of {place.repo_id} is not UTF-8, and to add to it would spoil what it says"
+        raise OrchestrateError(message, "save it as UTF-8 on the hub; or set `card: none`, which leaves it alone") from error
 
 
 def _commit(upload: Upload, files: list[LocalFile], remote: Remote, tell: Tell) -> str:

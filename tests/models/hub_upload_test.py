@@ -51,7 +51,7 @@ def upload(uploads: UploadHub, files: tuple[LocalFile, ...]) -> Upload:
     """Two files and a card for a repository that is there, and holds nothing."""
     uploads.seed(REPO, {})
     place = Place(endpoint=uploads.url, repo_id=REPO, revision="main", trusted=True)
-    return Upload(place=place, files=files, title="Add files", card=lambda text: text or "---\nlicense: mit\n---\n# m\n")
+    return Upload(place=place, files=files, title="Add files", card=lambda text, paths: text or "---\nlicense: mit\n---\n# m\n")
 
 
 def titles(uploads: UploadHub) -> list[str]:
@@ -82,6 +82,16 @@ def test_only_what_has_changed_is_sent(uploads: UploadHub, upload: Upload) -> No
     assert hub_upload.send(changed, silent).paths == ("job.yaml",)
     assert uploads.head(REPO).files["m-q8_0.gguf"] == GGUF
     assert sum(count for line, count in uploads.seen.items() if line.startswith("PUT")) == 1
+
+
+@pytest.mark.parametrize("there", [0, 2])
+def test_no_bar_of_the_library_is_shown_for_any_number_of_large_files(
+    there: int, uploads: UploadHub, upload: Upload, capfd: pytest.CaptureFixture[str]
+) -> None:
+    large = (upload.files[0], content_file("n-q8_0.gguf", GGUF[::-1]))
+    uploads.blobs |= {file.sha256: content for file, content in list(zip(large, (GGUF, GGUF[::-1]), strict=True))[:there]}
+    assert {file.path for file in large} < set(hub_upload.send(msgspec.structs.replace(upload, files=large), silent).paths)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_large_file_goes_in_parts(uploads: UploadHub, upload: Upload) -> None:
@@ -171,14 +181,22 @@ def test_a_branch_is_made_beside_main(uploads: UploadHub, upload: Upload) -> Non
 
 def test_the_card_is_made_of_what_is_there(uploads: UploadHub, upload: Upload) -> None:
     uploads.seed(REPO, {"README.md": b"# mine\r\n"})
-    sent = hub_upload.send(msgspec.structs.replace(upload, card=lambda text: f"{text}\n# ours\n"), silent)
+    sent = hub_upload.send(msgspec.structs.replace(upload, card=lambda text, paths: f"{text}\n# ours\n"), silent)
     assert "README.md" in sent.paths and uploads.head(REPO).files["README.md"] == b"# mine\r\n\n# ours\n"
     assert hub_upload.send(msgspec.structs.replace(upload, card=None), silent).paths == ()
 
 
+def test_a_readme_that_is_no_utf8_is_left_alone(uploads: UploadHub, upload: Upload) -> None:
+    uploads.seed(REPO, {"README.md": "# für mich".encode("latin-1")})
+    with pytest.raises(OrchestrateError, match="README.md of tester/m-GGUF is not UTF-8") as refusal:
+        hub_upload.send(upload, silent)
+    assert "card: none" in refusal.value.hint and titles(uploads) == ["initial commit", "Upload files"]
+    assert hub_upload.send(msgspec.structs.replace(upload, card=None), silent).paths == ("m-q8_0.gguf", "job.yaml")
+
+
 def test_a_card_that_the_hub_does_not_take_is_told(uploads: UploadHub, upload: Upload) -> None:
     with pytest.raises(OrchestrateError, match="does not take the model card of tester/m-GGUF"):
-        hub_upload.send(msgspec.structs.replace(upload, card=lambda text: "---\nlicense: [\n---\n"), silent)
+        hub_upload.send(msgspec.structs.replace(upload, card=lambda text, paths: "---\nlicense: [\n---\n"), silent)
     assert titles(uploads) == ["initial commit"]
 
 
