@@ -233,11 +233,11 @@ def _commit(upload: Upload, files: list[LocalFile], remote: Remote, tell: Tell) 
 def _of_commit(error: BaseException, status: int, place: Place) -> OrchestrateError:
     """What the refusal of a commit means; raises Unanswered for what may be none."""
     reason = refusal(error, status, place)
-    if status == 412:
+    if status in (409, 412):  # another commit is on its way, or has been made since
         reason = NetworkError(f"{place.repo_id} changes faster than it can be published: others commit to it", AGAIN, status)
     before = isinstance(error, OSError) and not isinstance(error, ConnectionError) or CARDLESS in str(error)
     # Any other error without a status may come of the answer: the library cannot read the address of a commit that it was told.
-    if status in (408, 412, 429) or status >= 500 or not (status or before):
+    if status in (408, 409, 412, 429) or status >= 500 or not (status or before):
         raise Unanswered(reason) from error
     return reason
 
@@ -255,13 +255,14 @@ def refusal(error: BaseException, status: int, place: Place) -> OrchestrateError
     if status == 404:
         hint = "is HF_ENDPOINT a mirror that only gives out files? then unset it"
         return NetworkError(f"{place.shown} takes no files for {place.repo_id} (404)", hint, status)
-    if isinstance(error, ValueError) and not status and "LFS" not in words:
+    strange = type(error).__name__ in hub_session.STRANGE  # a page in place of JSON is a ValueError, too
+    if isinstance(error, ValueError) and not (status or strange or "LFS" in words):
         message = f"the hub does not take the model card of {place.repo_id}: {' '.join(str(error).split())[:300]}"
         return OrchestrateError(message, "is the front matter of its README right, where it has one of its own?")
-    if status in (400, 409, 422) or isinstance(error, ValueError):
+    if status in (400, 409, 422) or isinstance(error, ValueError) and not strange:
         return NetworkError(f"{place.shown} does not take what was sent to {place.repo_id}: {words}", AGAIN, status)
     reason = hub_session.refusal(error, status, place)
-    if status == 429 or not isinstance(reason, NetworkError):
+    if strange or status == 429 or not isinstance(reason, NetworkError):
         return reason
     return NetworkError(reason.message.replace("cannot be read from", "cannot be sent to"), AGAIN, status)
 

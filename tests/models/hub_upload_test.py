@@ -103,7 +103,7 @@ def test_a_large_file_goes_in_parts(uploads: UploadHub, upload: Upload) -> None:
 
 # What happens → whether there is a commit of ours in the end.
 @pytest.mark.parametrize(
-    "fault", ["moved", "500-after-commit", "cut-after-commit", "500-before-commit", "cut-part", "part-503", "elsewhere"]
+    "fault", ["moved", "busy", "500-after-commit", "cut-after-commit", "500-before-commit", "cut-part", "part-503", "elsewhere"]
 )
 def test_what_heals_comes_to_one_commit(fault: str, uploads: UploadHub, upload: Upload) -> None:
     uploads.fault = fault
@@ -120,6 +120,7 @@ REFUSALS = {
     "quota": ("keeps no more", "settings/billing"),
     "no-lfs": ("takes no files", "unset it"),
     "lost-blob": ("pointed to a file that does not exist", "run the same command again"),
+    "page-commit": ("did not answer as a hub does", "login page"),
     "read-only": ("your token may not write there (403)", "settings/tokens"),
 }
 
