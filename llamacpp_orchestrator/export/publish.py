@@ -67,10 +67,13 @@ def find(pinned: PinnedJob, builds: Iterable[Build]) -> list[Publication]:
 
 
 def check(items: Iterable[Publication], force: bool) -> None:
-    """Raise JobError where there is no hub that may have a token, or no token."""
+    """Raise JobError where no hub may be asked, or none may have a token, or there is no token."""
+    from huggingface_hub import constants
     from huggingface_hub import get_token
 
     for item in items:
+        if constants.HF_HUB_OFFLINE:
+            raise JobError(f"{item.id}: nothing can be sent there while HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
         if not item.endpoint:
             way = "unset HF_ENDPOINT, or name the host of a hub of your own in ORCHESTRATE_TOKEN_HOSTS"
             raise JobError(f"{item.id}: HF_ENDPOINT names a mirror, and your token is for the hub alone", way)

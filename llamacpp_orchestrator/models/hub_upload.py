@@ -52,7 +52,7 @@ class Unanswered(Exception):
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
     """What one repository is to hold: files, and a README made of the one that is there and of all paths there, or none.
 
-    `create` makes the repository, or its branch, where there is none: `private` then says who may see it.
+    `create` makes the repository, or its branch, where there is none. To a `private` one nothing is sent that others may see.
     """
 
     place: Place
@@ -86,6 +86,8 @@ def send(upload: Upload, tell: Tell) -> Sent:
     """
     tell("looking at the repository")
     remote = look(upload.place) or _create(upload)
+    if upload.private:
+        _check_private(upload.place)
     paths: tuple[str, ...] = ()
     lost: OrchestrateError | None = None
     for _ in range(ROUNDS):
@@ -176,6 +178,20 @@ def _create(upload: Upload) -> Remote:
     if remote is None:
         raise hub_session.strange(place, f"about {place.repo_id}, which it has just made")
     return remote
+
+
+def _check_private(place: Place) -> None:
+    """Raise OrchestrateError for a repository that everybody may see, such as one that was there before."""
+
+    def ask() -> bool:
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=place.endpoint, token=place.token)
+        return bool(api.model_info(place.repo_id, timeout=hub_session.LIMIT_SECONDS).private)
+
+    if not asking(ask, place):
+        way = f"make it private ({place.shown}/{place.repo_id}/settings), or take `private: true` out of the job"
+        raise OrchestrateError(f"everybody may see {place.repo_id}, and the job says `private: true`", way)
 
 
 def _card(upload: Upload, remote: Remote) -> tuple[LocalFile, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub import constants
 
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from tests.support import ROOT
@@ -224,6 +225,9 @@ def test_a_mirror_gets_no_token_and_nothing_goes_without_one(
     assert answer.code == 2 and "HF_ENDPOINT names a mirror" in answer.err and len(hub.tokens) == seen
     assert orchestrate("run", finished, "--publish").code == 2
     assert orchestrate("run", finished, "--publish", "--offline").code != 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    answer = orchestrate("publish", finished)
+    assert answer.code == 2 and "while HF_HUB_OFFLINE is set" in answer.err and len(hub.tokens) == seen
 
 
 def test_jobs_without_a_place_to_publish_to_say_so(hub: UploadHub, orchestrate: Orchestrate, job: Job) -> None:

@@ -171,6 +171,16 @@ def test_a_repository_is_made_only_where_that_is_asked_for(uploads: UploadHub, u
     assert uploads.repos[REPO].private and titles(uploads) == ["initial commit", "Add files"]
 
 
+def test_nothing_private_goes_to_a_repository_that_everybody_may_see(uploads: UploadHub, upload: Upload) -> None:
+    private = msgspec.structs.replace(upload, private=True, create=True)
+    with pytest.raises(OrchestrateError, match="everybody may see tester/m-GGUF") as refusal:
+        hub_upload.send(private, silent)
+    assert "/tester/m-GGUF/settings" in refusal.value.hint and titles(uploads) == ["initial commit"]
+    assert not any(line.startswith("PUT") for line in uploads.seen)
+    uploads.repos[REPO].private = True
+    assert len(hub_upload.send(private, silent).paths) == 3
+
+
 def test_a_branch_is_made_beside_main(uploads: UploadHub, upload: Upload) -> None:
     place = msgspec.structs.replace(upload.place, revision="next")
     with pytest.raises(OrchestrateError, match="with a branch next"):
