@@ -55,8 +55,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     `relation` to the base is quantized, adapter or merge. `tree` and `environment` are digests; `plot` is the picture's path in
     the repository, "" without one; `chat` tells whether the files have a chat template; `tool` is the version of this program.
     `job` and `lock` are paths in the repository, `measured_on` is the name of the text measured on, `matrix` that of the
-    importance matrix; `revision` is the branch that they lie on. `embedding` tells of files that turn a text into a vector: they
-    name a pooling, and have no chat template.
+    importance matrix; `revision` is the branch that they lie on, `others` are GGUF files there of which nothing is told.
+    `embedding` tells of files that turn a text into a vector: they name a pooling, and have no chat template.
     """
 
     repo: str
@@ -78,3 +78,4 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     matrix: str = ""
     embedding: bool = False
     revision: str = "main"
+    others: tuple[str, ...] = ()

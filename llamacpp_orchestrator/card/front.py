@@ -76,7 +76,7 @@ def _licence(facts: Facts) -> dict[str, Any]:
     """The licences of all that is in the files, with name and link of the first that has such."""
     speaking = _speaking(facts, "license")
     words = unique(word for origin in speaking for word in licences(origin))
-    name = next(filter(None, map(_licence_name, speaking)), "")
+    name = next(filter(None, map(licence_name, speaking)), "")
     link = next(filter(None, map(_licence_link, speaking)), "")
     return {"license": words[0] if len(words) == 1 else words, "license_name": name, "license_link": link}
 
@@ -87,7 +87,8 @@ def licences(origin: Origin) -> list[str]:
     return unique(word if WORD.fullmatch(word) else "other" for word in words)
 
 
-def _licence_name(origin: Origin) -> str:
+def licence_name(origin: Origin) -> str:
+    """The name of a licence that is not on the hub's list, as the hub writes such; "" for none."""
     words = [*_texts(origin.front.get("license_name")), *_texts(origin.front.get("license"))]
     named = next((word for word in words if word == origin.front.get("license_name") or not WORD.fullmatch(word.lower())), "")
     return re.sub(r"[^a-z0-9.+-]+", "-", named.lower()).strip("-")

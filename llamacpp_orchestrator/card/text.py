@@ -165,10 +165,10 @@ def example(outputs: Sequence[Row]) -> Row | None:
     return next(iter([*usual, *quantized, *(row for row in outputs if row.kind in RANKS)]), None)
 
 
-def is_found_by_type(outputs: Iterable[CardFile], row: Row) -> bool:
+def is_found_by_type(facts: Facts, row: Row) -> bool:
     """Tell whether `REPO:TYPE` leads to a file: llama.cpp takes the first in whose path the type stands before a . or -."""
     pattern = re.compile(re.escape(row.type) + "[.-]", re.IGNORECASE)
-    paths = sorted(file.path for file in outputs if file.path.endswith(".gguf"))
+    paths = sorted((*(file.path for file in facts.files if file.path.endswith(".gguf")), *facts.others))
     models = (path for path in paths if not BESIDE.search(path) and not LATER_SHARD.search(path))
     return next(filter(pattern.search, models), "") == row.path
 
@@ -181,7 +181,7 @@ def usage(facts: Facts, outputs: Sequence[Row]) -> Usage:
         programs = ("llama-cli", "llama-server")
         alone = [(program, "-m", "BASE.gguf", "--lora", path) for path in adapters for program in programs]
         return Usage(llama=(), adapter=(*(_fetch(facts, path) for path in adapters), *alone))
-    on_main, by_type, upper = facts.revision == "main", is_found_by_type(facts.files, row), row.type.upper()
+    on_main, by_type, upper = facts.revision == "main", is_found_by_type(facts, row), row.type.upper()
     named = ("-hf", f"{facts.repo}:{upper}") if by_type else ("-hf", facts.repo, "-hff", row.path)
     place = named if on_main else ("-m", row.path)
     llama = tuple(_llama(facts, place))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
+from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
@@ -69,7 +72,7 @@ def publish_job(context: Context, options: Options, report: Reporter) -> Result:
 def preview(context: Context, options: Options) -> list[Preview]:
     """What would be sent; the cards are written into the job's output folder, as they are without a README to keep."""
     pinned, items = _publications(context)
-    return [_preview(pinned, item, options.force) for item in items]
+    return [_preview(pinned, item, card, options.force) for item, card in zip(items, _card_names(items), strict=True)]
 
 
 def _publications(context: Context) -> tuple[PinnedJob, list[Publication]]:
@@ -88,14 +91,24 @@ def _publications(context: Context) -> tuple[PinnedJob, list[Publication]]:
     return pinned, items
 
 
-def _preview(pinned: PinnedJob, item: Publication, force: bool) -> Preview:
+def _card_names(items: Sequence[Publication]) -> list[str]:
+    """What each card is called in the output folder: after the repository, with owner and branch where two are called alike."""
+    short = [item.id.partition("/")[2] for item in items]
+    taken = Counter(map(str.casefold, short))
+    names = (
+        name if taken[name.casefold()] == 1 else re.sub("[/@]", "-", item.name) for item, name in zip(items, short, strict=True)
+    )
+    return [f"{name}-card.md" for name in names]
+
+
+def _preview(pinned: PinnedJob, item: Publication, card: str, force: bool) -> Preview:
     written = ""
     if item.repository.publish.card != "none":
         sources = publication.origins(pinned, item)
-        path = fields.folder(pinned.context.job.output, pinned.context.file.parent) / f"{item.id.split('/')[1]}-card.md"
+        path = fields.folder(pinned.context.job.output, pinned.context.file.parent) / card
         if path.exists() and not force and (not path.is_file() or card_merge.SECTION[0] not in text_of(path)):
             raise JobError(f"{path} exists already, and orchestrate did not write it", "move it away, or use --force")
-        write_atomically(path, publish.readme(pinned, item, sources, ""))
+        write_atomically(path, publish.readme(pinned, item, sources))
         written = str(path)
     files = (PreviewFile(path=file.path, size=file.size, sha256=file.sha256) for file in publication.files(pinned, item))
     return Preview(repo=item.id, revision=item.repository.publish.revision, card=written, files=tuple(files))

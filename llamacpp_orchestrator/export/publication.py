@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -47,6 +48,11 @@ from llamacpp_orchestrator.util.store import text_of
 from llamacpp_orchestrator.verify import gguf
 
 README, GENERATION = "README.md", "generation_config.json"
+# In an address a name with a password, or a token in place of the name (but `ssh://git@host` tells nothing); tokens of the hub
+# and of GitHub by what they begin with.
+SECRET = re.compile(
+    r"://[^\s/?#@:]*:[^\s/?#@]+@|https?://[^\s/?#@]+@|\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})\b"
+)
 # Licences of the hub's list under which nothing that is made of a work may be passed on.
 NO_DERIVATIVES = re.compile(r"cc-by(-nc)?-nd(-[\d.]+)?")
 
@@ -62,6 +68,12 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     def id(self) -> str:
         """The repository's id."""
         return self.repository.id
+
+    @property
+    def name(self) -> str:
+        """The repository's id, with its branch where that is not main."""
+        revision = self.repository.publish.revision
+        return self.id if revision == "main" else f"{self.id}@{revision}"
 
     @property
     def models(self) -> tuple[spec.Model, ...]:
@@ -89,8 +101,17 @@ def publications(pinned: PinnedJob, builds: Iterable[Build]) -> list[Publication
 
 
 def check(pinned: PinnedJob, publication: Publication) -> None:
-    """Raise JobError for an output that is not proven: without a receipt, changed since, or not checked as the job asks."""
+    """Raise JobError for an output that is not proven: without a receipt, changed since, or not checked as the job asks.
+
+    And for what nobody else should have: a login or a token in what goes there as it is.
+    """
     again = f"make it first: {pinned.context.command('run')}"
+    publish, base = publication.repository.publish, pinned.context.file.parent
+    texts = [fields.folder(text, base) for text in (publish.template, publish.system) if text]
+    for path in (pinned.context.file, lock_file.path_for(pinned.context.file), *texts):
+        if SECRET.search(text_of(path)):
+            way = "take it out, and make it invalid if others have seen the file"
+            raise JobError(f"{path.name} holds a login or a token, and whoever reads {publication.id} would have it", way)
     for build in publication.builds:
         if not is_current(build):
             known = pipeline_receipt.read(build.output.path)
@@ -128,7 +149,14 @@ def files(pinned: PinnedJob, publication: Publication) -> tuple[LocalFile, ...]:
     root, file = fields.folder(pinned.context.job.output, pinned.context.file.parent), pinned.context.file
     listed = [_local(Path(os.path.relpath(path, root)).as_posix(), path, sha256) for path, sha256 in places.items()]
     beside = [_local(path.name, path, "") for path in (file, lock_file.path_for(file))]
-    return (*listed, *beside, *_for_ollama(pinned, publication))
+    sent = (*listed, *beside, *_for_ollama(pinned, publication))
+    reserved = [README] if publication.repository.publish.card != "none" else []
+    taken = Counter(path.casefold() for path in (*reserved, *(file.path for file in sent)))
+    if twice := next((file.path for file in sent if taken[file.path.casefold()] > 1), ""):
+        raise JobError(
+            f"{publication.name}: two files would be called {twice} there", "give the job file, or the output, another name"
+        )
+    return sent
 
 
 def _local(path: str, file: Path, sha256: str) -> LocalFile:

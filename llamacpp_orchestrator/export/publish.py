@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator.card import front as card_front
 from llamacpp_orchestrator.card import merge as card_merge
 from llamacpp_orchestrator.card import text as card_text
 from llamacpp_orchestrator.card.facts import Origin
@@ -18,11 +19,10 @@ from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.errors import quoted
 from llamacpp_orchestrator.export import CarryOut
 from llamacpp_orchestrator.export import publication
 from llamacpp_orchestrator.export.publication import Publication
-from llamacpp_orchestrator.job import fields
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models import hub_upload
@@ -41,11 +41,11 @@ from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import performing
 
 KEY = "publish"
-VAGUE = ("", "other", "unknown")  # of a licence: to be read by whoever passes on what is made of the work
+VAGUE = ("other", "unknown")  # of a licence: to be read by whoever passes on what is made of the work
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is published in one run, by repository."""
+    """All that is published in one run, by repository and branch."""
 
     pinned: PinnedJob
     options: Options
@@ -67,10 +67,13 @@ def find(pinned: PinnedJob, builds: Iterable[Build]) -> list[Publication]:
 
 
 def check(items: Iterable[Publication], force: bool) -> None:
-    """Raise JobError where there is no hub that may have a token, or no token."""
+    """Raise JobError where no hub may be asked, or none may have a token, or there is no token."""
+    from huggingface_hub import constants
     from huggingface_hub import get_token
 
     for item in items:
+        if constants.HF_HUB_OFFLINE:
+            raise JobError(f"{item.id}: nothing can be sent there while HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
         if not item.endpoint:
             way = "unset HF_ENDPOINT, or name the host of a hub of your own in ORCHESTRATE_TOKEN_HOSTS"
             raise JobError(f"{item.id}: HF_ENDPOINT names a mirror, and your token is for the hub alone", way)
@@ -87,12 +90,12 @@ def needs(pinned: PinnedJob, items: Iterable[Publication], force: bool) -> tuple
 def planned(pinned: PinnedJob, items: Iterable[Publication], current: frozenset[Path], force: bool) -> Iterator[PlannedStep]:
     """The repositories that a run would send to."""
     for item in items:
-        yield PlannedStep(name=f"publish {item.id}", status="run", detail=f"{len(item.builds)} outputs")
+        yield PlannedStep(name=f"publish {item.name}", status="run", detail=f"{len(item.builds)} outputs")
 
 
 def export(run: JobRun, items: Iterable[Publication], options: Options, carry_out: CarryOut) -> list[Event]:
     """Send what is not there yet, one repository after the other."""
-    publications = {item.id: item for item in items}
+    publications = {item.name: item for item in items}
     steps = [Step(kind=KEY, key=key, heavy=True) for key in publications]
     sending = Sending(pinned=run.pinned, options=options, publications=publications)
     return carry_out(steps, performing({KEY: _publish}, sending), 1)
@@ -112,13 +115,20 @@ def _publish(sending: Sending, key: str, outcomes: Outcomes, tell: Tell) -> Outc
         raise OrchestrateError(f"{item.id} was not published: {'; '.join(reasons)}", hint)
     for note in notes(pinned, sources):
         tell(f"{NOTE}{item.id}: {note}")
-    publish = item.repository.publish
+    publish, files = item.repository.publish, publication.files(pinned, item)
+
+    def card(existing: str, paths: Collection[str]) -> str:
+        others = tuple(sorted(path for path in set(paths) - {file.path for file in files} if path.endswith(".gguf")))
+        if others:
+            tell(f"{NOTE}{item.id} also holds {quoted(', '.join(others))}: not made by this job, nor told of in its card")
+        return readme(pinned, item, sources, existing, others)
+
     place = Place(endpoint=item.endpoint, repo_id=item.id, revision=publish.revision, trusted=True)
     upload = hub_upload.Upload(
         place=place,
-        files=publication.files(pinned, item),
+        files=files,
         title=f"Add files made with llama.cpp {pinned.tag}",
-        card=None if publish.card == "none" else functools.partial(readme, pinned, item, sources),
+        card=None if publish.card == "none" else card,
         create=options.create,
         private=publish.private,
     )
@@ -129,9 +139,12 @@ def _publish(sending: Sending, key: str, outcomes: Outcomes, tell: Tell) -> Outc
     return Outcome("done" if sent.paths else "current", done)
 
 
-def readme(pinned: PinnedJob, item: Publication, sources: tuple[Origin, ...], existing: str) -> str:
-    """The README of a repository, where one exists already with what its owner has written."""
-    text = card_text.text(publication.facts(pinned, item, sources), item.repository.publish.card)
+def readme(
+    pinned: PinnedJob, item: Publication, sources: tuple[Origin, ...], existing: str = "", others: tuple[str, ...] = ()
+) -> str:
+    """The README of a repository that holds `others` besides, where one exists already with what its owner has written."""
+    facts = msgspec.structs.replace(publication.facts(pinned, item, sources), others=others)
+    text = card_text.text(facts, item.repository.publish.card)
     return card_merge.merged(existing, text) if existing else text
 
 
@@ -144,8 +157,10 @@ def objections(pinned: PinnedJob, item: Publication, sources: Iterable[Origin], 
             reasons.append(f"{source.source} is gated: its owner wants to know who gets it")
         if barred == "private" and not item.repository.publish.private:
             reasons.append(f"{source.source} is private, and {item.id} would not be (`private: true`)")
-        if publication.NO_DERIVATIVES.fullmatch(licence := str(source.front.get("license", "")).lower()):
-            reasons.append(f"the licence of {source.source} ({licence}) forbids to pass on what is made of it")
+        if barring := list(
+            filter(publication.NO_DERIVATIVES.fullmatch, (*card_front.licences(source), card_front.licence_name(source)))
+        ):
+            reasons.append(f"the licence of {source.source} ({barring[0]}) forbids to pass on what is made of it")
     return reasons
 
 
@@ -153,15 +168,18 @@ def notes(pinned: PinnedJob, sources: Iterable[Origin]) -> list[str]:
     """What whoever publishes should look at."""
     lines = []
     for source in sources:
-        licence = str(source.front.get("license", "")).lower()
-        if licence in VAGUE:
+        if set(card_front.licences(source)) <= set(VAGUE):
             address = source.front.get("license_link", "")
-            lines.append(f"{source.source} names no licence that is known here: read {address or 'its own page'} first")
-    folders = [part.source for model in pinned.context.job.models for part in _parts(model) if fields.is_folder(part.source)]
-    if listed := [folder for folder in folders if folder.startswith("~") or Path(folder).is_absolute()]:
-        lines.append(f"{pinned.context.file.name} goes there as it is, and names {listed[0]}, a folder of this machine")
+            lines.append(f"{source.source} names no licence that is known here: read {quoted(address) or 'its own page'} first")
+    texts = _texts(msgspec.to_builtins(pinned.context.job))
+    if listed := [text for text in texts if text.startswith(("~", "file:")) or Path(text).is_absolute()]:
+        lines.append(f"{pinned.context.file.name} goes there as it is, and names {listed[0]}, a place on this machine")
     return lines
 
 
-def _parts(model: spec.Model) -> tuple[spec.Model | spec.Lora | spec.Merge, ...]:
-    return (model, *model.loras, *model.merge)
+def _texts(value: object) -> Iterator[str]:
+    """All texts in plain data."""
+    if isinstance(value, str):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _texts(inner)

@@ -93,7 +93,7 @@ def reporting(progress: Progress) -> Iterator[None]:
     utils: Any = importlib.import_module("huggingface_hub.utils")
     bars: Any = importlib.import_module("huggingface_hub.utils._xet_progress_reporting")
     own = getattr(bars, "XetUploadProgressReporter", None)
-    if own is None or constants.HF_HUB_DISABLE_PROGRESS_BARS:
+    if own is None or constants.HF_HUB_DISABLE_PROGRESS_BARS or constants.HF_HUB_DISABLE_XET:  # without it, bars are shown
         yield
         return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,15 +50,15 @@ class Unanswered(Exception):
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
-    """What one repository is to hold: files, and a README made of the one that is there, unless there is to be none.
+    """What one repository is to hold: files, and a README made of the one that is there and of all paths there, or none.
 
-    `create` makes the repository, or its branch, where there is none: `private` then says who may see it.
+    `create` makes the repository, or its branch, where there is none. To a `private` one nothing is sent that others may see.
     """
 
     place: Place
     files: tuple[LocalFile, ...]
     title: str
-    card: Callable[[str], str] | None = None
+    card: Callable[[str, Collection[str]], str] | None = None
     create: bool = False
     private: bool = False
 
@@ -85,6 +86,8 @@ def send(upload: Upload, tell: Tell) -> Sent:
     """
     tell("looking at the repository")
     remote = look(upload.place) or _create(upload)
+    if upload.private:
+        _check_private(upload.place)
     paths: tuple[str, ...] = ()
     lost: OrchestrateError | None = None
     for _ in range(ROUNDS):
@@ -177,28 +180,43 @@ def _create(upload: Upload) -> Remote:
     return remote
 
 
+def _check_private(place: Place) -> None:
+    """Raise OrchestrateError for a repository that everybody may see, such as one that was there before."""
+
+    def ask() -> bool:
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=place.endpoint, token=place.token)
+        return bool(api.model_info(place.repo_id, timeout=hub_session.LIMIT_SECONDS).private)
+
+    if not asking(ask, place):
+        way = f"make it private ({place.shown}/{place.repo_id}/settings), or take `private: true` out of the job"
+        raise OrchestrateError(f"everybody may see {place.repo_id}, and the job says `private: true`", way)
+
+
 def _card(upload: Upload, remote: Remote) -> tuple[LocalFile, ...]:
     """The README that belongs to what is there."""
     if upload.card is None:
         return ()
-    return (content_file(CARD, upload.card(_readme(upload.place, remote)).encode()),)
+    return (content_file(CARD, upload.card(_readme(upload.place, remote), remote.files.keys()).encode()),)
 
 
 def _readme(place: Place, remote: Remote) -> str:
     if CARD not in remote.files:
         return ""
 
-    def ask() -> str:
+    def ask() -> bytes:
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=place.endpoint, token=place.token)
-        return (
-            Path(api.hf_hub_download(place.repo_id, CARD, revision=remote.commit, cache_dir=hub.cache_folder()))
-            .read_bytes()
-            .decode()
-        )
+        path = api.hf_hub_download(place.repo_id, CARD, revision=remote.commit, cache_dir=hub.cache_folder())
+        return Path(path).read_bytes()
 
-    return asking(ask, msgspec.structs.replace(place, file=CARD))
+    try:
+        return asking(ask, msgspec.structs.replace(place, file=CARD)).decode()
+    except UnicodeDecodeError as error:
+        message = f"{CARD} of {place.repo_id} is not UTF-8, and to add to it would spoil what it says"
+        raise OrchestrateError(message, "save it as UTF-8 on the hub; or set `card: none`, which leaves it alone") from error
 
 
 def _commit(upload: Upload, files: list[LocalFile], remote: Remote, tell: Tell) -> str:
@@ -231,11 +249,11 @@ def _commit(upload: Upload, files: list[LocalFile], remote: Remote, tell: Tell) 
 def _of_commit(error: BaseException, status: int, place: Place) -> OrchestrateError:
     """What the refusal of a commit means; raises Unanswered for what may be none."""
     reason = refusal(error, status, place)
-    if status == 412:
+    if status in (409, 412):  # another commit is on its way, or has been made since
         reason = NetworkError(f"{place.repo_id} changes faster than it can be published: others commit to it", AGAIN, status)
     before = isinstance(error, OSError) and not isinstance(error, ConnectionError) or CARDLESS in str(error)
     # Any other error without a status may come of the answer: the library cannot read the address of a commit that it was told.
-    if status in (408, 412, 429) or status >= 500 or not (status or before):
+    if status in (408, 409, 412, 429) or status >= 500 or not (status or before):
         raise Unanswered(reason) from error
     return reason
 
@@ -253,13 +271,14 @@ def refusal(error: BaseException, status: int, place: Place) -> OrchestrateError
     if status == 404:
         hint = "is HF_ENDPOINT a mirror that only gives out files? then unset it"
         return NetworkError(f"{place.shown} takes no files for {place.repo_id} (404)", hint, status)
-    if isinstance(error, ValueError) and not status and "LFS" not in words:
+    strange = type(error).__name__ in hub_session.STRANGE  # a page in place of JSON is a ValueError, too
+    if isinstance(error, ValueError) and not (status or strange or "LFS" in words):
         message = f"the hub does not take the model card of {place.repo_id}: {' '.join(str(error).split())[:300]}"
         return OrchestrateError(message, "is the front matter of its README right, where it has one of its own?")
-    if status in (400, 409, 422) or isinstance(error, ValueError):
+    if status in (400, 409, 422) or isinstance(error, ValueError) and not strange:
         return NetworkError(f"{place.shown} does not take what was sent to {place.repo_id}: {words}", AGAIN, status)
     reason = hub_session.refusal(error, status, place)
-    if status == 429 or not isinstance(reason, NetworkError):
+    if strange or status == 429 or not isinstance(reason, NetworkError):
         return reason
     return NetworkError(reason.message.replace("cannot be read from", "cannot be sent to"), AGAIN, status)
 

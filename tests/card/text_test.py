@@ -225,7 +225,9 @@ def test_how_files_of_other_tasks_and_branches_are_run(more: dict[str, object], 
 def test_a_type_is_named_only_where_it_leads_to_the_file(paths: Sequence[str], path: str, type_: str, leads: bool) -> None:
     files = [cards.file(each, type_=type_) for each in paths]
     row = next(row for row in card_text.rows([cards.file(path, type_=type_)]))
-    assert card_text.is_found_by_type(files, row) == leads
+    assert card_text.is_found_by_type(cards.facts(*files), row) == leads
+    besides = cards.facts(cards.file(path, type_=type_), others=tuple(paths))
+    assert card_text.is_found_by_type(besides, row) == leads, "whoever has put the others there"
 
 
 def test_a_file_that_no_type_leads_to_is_named_itself() -> None:

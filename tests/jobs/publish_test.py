@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub import constants
 
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from tests.support import ROOT
@@ -192,6 +193,8 @@ SOURCES: dict[str, tuple[dict[str, Any], str]] = {
     "gated": ({"gated": "manual"}, "org/tiny is gated"),
     "private": ({"private": True}, "org/tiny is private"),
     "no derivatives": ({"license": "cc-by-nc-nd-4.0"}, "forbids to pass on"),
+    "no derivatives, of two": ({"license": "[mit, CC-BY-ND-4.0]"}, "(cc-by-nd-4.0) forbids"),
+    "no derivatives, by name": ({"license": "other\nlicense_name: CC BY-NC-ND 4.0"}, "(cc-by-nc-nd-4.0) forbids"),
 }
 
 
@@ -222,6 +225,9 @@ def test_a_mirror_gets_no_token_and_nothing_goes_without_one(
     assert answer.code == 2 and "HF_ENDPOINT names a mirror" in answer.err and len(hub.tokens) == seen
     assert orchestrate("run", finished, "--publish").code == 2
     assert orchestrate("run", finished, "--publish", "--offline").code != 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    answer = orchestrate("publish", finished)
+    assert answer.code == 2 and "while HF_HUB_OFFLINE is set" in answer.err and len(hub.tokens) == seen
 
 
 def test_jobs_without_a_place_to_publish_to_say_so(hub: UploadHub, orchestrate: Orchestrate, job: Job) -> None:
@@ -248,6 +254,68 @@ def test_ollama_is_told_what_the_file_does_not_say(hub: UploadHub, orchestrate: 
     assert params["temperature"] == 0.6 and params["top_k"] == 20 and "<s>" in params["stop"]
     assert files["system"] == b"You are terse.\n" and "template" not in files
     assert "tiny-bot-lora-f16.gguf" in files and "tester/tiny-bot-LoRA-GGUF" not in hub.repos
+
+
+def test_branches_of_one_repository_are_published_each(hub: UploadHub, orchestrate: Orchestrate, job: Job, world: Path) -> None:
+    models = [
+        {"source": "org/tiny", "outtype": "q8_0", "name": "a", "outfile": "sub/{name} {type}.gguf"},
+        {"source": "org/tiny", "outtype": "q8_0", "name": "模型", "publish": {"repo": REPO, "revision": "feat/x"}},
+        {"source": "org/tiny", "outtype": "q8_0", "name": "c", "publish": "org/tiny-GGUF"},
+    ]
+    file = job(*models, publish=REPO, **QUICK)
+    answer = orchestrate("run", file, "--publish", "--create")
+    assert answer.code == 0, answer.err
+    assert "sub/a q8_0.gguf" in names(hub) and "模型-q8_0.gguf" not in names(hub)
+    assert "模型-q8_0.gguf" in hub.head(REPO, "feat/x").files and "c-q8_0.gguf" in names(hub, "org/tiny-GGUF")
+    cards = {Path(item["card"]) for item in json.loads(orchestrate("publish", file, "--dry-run", "--json").out)}
+    assert {path.name for path in cards} == {
+        f"{name}-card.md" for name in ("tester-tiny-GGUF", "tester-tiny-GGUF-feat-x", "org-tiny-GGUF")
+    }
+    assert len({path.read_text(encoding="utf-8") for path in cards}) == 3
+
+
+def test_what_a_repository_holds_besides_is_kept_and_never_run_in_place_of_what_is_proven(
+    hub: UploadHub, finished: Path, orchestrate: Orchestrate
+) -> None:
+    hub.seed(REPO, {"old-f16.gguf": b"GGUF\0"})
+    answer = orchestrate("publish", finished, "--create")
+    assert answer.code == 0 and f"{REPO} also holds old-f16.gguf" in answer.err
+    card = hub.head(REPO).files["README.md"].decode()
+    assert f"{REPO}:F16" not in card and "-hff tiny-" in card and hub.head(REPO).files["old-f16.gguf"] == b"GGUF\0"
+
+
+SECRETS = ("https://me:word@127.0.0.1/x.whl", "https://hf_x@127.0.0.1/x.whl", "hf_" + "a1" * 17, "ghp_" + "a1" * 18)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("place", ["job.yaml", "system.txt"])
+def test_a_secret_is_not_published(
+    secret: str, place: str, hub: UploadHub, finished: Path, orchestrate: Orchestrate, world: Path
+) -> None:
+    (world / "system.txt").write_text("You are terse. See ssh://git@127.0.0.1/x\n")
+    text = finished.read_text().replace("publish: tester/{name}-GGUF", f"publish: {{repo: {REPO}, system: system.txt}}")
+    finished.write_text(text)
+    assert orchestrate("publish", finished, "--dry-run").code == 0
+    with (world / place).open("a") as file:
+        file.write(f"# {secret}\n")
+    answer = orchestrate("publish", finished, "--create")
+    assert answer.code == 2 and f"{place} holds a login or a token" in answer.err and secret not in answer.err
+    assert REPO not in hub.repos
+
+
+def test_places_of_this_machine_in_the_job_are_told(hub: UploadHub, orchestrate: Orchestrate, job: Job, world: Path) -> None:
+    file = job({"source": "org/tiny", "outtype": "q8_0"}, publish=REPO, output=str(world / "out"), **QUICK)
+    answer = orchestrate("run", file, "--publish", "--create")
+    assert answer.code == 0 and f"names {world / 'out'}, a place on this machine" in answer.err
+
+
+def test_no_two_files_have_one_name_in_the_repository(hub: UploadHub, orchestrate: Orchestrate, job: Job) -> None:
+    file = job({"source": "org/tiny", "outtype": "q8_0"}, name="readme.md", publish={"repo": REPO, "card": "none"}, **QUICK)
+    assert orchestrate("run", file, "--publish", "--create").code == 0 and "readme.md" in names(hub)
+    file = job({"source": "org/tiny", "outtype": "q8_0"}, name="readme.md", publish=REPO, **QUICK)
+    assert orchestrate("run", file).code == 0
+    answer = orchestrate("publish", file)
+    assert answer.code == 2 and "two files would be called readme.md" in answer.err
 
 
 @pytest.mark.slow

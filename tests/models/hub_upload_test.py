@@ -51,7 +51,7 @@ def upload(uploads: UploadHub, files: tuple[LocalFile, ...]) -> Upload:
     """Two files and a card for a repository that is there, and holds nothing."""
     uploads.seed(REPO, {})
     place = Place(endpoint=uploads.url, repo_id=REPO, revision="main", trusted=True)
-    return Upload(place=place, files=files, title="Add files", card=lambda text: text or "---\nlicense: mit\n---\n# m\n")
+    return Upload(place=place, files=files, title="Add files", card=lambda text, paths: text or "---\nlicense: mit\n---\n# m\n")
 
 
 def titles(uploads: UploadHub) -> list[str]:
@@ -84,6 +84,16 @@ def test_only_what_has_changed_is_sent(uploads: UploadHub, upload: Upload) -> No
     assert sum(count for line, count in uploads.seen.items() if line.startswith("PUT")) == 1
 
 
+@pytest.mark.parametrize("there", [0, 2])
+def test_no_bar_of_the_library_is_shown_for_any_number_of_large_files(
+    there: int, uploads: UploadHub, upload: Upload, capfd: pytest.CaptureFixture[str]
+) -> None:
+    large = (upload.files[0], content_file("n-q8_0.gguf", GGUF[::-1]))
+    uploads.blobs |= {file.sha256: content for file, content in list(zip(large, (GGUF, GGUF[::-1]), strict=True))[:there]}
+    assert {file.path for file in large} < set(hub_upload.send(msgspec.structs.replace(upload, files=large), silent).paths)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_large_file_goes_in_parts(uploads: UploadHub, upload: Upload) -> None:
     uploads.part_bytes = 200_000
     hub_upload.send(upload, silent)
@@ -93,7 +103,7 @@ def test_a_large_file_goes_in_parts(uploads: UploadHub, upload: Upload) -> None:
 
 # What happens → whether there is a commit of ours in the end.
 @pytest.mark.parametrize(
-    "fault", ["moved", "500-after-commit", "cut-after-commit", "500-before-commit", "cut-part", "part-503", "elsewhere"]
+    "fault", ["moved", "busy", "500-after-commit", "cut-after-commit", "500-before-commit", "cut-part", "part-503", "elsewhere"]
 )
 def test_what_heals_comes_to_one_commit(fault: str, uploads: UploadHub, upload: Upload) -> None:
     uploads.fault = fault
@@ -110,6 +120,7 @@ REFUSALS = {
     "quota": ("keeps no more", "settings/billing"),
     "no-lfs": ("takes no files", "unset it"),
     "lost-blob": ("pointed to a file that does not exist", "run the same command again"),
+    "page-commit": ("did not answer as a hub does", "login page"),
     "read-only": ("your token may not write there (403)", "settings/tokens"),
 }
 
@@ -160,6 +171,16 @@ def test_a_repository_is_made_only_where_that_is_asked_for(uploads: UploadHub, u
     assert uploads.repos[REPO].private and titles(uploads) == ["initial commit", "Add files"]
 
 
+def test_nothing_private_goes_to_a_repository_that_everybody_may_see(uploads: UploadHub, upload: Upload) -> None:
+    private = msgspec.structs.replace(upload, private=True, create=True)
+    with pytest.raises(OrchestrateError, match="everybody may see tester/m-GGUF") as refusal:
+        hub_upload.send(private, silent)
+    assert "/tester/m-GGUF/settings" in refusal.value.hint and titles(uploads) == ["initial commit"]
+    assert not any(line.startswith("PUT") for line in uploads.seen)
+    uploads.repos[REPO].private = True
+    assert len(hub_upload.send(private, silent).paths) == 3
+
+
 def test_a_branch_is_made_beside_main(uploads: UploadHub, upload: Upload) -> None:
     place = msgspec.structs.replace(upload.place, revision="next")
     with pytest.raises(OrchestrateError, match="with a branch next"):
@@ -171,14 +192,22 @@ def test_a_branch_is_made_beside_main(uploads: UploadHub, upload: Upload) -> Non
 
 def test_the_card_is_made_of_what_is_there(uploads: UploadHub, upload: Upload) -> None:
     uploads.seed(REPO, {"README.md": b"# mine\r\n"})
-    sent = hub_upload.send(msgspec.structs.replace(upload, card=lambda text: f"{text}\n# ours\n"), silent)
+    sent = hub_upload.send(msgspec.structs.replace(upload, card=lambda text, paths: f"{text}\n# ours\n"), silent)
     assert "README.md" in sent.paths and uploads.head(REPO).files["README.md"] == b"# mine\r\n\n# ours\n"
     assert hub_upload.send(msgspec.structs.replace(upload, card=None), silent).paths == ()
 
 
+def test_a_readme_that_is_no_utf8_is_left_alone(uploads: UploadHub, upload: Upload) -> None:
+    uploads.seed(REPO, {"README.md": "# für mich".encode("latin-1")})
+    with pytest.raises(OrchestrateError, match="README.md of tester/m-GGUF is not UTF-8") as refusal:
+        hub_upload.send(upload, silent)
+    assert "card: none" in refusal.value.hint and titles(uploads) == ["initial commit", "Upload files"]
+    assert hub_upload.send(msgspec.structs.replace(upload, card=None), silent).paths == ("m-q8_0.gguf", "job.yaml")
+
+
 def test_a_card_that_the_hub_does_not_take_is_told(uploads: UploadHub, upload: Upload) -> None:
     with pytest.raises(OrchestrateError, match="does not take the model card of tester/m-GGUF"):
-        hub_upload.send(msgspec.structs.replace(upload, card=lambda text: "---\nlicense: [\n---\n"), silent)
+        hub_upload.send(msgspec.structs.replace(upload, card=lambda text, paths: "---\nlicense: [\n---\n"), silent)
     assert titles(uploads) == ["initial commit"]
 
 

@@ -23,6 +23,7 @@ NO_TOKEN = "Invalid username or password."
 READ_ONLY = "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request"
 NO_RIGHTS = "You don't have the rights to create a model under the namespace"
 MOVED = "A commit has happened since. Please refresh and try again."
+BUSY = "Another commit operation is in progress for this repository. Please try again later."
 BROKEN = "Internal Error - We're working hard to fix this as soon as possible!"
 LOST = (
     "Your push was rejected because an LFS pointer pointed to a file that does not exist. For instance, this can happen if you"
@@ -38,8 +39,8 @@ PRIVATE_QUOTA = "Private repository storage limit reached, please upgrade your p
 class UploadHub(Repositories):
     """A hub that takes uploads. These faults come once, and then are no longer in `fault`:
 
-    moved, 500-before-commit, 500-after-commit, cut-after-commit, cut-part, part-503. These last while they are set:
-    read-only, quota, no-lfs, lost-blob, silent-commit (nothing is committed), other-bytes, elsewhere.
+    moved, busy, 500-before-commit, 500-after-commit, cut-after-commit, cut-part, part-503. These last while they are set:
+    read-only, quota, no-lfs, lost-blob, silent-commit (nothing is committed), page-commit (nor there), other-bytes, elsewhere.
     """
 
     def __init__(self) -> None:
@@ -235,6 +236,8 @@ class UploadRoute(RepositoryRoute):
         server = self.server
         if server.fault == "silent-commit":
             return self.silence()
+        if server.fault == "page-commit":
+            return self.page()
         with server.writing:
             commit = self.at(repo, branch) and self.record(repo, branch)
         if not commit:
@@ -258,6 +261,8 @@ class UploadRoute(RepositoryRoute):
         lost = sorted(path for path in paths["lfsFile"] if changes[path] is None)
         if server.once("500-before-commit"):
             self.refuse(500, BROKEN)
+        elif server.once("busy"):
+            self.refuse(409, BUSY)
         elif server.fault == "quota":
             self.over_quota(repo)
         elif header["value"].get("parentCommit", head.oid) != head.oid:
