@@ -11,23 +11,28 @@ from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.pipeline.build import Build
 
 
-def chains(stale: Iterable[Build], workers: int, is_loaded: Callable[[Build], bool]) -> list[Chain]:
+def chains(
+    stale: Iterable[Build], workers: int, is_loaded: Callable[[Build], bool], memory: Callable[[Build], int] = lambda build: 0
+) -> list[Chain]:
     """The chains of outputs that are to be made: a model with all that is quantized from it; adapters, shared out to workers.
 
     Adapters of one base are few chains and not one each: a worker's interpreter serves many once it is warm. Those that are
-    loaded to check them come after their base.
+    loaded to check them come after their base. A task makes one output after the other, so the largest decides its `memory`.
     """
     by_model: dict[Model, list[Build]] = {}
     for build in stale:
         by_model.setdefault(build.output.model, []).append(build)
     listed: list[Chain] = []
     for number, builds in enumerate(by_model.values()):
-        own = [build for build in builds if not build.output.lora and not build.output.temporary]
-        base = Chain(key=f"{number}-base", outputs=tuple(build.name for build in own))
+        models = [build for build in builds if not build.output.lora]
+        own = [build for build in models if not build.output.temporary]
+        need = max(map(memory, models), default=0)
+        base = Chain(key=f"{number}-base", outputs=tuple(build.name for build in own), memory=need)
         listed += [base] if own else []
         for part, group in enumerate(shared([build for build in builds if build.output.lora], workers)):
             after = (base.key,) if own and any(map(is_loaded, group)) else ()
-            listed.append(Chain(key=f"{number}-adapters-{part}", outputs=tuple(build.name for build in group), after=after))
+            names, need = tuple(build.name for build in group), max(map(memory, group))
+            listed.append(Chain(key=f"{number}-adapters-{part}", outputs=names, after=after, memory=need))
     return listed
 
 

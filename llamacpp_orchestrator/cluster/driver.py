@@ -8,6 +8,7 @@ import queue
 import secrets
 import time
 import warnings
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from typing import Protocol
 
 import msgspec
 
@@ -36,26 +36,28 @@ from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import write_atomically
+from llamacpp_orchestrator.util.units import size
 
 CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 60.0  # for the first worker
 TICK = 0.2
+MEMORY = "MEMORY"  # Dask's usual name for the resource, in bytes
 LOST_SECONDS = 10.0  # without a scheduler
 GONE = "run the same command again: it goes on with what is not made yet"
 
 
 class Workers(msgspec.Struct, frozen=True, kw_only=True):
-    """How many workers can do it, and which `alone` may: () for all, also those that come later."""
+    """How many workers can do it, and which `alone` may: () for all, also those that come later.
+
+    `memory` is what the largest offers of Dask's resource MEMORY, in bytes; 0 where none offers any.
+    """
 
     number: int
     alone: tuple[str, ...] = ()
+    memory: float = 0
 
 
-class Share(Protocol):
-    """How outputs are shared out to so many workers."""
-
-    def __call__(self, *, workers: int) -> list[Chain]:
-        """The chains of outputs."""
+Share = Callable[[int], list[Chain]]  # the chains for so many workers
 
 
 class Screen(msgspec.Struct, kw_only=True):
@@ -127,7 +129,7 @@ def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Optio
         with _client(options.scheduler) as client:
             workers = _workers(client, order, report)
             with _subscription(client, run) as news:
-                futures = _submit(client, order, chains(workers=workers.number), workers, run)
+                futures = _submit(client, order, chains(workers.number), workers, run)
                 try:
                     _follow(client, futures, news, screen, options.keep_going)
                 finally:
@@ -206,9 +208,9 @@ def _workers(client: Any, order: bytes, report: Reporter) -> Workers:
         raise JobError(f"no worker can do it; {names[address]}: {reason}", worker.UNFIT)
     for address, reason in bad.items():
         report(Event("cluster", "note", f"worker {names[address]} is left out: {reason}"))
-    return Workers(
-        number=len(reasons) - len(bad), alone=tuple(address for address in reasons if address not in bad) if bad else ()
-    )
+    good = tuple(address for address in reasons if address not in bad)
+    offers = [float((info.get(address, {}).get("resources") or {}).get(MEMORY, 0)) for address in good]
+    return Workers(number=len(good), alone=good if bad else (), memory=max(offers, default=0))
 
 
 def _reason(reason: object) -> str:
@@ -229,12 +231,24 @@ def _subscription(client: Any, run: str) -> Iterator[queue.SimpleQueue[Any]]:
 
 
 def _submit(client: Any, order: bytes, chains: Sequence[Chain], workers: Workers, run: str) -> dict[str, Any]:
+    check(chains, workers)
     futures: dict[str, Any] = {}
     for chain in chains:
         before = [futures[key] for key in chain.after]
+        resources = {MEMORY: chain.memory} if workers.memory and chain.memory else None
         how: dict[str, Any] = {"key": f"{run}-{chain.key}", "pure": False, "workers": list(workers.alone) or None}
-        futures[chain.key] = client.submit(worker.run_chain, order, msgspec.json.encode(chain), *before, **how)
+        task = order, msgspec.json.encode(chain)
+        futures[chain.key] = client.submit(worker.run_chain, *task, *before, resources=resources, **how)
     return futures
+
+
+def check(chains: Sequence[Chain], workers: Workers) -> None:
+    """Raise JobError for what no worker can ever take: Dask would wait for one that can, and say nothing."""
+    for chain in chains:
+        if workers.memory and chain.memory > workers.memory:
+            message = f"{chain.outputs[0]} takes about {size(chain.memory)} of memory, and no worker offers more than"
+            way = "start a worker with more: dask worker ADDRESS --resources MEMORY=64e9"
+            raise JobError(f"{message} {size(int(workers.memory))} (its resource {MEMORY})", way)
 
 
 def _follow(client: Any, futures: dict[str, Any], news: queue.SimpleQueue[Any], screen: Screen, keep_going: bool) -> None:

@@ -6,11 +6,15 @@ import msgspec
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
-    """Outputs, by name, that one task makes, and the chains by key whose outputs must be there before."""
+    """Outputs, by name, that one task makes, and the chains by key whose outputs must be there before.
+
+    `memory` is about how many bytes it takes, 0 while the headers that tell are not on the driver's machine.
+    """
 
     key: str
     outputs: tuple[str, ...]
     after: tuple[str, ...] = ()
+    memory: int = 0
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):

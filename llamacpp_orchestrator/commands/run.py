@@ -167,18 +167,19 @@ def _by_cluster(pinned: PinnedJob, outputs: Outputs, options: Options, report: R
     """Let the workers of a cluster make what is not up to date."""
     from llamacpp_orchestrator.cluster import chains
     from llamacpp_orchestrator.cluster import driver
+    from llamacpp_orchestrator.cluster.records import Chain
+    from llamacpp_orchestrator.pipeline import memory
 
     stale = outputs.stale
     for build in stale:
         receipt.may_write(build.output.path, receipt.read(build.output.path), options.force)
     names = frozenset(f"{kind} {build.name}" for build in outputs.builds for kind in (pipeline_build.verb(build), "verify"))
-    return driver.make(
-        pinned,
-        functools.partial(chains.chains, stale, is_loaded=lambda build: pipeline_build.is_loaded(build, stale)),
-        names,
-        options,
-        report,
-    )
+
+    def share(workers: int) -> list[Chain]:
+        need = functools.partial(memory.of_build, pinned)
+        return chains.chains(stale, workers, lambda build: pipeline_build.is_loaded(build, stale), need)
+
+    return driver.make(pinned, share, names, options, report)
 
 
 def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ended: frozenset[str]) -> None:

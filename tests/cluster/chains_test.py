@@ -53,3 +53,10 @@ def test_an_adapter_that_is_loaded_comes_after_its_base(loaded: bool) -> None:
     listed = chains.chains([build("base", ONE), *adapters(1)], 1, lambda build: loaded)
     assert [chain.after for chain in listed] == [(), ("0-base",) if loaded else ()]
     assert chains.chains(adapters(1), 1, lambda build: loaded)[0].after == (), "its base is there already"
+
+
+def test_the_largest_output_decides_what_a_chain_takes() -> None:
+    builds = [build("base", ONE, temporary=True), build("q4", ONE, "quantized"), *adapters(3)]
+    needs = {"base": 9, "q4": 5, "l0": 1, "l1": 2, "l2": 3}
+    listed = chains.chains(builds, 2, lambda build: False, lambda build: needs[build.name])
+    assert [chain.memory for chain in listed] == [9, 3, 2]

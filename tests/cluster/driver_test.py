@@ -165,6 +165,19 @@ def test_workers_that_cannot_do_it_are_told_before_anything_is_sent(
     assert not cluster.children("one")
 
 
+def test_memory_that_workers_offer_is_claimed_and_where_none_has_enough_it_is_told(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path
+) -> None:
+    file = job(model(data, outtype="f16"), **QUICK)
+    cluster.join("small", "--resources", "MEMORY=1e6")
+    answer = orchestrate("run", file, "--scheduler", cluster.place)
+    assert answer.code == 2 and "no worker offers more than 1.0 MB" in answer.err
+    cluster.join("large", "--resources", "MEMORY=8e9")
+    wait_for(lambda: "Registered to" in (cluster.folder / "large.log").read_text())
+    answer = orchestrate("run", file, "--scheduler", cluster.place)
+    assert answer.code == 0 and " on large" in answer.err and " on small" not in answer.err
+
+
 def test_without_a_scheduler_or_workers(
     cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,10 @@ import pytest
 from llamacpp_orchestrator.cluster import driver
 from llamacpp_orchestrator.cluster import worker
 from llamacpp_orchestrator.cluster.records import Answer
+from llamacpp_orchestrator.cluster.records import Chain
 from llamacpp_orchestrator.cluster.records import News
 from llamacpp_orchestrator.cluster.records import Order
+from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system.scheduler import Event
@@ -135,3 +137,14 @@ def test_why_a_worker_is_unfit(tmp_path: Any) -> None:
     assert reason(lock_sha256="0") == f"{lock} is another file there"
     lock.unlink()
     assert reason() == f"it does not see {lock}"
+
+
+@pytest.mark.parametrize("memory, offered, fits", [(0, 10, True), (10, 0, True), (10, 10, True), (11, 10, False)])
+def test_what_no_worker_can_ever_take_is_told_at_once(memory: int, offered: int, fits: bool) -> None:
+    chains = [Chain(key="c", outputs=("m.gguf",), memory=memory * 10**9)]
+    workers = driver.Workers(number=1, memory=offered * 1e9)
+    if fits:
+        return driver.check(chains, workers)
+    with pytest.raises(JobError, match=r"m.gguf takes about 11.0 GB of memory, and no worker offers more than 10.0 GB"):
+        driver.check(chains, workers)
+    return None
