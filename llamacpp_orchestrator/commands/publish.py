@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -105,7 +107,8 @@ def _preview(pinned: PinnedJob, item: Publication, card: str, force: bool) -> Pr
     written = ""
     if item.repository.publish.card != "none":
         sources = publication.origins(pinned, item)
-        path = fields.folder(pinned.context.job.output, pinned.context.file.parent) / card
+        root = fields.folder(pinned.context.job.output, pinned.context.file.parent)
+        path = Path(os.path.normpath(root / card))
         if path.exists() and not force and (not path.is_file() or card_merge.SECTION[0] not in text_of(path)):
             raise JobError(f"{path} exists already, and orchestrate did not write it", "move it away, or use --force")
         write_atomically(path, publish.readme(pinned, item, sources))
