@@ -49,9 +49,9 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
 
     def lines(self) -> list[str]:
         """The same as text."""
-        return [
-            f"{'hub':<8}{self.url}  commit {self.commit[:12]}, {f'{len(self.files)} files sent' if self.files else 'current'}"
-        ]
+        branch = "" if self.revision == "main" else f"  branch {self.revision}"
+        status = f"{len(self.files)} files sent" if self.files else "current"
+        return [f"{'hub':<8}{self.url}{branch}  commit {self.commit[:12]}, {status}"]
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):

@@ -115,9 +115,10 @@ def pipeline_tag(facts: Facts) -> str:
 
 
 def _tags(facts: Facts) -> list[str]:
+    gguf = any(file.kind != "merged" for file in facts.files)
     found = {
-        "gguf": True,
-        "llama.cpp": True,
+        "gguf": gguf,
+        "llama.cpp": gguf,
         "imatrix": bool(facts.matrix),
         "lora": any(file.kind == "adapter" for file in facts.files),
         "conversational": facts.chat,

@@ -17,6 +17,7 @@ from llamacpp_orchestrator.card.facts import Origin
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.errors import quoted
@@ -42,6 +43,8 @@ from llamacpp_orchestrator.system.scheduler import performing
 
 KEY = "publish"
 VAGUE = ("other", "unknown")  # of a licence: to be read by whoever passes on what is made of the work
+
+UNSEEN = (401, 403, 404)  # of a repository that is gone, or that this token may not see
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,15 +155,22 @@ def objections(pinned: PinnedJob, item: Publication, sources: Iterable[Origin], 
     """Why what is made of the sources may not be passed on."""
     reasons = []
     for source in sources:
-        barred = hub.barred(source.source, source.commit, pinned.context.settings, tell) if source.commit else ""
+        barred = ""
+        try:
+            barred = hub.barred(source.source, source.commit, pinned.context.settings, tell) if source.commit else ""
+        except NetworkError as error:
+            if error.status not in UNSEEN:
+                raise
+            reasons.append(
+                f"{source.source} is there no more, or not for you, so that nobody can tell whether it is private or gated"
+            )
         if barred == "gated":
             reasons.append(f"{source.source} is gated: its owner wants to know who gets it")
         if barred == "private" and not item.repository.publish.private:
             reasons.append(f"{source.source} is private, and {item.id} would not be (`private: true`)")
-        if barring := list(
-            filter(publication.NO_DERIVATIVES.fullmatch, (*card_front.licences(source), card_front.licence_name(source)))
-        ):
-            reasons.append(f"the licence of {source.source} ({barring[0]}) forbids to pass on what is made of it")
+        licences = (*card_front.licences(source), card_front.licence_name(source))
+        if licence := next(filter(publication.NO_DERIVATIVES.fullmatch, licences), ""):
+            reasons.append(f"the licence of {source.source} ({licence}) forbids to pass on what is made of it")
     return reasons
 
 

@@ -126,7 +126,9 @@ class Publish(Record, frozen=True, kw_only=True):
             extra={"check": fields.repository, "way": fields.PLAIN_REPOSITORY},
         ),
     ]
-    private: Annotated[bool, Meta(description="Only you may see the repository; no other is sent to")] = False
+    private: Annotated[bool, Meta(description="Only you may see the repository; nothing is sent to one that others may see")] = (
+        False
+    )
     revision: Annotated[
         str,
         Meta(

@@ -68,6 +68,18 @@ def test_both_languages_have_the_same_facts(kind: str) -> None:
     assert not re.search("[\u4e00-\u9fff]", english)
 
 
+@pytest.mark.parametrize("language", card_text.LANGUAGES)
+@pytest.mark.parametrize("kind", cards.KINDS)
+def test_no_heading_is_empty(kind: str, language: str) -> None:
+    assert not re.search(r"^(#+) .*\n\n\1 ", body(cards.KINDS[kind], language), re.MULTILINE)
+
+
+def test_what_is_no_gguf_is_not_called_so() -> None:
+    text = card_text.text(cards.KINDS["merged alone"], "en")
+    assert "merged in, as safetensors for transformers." in text and "GGUF" not in text.replace("me/m-GGUF", "")
+    assert "\n- gguf" not in text and "\n- gguf" in card_text.text(cards.KINDS["merge"], "en")
+
+
 def test_the_table_of_files() -> None:
     rows = cells(body(cards.KINDS["quantized, measured"]), "File")
     assert rows[0] == ["File", "Type", "Size", "Bits per weight", "PPL", "KLD", "Same top token"]

@@ -212,6 +212,15 @@ def test_what_others_may_not_want_passed_on_takes_a_word(name: str, hub: UploadH
     assert orchestrate("publish", file, "--create", "--yes").code == 0 and "tiny-q8_0.gguf" in names(hub)
 
 
+def test_a_source_that_is_gone_since_takes_a_word(hub: UploadHub, finished: Path, orchestrate: Orchestrate) -> None:
+    assert orchestrate("publish", finished, "--dry-run").code == 0  # its card is in the cache
+    del hub.repos["org/tiny"]
+    answer = orchestrate("publish", finished, "--create")
+    assert answer.code == 1 and "org/tiny is there no more, or not for you" in answer.err and "--yes" in answer.err
+    assert REPO not in hub.repos
+    assert orchestrate("publish", finished, "--create", "--yes").code == 0 and "tiny-q8_0.gguf" in names(hub)
+
+
 def test_a_mirror_gets_no_token_and_nothing_goes_without_one(
     hub: UploadHub, finished: Path, orchestrate: Orchestrate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +274,7 @@ def test_branches_of_one_repository_are_published_each(hub: UploadHub, orchestra
     file = job(*models, publish=REPO, **QUICK)
     answer = orchestrate("run", file, "--publish", "--create")
     assert answer.code == 0, answer.err
+    assert f"{REPO}  branch feat/x  commit {hub.head(REPO, 'feat/x').oid[:12]}" in answer.out
     assert "sub/a q8_0.gguf" in names(hub) and "模型-q8_0.gguf" not in names(hub)
     assert "模型-q8_0.gguf" in hub.head(REPO, "feat/x").files and "c-q8_0.gguf" in names(hub, "org/tiny-GGUF")
     cards = {Path(item["card"]) for item in json.loads(orchestrate("publish", file, "--dry-run", "--json").out)}

@@ -82,6 +82,13 @@ KINDS: dict[str, Facts] = {
     "split": facts(*SHARDS),
     "adapter": facts(LORA, relation="adapter", origins=(BASE, ADAPTER), chat=False),
     "merge": facts(relation="merge", origins=MERGED),
+    "merged alone": facts(
+        *(file(f"m/{name}", "merged", "safetensors") for name in ("config.json", "model.safetensors")),
+        relation="merge",
+        origins=MERGED,
+        chat=False,
+    ),
+    "projector alone": facts(file("mmproj-m-f16.gguf", "mmproj", "f16"), chat=False),
     "vision": facts(*VISION, origins=(_front(pipeline_tag="image-text-to-text"),)),
     "encoder": facts(origins=(_front(pipeline_tag="sentence-similarity", language="en"),), chat=False, embedding=True),
     "folder": facts(origins=(FOLDER,)),
