@@ -80,15 +80,13 @@ class Screen(msgspec.Struct, kw_only=True):
             self.report(Event(news.step, "note", f"a worker was lost; {news.by} takes over what it did"))
         event = as_event(news, self.names)
         running = self.running.setdefault(news.chain, set())
+        if event.status != "note" and (event.step in self.last or (event.status == "progress" and event.step not in running)):
+            return
         if event.status in ENDED:
-            if event.step in self.last:
-                return
             running.discard(event.step)
             self.last[event.step] = event
         elif event.status == "started":
             running.add(event.step)
-        elif event.status == "progress" and event.step not in running:
-            return
         self.report(event)
 
     def end(self, chain: str) -> None:
@@ -256,15 +254,17 @@ def _follow(client: Any, futures: dict[str, Any], news: queue.SimpleQueue[Any], 
     left, seen, failed = dict(futures), time.monotonic(), False
     failures: list[OrchestrateError] = []
     while left and (keep_going or not failed):
-        _drain(news, screen)
+        _drain(news, screen, TICK)
         seen = time.monotonic() if client.status == "running" else seen
         if time.monotonic() - seen > LOST_SECONDS or any(future.cancelled() for future in left.values()):
             raise NetworkError("the scheduler of the cluster has gone, or has let go of this run", GONE)
-        for key, future in list(left.items()):
-            if future.done():
-                del left[key]
-                bad, errors = _outcome(key, future, news, screen)
-                failed, failures = failed or bad, failures + errors
+        ended = {key: future for key, future in left.items() if future.done()}
+        good = [key for key, future in ended.items() if future.status == "finished"]
+        answers = dict(zip(good, client.gather([ended[key] for key in good]), strict=True)) if good else {}
+        _drain(news, screen, 0.0)
+        for key in ended:
+            bad, errors = _outcome(key, left.pop(key), answers.get(key), screen)
+            failed, failures = failed or bad, failures + errors
     if left:
         screen.report(
             Event("cluster", "note", f"after the failure {len(left)} more tasks were stopped or not begun (--keep-going)")
@@ -273,23 +273,23 @@ def _follow(client: Any, futures: dict[str, Any], news: queue.SimpleQueue[Any], 
         raise failures[0]
 
 
-def _drain(news: queue.SimpleQueue[Any], screen: Screen) -> None:
+def _drain(news: queue.SimpleQueue[Any], screen: Screen, seconds: float) -> None:
+    """Show all that has come, and wait so long for the first."""
     with suppress(queue.Empty):
-        screen.show(msgspec.convert(news.get(timeout=TICK)[1], News))
+        screen.show(msgspec.convert(news.get(timeout=seconds)[1], News))
         while True:
             screen.show(msgspec.convert(news.get_nowait()[1], News))
 
 
-def _outcome(key: str, future: Any, news: queue.SimpleQueue[Any], screen: Screen) -> tuple[bool, list[OrchestrateError]]:
+def _outcome(key: str, future: Any, answer_json: bytes | None, screen: Screen) -> tuple[bool, list[OrchestrateError]]:
     """Whether a chain has failed, and an error where no step of it tells why."""
-    if future.status == "error":
+    if answer_json is None:
         error = future.exception()
         if type(error).__name__ == "KilledWorker":
             message = "workers were lost again and again while they made the same outputs"
             return True, [OrchestrateError(message, "had they enough memory? see the logs of the workers, then run it again")]
         return True, [OrchestrateError(f"a worker could not make its outputs: {type(error).__name__}: {error}", worker.UNFIT)]
-    answer = msgspec.json.decode(future.result(), type=Answer)
-    _drain(news, screen)
+    answer = msgspec.json.decode(answer_json, type=Answer)
     for item in answer.news:
         screen.show(item)
     screen.end(key)

@@ -51,6 +51,7 @@ def test_steps_of_outputs_go_by_their_names_and_others_with_their_worker() -> No
 def test_an_end_is_told_once_and_progress_only_of_what_runs() -> None:
     lines, _ = told(
         news("convert m.gguf", "progress", "1%"), news("convert m.gguf", "done"), news("convert m.gguf", "done"),
+        news("convert m.gguf", "started"), news("convert m.gguf", "progress", "2%"),
     )  # fmt: skip
     assert [line[1] for line in lines] == ["done"]
 
@@ -71,44 +72,47 @@ def test_a_failure_names_its_worker_and_where_the_log_lies() -> None:
     assert event.error.lines() == ["broken", "hint: mend it\nit was on worker w1\nits log is there: /x/y.log"]
 
 
-def future(status: str, result: Any = None) -> Any:
-    return SimpleNamespace(status=status, result=lambda: result, exception=lambda: result)
-
-
 class KilledWorker(Exception):
     pass
 
 
+def answer(code: int, *items: News, error: tuple[str, str] | None = None) -> bytes:
+    return msgspec.json.encode(Answer(code=code, worker="w", news=items, error=error))
+
+
 @pytest.mark.parametrize(
-    "ended, words",
+    "data, exception, failed, words",
     [
-        (future("error", KilledWorker("x")), "workers were lost again and again"),
-        (future("error", ImportError("no module")), "a worker could not make its outputs: ImportError"),
-        (future("finished", msgspec.json.encode(Answer(code=9, worker="w", error=("it was killed", "again")))), "it was killed"),
-        (future("finished", msgspec.json.encode(Answer(code=0, worker="w", news=(news("convert m.gguf", "done"),)))), ""),
-        (future("finished", msgspec.json.encode(Answer(code=1, worker="w", news=(news("verify m.gguf", "failed"),)))), ""),
+        (None, KilledWorker("x"), True, "workers were lost again and again"),
+        (None, ImportError("no module"), True, "a worker could not make its outputs: ImportError"),
+        (answer(9, error=("it was killed", "again")), None, True, "it was killed"),
+        (answer(0, news("convert m.gguf", "done")), None, False, ""),
+        (answer(1, news("verify m.gguf", "failed"), error=("a", "b")), None, True, ""),
     ],
-)  # fmt: skip
-def test_how_a_chain_ended(ended: Any, words: str) -> None:
-    _, screen = told()
-    failed, failures = driver._outcome("c", ended, queue.SimpleQueue(), screen)
-    assert [words in failure.message for failure in failures] == ([True] if words else [])
-    assert failed == (bool(words) or ended.status == "finished" and msgspec.json.decode(ended.result(), type=Answer).code == 1)
+)
+def test_how_a_chain_ended(data: bytes | None, exception: Exception | None, failed: bool, words: str) -> None:
+    bad, failures = driver._outcome("c", SimpleNamespace(exception=lambda: exception), data, told()[1])
+    assert bad == failed and [words in failure.message for failure in failures] == ([True] if words else [])
 
 
 @pytest.mark.parametrize("keep_going, seen", [(False, 1), (True, 2)])
 def test_the_first_failure_is_the_last_unless_told_to_keep_going(keep_going: bool, seen: int) -> None:
-    lines, screen = told()
-    asked: list[str] = []
+    """Two chains, of which the one fails at once and the other would end with the next look."""
+    taken: list[bytes] = []
 
-    def ending(code: int, name: str) -> Any:
-        answer = msgspec.json.encode(Answer(code=code, worker="w", news=(news("verify m.gguf", "failed"),) if code else ()))
-        done = {"one": lambda: True, "two": lambda: len(asked) > 0}[name]
-        return SimpleNamespace(status="finished", cancelled=lambda: False, done=done, result=lambda: asked.append(name) or answer)
+    def gather(futures: list[Any]) -> list[bytes]:
+        taken.extend(future.data for future in futures)
+        return [future.data for future in futures]
 
-    futures = {"one": ending(1, "one"), "two": SimpleNamespace(**{**vars(ending(0, "two")), "done": lambda: keep_going})}
-    driver._follow(SimpleNamespace(status="running"), futures, queue.SimpleQueue(), screen, keep_going)
-    assert len(asked) == seen
+    def future(data: bytes, done: Any) -> Any:
+        return SimpleNamespace(status="finished", cancelled=lambda: False, done=done, data=data)
+
+    futures = {
+        "one": future(answer(1, news("verify m.gguf", "failed")), lambda: True),
+        "two": future(answer(0), lambda: bool(taken)),
+    }
+    driver._follow(SimpleNamespace(status="running", gather=gather), futures, queue.SimpleQueue(), told()[1], keep_going)
+    assert len(taken) == seen
 
 
 def test_a_run_that_the_scheduler_has_let_go_of_ends() -> None:
