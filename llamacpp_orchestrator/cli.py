@@ -55,6 +55,8 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
         raise click.UsageError("--create and --yes go with --publish.")
     if bundle and len(jobs_files) > 1:
         raise click.UsageError("--bundle goes with one JOB.")
+    if bundle and flags["scheduler"]:
+        raise click.UsageError("--bundle and --scheduler exclude each other.")
     contexts = [cli_options.load(file, flags, folders=not bundle) for file in jobs_files]
     if bundle:
         from llamacpp_orchestrator.commands import bundle as commands_bundle

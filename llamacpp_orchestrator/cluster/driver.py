@@ -161,6 +161,7 @@ def _order(pinned: PinnedJob, run: str, probe: Path, options: Options) -> Order:
         version=llamacpp_orchestrator.__version__,
         force=options.force,
         keep_going=options.keep_going,
+        offline=pinned.context.settings.offline,
     )
 
 

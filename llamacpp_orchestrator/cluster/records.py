@@ -31,6 +31,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     force: bool = False
     keep_going: bool = False
+    offline: bool = False
 
 
 class News(msgspec.Struct, frozen=True, kw_only=True):

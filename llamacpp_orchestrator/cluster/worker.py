@@ -97,8 +97,8 @@ def _encoded(answer: Answer) -> bytes:
 
 def _command(order: Order, chain: Chain) -> Command:
     argv = [sys.executable, "-m", "llamacpp_orchestrator", "run", order.job, "--locked", "--events", "--jobs", "1"]
-    argv += ["--force"] if order.force else []
-    argv += ["--keep-going"] if order.keep_going else []
+    chosen = {"--force": order.force, "--keep-going": order.keep_going, "--offline": order.offline}
+    argv += [option for option, given in chosen.items() if given]
     argv += [word for name in chain.outputs for word in ("--only", name)]
     env = {name: value for name, value in os.environ.items() if name not in NOT_FOR_CHILDREN}
     return Command(tuple(argv), cwd=str(Path(order.job).parent), env=tuple(env.items()))

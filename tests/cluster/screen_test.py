@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -152,3 +153,17 @@ def test_what_no_worker_can_ever_take_is_told_at_once(memory: int, offered: int,
     with pytest.raises(JobError, match=r"m.gguf takes about 11.0 GB of memory, and no worker offers more than 10.0 GB"):
         driver.check(chains, workers)
     return None
+
+
+@pytest.mark.parametrize(
+    "given, words", [({}, []), ({"force": True, "keep_going": True, "offline": True}, ["--force", "--keep-going", "--offline"])]
+)
+def test_a_worker_is_told_as_the_driver_was(given: dict[str, bool], words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_HOME", "/models")
+    order = Order(run="r", job="/j/job.yaml", job_sha256="", lock_sha256="", probe="", version="", **given)
+    command = worker._command(order, Chain(key="c", outputs=("a.gguf", "b.gguf")))
+    assert command.cwd == str(Path("/j")) and command.argv[3:6] == ("run", "/j/job.yaml", "--locked")
+    assert [word for word in command.argv if word in ("--force", "--keep-going", "--offline")] == words
+    assert command.argv[-4:] == ("--only", "a.gguf", "--only", "b.gguf")
+    assert dict(command.env).get("HF_HOME") == "/models" and "OMP_NUM_THREADS" not in dict(command.env)

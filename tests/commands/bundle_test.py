@@ -227,3 +227,9 @@ def test_an_unknown_platform_is_told_before_anything_is_asked(
     (world / "model").mkdir()
     answer = orchestrate("bundle", job("./model"), "-o", "x.tar", "--platform", "beos-x64")
     assert answer.code == 2 and "--platform beos-x64: no such platform" in answer.err and "source" not in answer.err
+
+
+def test_a_bundle_is_for_one_machine(orchestrate: Callable[..., Answer], job: Callable[..., Path], world: Path) -> None:
+    (world / "all.tar").write_bytes(b"")
+    answer = orchestrate("run", job("org/m"), "--bundle", "all.tar", "--scheduler", "tcp://127.0.0.1:9")
+    assert answer.code == 2 and "--bundle and --scheduler exclude each other" in answer.err
