@@ -249,6 +249,8 @@ def run(contexts: list[Context], flags: dict[str, Any], kept: bool) -> None:
     from llamacpp_orchestrator.system.scheduler import Event
 
     chosen, manner = options(flags, kept), _manner(flags)
+    if chosen.scheduler and (flags["jobs"] or flags["memory"]):
+        raise click.UsageError("--jobs and --memory are for this machine; with --scheduler each worker has its own.")
     try:
         if len(contexts) > 1:
             loader.check_together([(context.job, context.file) for context in contexts])

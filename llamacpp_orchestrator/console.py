@@ -82,10 +82,11 @@ def _once(show: Reporter) -> Reporter:
 def as_data(event: Event) -> None:
     """Tell an event as a line of JSON on stdout, for a program that reads it."""
     error = event.error
-    lines = (error.message, error.hint) if isinstance(error, OrchestrateError) else (str(error), "") if error else None
-    fields = {"step": event.step, "status": event.status, "text": event.text, "seconds": event.seconds, "memory": event.memory}
+    lines = (error.message, error.hint) if isinstance(error, OrchestrateError) else (masked(str(error)), "") if error else None
+    words = {"step": masked(event.step), "status": event.status, "text": masked(event.text)}
     log = getattr(error, "log", None) or event.log
-    print(masked(json.dumps({**fields, "error": lines, "log": str(log or "")})), flush=True)
+    fields = {**words, "seconds": event.seconds, "memory": event.memory, "error": lines, "log": str(log or "")}
+    print(json.dumps(fields), flush=True)
 
 
 def say(text: str, manner: Voice) -> None:

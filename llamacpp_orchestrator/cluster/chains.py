@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 
 from llamacpp_orchestrator.cluster.records import Chain
+from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.pipeline.build import Build
 
@@ -24,12 +25,14 @@ def chains(
         by_model.setdefault(build.output.model, []).append(build)
     listed: list[Chain] = []
     for number, builds in enumerate(by_model.values()):
-        models = [build for build in builds if not build.output.lora]
+        # An adapter that is loaded only because the programs are there anyway is so only where they are: with its base.
+        alone = [build for build in builds if build.output.lora and not (is_loaded(build) and _by_chance(build))]
+        models = [build for build in builds if build not in alone]
         own = [build for build in models if not build.output.temporary]
         need = max(map(memory, models), default=0)
         base = Chain(key=f"{number}-base", outputs=tuple(build.name for build in own), memory=need)
         listed += [base] if own else []
-        for part, group in enumerate(shared([build for build in builds if build.output.lora], workers)):
+        for part, group in enumerate(shared(alone, workers)):
             after = (base.key,) if own and any(map(is_loaded, group)) else ()
             names, need = tuple(build.name for build in group), max(map(memory, group))
             listed.append(Chain(key=f"{number}-adapters-{part}", outputs=names, after=after, memory=need))
@@ -46,3 +49,7 @@ def shared(builds: Sequence[Build], workers: int) -> list[list[Build]]:
     for number, group in enumerate(adapters.values()):
         groups[number % len(groups)] += group
     return groups
+
+
+def _by_chance(build: Build) -> bool:
+    return build.output.model.verify == check_levels.AUTO

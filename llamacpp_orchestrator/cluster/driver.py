@@ -35,7 +35,7 @@ from llamacpp_orchestrator.system.scheduler import ENDED
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.util.hashing import file_sha256
-from llamacpp_orchestrator.util.store import write_atomically
+from llamacpp_orchestrator.util.store import draft
 from llamacpp_orchestrator.util.units import size
 
 CONNECT_SECONDS = 10.0
@@ -63,36 +63,50 @@ Share = Callable[[int], list[Chain]]  # the chains for so many workers
 class Screen(msgspec.Struct, kw_only=True):
     """The events of all chains as one run's: those of outputs go by the `names` of their steps, others with their worker.
 
-    `turns` and `running` are of each chain: which run of it is on, and its steps that have not ended; `last` has what ended.
+    `turns` and `running` are of each chain: which run of it is on, and its steps that have not ended, with the time at which
+    they began; `last` has the last event of each step that has ended, with its chain.
     """
 
     names: frozenset[str]
     report: Reporter
     turns: dict[str, str] = {}
-    running: dict[str, set[str]] = {}
-    last: dict[str, Event] = {}
+    running: dict[str, dict[str, float]] = {}
+    last: dict[str, tuple[str, Event]] = {}
 
     def show(self, news: News) -> None:
-        """Report an event, its end once; where a chain begins anew, what a lost worker had running is ended first."""
+        """Report an event, and an end once, unless it is worse than the one before.
+
+        Where a chain begins anew, what a lost worker had running is ended first, and what it had ended counts no more.
+        """
         if self.turns.setdefault(news.chain, news.turn) != news.turn:
             self.turns[news.chain] = news.turn
             self.end(news.chain)
+            self.last = {step: ended for step, ended in self.last.items() if ended[0] != news.chain}
             self.report(Event(news.step, "note", f"a worker was lost; {news.by} takes over what it did"))
+        running = self.running.setdefault(news.chain, {})
         event = as_event(news, self.names)
-        running = self.running.setdefault(news.chain, set())
-        if event.status != "note" and (event.step in self.last or (event.status == "progress" and event.step not in running)):
+        event = msgspec.structs.replace(event, began=running.get(event.step, event.began))
+        before = self.last[event.step][1].status if event.step in self.last else ""
+        worse = event.status == "failed" and before != "failed"
+        if event.status != "note" and not worse and (before or (event.status == "progress" and event.step not in running)):
             return
         if event.status in ENDED:
-            running.discard(event.step)
-            self.last[event.step] = event
+            running.pop(event.step, None)
+            self.last[event.step] = news.chain, event
         elif event.status == "started":
-            running.add(event.step)
+            running[event.step] = event.began
         self.report(event)
 
     def end(self, chain: str) -> None:
         """Take what a chain had running from the screen."""
-        for name in self.running.pop(chain, ()):
-            self.report(Event(name, "ended"))
+        for name, began in self.running.pop(chain, {}).items():
+            self.report(Event(name, "blocked", "by the end of its worker", began=began))
+
+    def fail(self, chain: str, error: OrchestrateError) -> None:
+        """Report the failure of a chain of which no step tells why."""
+        event = Event(f"task {chain}", "failed", error=error)
+        self.last[event.step] = chain, event
+        self.report(event)
 
 
 def as_event(news: News, names: Collection[str]) -> Event:
@@ -133,7 +147,7 @@ def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Optio
                 finally:
                     with suppress(Exception):
                         client.cancel(list(futures.values()), force=True)
-    return list(screen.last.values())
+    return [event for _, event in screen.last.values()]
 
 
 @contextmanager
@@ -142,8 +156,8 @@ def _probe(pinned: PinnedJob) -> Iterator[tuple[str, Path]]:
     run = f"orchestrate-{secrets.token_hex(8)}"
     folder = pinned.context.folder(pinned.context.job.output)
     folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".{run}.probe"
-    write_atomically(probe, run)
+    probe = draft(folder / run)  # named so that the next run takes it away where this one cannot
+    probe.write_text(run, encoding="utf-8")
     try:
         yield run, probe
     finally:
@@ -251,27 +265,33 @@ def check(chains: Sequence[Chain], workers: Workers) -> None:
 
 
 def _follow(client: Any, futures: dict[str, Any], news: queue.SimpleQueue[Any], screen: Screen, keep_going: bool) -> None:
-    """Show what comes until every chain has ended, or one has failed; raises what ended a chain without a step that failed."""
+    """Show what comes until every chain has ended, or one has failed; NetworkError where the scheduler goes."""
     left, seen, failed = dict(futures), time.monotonic(), False
-    failures: list[OrchestrateError] = []
     while left and (keep_going or not failed):
         _drain(news, screen, TICK)
         seen = time.monotonic() if client.status == "running" else seen
         if time.monotonic() - seen > LOST_SECONDS or any(future.cancelled() for future in left.values()):
             raise NetworkError("the scheduler of the cluster has gone, or has let go of this run", GONE)
-        ended = {key: future for key, future in left.items() if future.done()}
-        good = [key for key, future in ended.items() if future.status == "finished"]
-        answers = dict(zip(good, client.gather([ended[key] for key in good]), strict=True)) if good else {}
+        answers = _answers(client, {key: future for key, future in left.items() if future.done()})
         _drain(news, screen, 0.0)
-        for key in ended:
-            bad, errors = _outcome(key, left.pop(key), answers.get(key), screen)
-            failed, failures = failed or bad, failures + errors
+        for key, answer in answers.items():
+            del left[key]
+            failed |= _outcome(key, answer, screen)
     if left:
         screen.report(
             Event("cluster", "note", f"after the failure {len(left)} more tasks were stopped or not begun (--keep-going)")
         )
-    if failures:
-        raise failures[0]
+
+
+def _answers(client: Any, ended: dict[str, Any]) -> dict[str, Answer | Exception]:
+    """What chains came to, or what kept them from it; those of a worker that is lost just now come with another look."""
+    try:
+        good = [key for key, future in ended.items() if future.status == "finished"]
+        data = client.gather([ended[key] for key in good]) if good else []
+        bad = {key: future.exception() for key, future in ended.items() if future.status == "error"}
+    except Exception:
+        return {}
+    return {key: msgspec.json.decode(answer, type=Answer) for key, answer in zip(good, data, strict=True)} | bad
 
 
 def _drain(news: queue.SimpleQueue[Any], screen: Screen, seconds: float) -> None:
@@ -282,17 +302,21 @@ def _drain(news: queue.SimpleQueue[Any], screen: Screen, seconds: float) -> None
             screen.show(msgspec.convert(news.get_nowait()[1], News))
 
 
-def _outcome(key: str, future: Any, answer_json: bytes | None, screen: Screen) -> tuple[bool, list[OrchestrateError]]:
-    """Whether a chain has failed, and an error where no step of it tells why."""
-    if answer_json is None:
-        error = future.exception()
-        if type(error).__name__ == "KilledWorker":
+def _outcome(key: str, answer: Answer | Exception, screen: Screen) -> bool:
+    """Show what a chain came to; whether it has failed."""
+    if isinstance(answer, Exception):
+        message = f"a worker could not make its outputs: {type(answer).__name__}: {answer}"
+        error = OrchestrateError(message, worker.UNFIT)
+        if type(answer).__name__ == "KilledWorker":
             message = "workers were lost again and again while they made the same outputs"
-            return True, [OrchestrateError(message, "had they enough memory? see the logs of the workers, then run it again")]
-        return True, [OrchestrateError(f"a worker could not make its outputs: {type(error).__name__}: {error}", worker.UNFIT)]
-    answer = msgspec.json.decode(answer_json, type=Answer)
+            error = OrchestrateError(message, "had they enough memory? see the logs of the workers, then run it again")
+        screen.fail(key, error)
+        return True
     for item in answer.news:
         screen.show(item)
     screen.end(key)
-    told = any(item.status == "failed" for item in answer.news)
-    return bool(answer.code), [OrchestrateError(*answer.error)] if answer.error and not told else []
+    if answer.error and not any(chain == key and event.status == "failed" for chain, event in screen.last.values()):
+        screen.fail(key, OrchestrateError(*answer.error))
+    if answer.blocked:
+        screen.report(Event(f"task {key}", "blocked", "by what its outputs are made of"))
+    return bool(answer.code)

@@ -54,9 +54,13 @@ class News(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """How a chain ended: the exit code of the child, the last event of each step, and what kept it from beginning."""
+    """How a chain ended: the exit code of the child, the last event of each step, and what kept it from beginning.
+
+    It is `blocked` where what it needs was not made, which has been told already.
+    """
 
     code: int
     worker: str
     news: tuple[News, ...] = ()
     error: tuple[str, str] | None = None
+    blocked: bool = False

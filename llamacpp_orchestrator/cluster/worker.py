@@ -61,7 +61,7 @@ def run_chain(order_json: bytes, chain_json: bytes, *before: bytes) -> bytes:
     worker = get_worker()
     name = str(worker.name)
     if any(msgspec.json.decode(answer, type=Answer).code for answer in before):
-        return _encoded(Answer(code=1, worker=name, error=("what it is made of was not made", "see the failures before")))
+        return _encoded(Answer(code=1, worker=name, blocked=True))
     if reason := unfit(order_json):
         return _encoded(Answer(code=2, worker=name, error=(f"worker {name} cannot do it: {reason}", UNFIT)))
     turn, news = uuid.uuid4().hex, dict[str, News]()
@@ -97,8 +97,8 @@ def _encoded(answer: Answer) -> bytes:
 
 def _command(order: Order, chain: Chain) -> Command:
     argv = [sys.executable, "-m", "llamacpp_orchestrator", "run", order.job, "--locked", "--events", "--jobs", "1"]
-    chosen = {"--force": order.force, "--keep-going": order.keep_going, "--offline": order.offline}
-    argv += [option for option, given in chosen.items() if given]
+    options = {"--force": order.force, "--keep-going": order.keep_going, "--offline": order.offline}
+    argv += [option for option, given in options.items() if given]
     argv += [word for name in chain.outputs for word in ("--only", name)]
     env = {name: value for name, value in os.environ.items() if name not in NOT_FOR_CHILDREN}
     return Command(tuple(argv), cwd=str(Path(order.job).parent), env=tuple(env.items()))

@@ -51,11 +51,13 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
     revision: str
     card: str
     files: tuple[PreviewFile, ...]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The same as text."""
         listed = [f"{size(file.size):>9}  {file.sha256[:12]}  {file.path}" for file in self.files]
-        return [f"{self.repo} ({self.revision})", *listed, *([f"card     {self.card}"] if self.card else [])]
+        listed += [f"card     {self.card}"] if self.card else []
+        return [f"{self.repo} ({self.revision})", *listed, *(f"note     {note}" for note in self.notes)]
 
 
 def publish_job(context: Context, options: Options, report: Reporter) -> Result:
@@ -79,6 +81,7 @@ def preview(context: Context, options: Options) -> list[Preview]:
 
 def _publications(context: Context) -> tuple[PinnedJob, list[Publication]]:
     """The repositories of a job; JobError where it names none, or where one of their outputs is not there and proven."""
+    publish.check_place(context)
     lock = lock_file.read(lock_file.path_for(context.file))
     if lock is None or diff.stale_reasons(context.job, lock):
         why = "has no lock" if lock is None else "has changed since it was locked"
@@ -104,9 +107,8 @@ def _card_names(items: Sequence[Publication]) -> list[str]:
 
 
 def _preview(pinned: PinnedJob, item: Publication, card: str, force: bool) -> Preview:
-    written = ""
+    written, sources = "", publication.origins(pinned, item)
     if item.repository.publish.card != "none":
-        sources = publication.origins(pinned, item)
         root = fields.folder(pinned.context.job.output, pinned.context.file.parent)
         path = Path(os.path.normpath(root / card))
         if path.exists() and not force and (not path.is_file() or card_merge.SECTION[0] not in text_of(path)):
@@ -114,4 +116,5 @@ def _preview(pinned: PinnedJob, item: Publication, card: str, force: bool) -> Pr
         write_atomically(path, publish.readme(pinned, item, sources))
         written = str(path)
     files = (PreviewFile(path=file.path, size=file.size, sha256=file.sha256) for file in publication.files(pinned, item))
-    return Preview(repo=item.id, revision=item.repository.publish.revision, card=written, files=tuple(files))
+    notes = tuple(publish.notes(pinned, sources))
+    return Preview(repo=item.id, revision=item.repository.publish.revision, card=written, files=tuple(files), notes=notes)

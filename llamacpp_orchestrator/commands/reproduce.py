@@ -112,7 +112,9 @@ def reproduce(path: Path, settings: Settings, job: Path | None, options: Options
         dir=context.store.folder("downloads"), prefix="reproduce-", ignore_cleanup_errors=True
     ) as scratch:
         apart = msgspec.structs.replace(context, job=msgspec.structs.replace(context.job, output=scratch))
-        result = run.run(apart, msgspec.structs.replace(options, locked=True, write_lock=False, only=(receipt.path,)), report)
+        alike = [build for build in pipeline_build.builds(pinned) if build.output.path.name == receipt.path]
+        names = tuple(build.name for build in [build for build in alike if receipt.recipe in build.recipes] or alike)
+        result = run.run(apart, msgspec.structs.replace(options, locked=True, write_lock=False, only=names), report)
         if result.errors:
             raise result.errors[0]
         made = {Path(output.path).name: Path(output.path) for output in result.outputs}

@@ -126,7 +126,7 @@ def _run(pinned: PinnedJob, options: Options, report: Reporter, began: float, ev
 
 def _chosen(outputs: Outputs, only: Collection[str]) -> Outputs:
     """All outputs, or those of some names, with what they are quantized from."""
-    named = [build for build in outputs.builds if {build.name, build.output.path.name} & set(only)]
+    named = [build for build in outputs.builds if build.name in only]
     sources = [build.of for build in named]
     kept = tuple(build for build in outputs.builds if build in named or build.output in sources)
     return msgspec.structs.replace(outputs, builds=kept) if only else outputs

@@ -235,7 +235,11 @@ def facts(pinned: PinnedJob, publication: Publication, sources: tuple[Origin, ..
     measured = qualities(pinned, publication)
     plots = [Path(os.path.relpath(quality.plot, root)).as_posix() for quality in measured if quality.plot]
     texts = [report.text for quality in measured if (report := quality_report.read(Path(quality.report)))]
-    rows = {Path(quality.report).parent / row.file: row for quality in measured for row in (quality.unquantized, *quality.types)}
+    rows = {
+        Path(os.path.normpath(Path(quality.report).parent / row.file)): row
+        for quality in measured
+        for row in (quality.unquantized, *quality.types)
+    }
     said = {key for build, _ in receipts if build.output.kind != "merged" for key in metadata(build)}
     chat = "tokenizer.chat_template" in said
     return Facts(

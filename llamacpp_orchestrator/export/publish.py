@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import performing
 
 KEY = "publish"
+PLACE = re.compile(r"(?:^|[=\s,])(?:~[/\\]|/(?!/)|[A-Za-z]:[/\\]|file:|\\\\)")  # how a folder or file of some machine begins
 VAGUE = ("other", "unknown")  # of a licence: to be read by whoever passes on what is made of the work
 
 UNSEEN = (401, 403, 404)  # of a repository that is gone, or that this token may not see
@@ -58,10 +60,15 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
 def check_job(contexts: Iterable[Context]) -> None:
     """Raise JobError where it is asked to publish and no job says where, or no server may be asked."""
     for context in contexts:
-        if not any(model.publish for model in context.job.models):
-            way = "add it to the job, or to some of its models: `publish: your-name/{name}-GGUF`"
-            raise JobError(f"{context.file.name} does not say where its outputs are published", way)
+        check_place(context)
         context.online("the hub, to publish on,")
+
+
+def check_place(context: Context) -> None:
+    """Raise JobError where a job does not say where its outputs are published."""
+    if not any(model.publish for model in context.job.models):
+        way = "add it to the job, or to some of its models: `publish: your-name/{name}-GGUF`"
+        raise JobError(f"{context.file.name} does not say where its outputs are published", way)
 
 
 def find(pinned: PinnedJob, builds: Iterable[Build]) -> list[Publication]:
@@ -182,8 +189,10 @@ def notes(pinned: PinnedJob, sources: Iterable[Origin]) -> list[str]:
             address = source.front.get("license_link", "")
             lines.append(f"{source.source} names no licence that is known here: read {quoted(address) or 'its own page'} first")
     texts = _texts(msgspec.to_builtins(pinned.context.job))
-    if listed := [text for text in texts if text.startswith(("~", "file:")) or Path(text).is_absolute()]:
-        lines.append(f"{pinned.context.file.name} goes there as it is, and names {listed[0]}, a place on this machine")
+    if listed := [text for text in texts if PLACE.search(text)]:
+        lines.append(
+            f"{pinned.context.file.name} goes there as it is, and names places on this machine: {quoted(', '.join(listed))}"
+        )
     return lines
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -170,6 +169,8 @@ def _create(upload: Upload) -> Remote:
 
         api = HfApi(endpoint=place.endpoint, token=place.token)
         api.create_repo(place.repo_id, private=upload.private, exist_ok=True)
+        if upload.private:
+            _check_private(place)
         if place.revision != "main":
             api.create_branch(place.repo_id, branch=place.revision, exist_ok=True)
 
@@ -206,14 +207,22 @@ def _readme(place: Place, remote: Remote) -> str:
         return ""
 
     def ask() -> bytes:
-        from huggingface_hub import HfApi
+        # Not by way of a cache, whose file may be damaged: what comes of this goes back there.
+        from huggingface_hub import get_session
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
-        api = HfApi(endpoint=place.endpoint, token=place.token)
-        path = api.hf_hub_download(place.repo_id, CARD, revision=remote.commit, cache_dir=hub.cache_folder())
-        return Path(path).read_bytes()
+        url = hf_hub_url(place.repo_id, CARD, revision=remote.commit, endpoint=place.endpoint)
+        response = get_session().get(url, headers=build_hf_headers(token=place.token))
+        hf_raise_for_status(response)
+        return bytes(response.content)
 
+    content = asking(ask, msgspec.structs.replace(place, file=CARD))
+    if differing([content_file(CARD, content)], remote):
+        raise IntegrityError(f"{place.shown} sent another {CARD} of {place.repo_id} than it lists", "run the same command again")
     try:
-        return asking(ask, msgspec.structs.replace(place, file=CARD)).decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         message = f"{CARD} of {place.repo_id} is not UTF-8, and to add to it would spoil what it says"
         raise OrchestrateError(message, "save it as UTF-8 on the hub; or set `card: none`, which leaves it alone") from error
@@ -295,7 +304,7 @@ def _choose_store(place: Place, files: Iterable[LocalFile]) -> None:
     large = [file for file in files if file.size > hub.LARGEST_BYTES]
     if large and constants.HF_HUB_DISABLE_XET:
         message = f"{large[0].path} has {size(large[0].size)}; without the hub's newer store (Xet) one file has at most 50 GB"
-        raise OrchestrateError(f"{message}, and {place.shown} has none that can be used here", SPLIT)
+        raise OrchestrateError(f"{message}, and that of {place.shown} cannot be used just now", f"{AGAIN}; or {SPLIT}")
 
 
 def _has_xet(place: Place) -> bool:

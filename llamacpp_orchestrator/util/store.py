@@ -218,7 +218,7 @@ def _state(path: Path) -> str:
 
 def write_atomically(path: Path, text: str, within: Path | None = None) -> None:
     """Write a small file so that a reader sees the old text or the new, never half; drafted beside it, or in another folder."""
-    staged = _draft(within / path.name if within else path)
+    staged = draft(within / path.name if within else path)
     try:
         with staged.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
@@ -230,7 +230,8 @@ def write_atomically(path: Path, text: str, within: Path | None = None) -> None:
         raise OrchestrateError(f"cannot write {path}: {error.strerror}", "check the folder's rights and free space") from error
 
 
-def _draft(path: Path) -> Path:
+def draft(path: Path) -> Path:
+    """A name beside a path for what is not to stay; `tempfiles.sweep_folder` takes it away once this process has gone."""
     return path.with_name(f".{machine()}.{os.getpid()}.{os.urandom(6).hex()}.new")
 
 
@@ -253,7 +254,7 @@ def text_of(path: Path) -> str:
 def link(file: Path, dest: Path) -> None:
     """Put a file into a place, which then has it whole or not at all; a copy where the disk has no links."""
     dest.parent.mkdir(parents=True, exist_ok=True)
-    staged = _draft(dest)
+    staged = draft(dest)
     try:
         os.link(file, staged)
     except OSError:

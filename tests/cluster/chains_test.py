@@ -50,7 +50,8 @@ def test_the_types_of_one_adapter_stay_together() -> None:
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_an_adapter_that_is_loaded_comes_after_its_base(loaded: bool) -> None:
-    listed = chains.chains([build("base", ONE), *adapters(1)], 1, lambda build: loaded)
+    model = spec.Model(source="a/b", name="one", verify="load")
+    listed = chains.chains([build("base", model), *adapters(1, model)], 1, lambda build: loaded)
     assert [chain.after for chain in listed] == [(), ("0-base",) if loaded else ()]
     assert chains.chains(adapters(1), 1, lambda build: loaded)[0].after == (), "its base is there already"
 
@@ -60,3 +61,8 @@ def test_the_largest_output_decides_what_a_chain_takes() -> None:
     needs = {"base": 9, "q4": 5, "l0": 1, "l1": 2, "l2": 3}
     listed = chains.chains(builds, 2, lambda build: False, lambda build: needs[build.name])
     assert [chain.memory for chain in listed] == [9, 3, 2]
+
+
+def test_an_adapter_that_is_loaded_only_where_the_programs_are_stays_with_its_base() -> None:
+    listed = chains.chains([build("base", ONE), build("q4", ONE, "quantized"), *adapters(2)], 2, lambda build: build.name != "l1")
+    assert [chain.outputs for chain in listed] == [("base", "q4", "l0"), ("l1",)]

@@ -61,7 +61,7 @@ def test_a_chain_that_begins_anew_ends_what_the_lost_worker_had_begun() -> None:
     lines, _ = told(news("convert m.gguf", "started"), news("fetch m", "started", turn="2", by="w2"))
     assert lines == [
         ("convert m.gguf", "started", ""),
-        ("convert m.gguf", "ended", ""),
+        ("convert m.gguf", "blocked", "by the end of its worker"),
         ("fetch m", "note", "a worker was lost; w2 takes over what it did"),
         ("fetch m on w2", "started", ""),
     ]
@@ -77,23 +77,45 @@ class KilledWorker(Exception):
     pass
 
 
-def answer(code: int, *items: News, error: tuple[str, str] | None = None) -> bytes:
-    return msgspec.json.encode(Answer(code=code, worker="w", news=items, error=error))
+def answer(code: int, *items: News, **more: Any) -> Answer:
+    return Answer(code=code, worker="w", news=items, **more)
 
 
 @pytest.mark.parametrize(
-    "data, exception, failed, words",
+    "ended, failed, words",
     [
-        (None, KilledWorker("x"), True, "workers were lost again and again"),
-        (None, ImportError("no module"), True, "a worker could not make its outputs: ImportError"),
-        (answer(9, error=("it was killed", "again")), None, True, "it was killed"),
-        (answer(0, news("convert m.gguf", "done")), None, False, ""),
-        (answer(1, news("verify m.gguf", "failed"), error=("a", "b")), None, True, ""),
+        (KilledWorker("x"), True, "workers were lost again and again"),
+        (ImportError("no module"), True, "a worker could not make its outputs: ImportError"),
+        (answer(9, error=("it was killed", "again")), True, "it was killed"),
+        (answer(0, news("convert m.gguf", "done")), False, ""),
+        (answer(1, news("verify m.gguf", "failed", error=("broken", "")), error=("a", "b")), True, "broken"),
+        (answer(1, blocked=True), True, ""),
     ],
 )
-def test_how_a_chain_ended(data: bytes | None, exception: Exception | None, failed: bool, words: str) -> None:
-    bad, failures = driver._outcome("c", SimpleNamespace(exception=lambda: exception), data, told()[1])
-    assert bad == failed and [words in failure.message for failure in failures] == ([True] if words else [])
+def test_how_a_chain_ended(ended: Any, failed: bool, words: str) -> None:
+    _, screen = told()
+    assert driver._outcome("c", ended, screen) == failed
+    errors = [event.error.message for _, event in screen.last.values() if isinstance(event.error, OrchestrateError)]
+    assert [words in message for message in errors] == ([True] if words else [])
+
+
+def test_a_failure_is_told_whatever_came_before() -> None:
+    """Two chains fetch the same on one worker, and a chain is made again after a worker was lost."""
+    lines, screen = told(news("fetch m", "done"), news("fetch m", "failed", error=("gone", "")))
+    assert [line[1] for line in lines] == ["done", "failed"] and screen.last["fetch m on w1"][1].error
+    lines, screen = told(
+        news("convert m.gguf", "started"), news("convert m.gguf", "done"), news("convert m.gguf", "started", turn="2", by="w2"),
+        news("convert m.gguf", "failed", turn="2", by="w2", error=("full", "")),
+    )  # fmt: skip
+    assert [line[1] for line in lines] == ["started", "done", "note", "started", "failed"]
+
+
+def test_a_step_has_one_begin() -> None:
+    events: list[Event] = []
+    screen = driver.Screen(names=NAMES, report=events.append)
+    for item in (news("convert m.gguf", "started"), news("convert m.gguf", "done", seconds=9.0)):
+        screen.show(item)
+    assert events[0].began == events[1].began > 0
 
 
 @pytest.mark.parametrize("keep_going, seen", [(False, 1), (True, 2)])
@@ -105,15 +127,26 @@ def test_the_first_failure_is_the_last_unless_told_to_keep_going(keep_going: boo
         taken.extend(future.data for future in futures)
         return [future.data for future in futures]
 
-    def future(data: bytes, done: Any) -> Any:
-        return SimpleNamespace(status="finished", cancelled=lambda: False, done=done, data=data)
+    def future(data: Answer, done: Any) -> Any:
+        return SimpleNamespace(status="finished", cancelled=lambda: False, done=done, data=msgspec.json.encode(data))
 
     futures = {
         "one": future(answer(1, news("verify m.gguf", "failed")), lambda: True),
         "two": future(answer(0), lambda: bool(taken)),
     }
-    driver._follow(SimpleNamespace(status="running", gather=gather), futures, queue.SimpleQueue(), told()[1], keep_going)
+    lines, screen = told()
+    driver._follow(SimpleNamespace(status="running", gather=gather), futures, queue.SimpleQueue(), screen, keep_going)
     assert len(taken) == seen
+
+
+def test_an_answer_of_a_worker_that_is_lost_just_now_is_looked_for_again() -> None:
+    def gather(futures: list[Any]) -> list[bytes]:
+        raise OSError("the worker has gone")
+
+    future = SimpleNamespace(status="finished")
+    assert driver._answers(SimpleNamespace(gather=gather), {"c": future}) == {}
+    bad = SimpleNamespace(status="error", exception=lambda: KilledWorker("x"))
+    assert list(driver._answers(SimpleNamespace(), {"c": bad})) == ["c"]
 
 
 def test_a_run_that_the_scheduler_has_let_go_of_ends() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.export import publication
+from llamacpp_orchestrator.export import publish
 from llamacpp_orchestrator.job.check_levels import EXCUSES
 from llamacpp_orchestrator.job.check_levels import LOAD
 from llamacpp_orchestrator.job.check_levels import LOGITS
@@ -66,3 +67,16 @@ FRONT: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("card, expected", FRONT)
 def test_front_matter_is_read_as_text(card: str, expected: dict[str, Any]) -> None:
     assert publication.front_matter(card) == expected
+
+
+PLACES = ["/home/me/x", "~/x", "--opt=/home/me/x", "C:\\x", "D:/x", "file:///x", "a b /x", "\\\\server\\x"]
+
+
+@pytest.mark.parametrize("text", PLACES)
+def test_a_place_on_a_machine_is_seen_wherever_it_stands_in_a_text(text: str) -> None:
+    assert publish.PLACE.search(text)
+
+
+@pytest.mark.parametrize("text", ["org/m", "https://github.com/x/y", "./x", "../x", "{name}-{type}.gguf", "a/b@c", "bf16"])
+def test_what_is_no_place_of_a_machine(text: str) -> None:
+    assert not publish.PLACE.search(text)

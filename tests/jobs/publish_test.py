@@ -246,6 +246,10 @@ def test_jobs_without_a_place_to_publish_to_say_so(hub: UploadHub, orchestrate: 
     assert orchestrate("run", file, "--create").code == 2
     answer = orchestrate("publish", job({"source": "org/tiny", "outtype": "q8_0"}, publish=REPO, **QUICK))
     assert answer.code == 2 and "has no lock" in answer.err
+    answer = orchestrate("publish", job({"source": "org/tiny", "outtype": "q8_0"}, **QUICK), "--dry-run")
+    assert answer.code == 2 and "does not say where its outputs are published" in answer.err
+    answer = orchestrate("run", job({"source": "org/tiny"}, **QUICK), "--scheduler", "tcp://127.0.0.1:9", "--jobs", "2")
+    assert answer.code == 2 and "--jobs and --memory are for this machine" in answer.err
 
 
 def test_ollama_is_told_what_the_file_does_not_say(hub: UploadHub, orchestrate: Orchestrate, job: Job, world: Path) -> None:
@@ -316,7 +320,7 @@ def test_a_secret_is_not_published(
 def test_places_of_this_machine_in_the_job_are_told(hub: UploadHub, orchestrate: Orchestrate, job: Job, world: Path) -> None:
     file = job({"source": "org/tiny", "outtype": "q8_0"}, publish=REPO, output=str(world / "out"), **QUICK)
     answer = orchestrate("run", file, "--publish", "--create")
-    assert answer.code == 0 and f"names {world / 'out'}, a place on this machine" in answer.err
+    assert answer.code == 0 and f"names places on this machine: {world / 'out'}" in answer.err
 
 
 def test_no_two_files_have_one_name_in_the_repository(hub: UploadHub, orchestrate: Orchestrate, job: Job) -> None:

@@ -25,6 +25,7 @@ from llamacpp_orchestrator.models.hub_session import Place
 from llamacpp_orchestrator.models.hub_upload import Upload
 from llamacpp_orchestrator.util import cancel
 from tests.support.stage.uploads import UploadHub
+from tests.support.stage.uploads import UploadRoute
 
 REPO = "tester/m-GGUF"
 GGUF = b"GGUF\3\0\0\0" + bytes(range(256)) * 2000
@@ -203,6 +204,23 @@ def test_a_readme_that_is_no_utf8_is_left_alone(uploads: UploadHub, upload: Uplo
         hub_upload.send(upload, silent)
     assert "card: none" in refusal.value.hint and titles(uploads) == ["initial commit", "Upload files"]
     assert hub_upload.send(msgspec.structs.replace(upload, card=None), silent).paths == ("m-q8_0.gguf", "job.yaml")
+
+
+def test_a_readme_that_is_not_what_the_hub_lists_is_not_added_to(
+    uploads: UploadHub, upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads.seed(REPO, {"README.md": b"# mine\n"})
+    monkeypatch.setattr(UploadRoute, "download", lambda route, *words: route.reply(200, b"# other\n"))
+    with pytest.raises(IntegrityError, match="sent another README.md of tester/m-GGUF than it lists"):
+        hub_upload.send(upload, silent)
+    assert uploads.head(REPO).files["README.md"] == b"# mine\n"
+
+
+def test_a_private_branch_is_not_begun_in_a_public_repository(uploads: UploadHub, upload: Upload) -> None:
+    place = msgspec.structs.replace(upload.place, revision="next")
+    with pytest.raises(OrchestrateError, match="everybody may see tester/m-GGUF"):
+        hub_upload.send(msgspec.structs.replace(upload, place=place, create=True, private=True), silent)
+    assert list(uploads.repos[REPO].branches) == ["main"]
 
 
 def test_a_card_that_the_hub_does_not_take_is_told(uploads: UploadHub, upload: Upload) -> None:
