@@ -78,8 +78,9 @@ def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> 
     return summary.together(results)
 
 
-def _record_place(context: Context) -> Path:
-    return log_folder(context) / run_record.NAME
+def _record_place(context: Context, has_steps: bool) -> Path | None:
+    """Where a run is recorded; a refusal before the first step makes no folder for it."""
+    return log_folder(context) / run_record.NAME if has_steps or log_place(context).is_dir() else None
 
 
 def run(context: Context, options: Options, report: Reporter) -> Result:

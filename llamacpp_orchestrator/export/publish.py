@@ -41,6 +41,7 @@ from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import performing
+from llamacpp_orchestrator.util.background import load
 
 KEY = "publish"
 PLACE = re.compile(r"(?:^|[=\s,])(?:~[/\\]|/(?!/)|[A-Za-z]:[/\\]|file:|\\\\)")  # how a folder or file of some machine begins
@@ -78,6 +79,7 @@ def find(pinned: PinnedJob, builds: Iterable[Build]) -> list[Publication]:
 
 def check(items: Iterable[Publication], force: bool) -> None:
     """Raise JobError where no hub may be asked, or none may have a token, or there is no token."""
+    load("huggingface_hub.hf_api")
     from huggingface_hub import constants
     from huggingface_hub import get_token
 

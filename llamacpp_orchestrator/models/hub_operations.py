@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator.errors import IntegrityError
+from llamacpp_orchestrator.util.background import load
 from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.units import size
@@ -64,6 +65,7 @@ def progress_of(files: Sequence[LocalFile], tell: Tell) -> Progress:
 
 def operations(files: Sequence[LocalFile], progress: Progress, tell: Tell) -> list[Any]:
     """Files as the library's operations, which are read before they are sent: they must be what was checked once."""
+    load("huggingface_hub.hf_api")
     from huggingface_hub import CommitOperationAdd
 
     class Counted(CommitOperationAdd):

@@ -24,6 +24,7 @@ from llamacpp_orchestrator.models.hub_operations import LocalFile
 from llamacpp_orchestrator.models.hub_operations import content_file
 from llamacpp_orchestrator.models.hub_session import Place
 from llamacpp_orchestrator.models.hub_session import asking
+from llamacpp_orchestrator.util.background import load
 from llamacpp_orchestrator.util.cancel import wait
 from llamacpp_orchestrator.util.hashing import file_digest
 from llamacpp_orchestrator.util.units import size
@@ -113,6 +114,7 @@ def send(upload: Upload, tell: Tell) -> Sent:
 
 def look(place: Place) -> Remote | None:
     """What a branch holds now; None where there is no such repository, or no such branch."""
+    load("huggingface_hub.hf_api")
     from huggingface_hub.errors import GatedRepoError
     from huggingface_hub.errors import RepositoryNotFoundError
     from huggingface_hub.errors import RevisionNotFoundError

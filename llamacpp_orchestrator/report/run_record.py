@@ -72,8 +72,11 @@ def read(path: Path) -> RunRecord | None:
 
 
 @contextmanager
-def recording(place: Callable[[], Path], report: Reporter) -> Iterator[Reporter]:
-    """A reporter that also gathers what becomes of each step; the record is written when the block ends, however it does."""
+def recording(place: Callable[[bool], Path | None], report: Reporter) -> Iterator[Reporter]:
+    """A reporter that also gathers what becomes of each step; the record is written when the block ends, however it does.
+
+    `place` tells where, given whether there was any step: None where nothing is to be written of a run that was refused.
+    """
     clock, began, events = time.monotonic(), datetime.now(timezone.utc), list[Event]()
 
     def show(event: Event) -> None:
@@ -98,7 +101,8 @@ def recording(place: Callable[[], Path], report: Reporter) -> Iterator[Reporter]
             largest=host.largest_child(),
         )
         try:
-            keep(place(), record)
+            if path := place(bool(steps)):
+                keep(path, record)
         except (OSError, OrchestrateError) as error:
             if failure is None:  # else what is in the way is told already
                 report(Event("record", "note", f"`orchestrate report` will not know of this run: {error}"))

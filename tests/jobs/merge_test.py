@@ -155,6 +155,7 @@ def test_outputs_of_a_merge_are_those_of_the_kept_model(orchestrate: Orchestrate
 
 def test_of_the_hub_by_the_command_line_and_offline(hub: Hub, orchestrate: Orchestrate, data: Path, world: Path) -> None:
     hub.files = {path.name: path.read_bytes() for path in (data / "tiny-llama").iterdir()}
+    hub.files["README.md"] = b"Of this test alone, so that no other has shown its files in the shared cache."
     hub.others["org/adapter"] = {path.name: path.read_bytes() for path in (data / "lora-a").iterdir()}
     words = ("convert", "org/m", "--merge", "org/adapter@main", "--outtype", "f16", "--override", "torch==2.13.0")
     answer = orchestrate(*words, "--write-job", "merged.yaml")

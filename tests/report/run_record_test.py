@@ -78,7 +78,7 @@ def test_the_steps_of_a_run(events: list[Event], expected: list[StepRecord]) -> 
 def recorded(path: Path, *events: Event, failure: BaseException | None = None) -> tuple[RunRecord | None, list[Event]]:
     shown = list[Event]()
     try:
-        with run_record.recording(lambda: path, shown.append) as show:
+        with run_record.recording(lambda has_steps: path, shown.append) as show:
             for event in events:
                 show(event)
             if failure:
