@@ -79,8 +79,8 @@ def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> 
 
 
 def _record_place(context: Context, has_steps: bool) -> Path | None:
-    """Where a run is recorded; a refusal before the first step makes no folder for it."""
-    return log_folder(context) / run_record.NAME if has_steps or log_place(context).is_dir() else None
+    """Where a run is recorded; a refusal before the first step makes no cache for it."""
+    return log_folder(context) / run_record.NAME if has_steps or context.store.root.is_dir() else None
 
 
 def run(context: Context, options: Options, report: Reporter) -> Result:
