@@ -13,7 +13,7 @@ from llamacpp_orchestrator.pipeline.build import Build
 
 
 def chains(
-    stale: Iterable[Build], workers: int, is_loaded: Callable[[Build], bool], memory: Callable[[Build], int] = lambda build: 0
+    stale: Iterable[Build], workers: int, is_loaded: Callable[[Build], bool], memory: Callable[[Build], int]
 ) -> list[Chain]:
     """The chains of outputs that are to be made: a model with all that is quantized from it; adapters, shared out to workers.
 

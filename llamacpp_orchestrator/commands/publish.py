@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.card import merge as card_merge
+from llamacpp_orchestrator.card import text as card_text
 from llamacpp_orchestrator.commands import summary
 from llamacpp_orchestrator.commands.execution import carry_out_export
 from llamacpp_orchestrator.commands.execution import step_errors
@@ -66,9 +67,7 @@ def publish_job(context: Context, options: Options, report: Reporter) -> Result:
     pinned, items = _publications(context)
     publish.check_job([context])
     publish.check(items, options.force)
-    outputs = pipeline_build.outputs(pinned)
-    carry = functools.partial(carry_out_export, options, report)
-    events = publish.export(job_run(pinned, options, outputs.builds), items, options, carry)
+    events = publish.export(job_run(pinned, options), items, options, functools.partial(carry_out_export, options, report))
     errors = step_errors(events)
     return summary.result(began, events, errors, publish=publish.results(pinned, items, events))
 
@@ -113,7 +112,7 @@ def _preview(pinned: PinnedJob, item: Publication, card: str, force: bool) -> Pr
         path = Path(os.path.normpath(root / card))
         if path.exists() and not force and (not path.is_file() or card_merge.SECTION[0] not in text_of(path)):
             raise JobError(f"{path} exists already, and orchestrate did not write it", "move it away, or use --force")
-        write_atomically(path, publish.readme(pinned, item, sources))
+        write_atomically(path, card_text.text(publication.facts(pinned, item, sources), item.repository.publish.card))
         written = str(path)
     files = (PreviewFile(path=file.path, size=file.size, sha256=file.sha256) for file in publication.files(pinned, item))
     notes = tuple(publish.notes(pinned, sources))

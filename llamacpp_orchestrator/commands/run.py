@@ -30,7 +30,6 @@ from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.export import ollama
-from llamacpp_orchestrator.export import publish
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
@@ -69,6 +68,8 @@ def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> 
     if options.ollama_create:
         ollama.check_program(contexts)
     if options.publish:
+        from llamacpp_orchestrator.export import publish  # with all that a card is written with
+
         publish.check_job(contexts)
     for context in contexts:
         with run_record.recording(functools.partial(_record_place, context), report) as show:

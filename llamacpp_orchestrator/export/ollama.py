@@ -304,7 +304,7 @@ def export(run: JobRun, handoffs: Iterable[Handoff], options: Options, carry_out
     return carry_out(steps, performing({"modelfile": _write, "ollama": _create}, (run, by_key)), 0)
 
 
-def results(pinned: PinnedJob, handoffs: Iterable[Handoff], events: Iterable[Event] = ()) -> tuple[ModelfileResult, ...]:
+def results(pinned: PinnedJob, handoffs: Iterable[Handoff], events: Iterable[Event]) -> tuple[ModelfileResult, ...]:
     """What a run says of its Modelfiles: where they lie, and the two commands."""
     written = [handoff for handoff in handoffs if ready(handoff) and not split(handoff) and _written(pinned, handoff)]
     return tuple(

@@ -240,13 +240,18 @@ def facts(pinned: PinnedJob, publication: Publication, sources: tuple[Origin, ..
         for quality in measured
         for row in (quality.unquantized, *quality.types)
     }
-    said = {key for build, _ in receipts if build.output.kind != "merged" for key in metadata(build)}
-    chat = "tokenizer.chat_template" in said
+    headers = {
+        build.name: gguf.contents([build.output.path.parent / file.name for file in receipt.files])
+        for build, receipt in receipts
+        if build.output.kind != "merged"
+    }
+    keys = {key for contents in headers.values() for key in contents.metadata}
+    chat = "tokenizer.chat_template" in keys
     return Facts(
         repo=publication.id,
         title=", ".join(dict.fromkeys(adapters if alone else [model.name for model in models])),
         relation="adapter" if alone else "merge" if any(model.merge for model in models) else "quantized",
-        files=tuple(row for build, receipt in receipts for row in _rows(root, build, receipt, rows)),
+        files=tuple(row for build, receipt in receipts for row in _rows(root, build, receipt, headers.get(build.name), rows)),
         origins=sources,
         commands=tuple(CardCommand(path=build.name, command=receipt.command, notes=receipt.notes) for build, receipt in receipts),
         tag=versions.tag,
@@ -259,7 +264,7 @@ def facts(pinned: PinnedJob, publication: Publication, sources: tuple[Origin, ..
         plot=next(iter(plots), ""),
         measured_on=", ".join(dict.fromkeys(texts)),
         chat=chat,
-        embedding=not chat and any(key.endswith(".pooling_type") for key in said),
+        embedding=not chat and any(key.endswith(".pooling_type") for key in keys),
         revision=publication.repository.publish.revision,
         matrix=next((build.matrix.name for build, _ in receipts if build.matrix), ""),
     )
@@ -275,11 +280,13 @@ def qualities(pinned: PinnedJob, publication: Publication) -> list[Quality]:
     ]
 
 
-def _rows(root: Path, build: Build, receipt: Receipt, measures: Mapping[Path, Measure]) -> Iterator[CardFile]:
+def _rows(
+    root: Path, build: Build, receipt: Receipt, contents: gguf.Contents | None, measures: Mapping[Path, Measure]
+) -> Iterator[CardFile]:
     folder = build.output.path.parent
     paths = [folder / file.name for file in receipt.files]
     whole = sum(file.size for file in receipt.files)
-    bits = 0.0 if build.output.kind in ("merged", "adapter") else gguf.bits_per_weight(gguf.contents(paths), whole)
+    bits = gguf.bits_per_weight(contents, whole) if contents and build.output.kind != "adapter" else 0.0
     row = measures.get(paths[0])  # of a file of the same bytes alone: a report goes by their digests
     for path, file in zip(paths, receipt.files, strict=True):
         yield CardFile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from llamacpp_orchestrator.export.publication import Publication
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.models import hub
 from llamacpp_orchestrator.models import hub_upload
+from llamacpp_orchestrator.models.hub_operations import LocalFile
 from llamacpp_orchestrator.models.hub_session import Place
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
@@ -128,19 +130,12 @@ def _publish(sending: Sending, key: str, outcomes: Outcomes, tell: Tell) -> Outc
     for note in notes(pinned, sources):
         tell(f"{NOTE}{item.id}: {note}")
     publish, files = item.repository.publish, publication.files(pinned, item)
-
-    def card(existing: str, paths: Collection[str]) -> str:
-        others = tuple(sorted(path for path in set(paths) - {file.path for file in files} if path.endswith(".gguf")))
-        if others:
-            tell(f"{NOTE}{item.id} also holds {quoted(', '.join(others))}: not made by this job, nor told of in its card")
-        return readme(pinned, item, sources, existing, others)
-
     place = Place(endpoint=item.endpoint, repo_id=item.id, revision=publish.revision, trusted=True)
     upload = hub_upload.Upload(
         place=place,
         files=files,
         title=f"Add files made with llama.cpp {pinned.tag}",
-        card=None if publish.card == "none" else card,
+        card=_card(pinned, item, sources, files, tell),
         create=options.create,
         private=publish.private,
     )
@@ -151,13 +146,22 @@ def _publish(sending: Sending, key: str, outcomes: Outcomes, tell: Tell) -> Outc
     return Outcome("done" if sent.paths else "current", done)
 
 
-def readme(
-    pinned: PinnedJob, item: Publication, sources: tuple[Origin, ...], existing: str = "", others: tuple[str, ...] = ()
-) -> str:
-    """The README of a repository that holds `others` besides, where one exists already with what its owner has written."""
-    facts = msgspec.structs.replace(publication.facts(pinned, item, sources), others=others)
-    text = card_text.text(facts, item.repository.publish.card)
-    return card_merge.merged(existing, text) if existing else text
+def _card(
+    pinned: PinnedJob, item: Publication, sources: tuple[Origin, ...], files: tuple[LocalFile, ...], tell: Tell
+) -> Callable[[str, Collection[str]], str] | None:
+    """How a README is made of the one that is there and of all paths there; None where the job wants no card."""
+    if item.repository.publish.card == "none":
+        return None
+    facts = publication.facts(pinned, item, sources)
+
+    def card(existing: str, paths: Collection[str]) -> str:
+        others = tuple(sorted(path for path in set(paths) - {file.path for file in files} if path.endswith(".gguf")))
+        if others:
+            tell(f"{NOTE}{item.id} also holds {quoted(', '.join(others))}: not made by this job, nor told of in its card")
+        text = card_text.text(msgspec.structs.replace(facts, others=others), item.repository.publish.card)
+        return card_merge.merged(existing, text) if existing else text
+
+    return card
 
 
 def objections(pinned: PinnedJob, item: Publication, sources: Iterable[Origin], tell: Tell) -> list[str]:

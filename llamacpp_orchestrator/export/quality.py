@@ -112,7 +112,7 @@ def export(run: JobRun, jobs: Iterable[QualityJob], options: Options, carry_out:
     return events
 
 
-def results(pinned: PinnedJob, jobs: Iterable[QualityJob], events: Iterable[Event] = ()) -> tuple[Quality, ...]:
+def results(pinned: PinnedJob, jobs: Iterable[QualityJob], events: Iterable[Event]) -> tuple[Quality, ...]:
     """What a run says of its reports."""
     finished = filter(None, map(quality_report.finished, jobs))
     return tuple(filter(None, (quality_report.result(pinned, job) for job in finished)))

@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import unquote
 from urllib.parse import urlsplit
 
+from msgspec import Meta
+
 from llamacpp_orchestrator.errors import anonymous
 from llamacpp_orchestrator.util.yaml_reader import shown
 
@@ -56,6 +58,11 @@ def matching(pattern: str, expected: str, way: str = "") -> dict[str, Any]:
         return "" if re.fullmatch(pattern, text, re.ASCII) else f'expected {expected}, found "{shown(text)}"'
 
     return {"check": check, "way": way}
+
+
+def one_of(words: Sequence[str], description: str) -> Meta:
+    """A text that is one of some words, here and in the schema for editors."""
+    return Meta(description=description, extra={"words": tuple(words)}, extra_json_schema={"enum": list(words)})
 
 
 def file_name(name: str) -> str:

@@ -142,19 +142,11 @@ class Publish(Record, frozen=True, kw_only=True):
     ] = ()
     card: Annotated[
         str,
-        Meta(
-            description="Language of the model card, or none",
-            extra={"words": CARDS},
-            extra_json_schema={"enum": list(CARDS)},
-        ),
+        fields.one_of(CARDS, "Language of the model card, or none"),
     ] = "en"
     adapters: Annotated[
         str,
-        Meta(
-            description="Adapters go to repositories of their own (apart), or beside their model (together)",
-            extra={"words": ADAPTERS},
-            extra_json_schema={"enum": list(ADAPTERS)},
-        ),
+        fields.one_of(ADAPTERS, "Adapters go to repositories of their own (apart), or beside their model (together)"),
     ] = "apart"
     system: Annotated[
         str | None, Meta(description="A text file: the system prompt for Ollama", extra={"check": fields.some_file})
@@ -219,11 +211,7 @@ class Model(Record, frozen=True, kw_only=True):
     trust_remote_code: Annotated[bool, Meta(description="Let the model's own Python code run")] = False
     verify: Annotated[
         str,
-        Meta(
-            description="How deep its outputs are checked; auto: content, and load where the programs are there anyway",
-            extra={"words": VERIFY},
-            extra_json_schema={"enum": list(VERIFY)},
-        ),
+        fields.one_of(VERIFY, "How deep its outputs are checked; auto: content, and load where the programs are there anyway"),
     ] = check_levels.AUTO
     loras: Annotated[tuple[Lora, ...], Meta(description="Adapters of this model")] = ()
     publish: Annotated[
@@ -255,7 +243,8 @@ class Binaries(Record, frozen=True, kw_only=True):
     """Which of the release's programs."""
 
     backend: Annotated[
-        str, Meta(description="What the programs run on", extra={"words": BACKENDS}, extra_json_schema={"enum": list(BACKENDS)})
+        str,
+        fields.one_of(BACKENDS, "What the programs run on"),
     ] = "auto"
     cuda: Annotated[
         str,

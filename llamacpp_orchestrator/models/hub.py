@@ -87,9 +87,8 @@ def barred(repo_id: str, revision: str, settings: Settings, tell: Tell) -> str:
         from huggingface_hub import HfApi
 
         place = Place(endpoint=endpoint, repo_id=repo_id, revision=revision, trusted=settings.trusts(endpoint, HUB))
-        api = HfApi(endpoint=place.endpoint, token=place.token)
-        info = asking(lambda: api.model_info(repo_id, revision=revision, timeout=hub_session.LIMIT_SECONDS), place)
-        return "private" if info.private else "gated" if info.gated else ""
+        about = asking(lambda: info(HfApi(endpoint=place.endpoint, token=place.token), place), place)
+        return "private" if about.private else "gated" if about.gated else ""
 
     return first_answer(settings.huggingface, ask, tell)
 
@@ -107,7 +106,12 @@ def listing(place: Place) -> tuple[str, dict[str, Any]]:
 
 
 def _commit(api: Any, place: Place) -> str:
-    return str(api.model_info(place.repo_id, revision=place.revision, timeout=hub_session.LIMIT_SECONDS).sha)
+    return str(info(api, place).sha)
+
+
+def info(api: Any, place: Place) -> Any:
+    """What the hub says of a repository at a revision, as the library has it; raises what that raises."""
+    return api.model_info(place.repo_id, revision=place.revision, timeout=hub_session.LIMIT_SECONDS)
 
 
 def _hub_file(entry: Any, place: Place) -> HubFile:

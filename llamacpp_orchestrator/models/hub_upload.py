@@ -210,13 +210,11 @@ def _readme(place: Place, remote: Remote) -> str:
 
     def ask() -> bytes:
         # Not by way of a cache, whose file may be damaged: what comes of this goes back there.
-        from huggingface_hub import get_session
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
         from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
         url = hf_hub_url(place.repo_id, CARD, revision=remote.commit, endpoint=place.endpoint)
-        response = get_session().get(url, headers=build_hf_headers(token=place.token))
+        response = _get(place, url)
         hf_raise_for_status(response)
         return bytes(response.content)
 
@@ -309,14 +307,19 @@ def _choose_store(place: Place, files: Iterable[LocalFile]) -> None:
         raise OrchestrateError(f"{message}, and that of {place.shown} cannot be used just now", f"{AGAIN}; or {SPLIT}")
 
 
-def _has_xet(place: Place) -> bool:
+def _get(place: Place, url: str) -> Any:
+    """What the hub answers to a question that the library has no words for."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+    return get_session().get(url, headers=build_hf_headers(token=place.token))
+
+
+def _has_xet(place: Place) -> bool:
     url = f"{place.endpoint}/api/models/{place.repo_id}/xet-write-token/{quote(place.revision, safe='')}"
 
     def ask() -> bool:
-        response = get_session().get(url, headers=build_hf_headers(token=place.token))
+        response = _get(place, url)
         return response.is_success and "X-Xet-Access-Token" in response.headers
 
     return asking(ask, place, explain=refusal)

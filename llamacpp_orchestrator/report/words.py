@@ -13,6 +13,7 @@ from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.models import hub_cache
 from llamacpp_orchestrator.pipeline import receipt_words
+from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.diagnose import PROGRESS
 
 LAST_LINES = 20
@@ -51,4 +52,4 @@ def lines_of(log: Path) -> list[str]:
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    return [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
+    return process.drawn(text)

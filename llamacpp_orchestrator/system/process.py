@@ -208,9 +208,14 @@ def words_of(log: Path) -> str:
     return ""
 
 
+def drawn(text: str) -> list[str]:
+    """The lines of a text as a terminal shows them: of one that is drawn anew only its end."""
+    return [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
+
+
 def last_lines(text: str) -> str:
     """The last few lines of a text, with a whole traceback and what came before it; of a line drawn anew only its end."""
-    lines = [line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in text.strip("\n").split("\n")]
+    lines = drawn(text.strip("\n"))
     traced = [number for number, line in enumerate(lines) if line.startswith(TRACEBACK)]
     begin = max(0, min(len(lines) - TAIL_LINES, *(number - BEFORE_TRACEBACK for number in traced[-1:]), len(lines)))
     return "\n".join(lines[max(begin, len(lines) - LONGEST_TRACEBACK) :])

@@ -19,6 +19,11 @@ def build(name: str, model: spec.Model, kind: str = "model", lora: spec.Lora | N
     return Build(output=output, name=name, command=Command(()), portable_argv=(), inputs=(), recipes=("r",))
 
 
+def unknown(build: Build) -> int:
+    """Of a build whose headers are not here."""
+    return 0
+
+
 ONE, TWO = spec.Model(source="a/b", name="one"), spec.Model(source="a/b", name="two")
 
 
@@ -28,7 +33,7 @@ def adapters(count: int, model: spec.Model = ONE) -> list[Build]:
 
 def test_a_model_is_one_chain_with_what_is_quantized_from_it() -> None:
     builds = [build("base", ONE, temporary=True), build("q4", ONE, "quantized"), build("q8", ONE, "quantized"), build("two", TWO)]
-    assert chains.chains(builds, 4, lambda build: False) == [
+    assert chains.chains(builds, 4, lambda build: False, unknown) == [
         Chain(key="0-base", outputs=("q4", "q8")),
         Chain(key="1-base", outputs=("two",)),
     ]
@@ -36,7 +41,7 @@ def test_a_model_is_one_chain_with_what_is_quantized_from_it() -> None:
 
 @pytest.mark.parametrize("workers, sizes", [(0, [5]), (1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (9, [1, 1, 1, 1, 1])])
 def test_adapters_are_shared_out_to_as_many_chains_as_there_are_workers(workers: int, sizes: list[int]) -> None:
-    listed = chains.chains(adapters(5), workers, lambda build: False)
+    listed = chains.chains(adapters(5), workers, lambda build: False, unknown)
     assert [len(chain.outputs) for chain in listed] == sizes
     assert sorted(name for chain in listed for name in chain.outputs) == ["l0", "l1", "l2", "l3", "l4"]
     assert not any(chain.after for chain in listed)
@@ -45,15 +50,15 @@ def test_adapters_are_shared_out_to_as_many_chains_as_there_are_workers(workers:
 def test_the_types_of_one_adapter_stay_together() -> None:
     lora = spec.Lora(source="a/x", name="x")
     builds = [build("x-f16", ONE, "adapter", lora), build("x-f32", ONE, "adapter", lora), *adapters(1)]
-    assert [chain.outputs for chain in chains.chains(builds, 2, lambda build: False)] == [("x-f16", "x-f32"), ("l0",)]
+    assert [chain.outputs for chain in chains.chains(builds, 2, lambda build: False, unknown)] == [("x-f16", "x-f32"), ("l0",)]
 
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_an_adapter_that_is_loaded_comes_after_its_base(loaded: bool) -> None:
     model = spec.Model(source="a/b", name="one", verify="load")
-    listed = chains.chains([build("base", model), *adapters(1, model)], 1, lambda build: loaded)
+    listed = chains.chains([build("base", model), *adapters(1, model)], 1, lambda build: loaded, unknown)
     assert [chain.after for chain in listed] == [(), ("0-base",) if loaded else ()]
-    assert chains.chains(adapters(1), 1, lambda build: loaded)[0].after == (), "its base is there already"
+    assert chains.chains(adapters(1), 1, lambda build: loaded, unknown)[0].after == (), "its base is there already"
 
 
 def test_the_largest_output_decides_what_a_chain_takes() -> None:
@@ -64,5 +69,7 @@ def test_the_largest_output_decides_what_a_chain_takes() -> None:
 
 
 def test_an_adapter_that_is_loaded_only_where_the_programs_are_stays_with_its_base() -> None:
-    listed = chains.chains([build("base", ONE), build("q4", ONE, "quantized"), *adapters(2)], 2, lambda build: build.name != "l1")
+    listed = chains.chains(
+        [build("base", ONE), build("q4", ONE, "quantized"), *adapters(2)], 2, lambda build: build.name != "l1", unknown
+    )
     assert [chain.outputs for chain in listed] == [("base", "q4", "l0"), ("l1",)]
