@@ -56,6 +56,14 @@ def start(cluster: Cluster, file: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def at_work(cluster: Cluster, orchestrate: Orchestrate, file: Path, name: str) -> tuple[subprocess.Popen[bytes], list[Any]]:
+    """A driver whose one worker has begun with a job, and the programs that this one runs."""
+    assert orchestrate("lock", file).code == 0
+    cluster.join(name)
+    run = start(cluster, file)
+    return run, wait_for(lambda: cluster.children(name))
+
+
 def test_the_same_bytes_and_receipts_as_on_one_machine(
     cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, world: Path
 ) -> None:
@@ -90,10 +98,7 @@ def test_a_worker_that_is_lost_is_replaced_and_its_children_end_with_it(
     cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, world: Path
 ) -> None:
     file = job(model(data), **QUICK)
-    assert orchestrate("lock", file).code == 0
-    cluster.join("first")
-    run = start(cluster, file)
-    children = wait_for(lambda: cluster.children("first"))
+    run, children = at_work(cluster, orchestrate, file, "first")
     wait_for(lambda: list((world / "dist").glob(".*.stage")))  # it converts
     cluster.join("second")
     cluster.kill("first")
@@ -109,10 +114,7 @@ def test_when_the_driver_goes_the_workers_children_end(
     how: str, cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path
 ) -> None:
     file = job(model(data), **QUICK)
-    assert orchestrate("lock", file).code == 0
-    cluster.join("one")
-    run = start(cluster, file)
-    children = wait_for(lambda: cluster.children("one"))
+    run, children = at_work(cluster, orchestrate, file, "one")
     run.send_signal(signal.SIGINT if how == "signal" else signal.SIGKILL)
     run.communicate(timeout=30)
     assert run.returncode == (130 if how == "signal" else -signal.SIGKILL)
@@ -125,10 +127,7 @@ def test_when_the_scheduler_goes_it_is_told_and_the_next_run_goes_on(
     cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path
 ) -> None:
     file = job(model(data), **QUICK)
-    assert orchestrate("lock", file).code == 0
-    cluster.join("one")
-    run = start(cluster, file)
-    wait_for(lambda: cluster.children("one"))
+    run, _ = at_work(cluster, orchestrate, file, "one")
     cluster.scheduler.kill()
     out, err = run.communicate(timeout=90)
     assert run.returncode == 1 and b"the scheduler of the cluster has gone" in err and b"run the same command again" in err
