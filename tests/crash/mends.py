@@ -46,7 +46,9 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
 
 def spoil(world: World, damage: str) -> None:
     """Damage whatever the cache of a world holds, and take its outputs away."""
-    for mark in [path for kind in KINDS for path in (world.cache / kind).glob(f"*{MARK}")]:
+    marks = [path for kind in KINDS for path in (world.cache / kind).glob(f"*{MARK}")]
+    # An entry that no run has needed since, as a model's small files before its weights are here, has an earlier damage still.
+    for mark in filter(Path.is_file, marks):
         DAMAGES[damage](mark, mark.with_name(mark.name.removesuffix(MARK)))
     shutil.rmtree(world.output)
 
