@@ -27,6 +27,7 @@ from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import Fence
 
 POLL_SECONDS = 0.2
+Answer = tuple[int, bool, int | None]  # how a child ended: its code, whether it was too late, and the bytes that it wrote
 IMPORTS, READS = "importing", "reading"  # what is waited for before upstream counts
 UNKNOWN = "read the log; pin a newer tag, take the model's files as they were published, or report it to llama.cpp with the log"
 
@@ -72,7 +73,7 @@ class Warm:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._ready = threading.Event()
-        self._answers: dict[int, queue.SimpleQueue[tuple[int, bool]]] = {}
+        self._answers: dict[int, queue.SimpleQueue[Answer]] = {}
         self._count = 0
 
     def start(self) -> None:
@@ -80,14 +81,17 @@ class Warm:
         with self._lock, contextlib.suppress(OrchestrateError):
             self._begin()
 
-    def convert(self, command: Command, log: Path, tell: Callable[[str], None]) -> None:
-        """Run one script as a child of the warm interpreter; CommandFailed as if it had been a process of its own."""
-        answer: queue.SimpleQueue[tuple[int, bool]] = queue.SimpleQueue()
+    def convert(self, command: Command, log: Path, tell: Callable[[str], None]) -> int | None:
+        """Run one script as a child of the warm interpreter; CommandFailed as if it had been a process of its own.
+
+        Answers with the bytes that it has written to anything, where the system counts them.
+        """
+        answer: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a+b") as output:
             begin = process.begun(output, command)
             self._ask(command, log, answer)
-            code, late = _followed(answer, self._ready, lambda: process.tail_of(output, begin), tell)
+            code, late, wrote = _followed(answer, self._ready, lambda: process.tail_of(output, begin), tell)
             tail = process.tail_of(output, begin)
         if code:
             limits = command.fence or Fence()
@@ -95,8 +99,9 @@ class Warm:
             how, hint = (f"{diagnose.LATE} {allowed}", sandbox.LONGER) if late else (process.ended(code), "")
             message = f"`{Path(command.argv[1]).name}` {how}"
             raise failed(CommandFailed(message, code=code, tail=tail, hint=hint, log=log), limits.memory)
+        return wrote
 
-    def _ask(self, command: Command, log: Path, answer: queue.SimpleQueue[tuple[int, bool]]) -> None:
+    def _ask(self, command: Command, log: Path, answer: queue.SimpleQueue[Answer]) -> None:
         with self._lock:
             child = self._begin()
             self._count += 1
@@ -122,11 +127,11 @@ class Warm:
             if "ready" in (message := json.loads(line)):
                 ready.set()
             else:
-                self._answers.pop(message["id"]).put((message["code"], message["late"]))
+                self._answers.pop(message["id"]).put((message["code"], message["late"], message["wrote"]))
         code = child.wait()
         with self._lock:
             for answer in self._answers.values():
-                answer.put((code or -1, False))
+                answer.put((code or -1, False, None))
             self._answers.clear()
 
     def _gone(self, error: Exception) -> OrchestrateError:
@@ -142,9 +147,9 @@ class Warm:
 
 
 def _followed(
-    answer: queue.SimpleQueue[tuple[int, bool]], ready: threading.Event, tail: Callable[[], str], tell: Callable[[str], None]
-) -> tuple[int, bool]:
-    """How a child ended (its code, and whether it was too late), with what is waited for told meanwhile."""
+    answer: queue.SimpleQueue[Answer], ready: threading.Event, tail: Callable[[], str], tell: Callable[[str], None]
+) -> Answer:
+    """How a child ended, with what is waited for told meanwhile."""
     shown = ""
     while True:
         now = (progress_of(tail().rsplit("\n", 1)[-1]) or READS) if ready.is_set() else IMPORTS

@@ -1,7 +1,8 @@
 """One warm interpreter: imports once what upstream's scripts import, then forks one child per conversion.
 
 Says {"ready"} on standard output once that is done. Then reads one JSON request a line from standard input: {"id", "argv":
-[script, ...], "cwd", "env", "log", "fence"}; answers {"id", "code", "late"} a line when that child has ended. A child runs the
+[script, ...], "cwd", "env", "log", "fence"}; answers {"id", "code", "late", "wrote"} a line when that child has ended, with the
+number of bytes that it has written to anything, null where the system does not count them. A child runs the
 script as `__main__` exactly as a fresh process would: argv, sys.path[0], cwd, environment and its own log, in its fence; when
 the seconds of that are over it is killed, and late. The end of standard input ends everything.
 Called as fork_server.py TREE SCRIPT..., with the scripts that will be asked for.
@@ -13,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import re
 import runpy
 import select
 import signal
@@ -122,14 +124,24 @@ def serve():
         os.kill(pid, signal.SIGKILL)
 
 
+def written(pid):
+    """The bytes that a child has written all together, once it has ended and before it is forgotten; None where nobody counts."""
+    try:
+        return int(re.search(r"^wchar: (\d+)$", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)[1])
+    except (OSError, TypeError):
+        return None
+
+
 def reap(running, ends, late):
     """Answer for each child that has ended; the code is negative for a signal."""
     while running:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if not pid:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if not ended:
             return
+        pid, wrote = ended.si_pid, written(ended.si_pid)
+        _, status = os.waitpid(pid, 0)
         ends.pop(pid, None)
-        answer = {"id": running.pop(pid), "code": os.waitstatus_to_exitcode(status), "late": pid in late}
+        answer = {"id": running.pop(pid), "code": os.waitstatus_to_exitcode(status), "late": pid in late, "wrote": wrote}
         late.discard(pid)
         os.write(1, json.dumps(answer).encode() + b"\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import msgspec
 from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.convert import quantize
+from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import layout
@@ -30,8 +32,10 @@ from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.pipeline.placement import place
 from llamacpp_orchestrator.pipeline.placement import prepare
 from llamacpp_orchestrator.pipeline.placement import staged
+from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system import limits as system_limits
 from llamacpp_orchestrator.system import sandbox
+from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.scheduler import CURRENT
 from llamacpp_orchestrator.system.scheduler import DONE
 from llamacpp_orchestrator.system.scheduler import NOTE
@@ -39,6 +43,7 @@ from llamacpp_orchestrator.system.scheduler import Outcome
 from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util import background
+from llamacpp_orchestrator.util import disk
 from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.hashing import file_sha256
@@ -46,6 +51,15 @@ from llamacpp_orchestrator.util.store import link
 from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify import held
 from llamacpp_orchestrator.verify import levels
+
+BESIDES = 512  # bytes that a script may write to what is no file: threads wake each other by eight at a time
+
+
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of an output once it is made: notes, and what reading it meanwhile has found."""
+
+    notes: tuple[str, ...] = ()
+    checks: gguf.Checks | None = None
 
 
 def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
@@ -61,12 +75,30 @@ def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
         adapter_staging.stage(pinned, build, scales, log, tell)
         try:
             command = converter_view.command(pinned, build, adapter_staging.command(pinned, build, scales))
-            trial.convert(run, build, converter_view.fenced(pinned, build, command, build.stage), log, tell)
+            read = _converted(run, build, converter_view.fenced(pinned, build, command, build.stage), tell)
         finally:
             if notes and log.exists():
                 with log.open("a", encoding="utf-8") as file:
                     file.writelines(f"{NOTE}{note}\n" for note in notes)
-    return DONE
+    return Outcome("done", Made(checks=read))
+
+
+def _converted(run: JobRun, build: Build, command: Command, tell: Tell) -> gguf.Checks | None:
+    """Convert, and read the file of a model while it is written; None where it must be read again afterwards."""
+    log, draft, written = run.log(f"convert {build.name}"), build.stage / build.output.path.name, threading.Event()
+    if build.output.kind != "model" or not warm_worker.can_fork(host.system()):
+        trial.convert(run, build, command, log, tell)
+        return None
+    followed = background.begin(functools.partial(gguf.follow, draft, written))
+    background.begin(functools.partial(disk.write_back, draft, written))
+    try:
+        wrote = trial.convert(run, build, command, log, tell)
+    finally:
+        written.set()
+    checks = followed()
+    # As many bytes as it holds went into it, so none of those that were read has been written anew.
+    more = wrote - checks.size if wrote and checks else -1
+    return checks if 0 <= more <= log.stat().st_size + BESIDES else None
 
 
 def keep(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
@@ -90,7 +122,7 @@ def quantize_output(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Ou
         notes = _quantize(run, build, tell)
     for note in notes:
         tell(f"{NOTE}{key}: {note}")
-    return Outcome("done", notes)
+    return Outcome("done", Made(notes=notes))
 
 
 def _quantize(run: JobRun, build: Build, tell: Tell) -> tuple[str, ...]:
@@ -173,23 +205,26 @@ def verify(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
         run.locks.release(build)
         return CURRENT
     with staged(build):
-        _verify(run, build, (step.value if step else None) or (), tell)
+        _verify(run, build, step.value if step and step.value else Made(), tell)
     run.locks.release(build)
     return DONE
 
 
-def _verify(run: JobRun, build: Build, notes: tuple[str, ...], tell: Tell) -> None:
+def _verify(run: JobRun, build: Build, made: Made, tell: Tell) -> None:
     path, kept = build.output.path, build.output.kind == "merged"
     files = sorted(file for file in build.stage.rglob("*") if file.is_file()) if kept else sorted(build.stage.glob("*.gguf"))
     if not files:
         message = f"upstream said that it was done, but wrote no {path.name}"
         raise OrchestrateError(message, "the log holds its output")
-    records = background.begin(lambda: tuple(pipeline_receipt.record(file, build.stage) for file in files))
-    verdict = _whole(files) if kept else _checked(run, build, files, notes, tell)
+    flushed = background.begin(lambda: list(map(disk.flush, files)))  # a quota may be told only now
+    verdict, checks = (_whole(files), ()) if kept else _checked(run, build, files, made, tell)
     known = pipeline_receipt.read(path)
     for file in files:
         pipeline_receipt.may_write(path.parent / file.name, known, run.force)
-    written = receipt_words.receipt(run.pinned, build, records(), (*notes, *verdict.notes), verdict.levels)
+    flushed()
+    digests = [one.sha256 for one in checks] or [""] * len(files)
+    records = tuple(pipeline_receipt.record(file, build.stage, sha256) for file, sha256 in zip(files, digests, strict=True))
+    written = receipt_words.receipt(run.pinned, build, records, (*made.notes, *verdict.notes), verdict.levels)
     pipeline_receipt.write(build.stage / path.name, written)
     place(path, build.stage)
 
@@ -202,13 +237,16 @@ def _whole(files: list[Path]) -> levels.Verdict:
     return levels.Verdict(levels=(check_levels.STRUCTURE,))
 
 
-def _checked(run: JobRun, build: Build, files: list[Path], notes: tuple[str, ...], tell: Tell) -> levels.Verdict:
+def _checked(
+    run: JobRun, build: Build, files: list[Path], made: Made, tell: Tell
+) -> tuple[levels.Verdict, tuple[gguf.Checks, ...]]:
     find = run.tool if pipeline_build.is_loaded(build, run.builds.values()) else None
     try:
+        checks = gguf.check_set(files, made.checks)
         target = subject(run.pinned, build, files, tempfiles.renew(run.log(f"verify {build.name}")), find)
-        verdict = levels.check(target, run.converter, tell)
+        verdict = levels.check(msgspec.structs.replace(target, checks=checks), run.converter, tell)
         # What the types are is not said twice: the tool itself may have told of others.
-        if not any("instead" in note for note in notes):
+        if not any("instead" in note for note in made.notes):
             types = held.notes(build.output.kind, build.output.type, gguf.contents(files))
             verdict = msgspec.structs.replace(verdict, notes=(*verdict.notes, *types))
     except OrchestrateError as error:
@@ -218,7 +256,7 @@ def _checked(run: JobRun, build: Build, files: list[Path], notes: tuple[str, ...
         raise
     for note in verdict.notes:
         tell(f"{NOTE}{build.output.path.name}: {note}")
-    return verdict
+    return verdict, checks
 
 
 ACTIONS = {"convert": convert, "keep": keep, "quantize": quantize_output, "imatrix": make_matrix, "verify": verify}

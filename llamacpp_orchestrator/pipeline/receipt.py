@@ -13,7 +13,6 @@ import msgspec
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.models import safetensors
-from llamacpp_orchestrator.util import disk
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import write_atomically
 
@@ -91,12 +90,11 @@ def receipt_path(path: Path) -> Path:
     return path.with_name(name)
 
 
-def record(path: Path, folder: Path | None = None) -> FileRecord:
-    """Size, time and digest of a file as it is now, and will be: OSError where its disk refuses what was written to it before."""
-    disk.flush(path)
+def record(path: Path, folder: Path | None = None, sha256: str = "") -> FileRecord:
+    """Size, time and digest of a file, which was read already where `sha256` is given."""
     status = path.stat()
     name = path.relative_to(folder or path.parent).as_posix()
-    return FileRecord(name=name, size=status.st_size, sha256=file_sha256(path), mtime_ns=status.st_mtime_ns)
+    return FileRecord(name=name, size=status.st_size, sha256=sha256 or file_sha256(path), mtime_ns=status.st_mtime_ns)
 
 
 def read(path: Path) -> Receipt | None:
@@ -180,12 +178,12 @@ def may_write(path: Path, receipt: Receipt | None, force: bool) -> None:
         raise JobError(f"{path} was changed after orchestrate made it", "move it away, or use --force to make it anew")
 
 
-def _difference(file: FileRecord, folder: Path) -> str:
+def _difference(file: FileRecord, folder: Path, sha256: str = "") -> str:
     path = folder / file.name
     try:
         if (size := path.stat().st_size) != file.size:
             return f"{file.name} has {size} bytes, the receipt says {file.size}"
-        if (digest := file_sha256(path)) != file.sha256:
+        if (digest := sha256 or file_sha256(path)) != file.sha256:
             return f"{file.name} has sha256 {digest}, the receipt says {file.sha256}"
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror}"
@@ -202,20 +200,19 @@ def recheck(path: Path) -> list[str]:
         return [f"{path.name} has {why}, so nothing says what it should be"]
     if path.exists() and not any(_alike(path, path.with_name(file.name)) for file in receipt.files):
         return [f"{path.name} is none of the files that its receipt names"]
-    from llamacpp_orchestrator.util import background
     from llamacpp_orchestrator.verify import gguf
 
-    sound, folder = receipt, path.parent
-    compared = background.begin(lambda: [difference for file in sound.files if (difference := _difference(file, folder))])
+    files = [path.parent / file.name for file in receipt.files]
+    digests, complaints = [""] * len(files), list[str]()
     try:
-        files = [folder / file.name for file in sound.files]
-        if sound.kind != "merged":
-            gguf.check_set(files)
+        if receipt.kind != "merged":
+            digests = [checks.sha256 for checks in gguf.check_set(files)]
         for weights in (file for file in files if file.suffix == ".safetensors"):
             safetensors.check_safetensors(weights)
     except OrchestrateError as error:
-        return compared() or [error.message]
-    return compared()
+        complaints = [error.message]
+    pairs = zip(receipt.files, digests, strict=True)
+    return [why for file, digest in pairs if (why := _difference(file, path.parent, digest))] or complaints
 
 
 def outputs(path: Path) -> list[Path]:

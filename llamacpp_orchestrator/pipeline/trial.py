@@ -74,10 +74,10 @@ def check(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     return DONE
 
 
-def convert(run: JobRun, build: Build, command: Command, log: Path, tell: Tell) -> None:
-    """Run upstream's script in its fence; a failure is told in the terms of the job."""
+def convert(run: JobRun, build: Build, command: Command, log: Path, tell: Tell) -> int | None:
+    """Run upstream's script in its fence, which answers as `Run` does; a failure is told in the terms of the job."""
     try:
-        run.converter(command, log, tell)
+        return run.converter(command, log, tell)
     except CommandFailed as error:
         raise _refusal(run, build, run.pinned.view(build.needs[0]), error) from error
 

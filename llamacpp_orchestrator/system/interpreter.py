@@ -18,7 +18,7 @@ from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import Limits
 
 T = TypeVar("T")
-Run = Callable[[Command, Path, Callable[[str], None]], None]
+Run = Callable[[Command, Path, Callable[[str], None]], int | None]  # answers with the bytes that were written, if known
 
 
 class Interpreter(msgspec.Struct, frozen=True, kw_only=True):

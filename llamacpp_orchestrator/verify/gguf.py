@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import io
-import math
 import mmap
+import os
 import struct
+import sys
+import threading
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from llamacpp_orchestrator.errors import IntegrityError
-from llamacpp_orchestrator.job.tensor_types import DOUBLE
-from llamacpp_orchestrator.job.tensor_types import HALF
-from llamacpp_orchestrator.job.tensor_types import POWER
-from llamacpp_orchestrator.job.tensor_types import SPREAD
 from llamacpp_orchestrator.job.tensor_types import TENSOR_TYPES
+from llamacpp_orchestrator.util.hashing import POLL_SECONDS
+from llamacpp_orchestrator.verify import numbers
+from llamacpp_orchestrator.verify.numbers import AGAIN
+from llamacpp_orchestrator.verify.numbers import Tensor
 
-# Of which zeros can be compared with a source's: what a converter makes itself.
-PLAIN = (0, 1, 8, 30)
 # A value's type → its struct format; 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 MAX_KEYS, MAX_TENSORS, MAX_STRINGS, MAX_NAME, MAX_DIMENSIONS = 1 << 16, 1 << 18, 1 << 23, 1 << 16, 4
 LONGEST_TEXT = 1 << 24
 LENGTH = struct.Struct("<Q")
 WANTED = ("general.", "split.", "adapter.")
-WINDOW = 4096
-CHUNK = 34 * WINDOW << 2  # whole blocks, whole windows, and little enough for a processor's cache
-ZEROS = bytes(WINDOW)
-AGAIN = "the file is cut or damaged: make or copy it again"
-DAMAGED = "the weights are damaged, or too large for f16: try outtype bf16 or f32"
-OVERFLOW = (
-    "if its source is sound, a weight is too large for this type, whose blocks keep their scale as f16: take Q8_0, which "
-    "holds larger ones, or bf16; or look into the checkpoint"
-)
 
 
 class Checks(msgspec.Struct, frozen=True, kw_only=True):
     """What the header of a sound GGUF says; `split` is (number, count), `split_tensors` what all shards hold together.
 
-    `blank` names the tensors, if their numbers were looked at, that are zero over WINDOW bytes or from end to end.
+    If all of it was read, `sha256` is of that, and `blank` names the tensors that are zero over WINDOW bytes or from end to end.
     """
 
     version: int
@@ -54,22 +48,8 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True):
     split_tensors: int = 0
     adapter_alpha: float | None = None
     file_type: int | None = None
+    sha256: str = ""
     blank: tuple[str, ...] = ()
-
-
-class Tensor(msgspec.Struct, frozen=True):
-    """A tensor's place: where it starts in the file, and how many bytes it takes; 0 for a type that we do not know."""
-
-    name: str
-    type: int
-    start: int
-    size: int
-    shape: tuple[int, ...] = ()
-
-    @property
-    def elements(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,12 +61,16 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
 
 def check(path: Path) -> Checks:
     """Read the header and check every tensor's place; IntegrityError says what is wrong and what likely made it so."""
-    return _checked(path, numbers=False)
+    with _reading(path) as file:
+        return _head(path.name, file)[0]
 
 
-def check_set(paths: Sequence[Path]) -> tuple[Checks, ...]:
-    """Check all the files of one output, their numbers too: not NaN, not infinite; shards must agree and be complete."""
-    found = tuple(_checked(path, numbers=True) for path in paths)
+def check_set(paths: Sequence[Path], followed: Checks | None = None) -> tuple[Checks, ...]:
+    """Check all the files of one output, their numbers too: not NaN, not infinite; shards must agree and be complete.
+
+    The only file need not be read again where it was `followed`.
+    """
+    found = (followed,) if followed and len(paths) == 1 else tuple(map(_whole, paths))
     first = paths[0].name
     if (count := found[0].split[1]) != len(found) or any(one.split[1] != count for one in found):
         raise IntegrityError(f"{first} is one of {count} shards, but {len(found)} are here", AGAIN)
@@ -96,6 +80,29 @@ def check_set(paths: Sequence[Path]) -> tuple[Checks, ...]:
     if count > 1 and total != found[0].split_tensors:
         raise IntegrityError(f"the shards of {first} hold {total} tensors and promise {found[0].split_tensors}", AGAIN)
     return found
+
+
+def follow(path: Path, written: threading.Event) -> Checks | None:
+    """What check_set finds of a file, read while it is written from its beginning to its end; None where that cannot be."""
+    while not (begun := _begun(path)):
+        if written.is_set():
+            return None
+        written.wait(POLL_SECONDS)
+    with suppress(IntegrityError), _reading(path) as file:
+        sha256, blank = numbers.read(path.name, file, begun[1], written)
+        checks, _ = _head(path.name, file)
+        if _begun(path) == begun:
+            return msgspec.structs.replace(checks, sha256=sha256, blank=blank)
+    return None
+
+
+def _begun(path: Path) -> tuple[bytes, list[Tensor]] | None:
+    """The bytes before the first tensor, and the tensors that a file will hold; None while its header is not there."""
+    failures = (OSError, ValueError, EOFError, struct.error, OverflowError, IntegrityError)
+    with suppress(*failures), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        tensors = _header(path.name, data, sys.maxsize)[2]
+        return data[: min(tensor.start for tensor in tensors)], tensors
+    return None
 
 
 def contents(paths: Sequence[Path]) -> Contents:
@@ -117,18 +124,30 @@ def bits_per_weight(contents: Contents, size: int) -> float:
     return round(8 * held / max(1, sum(tensor.elements for tensor in tensors)), 4)
 
 
-def _checked(path: Path, numbers: bool) -> Checks:
+def _whole(path: Path) -> Checks:
+    with _reading(path) as file:
+        checks, tensors = _head(path.name, file)
+        sha256, blank = numbers.read(path.name, file, tensors)
+        return msgspec.structs.replace(checks, sha256=sha256, blank=blank)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[io.FileIO]:
     try:
-        with path.open("rb") as file:
-            if not (size := path.stat().st_size):
-                raise IntegrityError(f"{path.name} is empty", AGAIN)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                checks, _, tensors = _header(path.name, data, size)
-            return msgspec.structs.replace(checks, blank=_scan(path.name, file, tensors)) if numbers else checks
+        with path.open("rb", buffering=0) as file:
+            yield file
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error.strerror}", "was it moved or removed?") from error
     except (struct.error, EOFError, OverflowError) as error:
         raise IntegrityError(f"{path.name} ends in the middle of its header", AGAIN) from error
+
+
+def _head(name: str, file: io.FileIO) -> tuple[Checks, list[Tensor]]:
+    if not (size := os.fstat(file.fileno()).st_size):
+        raise IntegrityError(f"{name} is empty", AGAIN)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        checks, _, tensors = _header(name, data, size)
+    return checks, tensors
 
 
 def _header(name: str, data: mmap.mmap, size: int, everything: bool = False) -> tuple[Checks, dict[str, Any], list[Tensor]]:
@@ -217,56 +236,6 @@ def _check_places(name: str, placed: list[Tensor], size: int) -> None:
         end, before = one.start + one.size, one.name
         if end > size:
             raise IntegrityError(f"{name} is cut: tensor {before[:80]} ends at byte {end}, the file at {size}", AGAIN)
-
-
-def _scan(name: str, file: io.BufferedReader, tensors: Sequence[Tensor]) -> tuple[str, ...]:
-    """Read all numbers once; IntegrityError at one that is none. The tensors that may be blank."""
-    # Not through a map of the file: its pages would count as our memory, and no other thread could run at a fault.
-    buffer, blank = bytearray(CHUNK), []
-    for tensor in tensors:
-        file.seek(tensor.start)
-        suspect = False
-        row = TENSOR_TYPES.get(tensor.type)
-        places, step = (row.floats, row.size) if row else ((), 1)
-        whole = CHUNK // step * step
-        for at in range(0, tensor.size if places else 0, whole):
-            count = min(whole, tensor.size - at)
-            if file.readinto(memoryview(buffer)[:count]) != count:
-                raise IntegrityError(f"{name} is cut: tensor {tensor.name[:80]} was longer a moment ago", AGAIN)
-            if any(_is_bad(buffer, count, step, last, kind) for last, kind in places):
-                raise IntegrityError(
-                    f"{name}: tensor {tensor.name[:80]} holds NaN or infinite numbers", OVERFLOW if step > 8 else DAMAGED
-                )
-            suspect = suspect or (tensor.type in PLAIN and _may_be_blank(buffer, count))
-        if suspect:
-            blank.append(tensor.name)
-    return tuple(blank)
-
-
-def _is_bad(chunk: bytearray, count: int, step: int, last: int, kind: str) -> bool:
-    tops = chunk[last:count:step]
-    if kind == POWER:
-        return b"\xff" in tops
-    if kind == HALF:
-        return any(bytes([sign | top]) in tops for sign in (0, 0x80) for top in range(0x7C, 0x80))
-    if kind == SPREAD:  # its exponent is the last three of the upper four bits here, and the first two of two bytes before
-        return _both(tops, 0x70, chunk[last - 2 : count : step], 0xC0)
-    # Only a huge number has such a last byte; the one before tells whether its exponent is full.
-    huge = b"\x7f" in tops or b"\xff" in tops
-    return huge and _both(tops, 0x7F, chunk[last - 1 : count : step], 0xF0 if kind == DOUBLE else 0x80)
-
-
-def _both(tops: bytearray, these: int, lows: bytearray, those: int) -> bool:
-    """Whether somewhere all of these bits are set, and all of those in the other byte beside it."""
-    first, second = (
-        int.from_bytes(each.translate(bytes(value & bits == bits for value in range(256))), "little")
-        for each, bits in ((tops, these), (lows, those))
-    )
-    return bool(first & second)
-
-
-def _may_be_blank(chunk: bytearray, count: int) -> bool:
-    return chunk.find(ZEROS, 0, count) >= 0 if count >= WINDOW else not any(chunk[:count])
 
 
 def _unpack(form: str, data: mmap.mmap, at: int) -> tuple[Any, int]:

@@ -23,7 +23,7 @@ from llamacpp_orchestrator.convert.config_keys import Text
 from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify.gguf import Contents
-from llamacpp_orchestrator.verify.gguf import Tensor
+from llamacpp_orchestrator.verify.numbers import Tensor
 
 # Everything is float32 in a GGUF.
 CLOSE = 1e-5

@@ -40,7 +40,6 @@ from llamacpp_orchestrator.verify import templates
 from llamacpp_orchestrator.verify import tensors
 from llamacpp_orchestrator.verify import tokenizer
 from llamacpp_orchestrator.verify import tokens
-from llamacpp_orchestrator.verify import words
 from llamacpp_orchestrator.verify.gguf import Contents
 from llamacpp_orchestrator.verify.tensors import Sides
 
@@ -56,12 +55,14 @@ USED = (
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output.
 
-    `remote`: the source brings code of its own; `reference`: the Python of the environment that it is compared with; `translated`
-    answers with the model in the form that the tag's transformers reads.
+    `checks`: what reading the files has found, where that is done; `remote`: the source brings code of its own; `reference`: the
+    Python of the environment that it is compared with; `translated` answers with the model in the form that the tag's
+    transformers reads.
     """
 
     kind: str
     files: tuple[Path, ...]
+    checks: tuple[gguf.Checks, ...] = ()
     level: str = CONTENT
     args: tuple[str, ...] = ()
     views: tuple[Path, ...] = ()
@@ -93,7 +94,7 @@ def upto(level: str) -> tuple[str, ...]:
 
 def check(subject: Subject, run: Run, tell: Callable[[str], None]) -> Verdict:
     """Check an output as deep as asked; IntegrityError or CommandFailed say which level failed and why."""
-    checks = gguf.check_set(subject.files)
+    checks = subject.checks or gguf.check_set(subject.files)
     passed: tuple[str, ...] = (STRUCTURE,)
     notes: tuple[str, ...] = ()
     if CONTENT in upto(subject.level):
@@ -142,7 +143,7 @@ def _spoken(subject: Subject, architecture: str, find: Callable[[str], Path], ru
     interpreter = _interpreter(subject, run, subject.log)
     view = subject.views[0]
     translated = subject.translated() if subject.translated else view
-    checked = words.Words(
+    checked = tokenizer.Words(
         files=subject.files, metadata=metadata, view=view, translated=translated, interpreter=interpreter, log=subject.log
     )
     # llama.cpp spells some scripts otherwise than BERT's tokenizers do, Korean above all, at every tag.

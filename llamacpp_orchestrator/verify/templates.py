@@ -24,7 +24,7 @@ from llamacpp_orchestrator.system.command import tool_env
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify import load
 from llamacpp_orchestrator.verify.tokenizer import TEMPLATE
-from llamacpp_orchestrator.verify.words import Words
+from llamacpp_orchestrator.verify.tokenizer import Words
 
 USER = "What is the capital of France?"
 # What each of llama.cpp's chat programs renders while it starts (common/chat.cpp, common_chat_format_example).

@@ -12,6 +12,7 @@ import msgspec
 
 from llamacpp_orchestrator.convert import config_keys
 from llamacpp_orchestrator.convert import encoders
+from llamacpp_orchestrator.system.interpreter import Interpreter
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify.tensors import listed
 
@@ -30,6 +31,17 @@ MARKED = (2, 3, 4)
 # Tokenizers whose special tokens upstream takes from the source's files, and where the runtime looks for the end of a text
 # when a file does not say it (llama.cpp's src/llama-vocab.cpp); others have rules of their own.
 END = {"llama": 2, "gpt2": 11, "bert": -1, "t5": 1}
+
+
+class Words(msgspec.Struct, frozen=True, kw_only=True):
+    """An output whose words are checked, with its source: as it is (`view`), and in the form that transformers is given."""
+
+    files: tuple[Path, ...]
+    metadata: dict[str, Any]
+    view: Path
+    translated: Path
+    interpreter: Interpreter
+    log: Path
 
 
 class Added(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import tool_env
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify import load
-from llamacpp_orchestrator.verify.words import Words
+from llamacpp_orchestrator.verify.tokenizer import Words
 
 TOOL, SCRIPT = "llama-tokenize", "tokens"
 # No backslashes, which older programs take for something else; no letters in several code points, which upstream leaves as they

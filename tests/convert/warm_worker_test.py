@@ -57,9 +57,11 @@ def test_it_loads_what_will_be_asked_for_and_once(
     probe.write_text(f"import os, sys; print('torch' in sys.modules, {TOKENIZERS!r} in sys.modules, os.getppid())\n")
     warm = warm_worker.Warm(str(python), root, env, tmp_path / "warm.log", [root / source_tree.SCRIPTS[kind]])
     warm.start()
-    for name in ("one", "two"):
-        warm.convert(Command((str(python), str(probe)), cwd=str(tmp_path), env=env), tmp_path / name, silent)
+    command = Command((str(python), str(probe)), cwd=str(tmp_path), env=env)
+    counts = [warm.convert(command, tmp_path / name, silent) for name in ("one", "two")]
     warm.close()
+    for name, count in zip(("one", "two"), counts, strict=True):
+        assert count == len((tmp_path / name).read_bytes().splitlines(keepends=True)[-1]), "bytes that it wrote, here to its log"
     one, two = ((tmp_path / name).read_text(encoding="utf-8").splitlines()[-1].split() for name in ("one", "two"))
     assert one == two and one[:2] == ["True", str(loaded)]
 

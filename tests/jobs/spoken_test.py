@@ -21,7 +21,6 @@ from llamacpp_orchestrator.verify import pieces
 from llamacpp_orchestrator.verify import templates
 from llamacpp_orchestrator.verify import tokenizer
 from llamacpp_orchestrator.verify import tokens
-from llamacpp_orchestrator.verify import words
 from tests.support import ROOT
 from tests.support.answer import Answer
 from tests.support.makers import edit
@@ -41,14 +40,16 @@ def find(shared_cache: Path, built: dict[str, Any]) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def checked(world: Path, python: Path) -> Callable[[Path, Path], words.Words]:
+def checked(world: Path, python: Path) -> Callable[[Path, Path], tokenizer.Words]:
     """An output and its source as the checks get them."""
 
-    def make(file: Path, view: Path) -> words.Words:
+    def make(file: Path, view: Path) -> tokenizer.Words:
         env = script_env(world / "home")
         by = Interpreter(python=str(python), run=warm_worker.run_alone, env=env, scratch=world, log=world / "ask.log")
         metadata = gguf.contents([file]).metadata
-        return words.Words(files=(file,), metadata=metadata, view=view, translated=view, interpreter=by, log=world / "use.log")
+        return tokenizer.Words(
+            files=(file,), metadata=metadata, view=view, translated=view, interpreter=by, log=world / "use.log"
+        )
 
     return make
 
@@ -69,7 +70,7 @@ def converted(orchestrate: Orchestrate, job: Job, world: Path, built: dict[str, 
 @pytest.mark.slow
 def test_a_tokenizer_and_a_template_are_proven_by_use_and_what_is_broken_is_found(
     converted: Callable[[Path], Path],
-    checked: Callable[[Path, Path], words.Words],
+    checked: Callable[[Path, Path], tokenizer.Words],
     find: Callable[[str], Path],
     copy: Callable[..., Path],
     world: Path,
@@ -95,7 +96,7 @@ def test_a_tokenizer_and_a_template_are_proven_by_use_and_what_is_broken_is_foun
     assert tokens.check(asked, find).failures
     (model / "tokenizer.json").unlink()
     other = {**asked.metadata, tokenizer.TEMPLATE: TEMPLATE.replace("[assistant]", "[bot]")}
-    lied = words.Words(**{name: getattr(asked, name) for name in asked.__struct_fields__} | {"metadata": other})
+    lied = tokenizer.Words(**{name: getattr(asked, name) for name in asked.__struct_fields__} | {"metadata": other})
     assert "otherwise than transformers" in templates.check(lied, find).failures[0]
     assert tokens.check(asked, _without).notes == ("the tag's programs have no llama-tokenize, so its tokens were not compared",)
 
@@ -114,7 +115,7 @@ def _question(view: Path, texts: list[str]) -> dict[str, Any]:
     return {"view": str(view), "shown": str(view), "texts": texts, "pieces": False}
 
 
-def _content(asked: words.Words) -> Findings:
+def _content(asked: tokenizer.Words) -> Findings:
     question = {"view": str(asked.view), "texts": [], "pieces": True}
     held = interpreter.ask(asked.interpreter, tokens.SCRIPT, question, dict[str, Any], (asked.view,))["pieces"]
     made = pieces.Pieces(**{name: tuple(value) if isinstance(value, list) else value for name, value in held.items()})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,9 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.job.tensor_types import TENSOR_TYPES
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.util import background
 from llamacpp_orchestrator.verify import gguf as verify_gguf
+from llamacpp_orchestrator.verify import numbers
 from tests.support import TAG
 from tests.support.gguf_bytes import ARCH
 from tests.support.gguf_bytes import gguf
@@ -186,7 +190,7 @@ BLOCK = struct.pack("<e32b", 0.5, *range(-16, 16))
         (28, 2, struct.pack("<2d", 1.0, float("nan")), False),
         (15, 512, struct.pack("<f", 2e38) + bytes(288) + struct.pack("<f", float("inf")) + bytes(288), False),
         (40, 64, b"\xff" * 36, True),
-        (F16, verify_gguf.CHUNK, bytes(2 * verify_gguf.CHUNK - 2) + b"\x00\x7c", False),
+        (F16, numbers.CHUNK, bytes(2 * numbers.CHUNK - 2) + b"\x00\x7c", False),
     ],
 )
 def test_numbers(tmp_path: Path, kind: int, elements: int, data: bytes, good: bool) -> None:
@@ -212,8 +216,8 @@ RANDOM = bytes(range(1, 121)) * 200
         (BF16, RANDOM[:4000] + bytes(4000), False),
         (Q8_0, (BLOCK * 120)[:4080] + bytes(34 * 240), True),
         (Q8_0, BLOCK * 120, False),
-        (F16, (RANDOM * 24)[: verify_gguf.CHUNK] + bytes(verify_gguf.WINDOW), True),
-        (F16, (RANDOM * 24)[: verify_gguf.CHUNK] + bytes(2), True),
+        (F16, (RANDOM * 24)[: numbers.CHUNK] + bytes(numbers.WINDOW), True),
+        (F16, (RANDOM * 24)[: numbers.CHUNK] + bytes(2), True),
         (26, bytes(8192), False),
     ],
 )
@@ -228,7 +232,71 @@ def test_what_may_be_blank_is_named(tmp_path: Path, kind: int, data: bytes, blan
 def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.gguf", bytes(100))
     with path.open("rb") as file, pytest.raises(IntegrityError, match="x.gguf is cut: tensor w was longer a moment ago"):
-        verify_gguf._scan("x.gguf", file, [verify_gguf.Tensor("w", F32, 32, 72)])
+        numbers.read("x.gguf", file, [numbers.Tensor("w", F32, 32, 72)])
+
+
+def written(path: Path, content: bytes) -> verify_gguf.Checks | None:
+    """What is found of a file that appears, and grows by and by."""
+    done = threading.Event()
+    followed = background.begin(lambda: verify_gguf.follow(path, done))
+    with path.open("wb", buffering=0) as file:
+        for at in range(0, len(content), len(content) // 7):
+            file.write(content[at : at + len(content) // 7])
+            time.sleep(0.01)
+    done.set()
+    return followed()
+
+
+SOUND = struct.pack("<f", 0.5) * 300_000
+TENSORS: list[tuple[str, tuple[int, ...], int, int]] = [("a", (200_000,), F32, 0), ("b", (100_000,), F32, 800_000)]
+
+
+@pytest.mark.parametrize("tail", [b"", b"more"])
+def test_a_file_is_read_while_it_is_written(tmp_path: Path, tail: bytes) -> None:
+    content = gguf(TENSORS, data=SOUND) + tail
+    found = written(tmp_path / "x.gguf", content)
+    assert found and (found,) == verify_gguf.check_set([tmp_path / "x.gguf"])
+    assert (found.sha256, found.size) == (hashlib.sha256(content).hexdigest(), len(content))
+    assert verify_gguf.check_set([tmp_path / "x.gguf"], found) == (found,)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gguf(TENSORS, data=SOUND)[:-1],
+        gguf(TENSORS, data=SOUND)[:100],
+        gguf(TENSORS, data=SOUND[:-4] + struct.pack("<f", float("nan"))),
+        bytes(500) + gguf(TENSORS, data=SOUND),
+    ],
+    ids=["cut", "cut in its header", "bad", "no GGUF"],
+)
+def test_what_is_wrong_with_a_file_that_was_read_meanwhile_is_told_afterwards(tmp_path: Path, content: bytes) -> None:
+    assert written(tmp_path / "x.gguf", content) is None
+    with pytest.raises(IntegrityError):
+        verify_gguf.check_set([tmp_path / "x.gguf"])
+
+
+def test_what_is_never_written_is_not_waited_for(tmp_path: Path) -> None:
+    done = threading.Event()
+    done.set()
+    assert verify_gguf.follow(tmp_path / "x.gguf", done) is None
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [40, 8, 3], [numbers.CHUNK // 4 + 1, 12, 5000], [7, numbers.CHUNK, 7]])
+def test_every_byte_is_read_once_whatever_the_sizes_of_tensors(tmp_path: Path, sizes: list[int]) -> None:
+    tensors, at = [], 33
+    for index, count in enumerate(sizes):
+        tensors.append(numbers.Tensor(str(index), F32, at, 4 * count, (count,)))
+        at += 4 * count + index
+    (tmp_path / "x").write_bytes(content := bytes(at % 251 for at in range(at + 5)))
+    with (tmp_path / "x").open("rb", buffering=0) as file:
+        assert numbers.read("x", file, tensors)[0] == hashlib.sha256(content).hexdigest()
+    for tensor in (tensor for tensor in tensors if tensor.size):  # each is looked at up to its last number
+        bad = bytearray(content)
+        bad[tensor.start + tensor.size - 4 : tensor.start + tensor.size] = struct.pack("<f", float("inf"))
+        (tmp_path / "x").write_bytes(bad)
+        with (tmp_path / "x").open("rb", buffering=0) as file, pytest.raises(IntegrityError, match=f"tensor {tensor.name} holds"):
+            numbers.read("x", file, tensors)
 
 
 def test_what_is_no_number_in_a_block_is_what_upstream_reads_so(
