@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import threading
-from pathlib import Path
 
 try:
     from llamacpp_orchestrator import __version__
@@ -82,7 +80,7 @@ def entry() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         # Started without one, the next file that is opened, a lock for instance, would take its place in every child.
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - as long as we run
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - as long as we run
     for stream in (sys.stdout, sys.stderr):
         # What a terminal cannot show, as a name in another alphabet, is shown by its number; it is no failure.
         if isinstance(stream, io.TextIOWrapper):
@@ -90,7 +88,8 @@ def entry() -> None:
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if threading.active_count() > 1:
+    threading = sys.modules.get("threading")
+    if threading and threading.active_count() > 1:
         os._exit(code)
     sys.exit(code)
 

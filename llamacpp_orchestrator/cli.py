@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Any
 
 import click
@@ -15,7 +15,11 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.util.units import size
 
-FILE = click.Path(path_type=Path, readable=False)  # what cannot be read is told where it is read
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = cli_options.Place(readable=False)  # what cannot be read is told where it is read
+THERE = cli_options.Place(exists=True)
 JOB = click.argument("job", required=False, callback=cli_options.only_job, type=FILE, shell_complete=cli_options.complete_job)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -30,23 +34,14 @@ def orchestrate() -> None:
 
 
 @orchestrate.command()
-@click.argument(
-    "jobs_files",
-    metavar="[JOB]...",
-    nargs=-1,
-    callback=cli_options.only_jobs,
-    type=FILE,
-    shell_complete=cli_options.complete_job,
-)
-@click.option(
-    "--bundle", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="Take all from a bundle; ask no server."
-)
+@click.argument("jobs_files", metavar="[JOB]...", nargs=-1, type=click.Path(), shell_complete=cli_options.complete_job)
+@click.option("--bundle", type=THERE, metavar="FILE", help="Take all from a bundle; ask no server.")
 @click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
 @cli_options.on_cluster
 @click.option("--publish", is_flag=True, help="Then send what is made to the hub, as `orchestrate publish` does.")
 @cli_options.publishing
 @cli_options.shared()
-def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None:
+def run(jobs_files: tuple[str, ...], bundle: Path | None, **flags: Any) -> None:
     """Do the whole job: set up, fetch, convert, quantize, verify.
 
     Without JOB it is the only job file of this folder, here as in the other commands.
@@ -57,14 +52,17 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
         raise click.UsageError("--bundle goes with one JOB.")
     if bundle and flags["scheduler"]:
         raise click.UsageError("--bundle and --scheduler exclude each other.")
-    contexts = [cli_options.load(file, flags, folders=not bundle) for file in jobs_files]
+    asked = None if bundle else cli_options.question(jobs_files, flags)
+    if asked and cli_options.repeat(asked, flags):
+        return
+    contexts = [cli_options.load(file, flags, folders=not bundle) for file in cli_options.jobs(jobs_files)]
     if bundle:
         from llamacpp_orchestrator.commands import bundle as commands_bundle
 
         with cli_options.shown(flags):
             contexts = [commands_bundle.opened(bundle, contexts[0])]
         flags["locked"] = True
-    cli_options.run(contexts, flags, kept=True)
+    cli_options.run(contexts, flags, True, asked)
 
 
 @orchestrate.command()
@@ -100,6 +98,8 @@ def run(jobs_files: tuple[Path, ...], bundle: Path | None, **flags: Any) -> None
 @cli_options.shared()
 def convert(model: str, write_job: Path | None, **flags: Any) -> None:
     """Convert MODEL (hub id or folder) without a job file."""
+    from pathlib import Path
+
     from llamacpp_orchestrator.job import by_option
     from llamacpp_orchestrator.job import loader
     from llamacpp_orchestrator.util.store import write_atomically
@@ -116,7 +116,7 @@ def convert(model: str, write_job: Path | None, **flags: Any) -> None:
     if write_job:
         cli_options.check_new(write_job, flags["force"])
         write_atomically(file, text)
-    cli_options.run([cli_options.context(job, file, flags)], flags, kept=bool(write_job))
+    cli_options.run([cli_options.context(job, file, flags)], flags, bool(write_job))
 
 
 @orchestrate.command()
@@ -131,6 +131,8 @@ def convert(model: str, write_job: Path | None, **flags: Any) -> None:
 @cli_options.shared("--force", "--jobs", "--memory", "--keep-going")
 def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
     """Resolve JOB and write its lock file, nothing else."""
+    from pathlib import Path
+
     from llamacpp_orchestrator.job import strangers
 
     if job is None and upgrade and strangers.is_job(Path(upgrade)):
@@ -199,7 +201,7 @@ def publish(job: Path, dry_run: bool, **flags: Any) -> None:
 
 
 @orchestrate.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=THERE)
 @click.option("--deep", is_flag=True, help="Also hash again what they were made from: converter tree, models, adapters.")
 @click.option(
     "--level",
@@ -271,10 +273,8 @@ def report(job: Path, file: Path | None, **flags: Any) -> None:
 
 
 @orchestrate.command(name="reproduce", short_help="Make an output again, aside, and say whether it is identical.")
-@click.argument("receipt", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--job", type=click.Path(exists=True, path_type=Path), metavar="FILE", help="The job, where the receipt does not lead to it."
-)
+@click.argument("receipt", type=THERE)
+@click.option("--job", type=THERE, metavar="FILE", help="The job, where the receipt does not lead to it.")
 @click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine.")
 @cli_options.speaking()
 def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from llamacpp_orchestrator import cli_options
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.util.units import size
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.group()

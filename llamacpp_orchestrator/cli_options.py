@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import contextmanager
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -22,13 +21,28 @@ from llamacpp_orchestrator.errors import Stopped
 from llamacpp_orchestrator.errors import first
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from click.shell_completion import CompletionItem
+
     from llamacpp_orchestrator.console import Voice
     from llamacpp_orchestrator.context import Context
     from llamacpp_orchestrator.context import Options
     from llamacpp_orchestrator.job.spec import Job
+    from llamacpp_orchestrator.last_result import Question
     from llamacpp_orchestrator.results import Result
     from llamacpp_orchestrator.system.scheduler import Reporter
     from llamacpp_orchestrator.system.settings import Settings
+
+
+class Place(click.Path):
+    """A path in the words of pathlib, which is loaded once there is one: a help does without."""
+
+    def coerce_path_result(self, value: Any) -> Any:
+        """The path that was typed."""
+        from pathlib import Path
+
+        return Path(os.fsdecode(value))
 
 
 def _count(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
@@ -144,6 +158,8 @@ def only_job(context: click.Context | None = None, option: click.Parameter | Non
     """The job that is named, or the only one in the current folder; UsageError where there are several or none."""
     if file is not None:
         return file
+    from pathlib import Path
+
     from llamacpp_orchestrator.job import strangers
 
     files = strangers.jobs(Path())
@@ -156,9 +172,11 @@ def only_job(context: click.Context | None = None, option: click.Parameter | Non
     )
 
 
-def only_jobs(context: click.Context, option: click.Parameter, files: tuple[Path, ...]) -> tuple[Path, ...]:
+def jobs(files: Sequence[str]) -> list[Path]:
     """The jobs that are named, or the only one in the current folder."""
-    return files or (only_job(),)
+    from pathlib import Path
+
+    return [Path(file) for file in files] or [only_job()]
 
 
 def check_new(file: Path, force: bool, way: str = "choose another name, or use --force") -> None:
@@ -173,6 +191,10 @@ def check_new(file: Path, force: bool, way: str = "choose another name, or use -
 
 def complete_job(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
     """The job files that a shell may complete a word to, and the folders on the way to them."""
+    from pathlib import Path
+
+    from click.shell_completion import CompletionItem
+
     from llamacpp_orchestrator.job import strangers
 
     folder = Path(begin if begin.endswith(os.sep) else os.path.dirname(begin) or os.curdir)  # noqa: PTH120 - Path drops "./"
@@ -184,6 +206,8 @@ def complete_job(context: click.Context, option: click.Parameter, begin: str) ->
 
 def complete_outtype(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
     """The types that a model is converted to."""
+    from click.shell_completion import CompletionItem
+
     from llamacpp_orchestrator.job.tensor_types import OUTTYPES
 
     names = (*OUTTYPES["model"], "none")
@@ -192,6 +216,8 @@ def complete_outtype(context: click.Context, option: click.Parameter, begin: str
 
 def complete_quantize(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
     """The types that every tag's llama-quantize knows; a newer one may know more."""
+    from click.shell_completion import CompletionItem
+
     from llamacpp_orchestrator.job import tensor_types
 
     names = sorted(filter(tensor_types.is_in_every_tag, tensor_types.FILE_TYPES))
@@ -200,6 +226,8 @@ def complete_quantize(context: click.Context, option: click.Parameter, begin: st
 
 def complete_kind(context: click.Context, option: click.Parameter, begin: str) -> list[CompletionItem]:
     """The kinds of entries in the cache."""
+    from click.shell_completion import CompletionItem
+
     from llamacpp_orchestrator.util import store
 
     return [CompletionItem(kind) for kind in store.PRUNED if kind.startswith(begin)]
@@ -239,8 +267,41 @@ def _manner(flags: dict[str, Any]) -> Voice:
     return console.voice(sys.stderr, os.environ, quiet=quiet, verbose=verbose, progress=progress)
 
 
-def run(contexts: list[Context], flags: dict[str, Any], kept: bool) -> None:
-    """Do whole jobs, and end as they did."""
+def question(files: Sequence[str], flags: dict[str, Any]) -> Question | None:
+    """What is asked of the jobs that are named; how it is told does not count."""
+    from llamacpp_orchestrator import last_result
+
+    if not files:
+        return None
+    spoken = {name.lstrip("-").replace("-", "_") for names in SPEAKING for name in names}
+    return last_result.question(files, {name: flags[name] for name in flags.keys() - spoken}, os.environ)
+
+
+def repeat(asked: Question, flags: dict[str, Any]) -> bool:
+    """Tell the result of the last run once more, where that found nothing to do and nothing has changed since."""
+    from llamacpp_orchestrator import last_result
+
+    result = last_result.recall(asked)
+    if result:
+        from llamacpp_orchestrator.system.scheduler import Event
+
+        show = _teller(flags)
+        for step in result.steps:
+            show(Event(step.name, step.status))
+        finish(result, flags)
+    return result is not None
+
+
+def _teller(flags: dict[str, Any]) -> Reporter:
+    """How the steps are told of jobs with nothing to do: in lines, or as data."""
+    from llamacpp_orchestrator import console
+
+    manner = _manner(flags)
+    return console.as_data if flags.get("events") else lambda event: console.plain(manner, event)
+
+
+def run(contexts: list[Context], flags: dict[str, Any], kept: bool, asked: Question | None = None) -> None:
+    """Do whole jobs, and end as they did; of jobs with nothing to do the result is kept for who asks the same."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import up_to_date
     from llamacpp_orchestrator.job import by_option
@@ -248,15 +309,13 @@ def run(contexts: list[Context], flags: dict[str, Any], kept: bool) -> None:
     from llamacpp_orchestrator.results import Result
     from llamacpp_orchestrator.system.scheduler import Event
 
-    chosen, manner = options(flags, kept), _manner(flags)
+    chosen = options(flags, kept)
     if chosen.scheduler and (flags["jobs"] or flags["memory"]):
         raise click.UsageError("--jobs and --memory are for this machine; with --scheduler each worker has its own.")
     try:
         if len(contexts) > 1:
             loader.check_together([(context.job, context.file) for context in contexts])
-        idle = up_to_date.result(
-            contexts, chosen, console.as_data if flags.get("events") else lambda event: console.plain(manner, event)
-        )
+        idle = up_to_date.result(contexts, chosen, _teller(flags), asked)
         result = idle or _worked(contexts, chosen, flags)
     except (OrchestrateError, Stopped) as error:
         if isinstance(error, OrchestrateError) and not kept:

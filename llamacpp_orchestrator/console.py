@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -81,6 +79,8 @@ def _once(show: Reporter) -> Reporter:
 
 def as_data(event: Event) -> None:
     """Tell an event as a line of JSON on stdout, for a program that reads it."""
+    import json  # here, as not each run tells in it
+
     error = event.error
     lines = (error.message, error.hint) if isinstance(error, OrchestrateError) else (masked(str(error)), "") if error else None
     words = {"step": masked(event.step), "status": event.status, "text": masked(event.text)}
@@ -98,6 +98,8 @@ def say(text: str, manner: Voice) -> None:
 def result(value: Any, lines: Iterable[str], as_json: bool = False) -> None:
     """What was asked for, on stdout: lines of text, or the same as the one JSON document of a command."""
     if as_json:
+        import json
+
         text = masked(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
         text = OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     else:
@@ -119,6 +121,8 @@ def _whole_words(lines: list[str], stream: TextIO) -> list[str]:
     """Lines broken between words where a terminal would break them anywhere; paths and commands stay whole."""
     if not stream.isatty():
         return lines
+    import shutil  # it brings all of Python's archive formats along
+
     width = max(shutil.get_terminal_size().columns, 20)
     how: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
     return [part for line in lines for part in textwrap.wrap(line, width, **how) or [""]]

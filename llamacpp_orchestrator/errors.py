@@ -17,7 +17,10 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOGIN = re.compile(r"(?<=://)[^\s/?#]*@")
 HOST = re.compile(r"(\[[\w:.%]*\]|[\w.~-]*)(:\d{0,5})?")  # as it stands in a URL that is one
@@ -158,6 +161,7 @@ def of_python_path(error: Exception) -> OrchestrateError | None:
     """What to say of a bug where PYTHONPATH, or the folder of `python -m`, has a module by the name of one that we need."""
     import traceback
     from importlib.machinery import PathFinder
+    from pathlib import Path
 
     own = str(Path(__file__).parents[1])
     try:

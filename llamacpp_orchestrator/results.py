@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -158,5 +157,5 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 def _near(path: str) -> str:
     """A path as one would type it here."""
-    here = str(Path.cwd()) + os.sep
+    here = os.getcwd() + os.sep  # noqa: PTH109 - without pathlib, which else a run with nothing to do does not load
     return path.removeprefix(here)

@@ -24,7 +24,7 @@ DRAWN = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8"
 # Errors and records are data; so is what another library makes us derive from.
 DATA = (
     "Struct", "Record", "Error", "Exception", "Stopped", "CommandFailed", "Session", "SafeDumper", "BaseLoader", "Protocol",
-    "CommitOperationAdd", "BufferedIOBase",
+    "CommitOperationAdd", "BufferedIOBase", "click.Path",
 )  # fmt: skip
 
 

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from llamacpp_orchestrator import export
+from llamacpp_orchestrator import last_result
 from llamacpp_orchestrator.commands import summary
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
+from llamacpp_orchestrator.convert import commands
+from llamacpp_orchestrator.job import layout
+from llamacpp_orchestrator.job import spec
+from llamacpp_orchestrator.last_result import Question
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
+from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
+from llamacpp_orchestrator.models import selection
 from llamacpp_orchestrator.pipeline import build as pipeline_build
+from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.results import Result
+from llamacpp_orchestrator.system import settings
+from llamacpp_orchestrator.system import surroundings
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
 
 
-def result(contexts: Sequence[Context], options: Options, report: Reporter) -> Result | None:
-    """What a run of finished jobs comes to; None when something must be done or looked at more closely.
+def result(contexts: Sequence[Context], options: Options, report: Reporter, asked: Question | None = None) -> Result | None:
+    """What a run of finished jobs comes to, kept for who asks the same; None when something must be done or looked at closely.
 
     Raises LockError for a damaged lock, IntegrityError for a folder that is not what was locked.
     """
@@ -35,7 +48,11 @@ def result(contexts: Sequence[Context], options: Options, report: Reporter) -> R
         for event in events:
             report(event)
         results.append(summary.result(began, events, [], outputs))
-    return summary.together(results)
+    answer = summary.together(results)
+    if asked and all(str(context.settings.cache) == asked.cache for context in contexts):
+        present, others = zip(*map(places, contexts), strict=True)
+        last_result.keep(asked, itertools.chain(*present), itertools.chain(*others), answer)
+    return answer
 
 
 def finished(context: Context, options: Options) -> Outputs | None:
@@ -55,3 +72,28 @@ def finished(context: Context, options: Options) -> Outputs | None:
     # What a killed run has left goes with the next run.
     left = pipeline_build.unneeded(context, outputs) or any(pinned.merged(need).parent.is_dir() for need in merged)
     return outputs if not outputs.stale and not left else None
+
+
+def places(context: Context) -> tuple[list[Path], list[Path]]:
+    """All that `finished` looks at for a job that is: what is there, and what may be there."""
+    job, base = context.job, context.file.parent
+    present, others = [context.file, lock_file.path_for(context.file)], list(settings.files(os.environ))
+    others += [Path(os.environ[name]) for name in surroundings.CERTIFICATES if name in os.environ]
+    for wanted in records.all_wanted(job):
+        folder = context.folder(wanted.source) if wanted.is_folder else base / wanted.source
+        (present if wanted.is_folder else others).append(folder)
+        if wanted.is_folder:
+            present += [folder / name for name in selection.names_in(folder)]
+            others += [path for path in folder.iterdir() if path.is_dir()]
+    for model in job.models:
+        matrix = model.imatrix
+        named = (commands.metadata(model.args)[1], matrix and matrix.file, matrix and matrix.text, job.environment.path)
+        others += [spec.folder(name, base) for name in named if name]
+    for _, output in layout.placed(job, base):
+        if output.temporary:
+            others.append(pipeline_build.hidden(output).path.parent)
+            continue
+        receipt = pipeline_receipt.read(output.path)
+        present += [pipeline_receipt.receipt_path(output.path)]
+        present += [output.path.parent / file.name for file in (receipt.files if receipt else ())]
+    return present, others

@@ -133,7 +133,7 @@ def list_folder(path: Path, *, kind: str, weights: bool, remote_code: bool, sha2
     """The files of a folder that conversion reads, pinned by content."""
     if not path.is_dir():
         raise OrchestrateError(f"{path} is not a folder", "check `source`; a hub id is written org/name, with no ./ before it")
-    names = [name for name in _names(path) if (path / name).is_file()]
+    names = [name for name in names_in(path) if (path / name).is_file()]
     index = _index(path, names, kind=kind, weights=weights, remote_code=remote_code)
     chosen = select_files(names, source=str(path), kind=kind, weights=weights, remote_code=remote_code, index=index)
     files = tuple(HubFile(path=name, size=(path / name).stat().st_size, sha256=sha256(path / name)) for name in chosen)
@@ -142,7 +142,7 @@ def list_folder(path: Path, *, kind: str, weights: bool, remote_code: bool, sha2
 
 def check_pointers(path: Path, *, kind: str, weights: bool, remote_code: bool) -> None:
     """Raise IntegrityError where files that conversion reads of a folder are pointers to content that is not here."""
-    names = _names(path)
+    names = names_in(path)
     stand_ins = [name for name in names if pointers.kind(path / name)[0] and name != "README.md"]
     if not stand_ins:
         return
@@ -162,7 +162,7 @@ def _index(path: Path, names: list[str], *, kind: str, weights: bool, remote_cod
     return weight_files.indexed(path / index) if index else ()
 
 
-def _names(path: Path) -> list[str]:
+def names_in(path: Path) -> list[str]:
     """The files of a folder that may be of a model, with links into nothing; what else lies there is no matter of ours."""
     files = (file for file in (*path.glob("*"), *path.glob("*/*")) if file.is_file() or (file.is_symlink() and not file.exists()))
     names = (file.relative_to(path).as_posix() for file in files)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import graphlib
 import hashlib
 import itertools
-import queue
 import sys
 import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import TypeVar
 
@@ -20,9 +18,11 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import of_system
-from llamacpp_orchestrator.util import cancel
-from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.util.units import size
+
+if TYPE_CHECKING:  # what steps are told with is loaded also where there are none to be run
+    import queue
+    from pathlib import Path
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -147,6 +147,11 @@ def _run(
     need: Callable[[Step], int],
     workers: list[threading.Thread],
 ) -> list[Event]:
+    import graphlib
+    import queue
+
+    from llamacpp_orchestrator.util import tempfiles
+
     by_name = {step.name: step for step in steps}
     for log in {step.log for step in by_name.values() if step.log}:  # a check goes on in the log of what it checks
         tempfiles.renew(log)
@@ -224,11 +229,13 @@ def _alone(name: str, memory: int, bound: int) -> str:
 
 
 def _next(events: queue.SimpleQueue[Event]) -> Event:
+    from queue import Empty
+
     # A wait without end cannot be interrupted on Windows; half a second can.
     while True:
         try:
             return events.get(timeout=0.5)
-        except queue.Empty:
+        except Empty:
             continue
 
 
@@ -250,6 +257,8 @@ def _teller(name: str, put: Callable[[Event], None]) -> Tell:
 
 
 def _work(step: Step, memory: int, perform: Perform, outcomes: Outcomes, put: Callable[[Event], None]) -> None:
+    from llamacpp_orchestrator.util import cancel
+
     began, tell = time.monotonic(), _teller(step.name, put)
     put(Event(step.name, "started", log=step.log, began=began, memory=memory))
     cancel.tell.set(tell)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,8 +115,8 @@ def system() -> str:
 
 def load(environ: Mapping[str, str]) -> Settings:
     """This machine's settings, the environment before config.yaml before pip's files; JobError names what is wrong where."""
-    file = Path(environ.get("ORCHESTRATE_CONFIG") or platformdirs.user_config_path(NAME, appauthor=False) / "config.yaml")
-    config = _config(file.expanduser(), bool(environ.get("ORCHESTRATE_CONFIG")))
+    file = config_file(environ)
+    config = _config(file, bool(environ.get("ORCHESTRATE_CONFIG")))
     cache = environ.get("ORCHESTRATE_CACHE_DIR") or config.cache_dir
     servers: dict[str, Any] = {}
     for name, (variable, default) in SERVERS.items():
@@ -135,6 +136,19 @@ def load(environ: Mapping[str, str]) -> Settings:
         index=_index(environ, config, package_config.of_uv(environ, system()), package_config.of_pip(environ, system())),
         **servers,
     )
+
+
+def config_file(environ: Mapping[str, str]) -> Path:
+    """Where config.yaml lies, or would lie."""
+    own = environ.get("ORCHESTRATE_CONFIG") or platformdirs.user_config_path(NAME, appauthor=False) / "config.yaml"
+    return Path(own).expanduser()
+
+
+def files(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Every file that says something of a machine's settings, whether it is there or not."""
+    home, prefix = Path.home(), Path(sys.prefix)
+    uv = package_config.uv_config_files(system(), environ, home)
+    return (config_file(environ), *uv, *package_config.pip_config_files(system(), environ, home, prefix))
 
 
 def _memory(environ: Mapping[str, str], variable: str, key: str, where: str) -> int:
