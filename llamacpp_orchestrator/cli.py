@@ -10,6 +10,7 @@ import click
 from llamacpp_orchestrator import __version__
 from llamacpp_orchestrator import cli_options
 from llamacpp_orchestrator.cli_cache import cache
+from llamacpp_orchestrator.cli_work import work
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.job import check_levels
@@ -48,10 +49,8 @@ def run(jobs_files: tuple[str, ...], bundle: Path | None, **flags: Any) -> None:
     """
     if (flags["create"] or flags["yes"]) and not flags["publish"]:
         raise click.UsageError("--create and --yes go with --publish.")
-    if bundle and len(jobs_files) > 1:
-        raise click.UsageError("--bundle goes with one JOB.")
-    if bundle and flags["scheduler"]:
-        raise click.UsageError("--bundle and --scheduler exclude each other.")
+    if bundle and (len(jobs_files) > 1 or flags["scheduler"]):
+        raise click.UsageError("--bundle goes with one JOB, and not with --scheduler.")
     asked = None if bundle else cli_options.question(jobs_files, flags)
     if asked and cli_options.repeat(asked, flags):
         return
@@ -346,4 +345,5 @@ def schema() -> None:
     console.result(loader.schema(), (), as_json=True)
 
 
-orchestrate.add_command(cache)
+for command in (cache, work):
+    orchestrate.add_command(command)

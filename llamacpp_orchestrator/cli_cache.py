@@ -48,7 +48,7 @@ def cache_list(as_json: bool) -> None:
     shell_complete=cli_options.complete_kind,
     # Written out, for the place that has them would be imported at every start.
     help="Only of this kind: source, binaries, builds, environments, views, merged, imatrix, bundles, downloads, logs, "
-    "memo, home.",
+    "memo, home, sent.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_prune(kinds: tuple[str, ...], yes: bool) -> None:

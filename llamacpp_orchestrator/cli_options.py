@@ -88,12 +88,10 @@ def publishing(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def on_cluster(command: Callable[..., None]) -> Callable[..., None]:
-    """The option of a run on a cluster, and those by which its workers are told what to do."""
+    """The options of a run on a cluster."""
     place = "Let the workers of a Dask cluster do it: tcp://HOST:8786, or a scheduler file."
-    command = click.option("--events", is_flag=True, hidden=True, help="Tell what happens as JSON, a line for each event.")(
-        command
-    )
-    command = click.option("--only", multiple=True, hidden=True, help="Make these outputs alone.")(command)
+    most = "With --scheduler: at most N tasks at a time on one machine."
+    command = click.option("--workers-per-node", callback=_count, metavar="N", help=most)(command)
     return click.option("--scheduler", default="", metavar="ADDRESS", help=place)(command)
 
 
@@ -150,7 +148,7 @@ def options(flags: dict[str, Any], kept: bool = True, upgrade: str = "") -> Opti
 
     chosen = {name: flags[name] for name in ("locked", "force", "keep_going")}
     more = {name: flags.get(name, False) for name in ("ollama_create", "publish", "create", "yes")}
-    more |= {"only": flags.get("only", ()), "scheduler": flags.get("scheduler", "")}
+    more |= {"scheduler": flags.get("scheduler", ""), "workers_per_node": flags.get("workers_per_node") or 0}
     return Options(**chosen, jobs=flags["jobs"] or 0, read_lock=kept, write_lock=kept, upgrade=upgrade, **more)
 
 
@@ -238,10 +236,6 @@ def shown(flags: dict[str, Any]) -> Iterator[Reporter]:
     """A voice for what happens, as the options want it, while signals end it in good order."""
     from llamacpp_orchestrator import console
 
-    if flags.get("events"):
-        with ending():
-            yield console.as_data
-        return
     with ending(), console.reporting(_manner(flags)) as show:
         yield show
 
@@ -293,11 +287,11 @@ def repeat(asked: Question, flags: dict[str, Any]) -> bool:
 
 
 def _teller(flags: dict[str, Any]) -> Reporter:
-    """How the steps are told of jobs with nothing to do: in lines, or as data."""
+    """How the steps are told of jobs with nothing to do: in lines."""
     from llamacpp_orchestrator import console
 
     manner = _manner(flags)
-    return console.as_data if flags.get("events") else lambda event: console.plain(manner, event)
+    return lambda event: console.plain(manner, event)
 
 
 def run(contexts: list[Context], flags: dict[str, Any], kept: bool, asked: Question | None = None) -> None:
@@ -307,11 +301,12 @@ def run(contexts: list[Context], flags: dict[str, Any], kept: bool, asked: Quest
     from llamacpp_orchestrator.job import by_option
     from llamacpp_orchestrator.job import loader
     from llamacpp_orchestrator.results import Result
-    from llamacpp_orchestrator.system.scheduler import Event
 
     chosen = options(flags, kept)
     if chosen.scheduler and (flags["jobs"] or flags["memory"]):
         raise click.UsageError("--jobs and --memory are for this machine; with --scheduler each worker has its own.")
+    if chosen.workers_per_node and not chosen.scheduler:
+        raise click.UsageError("--workers-per-node goes with --scheduler.")
     try:
         if len(contexts) > 1:
             loader.check_together([(context.job, context.file) for context in contexts])
@@ -321,8 +316,6 @@ def run(contexts: list[Context], flags: dict[str, Any], kept: bool, asked: Quest
         if isinstance(error, OrchestrateError) and not kept:
             for failure in (error, *error.others):
                 by_option.tell_by_option(failure, contexts[0].file)
-        if flags.get("events") and isinstance(error, OrchestrateError):
-            console.as_data(Event("", "error", error=error))
         if flags["as_json"]:
             words = [str(error)] if isinstance(error, Stopped) else error.lines()
             failed = Result(status="failed", seconds=0.0, steps=(), outputs=()).document() | {"error": words}
@@ -344,7 +337,6 @@ def finish(result: Result, flags: dict[str, Any]) -> None:
     """Show what came of a run; raises its failures."""
     from llamacpp_orchestrator import console
 
-    if not flags.get("events"):
-        console.result(result.document(), result.lines(created=flags.get("ollama_create", False)), flags["as_json"])
+    console.result(result.document(), result.lines(created=flags.get("ollama_create", False)), flags["as_json"])
     if result.errors:
         raise first(result.errors)

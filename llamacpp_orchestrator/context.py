@@ -17,7 +17,8 @@ from llamacpp_orchestrator.util.store import Store
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """One job on this machine: what was asked, relative to which file, with which settings and which cache.
 
-    Out of a bundle come `folders`, which stand for folders of the job, and `archives`, the only ones that may be chosen.
+    `folders` stand for what the job names, by its texts, where that lies elsewhere: in a bundle, or on a cluster's worker. Out of
+    a bundle come `archives`, the only ones that may be chosen.
     """
 
     job: Job
@@ -28,7 +29,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     archives: frozenset[str] | None = None
 
     def folder(self, text: str) -> Path:
-        """A folder as the job names it."""
+        """A folder or file as the job names it."""
         return self.folders.get(text) or spec.folder(text, self.file.parent)
 
     def command(self, name: str, *options: str) -> str:
@@ -45,7 +46,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How to go about a job: the shared options of the commands.
 
     With `publish` its outputs are sent to the hub; `create` makes repositories, `yes` sends what others may not want sent. Of the
-    outputs `only` those of these names are made; the workers of `scheduler` make them, where one is named.
+    outputs `only` those of these names are made; the workers of `scheduler` make them, where one is named, `workers_per_node`
+    tasks at a time on one machine, 0 for any number.
     """
 
     locked: bool = False
@@ -62,3 +64,4 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     create: bool = False
     yes: bool = False
     scheduler: str = ""
+    workers_per_node: int = 0

@@ -30,7 +30,8 @@ def chains(
         models = [build for build in builds if build not in alone]
         own = [build for build in models if not build.output.temporary]
         need = max(map(memory, models), default=0)
-        base = Chain(key=f"{number}-base", outputs=tuple(build.name for build in own), memory=need)
+        gpu = any(build.matrix and build.matrix.on_gpu for build in own)
+        base = Chain(key=f"{number}-base", outputs=tuple(build.name for build in own), memory=need, gpu=gpu)
         listed += [base] if own else []
         for part, group in enumerate(shared(alone, workers)):
             after = (base.key,) if own and any(map(is_loaded, group)) else ()

@@ -57,6 +57,8 @@ from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.util.store import remove
 from llamacpp_orchestrator.util.tempfiles import sweep_folder
 
+Lend = Callable[..., contextlib.AbstractContextManager[warm_worker.Warm]]  # as warm_worker.lent does
+
 
 def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> Result:
     """Run jobs one after the other as if they were one; the first that fails is the last, unless told to keep going.
@@ -96,15 +98,23 @@ def run(context: Context, options: Options, report: Reporter) -> Result:
     pinned = PinnedJob(context, lock)
     result: Result | None = None
     try:
-        with merges_kept(pinned):
-            result = _run(pinned, options, report, began, events)
-        return result
+        result = make_pinned(pinned, options, report, events=events)
+        return msgspec.structs.replace(result, seconds=round(time.monotonic() - began, 3))
     finally:
         if options.write_lock and (result is None or result.errors):
             unlock(pinned, before)
 
 
-def _run(pinned: PinnedJob, options: Options, report: Reporter, began: float, events: list[Event]) -> Result:
+def make_pinned(
+    pinned: PinnedJob, options: Options, report: Reporter, lend: Lend = warm_worker.lent, events: Sequence[Event] = ()
+) -> Result:
+    """Make the outputs of a job that is pinned; `events` are those of what has ended before."""
+    with merges_kept(pinned):
+        return _run(pinned, options, report, lend, list(events))
+
+
+def _run(pinned: PinnedJob, options: Options, report: Reporter, lend: Lend, events: list[Event]) -> Result:
+    began = time.monotonic()
     local_folders.drift(pinned)
     outputs = _chosen(pipeline_build.outputs(pinned, options.force), options.only)
     if not options.force and placement.recognise(placement.Locks(pinned.store.folder("locks")), outputs.stale):
@@ -114,7 +124,7 @@ def _run(pinned: PinnedJob, options: Options, report: Reporter, began: float, ev
     for module, items in exports:
         module.check(items, options.force)
     space = tuple(need for module, items in exports for need in module.needs(pinned, items, options.force))
-    done, errors = _make(pinned, outputs, space, options, report, frozenset(event.step for event in events))
+    done, errors = _make(pinned, outputs, space, options, report, lend, frozenset(event.step for event in events))
     events = events + done
     results: dict[str, tuple[Any, ...]] = {}
     for module, items in exports:
@@ -135,7 +145,13 @@ def _chosen(outputs: Outputs, only: Collection[str]) -> Outputs:
 
 
 def _make(
-    pinned: PinnedJob, outputs: Outputs, space: tuple[Need, ...], options: Options, report: Reporter, ended: frozenset[str]
+    pinned: PinnedJob,
+    outputs: Outputs,
+    space: tuple[Need, ...],
+    options: Options,
+    report: Reporter,
+    lend: Lend,
+    ended: frozenset[str],
 ) -> tuple[list[Event], list[OrchestrateError]]:
     """Make what is not up to date; the last events, and the errors among them. `space` is what is written to disks besides."""
     stale = outputs.stale
@@ -150,17 +166,16 @@ def _make(
     if options.scheduler:
         return current + (events := _by_cluster(pinned, outputs, options, report)), step_errors(events)
     log, scripts = tempfiles.renew(log_folder(pinned.context) / "converter.log"), graph.scripts(pinned, stale)
-    warm = warm_worker.Warm(str(pinned.python), pinned.tree, pinned.script_env, log, scripts)
-    forks = warm_worker.can_fork(host.system())
-    run = job_run(pinned, options, stale, warm.convert if forks else warm_worker.run_alone)
-    _check(run, outputs, space, ended)
-    steps = graph.steps(pinned, stale, run.logs, ended)
-    begin = warm.start if forks and not all(build.of for build in stale) else lambda: None
+    run, forks = job_run(pinned, options, stale), warm_worker.can_fork(host.system())
     try:
-        perform, need = functools.partial(graph.perform, run), functools.partial(graph.need, run)
-        events = carry_out(steps, perform, options, _tidying(report, steps, outputs, begin), need, run.memory)
+        with lend(str(pinned.python), pinned.tree, pinned.script_env, log, scripts) as warm:
+            run = msgspec.structs.replace(run, converter=warm.convert if forks else warm_worker.run_alone)
+            _check(run, outputs, space, ended)
+            steps = graph.steps(pinned, stale, run.logs, ended)
+            begin = warm.start if forks and not all(build.of for build in stale) else lambda: None
+            perform, need = functools.partial(graph.perform, run), functools.partial(graph.need, run)
+            events = carry_out(steps, perform, options, _tidying(report, steps, outputs, begin), need, run.memory)
     finally:
-        warm.close()
         placement.clean(run.locks, stale)
     return current + events, step_errors(events)
 

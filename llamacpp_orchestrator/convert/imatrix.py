@@ -14,7 +14,6 @@ from llamacpp_orchestrator.binaries.selection import build_number
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.spec import Imatrix
 from llamacpp_orchestrator.meanings import matched
 from llamacpp_orchestrator.meanings import table
@@ -49,19 +48,21 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     minutes: int = 0
 
+    @property
+    def on_gpu(self) -> bool:
+        """Tell whether making it may compute on a GPU."""
+        return bool(GPU_WORDS & set(self.args))
+
     def file(self, store: Store) -> Path:
         """Where it lies: the user's own, or the one in the store."""
         return self.given or store.entry(FOLDER, self.digest) / self.made
 
 
-def find(asked: Imatrix | None, place: Path, store: Store, of: tuple[str, str], source: tuple[str, str]) -> Matrix | None:
-    """The matrix that a model in the folder `place` asks for; JobError when its file or text cannot be read.
+def find(asked: Imatrix, path: Path, store: Store, of: tuple[str, str], source: tuple[str, str]) -> Matrix:
+    """The matrix that a model asks for, out of the file or text at `path`; JobError when that cannot be read.
 
     `of` is the model's name and the recipe of the file that is measured, `source` the tag and the digest of its tree.
     """
-    if asked is None:
-        return None
-    path = spec.folder(asked.file or asked.text or "", place)
     try:
         content = store.sha256(path)
     except OSError as error:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -144,6 +145,33 @@ class Warm:
             if self._child is not None:
                 process.stop(self._child)
                 self._child = None
+
+
+@contextlib.contextmanager
+def lent(python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, scripts: Iterable[Path] = ()) -> Iterator[Warm]:
+    """An interpreter for one run, with which it ends."""
+    with contextlib.closing(Warm(python, tree, env, log, scripts)) as warm:
+        yield warm
+
+
+@contextlib.contextmanager
+def shelf() -> Iterator[Callable[..., contextlib.AbstractContextManager[Warm]]]:
+    """The same for several runs one after the other: an interpreter is lent again where a run asks for no more than it has."""
+    with contextlib.ExitStack() as stack:
+        kept: list[tuple[tuple[object, ...], frozenset[Path], Warm]] = []
+
+        @contextlib.contextmanager
+        def lend(
+            python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, scripts: Iterable[Path] = ()
+        ) -> Iterator[Warm]:
+            place, wanted = (python, tree, env), frozenset(scripts)
+            have = next((warm for other, loaded, warm in kept if other == place and loaded >= wanted), None)
+            if have is None:
+                have = stack.enter_context(lent(python, tree, env, log, sorted(wanted)))
+                kept.append((place, wanted, have))
+            yield have
+
+        yield lend
 
 
 def _followed(

@@ -42,14 +42,20 @@ def check_one(wanted: Wanted, folder: Path) -> None:
 
 def drift(pinned: PinnedJob) -> None:
     """Raise IntegrityError when a local folder no longer holds the locked content."""
-    for wanted, folder in local_folders(pinned.context).items():
-        now = {file.path: file.sha256 for file in listed(pinned.context, wanted).files}
-        locked = {file.path: file.sha256 for file in pinned.files(wanted).files}
-        for name in sorted(now.keys() | locked.keys()):
-            if now.get(name) != locked.get(name):
-                gone = "a file that is not read any more" if (folder / name).is_file() else "no such file"
-                raise IntegrityError(
-                    f"{folder / name} has changed since it was locked: "
-                    f"locked {locked.get(name, 'no such file')}, found {now.get(name, gone)}",
-                    f"if the change is meant: {pinned.context.command('lock', '--upgrade')}",
-                )
+    for wanted in local_folders(pinned.context):
+        drift_of(pinned, wanted)
+
+
+def drift_of(pinned: PinnedJob, wanted: Wanted) -> None:
+    """Raise IntegrityError when one folder no longer holds the locked content."""
+    folder = pinned.context.folder(wanted.source)
+    now = {file.path: file.sha256 for file in listed(pinned.context, wanted).files}
+    locked = {file.path: file.sha256 for file in pinned.files(wanted).files}
+    for name in sorted(now.keys() | locked.keys()):
+        if now.get(name) != locked.get(name):
+            gone = "a file that is not read any more" if (folder / name).is_file() else "no such file"
+            raise IntegrityError(
+                f"{folder / name} has changed since it was locked: "
+                f"locked {locked.get(name, 'no such file')}, found {now.get(name, gone)}",
+                f"if the change is meant: {pinned.context.command('lock', '--upgrade')}",
+            )

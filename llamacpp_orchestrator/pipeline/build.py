@@ -211,7 +211,7 @@ def _converted(pinned: PinnedJob, placed: Output) -> Build:
     words = portable(command.argv, places)
     return Build(
         output=output,
-        name=_name(pinned.context, placed),
+        name=name_of(pinned.context, placed),
         command=command,
         portable_argv=words,
         inputs=inputs,
@@ -227,7 +227,7 @@ def _kept(pinned: PinnedJob, output: Output) -> Build:
     inputs = _inputs(pinned, source, weights=True)
     return Build(
         output=output,
-        name=_name(pinned.context, output),
+        name=name_of(pinned.context, output),
         command=Command(()),
         portable_argv=words,
         inputs=inputs,
@@ -244,7 +244,7 @@ def _args(context: Context, model: spec.Model) -> tuple[tuple[str, ...], dict[st
     args, file = commands.metadata(model.args)
     if not file:
         return model.args, {}, False
-    path = spec.folder(file, context.file.parent)
+    path = context.folder(file)
     if not path.is_file():
         raise JobError(f"{model.name}: --metadata {file} is not there", "is the path right? it is relative to the job file")
     names = safetensors.read_json(path)
@@ -255,7 +255,8 @@ def _args(context: Context, model: spec.Model) -> tuple[tuple[str, ...], dict[st
     )
 
 
-def _name(context: Context, output: Output) -> str:
+def name_of(context: Context, output: Output) -> str:
+    """What an output is called: its path below the output folder."""
     return Path(os.path.relpath(output.path, context.file.parent / context.job.output)).as_posix()
 
 
@@ -280,7 +281,7 @@ def _quantized(pinned: PinnedJob, output: Output, others: Iterable[Build]) -> Bu
     forms = [portable(way.deciding, places) for way in ways]
     return Build(
         output=output,
-        name=_name(pinned.context, output),
+        name=name_of(pinned.context, output),
         command=ways[-1],
         portable_argv=forms[-1],
         inputs=inputs,
@@ -297,8 +298,8 @@ def _matrix(pinned: PinnedJob, model: spec.Model, of: Build) -> Matrix | None:
         return None
     from llamacpp_orchestrator.convert import imatrix  # with the programs that make one, which few jobs need
 
-    source = pinned.tag, pinned.lock.llama_cpp.tree
-    return imatrix.find(model.imatrix, pinned.context.file.parent, pinned.store, (model.name, of.recipe), source)
+    path, source = pinned.context.folder(model.imatrix.file or model.imatrix.text or ""), (pinned.tag, pinned.lock.llama_cpp.tree)
+    return imatrix.find(model.imatrix, path, pinned.store, (model.name, of.recipe), source)
 
 
 def _recipe(pinned: PinnedJob, words: tuple[str, ...], inputs: tuple[Input, ...], rules: tuple[str, ...] = ()) -> str:

@@ -58,7 +58,7 @@ def inputs(pinned: PinnedJob, build: Build) -> tuple[Input, ...]:
     for part in (part for need in build.needs for part in need.parts):
         pin = pinned.files(part.wanted)
         view, source, name = pinned.view(part), part.wanted.source, part.name
-        named = fields.folder_name(pinned.context.folder(source)) if spec.is_folder(source) else source
+        named = fields.folder_name(spec.folder(source, pinned.context.file.parent)) if spec.is_folder(source) else source
         for file in pin.files:
             full, path = f"{name}/{file.path}", view / file.path
             sha256 = file.sha256 or (pinned.store.sha256(path) if path.is_file() else "")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator.errors import FULL
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.util.disk import shortage
 from llamacpp_orchestrator.util.units import size
@@ -34,10 +35,7 @@ def check_space(needs: Iterable[Need]) -> None:
             parts = ", ".join(f"{size(need.bytes)} for {need.what}" for need in sorted(group, key=lambda need: -need.bytes)[:4])
             lines.append(f"{lacking} ({parts})")
     if lines:
-        raise OrchestrateError(
-            "the disk cannot hold this job: " + "; ".join(lines),
-            "free some space, or move the cache (ORCHESTRATE_CACHE_DIR), the models (HF_HOME) or the `output` folder",
-        )
+        raise OrchestrateError("the disk cannot hold this job: " + "; ".join(lines), FULL)
 
 
 def existing(folder: str | Path) -> Path:

@@ -23,7 +23,7 @@ from llamacpp_orchestrator.util.hashing import file_sha256
 
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of llamacpp-orchestrator.\n"
 ENTRIES = ("source", "binaries", "builds", "environments", "views", "merged", "imatrix", "bundles")
-PRUNED = (*ENTRIES, "downloads", "logs", "memo", "home")
+PRUNED = (*ENTRIES, "downloads", "logs", "memo", "home", "sent")
 MARK = ".complete.json"  # of an entry, beside it: what is unpacked into the entry may hold any name
 OLD_MARK = "complete.json"  # of older versions, in the entry itself
 OWN = ("environments", "builds", "imatrix")  # costly, and only we have ever put a file into their folder itself: old marks hold

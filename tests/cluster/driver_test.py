@@ -17,9 +17,11 @@ import pytest
 
 import llamacpp_orchestrator
 from llamacpp_orchestrator.cluster import driver
+from llamacpp_orchestrator.util.store import remove
 from tests.support import ROOT
 from tests.support.answer import Answer
 from tests.support.cluster import Cluster
+from tests.support.cluster import can_hide
 from tests.support.folders import sums
 
 Orchestrate = Callable[..., Answer]
@@ -92,6 +94,41 @@ def test_the_same_bytes_and_receipts_as_on_one_machine(
     assert not list((world / "dist").glob(".orchestrate-*"))
     idle = orchestrate("run", file, "--scheduler", cluster.place, "--json")
     assert {output["status"] for output in json.loads(idle.out)["outputs"]} == {"current"}
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """What lies in an output folder: digests, and the receipts but for the times that they know files by."""
+    found: dict[str, Any] = {}
+    for path, digest in sums(folder).items():
+        found[str(path)] = digest
+        if str(path).endswith(".receipt.json"):
+            found[str(path)] = receipt = json.loads((folder / path).read_text())
+            for entry in receipt["files"]:
+                entry["mtime_ns"] = 0
+    return found
+
+
+@pytest.mark.skipif(not can_hide(), reason="folders can be hidden from a program by root alone")
+def test_a_worker_that_sees_nothing_but_the_output_folder_is_sent_what_it_lacks_once(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, world: Path
+) -> None:
+    (world / "card.json").write_text('{"general.author": "somebody"}')
+    kept = model(data, outtype="f16", loras=[str(data / "lora-a"), str(data / "lora-b")], args=["--metadata", "./card.json"])
+    file = job(kept, **QUICK)
+    assert orchestrate("run", file).code == 0
+    here = made(world / "dist")
+    remove(world / "dist")
+    lock = file.with_name("job.lock.yaml").read_bytes()
+    (world / "dist").mkdir()
+    cluster.join("far", hidden=[data, file, file.with_name("job.lock.yaml"), world / "card.json"])
+    answer = orchestrate("run", file, "--scheduler", cluster.place)
+    assert answer.code == 0, answer.err
+    assert made(world / "dist") == here and file.with_name("job.lock.yaml").read_bytes() == lock
+    sent = [line.split(" on ")[0] for line in answer.err.splitlines() if "send " in line]
+    assert len(sent) == len(set(sent)) == 4, answer.err
+    again = orchestrate("run", file, "--scheduler", cluster.place, "--force")
+    assert again.code == 0 and "send " not in again.err, again.err
+    assert made(world / "dist") == here
 
 
 def test_a_worker_that_is_lost_is_replaced_and_its_children_end_with_it(

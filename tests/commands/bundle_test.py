@@ -232,4 +232,4 @@ def test_an_unknown_platform_is_told_before_anything_is_asked(
 def test_a_bundle_is_for_one_machine(orchestrate: Callable[..., Answer], job: Callable[..., Path], world: Path) -> None:
     (world / "all.tar").write_bytes(b"")
     answer = orchestrate("run", job("org/m"), "--bundle", "all.tar", "--scheduler", "tcp://127.0.0.1:9")
-    assert answer.code == 2 and "--bundle and --scheduler exclude each other" in answer.err
+    assert answer.code == 2 and "--bundle goes with one JOB, and not with --scheduler" in answer.err

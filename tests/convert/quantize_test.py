@@ -169,8 +169,9 @@ def test_what_decides_a_matrix(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("one")
 
     def digest(recipe: str = "r", tree: str = "t", **asked: Any) -> str:
-        matrix = imatrix.find(spec.Imatrix(**{"text": "t.txt"} | asked), tmp_path, store, ("mine", recipe), ("b11434", tree))
-        assert matrix and not imatrix.ready(matrix, store)
+        wanted = spec.Imatrix(**{"text": "t.txt"} | asked)
+        matrix = imatrix.find(wanted, tmp_path / "t.txt", store, ("mine", recipe), ("b11434", tree))
+        assert not imatrix.ready(matrix, store)
         return matrix.digest
 
     made = [digest(), digest(recipe="s"), digest(tree="u"), digest(chunks=3), digest(args=("-ngl", "1"))]
@@ -178,13 +179,12 @@ def test_what_decides_a_matrix(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("three")
     assert digest() not in made
     sides = ("mine", "r"), ("b3878", "t")
-    older = imatrix.find(spec.Imatrix(text="t.txt"), tmp_path, store, *sides)
-    assert older and older.name == "mine-imatrix.dat"
-    given = imatrix.find(spec.Imatrix(file="t.txt"), tmp_path, store, *sides)
-    assert given and imatrix.ready(given, store) and given.digest == file_sha256(tmp_path / "t.txt")
-    assert imatrix.find(None, tmp_path, store, *sides) is None
+    older = imatrix.find(spec.Imatrix(text="t.txt"), tmp_path / "t.txt", store, *sides)
+    assert older.name == "mine-imatrix.dat"
+    given = imatrix.find(spec.Imatrix(file="t.txt"), tmp_path / "t.txt", store, *sides)
+    assert imatrix.ready(given, store) and given.digest == file_sha256(tmp_path / "t.txt")
     with pytest.raises(JobError, match="none.txt cannot be read"):
-        imatrix.find(spec.Imatrix(text="none.txt"), tmp_path, store, *sides)
+        imatrix.find(spec.Imatrix(text="none.txt"), tmp_path / "none.txt", store, *sides)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +212,8 @@ def test_a_tool_that_says_done_and_has_made_no_matrix(tmp_path: Path) -> None:
     store, tool = Store(tmp_path / "cache"), tmp_path / "llama-imatrix"
     (tmp_path / "t.txt").write_text("words")
     script(tool, "echo 'tokenizes to only 1 tokens'")
-    matrix = imatrix.find(spec.Imatrix(text="t.txt"), tmp_path, store, ("mine", "r"), ("b11434", "t"))
-    assert matrix and matrix.name == "mine-imatrix.gguf"
+    matrix = imatrix.find(spec.Imatrix(text="t.txt"), tmp_path / "t.txt", store, ("mine", "r"), ("b11434", "t"))
+    assert matrix.name == "mine-imatrix.gguf"
     with pytest.raises(OrchestrateError, match="the text is too short: .* wrote no matrix"):
         imatrix.make(matrix, store, tool, tmp_path / "m.gguf", tmp_path / "log", lambda text: None)
     assert not imatrix.ready(matrix, store)

@@ -1,0 +1,155 @@
+"""A run on a cluster from its first chain to its last: what may begin is submitted, and what has ended is taken in."""
+
+from __future__ import annotations
+
+import queue
+import time
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator.cluster import placement
+from llamacpp_orchestrator.cluster import sending
+from llamacpp_orchestrator.cluster import worker
+from llamacpp_orchestrator.cluster.placement import Workers
+from llamacpp_orchestrator.cluster.records import Answer
+from llamacpp_orchestrator.cluster.records import Chain
+from llamacpp_orchestrator.cluster.records import News
+from llamacpp_orchestrator.cluster.records import Order
+from llamacpp_orchestrator.cluster.screen import Screen
+from llamacpp_orchestrator.errors import NetworkError
+from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.system.scheduler import Event
+
+TICK = 0.2
+LOST_SECONDS = 10.0  # without a scheduler
+GONE = "run the same command again: it goes on with what is not made yet"
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """A run at work: chains that wait, those that run with their futures, and those that have ended with their exit codes.
+
+    `submitted` is the order as a result of Dask's. Into `inbox` come what workers tell, as Dask gives it, and the keys of chains
+    whose futures have ended. `retried` are chains of which a second worker makes what the first had no room for.
+    """
+
+    client: Any
+    order: Order
+    submitted: Any
+    workers: Workers
+    inbox: queue.SimpleQueue[Any]
+    screen: Screen
+    waiting: list[Chain]
+    running: dict[str, Any] = {}
+    chains: dict[str, Chain] = {}
+    ended: set[str] = set()
+    codes: dict[str, int] = {}
+    retried: set[str] = set()
+
+
+def follow(run: Progress) -> None:
+    """Show what comes until every chain has ended, or one has failed; NetworkError where the scheduler goes."""
+    seen = time.monotonic()
+    with sending.sender(run.client, run.order) as send:
+        while (run.waiting or run.running) and (run.order.keep_going or not any(run.codes.values())):
+            _begin(run)
+            _drain(run, send, TICK)
+            seen = time.monotonic() if run.client.status == "running" else seen
+            if time.monotonic() - seen > LOST_SECONDS or any(run.running[key].cancelled() for key in run.ended):
+                raise NetworkError("the scheduler of the cluster has gone, or has let go of this run", GONE)
+            answers = _answers(run)
+            _drain(run, send, 0.0)
+            for key, answer in answers.items():
+                _take(run, key, answer)
+    if left := len(run.waiting) + len(run.running):
+        text = f"after the failure {left} more tasks were stopped or not begun (--keep-going)"
+        run.screen.report(Event("cluster", "note", text))
+
+
+def _begin(run: Progress) -> None:
+    """Submit the chains for which all is there that they need, and end those for which it never will be."""
+    ready = [chain for chain in run.waiting if all(key in run.codes for key in chain.after)]
+    run.waiting = [chain for chain in run.waiting if chain not in ready] if ready else run.waiting
+    for chain in ready:
+        run.chains[chain.key] = chain
+        if any(run.codes[key] for key in chain.after):
+            run.codes[chain.key] = 1
+            run.screen.report(Event(f"task {chain.key}", "blocked", "by what its outputs are made of"))
+        else:
+            _submit(run, chain, run.workers.alone)
+
+
+def _submit(run: Progress, chain: Chain, workers: list[str] | None) -> None:
+    """Let one of some workers make a chain, None for any; its key comes into the inbox once that has ended."""
+    key = f"{run.order.handshake.run}-{chain.key}{'-again' if chain.key in run.retried else ''}"
+    claimed = placement.claims(chain, run.workers)
+    task = worker.run_chain, run.submitted, msgspec.json.encode(chain)
+    future = run.client.submit(*task, key=key, pure=False, workers=workers, resources=claimed)
+    run.running[chain.key] = future
+    future.add_done_callback(lambda _: run.inbox.put(chain.key))
+
+
+def _drain(run: Progress, send: sending.Send, seconds: float) -> None:
+    """Take in all that has come, and wait so long for the first; keys of chains whose futures have ended are gathered."""
+    with suppress(queue.Empty):
+        item = run.inbox.get(timeout=seconds) if seconds else run.inbox.get_nowait()
+        while True:
+            if isinstance(item, str):
+                run.ended.add(item)
+            else:
+                news = msgspec.convert(item[1], News)
+                (send if news.status == sending.LACKS else run.screen.show)(news)
+            item = run.inbox.get_nowait()
+
+
+def _answers(run: Progress) -> dict[str, Answer | Exception]:
+    """What chains came to, or what kept them from it; those of a worker that is lost just now come with another look."""
+    ended = {key: run.running[key] for key in run.ended if run.running[key].done()}
+    try:
+        good = [key for key, future in ended.items() if future.status == "finished"]
+        data = run.client.gather([ended[key] for key in good]) if good else []
+        bad = {key: future.exception() for key, future in ended.items() if future.status == "error"}
+    except Exception:
+        return {}
+    return {key: msgspec.json.decode(answer, type=Answer) for key, answer in zip(good, data, strict=True)} | bad
+
+
+def _take(run: Progress, key: str, answer: Answer | Exception) -> None:
+    """Take in what a chain came to; where its worker's disk was full, another one makes it, once."""
+    del run.running[key]
+    run.ended.discard(key)
+    others = _others(run, answer.address) if isinstance(answer, Answer) and answer.full and key not in run.retried else []
+    if isinstance(answer, Answer) and others:
+        run.retried.add(key)
+        run.screen.forget(key)
+        message = next((item.error[0] for item in answer.news if item.error), (answer.error or ("",))[0])
+        text = f"worker {answer.worker} has no room for {run.chains[key].outputs[0]}, and another one makes it: {message}"
+        run.screen.report(Event("cluster", "note", text))
+        _submit(run, run.chains[key], others)
+    else:
+        run.codes[key] = outcome(key, answer, run.screen)
+
+
+def _others(run: Progress, address: str) -> list[str]:
+    """The workers that a chain may go to instead of the one at an address."""
+    known = run.workers.alone or list(run.client.scheduler_info(n_workers=-1)["workers"])
+    return [other for other in known if other != address]
+
+
+def outcome(key: str, answer: Answer | Exception, screen: Screen) -> int:
+    """Show what a chain came to; its exit code."""
+    if isinstance(answer, Exception):
+        message = f"a worker could not make its outputs: {type(answer).__name__}: {answer}"
+        error = OrchestrateError(message, worker.UNFIT)
+        if type(answer).__name__ == "KilledWorker":
+            message = "workers were lost again and again while they made the same outputs"
+            error = OrchestrateError(message, "had they enough memory? see the logs of the workers, then run it again")
+        screen.fail(key, error)
+        return 1
+    for item in answer.news:
+        screen.show(item)
+    screen.end(key)
+    if answer.error and not screen.has_failed(key):
+        screen.fail(key, OrchestrateError(*answer.error))
+    return answer.code
