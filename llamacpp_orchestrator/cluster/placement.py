@@ -85,16 +85,16 @@ def placed(machines: Iterable[Machine], most: int) -> Workers:
     return Workers(machines=tuple(chosen), all=False)
 
 
-def claims(chain: Chain, workers: Workers) -> dict[str, float] | None:
-    """What a chain claims of the worker that takes it, of what workers offer at all; None for nothing."""
+def claims(chain: Chain, workers: Workers) -> dict[str, float]:
+    """What a chain claims of the worker that takes it, of what workers offer at all."""
     memory = {MEMORY: float(chain.memory)} if workers.memory and chain.memory else {}
-    return memory | ({GPU: 1.0} if workers.gpus and chain.gpu else {}) or None
+    return memory | ({GPU: 1.0} if workers.gpus and chain.gpu else {})
 
 
 def check(chains: Sequence[Chain], workers: Workers) -> None:
     """Raise JobError for what no worker can ever take: Dask would wait for one that can, and say nothing."""
     for chain in chains:
-        claimed = claims(chain, workers) or {}
+        claimed = claims(chain, workers)
         fitting = [each for each in workers.machines if each.gpus >= claimed.get(GPU, 0)]
         most = max(each.memory for each in fitting)
         if claimed.get(MEMORY, 0) > most:

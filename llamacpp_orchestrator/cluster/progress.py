@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import time
 from contextlib import suppress
@@ -70,24 +71,39 @@ def follow(run: Progress) -> None:
 def _begin(run: Progress) -> None:
     """Submit the chains for which all is there that they need, and end those for which it never will be."""
     ready = [chain for chain in run.waiting if all(key in run.codes for key in chain.after)]
-    run.waiting = [chain for chain in run.waiting if chain not in ready] if ready else run.waiting
+    if not ready:
+        return
+    keys = {chain.key for chain in ready}
+    run.waiting = [chain for chain in run.waiting if chain.key not in keys]
+    run.chains |= {chain.key: chain for chain in ready}
     for chain in ready:
-        run.chains[chain.key] = chain
         if any(run.codes[key] for key in chain.after):
             run.codes[chain.key] = 1
             run.screen.report(Event(f"task {chain.key}", "blocked", "by what its outputs are made of"))
-        else:
-            _submit(run, chain, run.workers.alone)
+    _submit(run, [chain for chain in ready if chain.key not in run.codes], run.workers.alone)
 
 
-def _submit(run: Progress, chain: Chain, workers: list[str] | None) -> None:
-    """Let one of some workers make a chain, None for any; its key comes into the inbox once that has ended."""
-    key = f"{run.order.handshake.run}-{chain.key}{'-again' if chain.key in run.retried else ''}"
-    claimed = placement.claims(chain, run.workers)
-    task = worker.run_chain, run.submitted, msgspec.json.encode(chain)
-    future = run.client.submit(*task, key=key, pure=False, workers=workers, resources=claimed)
-    run.running[chain.key] = future
-    future.add_done_callback(lambda _: run.inbox.put(chain.key))
+def _submit(run: Progress, chains: list[Chain], workers: list[str] | None) -> None:
+    """Let some workers make chains, None for any of them; the key of each comes into the inbox once it has ended.
+
+    Those that claim alike go to the scheduler together, for each call takes milliseconds. Their keys are of one group: so they
+    wait there for the next worker that has nothing to do, and are not all given away before.
+    """
+    alike: dict[tuple[tuple[str, float], ...], list[Chain]] = {}
+    for chain in chains:
+        alike.setdefault(tuple(sorted(placement.claims(chain, run.workers).items())), []).append(chain)
+    for claimed, group in alike.items():
+        name = f"{run.order.handshake.run}-{'again' if chains[0].key in run.retried else 'chain'}"
+        names = [(name, chain.key) for chain in group]
+        how: dict[str, Any] = {"key": names, "pure": False, "workers": workers, "resources": dict(claimed) or None}
+        tasks = [run.submitted] * len(group), list(map(msgspec.json.encode, group))
+        for chain, future in zip(group, run.client.map(worker.run_chain, *tasks, **how), strict=True):
+            run.running[chain.key] = future
+            future.add_done_callback(functools.partial(_note_end, run.inbox, chain.key))
+
+
+def _note_end(inbox: queue.SimpleQueue[Any], key: str, future: Any) -> None:
+    inbox.put(key)
 
 
 def _drain(run: Progress, send: sending.Send, seconds: float) -> None:
@@ -98,8 +114,8 @@ def _drain(run: Progress, send: sending.Send, seconds: float) -> None:
             if isinstance(item, str):
                 run.ended.add(item)
             else:
-                news = msgspec.convert(item[1], News)
-                (send if news.status == sending.LACKS else run.screen.show)(news)
+                for news in msgspec.convert(item[1]["news"], list[News]):
+                    (send if news.status == sending.LACKS else run.screen.show)(news)
             item = run.inbox.get_nowait()
 
 
@@ -126,7 +142,7 @@ def _take(run: Progress, key: str, answer: Answer | Exception) -> None:
         message = next((item.error[0] for item in answer.news if item.error), (answer.error or ("",))[0])
         text = f"worker {answer.worker} has no room for {run.chains[key].outputs[0]}, and another one makes it: {message}"
         run.screen.report(Event("cluster", "note", text))
-        _submit(run, run.chains[key], others)
+        _submit(run, [run.chains[key]], others)
     else:
         run.codes[key] = outcome(key, answer, run.screen)
 

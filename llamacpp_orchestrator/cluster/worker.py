@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import queue
 import threading
 import uuid
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -66,28 +68,59 @@ def run_chain(order_json: bytes, chain_json: bytes) -> bytes:
     from distributed import get_worker
 
     worker, order = get_worker(), _order(order_json)
-    chain, turn = msgspec.json.decode(chain_json, type=Chain), uuid.uuid4().hex
-    key, name = worker.get_current_task(), str(worker.name)
-    who: dict[str, Any] = {"worker": name, "address": worker.address}
+    chain, key, name = msgspec.json.decode(chain_json, type=Chain), worker.get_current_task(), str(worker.name)
 
     def is_wanted() -> bool:
         task = worker.state.tasks.get(key)
         return task is not None and task.state in RUNNING and worker.status.name in ("running", "paused")
 
-    def tell(item: News) -> News:
-        item = msgspec.structs.replace(item, chain=chain.key, by=name, turn=turn, address=worker.address)
-        worker.log_event(order.handshake.run, msgspec.to_builtins(item))
-        return item
+    def send(news: Sequence[News]) -> None:
+        worker.log_event(order.handshake.run, {"news": msgspec.to_builtins(news)})
 
+    who = News(step="", status="", chain=chain.key, by=name, turn=uuid.uuid4().hex, address=worker.address)
+    desk = Desk(send=send, is_wanted=is_wanted, who=who)
     try:
         if reason := unfit(msgspec.json.encode(order.handshake)):
             raise OrchestrateError(f"worker {name} cannot do it: {reason}", UNFIT)
-        folders = _folders(order, chain, turn, tell, is_wanted)
-        return msgspec.json.encode(_made(Work(order=order, outputs=chain.outputs, folders=folders), tell, is_wanted, who))
+        answer = _made(Work(order=order, outputs=chain.outputs, folders=_folders(order, chain, desk)), desk)
     except (OrchestrateError, OSError) as error:
         told = error if isinstance(error, OrchestrateError) else of_system(error) or OrchestrateError(str(error))
-        words = (told.message, f"{told.hint}\nit was on worker {name}".lstrip("\n"))
-        return msgspec.json.encode(Answer(code=told.exit_code, error=words, full=FULL in told.hint, **who))
+        full = FULL in told.hint
+        answer = Answer(code=told.exit_code, worker=name, error=(told.message, told.hint), full=full, address=worker.address)
+    words = answer.error and (answer.error[0], f"{answer.error[1]}\nit was on worker {name}".lstrip("\n"))
+    return msgspec.json.encode(msgspec.structs.replace(answer, news=(*desk.taken(), *answer.news), error=words))
+
+
+class Desk(msgspec.Struct, kw_only=True):
+    """What a chain at work tells: news wait in `pending` until the next look, for each message costs the scheduler as much.
+
+    `who` has what all of its news have in common; `is_wanted` tells whether anybody still waits for its task.
+    """
+
+    send: Callable[[Sequence[News]], None]
+    is_wanted: Callable[[], bool]
+    who: News
+    pending: queue.SimpleQueue[News] = msgspec.field(default_factory=queue.SimpleQueue)
+
+    def tell(self, item: News) -> News:
+        """Have an event told soon."""
+        who = self.who
+        item = msgspec.structs.replace(item, chain=who.chain, by=who.by, turn=who.turn, address=who.address)
+        self.pending.put(item)
+        return item
+
+    def taken(self) -> list[News]:
+        """What waits, and waits no more."""
+        news: list[News] = []
+        with suppress(queue.Empty):
+            while True:
+                news.append(self.pending.get_nowait())
+        return news
+
+    def flush(self) -> None:
+        """Tell what waits; what comes meanwhile waits for the next time."""
+        if news := self.taken():
+            self.send(news)
 
 
 @functools.lru_cache(maxsize=2)
@@ -95,28 +128,25 @@ def _order(order_json: bytes) -> Order:
     return msgspec.json.decode(order_json, type=Order)
 
 
-def _made(work: Work, tell: Callable[[News], News], is_wanted: Callable[[], bool], who: dict[str, Any]) -> Answer:
+def _made(work: Work, desk: Desk) -> Answer:
     """What a child makes of a chain; where a disk has no room, that is kept for the driver, who may ask another worker."""
     news, error, full = dict[str, News](), None, False
-    with cluster_child.at_work(work.order.handshake.run) as child, _tied_to_task(child, is_wanted):
+    with cluster_child.at_work(work.order.handshake.run) as child, _tied_to_task(child, desk):
         for item in cluster_child.events(child, work):
             full |= bool(item.error and FULL in item.error[1])
             if item.status == "error":
                 error = item.error
             elif full and item.status in ENDED:
-                news[item.step] = msgspec.structs.replace(item, by=who["worker"])
+                news[item.step] = msgspec.structs.replace(item, chain=desk.who.chain, by=desk.who.by, turn=desk.who.turn)
             else:
-                news[item.step] = tell(item)
+                news[item.step] = desk.tell(item)
         code, words = child.code, child.words()
     if code and not error and not any(item.status == "failed" for item in news.values()):
-        message = f"orchestrate {process.ended(code)} on worker {who['worker']}: {words}"
-        error = (message, "run the same command again")
-    return Answer(code=code, news=tuple(news.values()), error=error, full=full, **who)
+        error = (f"orchestrate {process.ended(code)}: {words}", "run the same command again")
+    return Answer(code=code, worker=desk.who.by, address=desk.who.address, news=tuple(news.values()), error=error, full=full)
 
 
-def _folders(
-    order: Order, chain: Chain, turn: str, tell: Callable[[News], News], is_wanted: Callable[[], bool]
-) -> dict[str, str]:
+def _folders(order: Order, chain: Chain, desk: Desk) -> dict[str, str]:
     """Where on this machine lies what the outputs of a chain are made of, by the job's texts; what is not here is sent.
 
     OrchestrateError for what does not come as it should.
@@ -127,11 +157,11 @@ def _folders(
     needed = [source for source in order.sources if source.text in texts and not sources.is_here(pinned, source)]
     for source in needed:
         with store.lock(f"{sources.FOLDER}-{sources.kept(store, source).parent.name}"):
-            _bring(store, source, turn, tell, is_wanted)
+            _bring(store, source, desk)
     return {source.text: str(sources.kept(store, source)) for source in needed}
 
 
-def _bring(store: Store, source: Source, turn: str, tell: Callable[[News], News], is_wanted: Callable[[], bool]) -> None:
+def _bring(store: Store, source: Source, desk: Desk) -> None:
     """Let the driver send what is lacking of a source."""
     place = sources.kept(store, source)
     names = sources.lacking(store, source, place)
@@ -143,25 +173,27 @@ def _bring(store: Store, source: Source, turn: str, tell: Callable[[News], News]
     parts = [Part(source.text, name, str(draft(folder / "part"))) for name in names]
     step = f"send {source.text}"
     try:
-        with arrivals.awaited(turn) as arrived:
-            tell(News(step=step, status=sending.LACKS, parts=tuple(parts)))
-            arrivals.wait(arrived, is_wanted)
+        with arrivals.awaited(desk.who.turn) as arrived:
+            desk.tell(News(step=step, status=sending.LACKS, parts=tuple(parts)))
+            desk.flush()
+            arrivals.wait(arrived, desk.is_wanted)
         for part in parts:
             sources.take(store, source, part.name, Path(part.path))
     finally:
         for part in parts:
             remove(Path(part.path))
-    tell(News(step=step, status="done"))
+    desk.tell(News(step=step, status="done"))
 
 
 @contextmanager
-def _tied_to_task(child: Child, is_wanted: Callable[[], bool]) -> Iterator[None]:
-    """End a child once nobody waits for its task any more: Dask lets a task that it has cancelled go on to its end."""
+def _tied_to_task(child: Child, desk: Desk) -> Iterator[None]:
+    """Tell what a child does, and end it once nobody waits for its task any more: Dask lets a cancelled task go on to its end."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(LOOK_SECONDS):
-            if not is_wanted():
+            desk.flush()
+            if not desk.is_wanted():
                 process.stop(child.process)
                 return
 
@@ -171,3 +203,4 @@ def _tied_to_task(child: Child, is_wanted: Callable[[], bool]) -> Iterator[None]
         yield
     finally:
         over.set()
+        thread.join()

@@ -38,16 +38,16 @@ def test_a_worker_that_does_more_at_a_time_is_told() -> None:
 @pytest.mark.parametrize(
     "memory, gpu, offered, gpus, claimed",
     [
-        (0, False, 8e9, 1, None),
-        (5, False, 0, 0, None),
+        (0, False, 8e9, 1, {}),
+        (5, False, 0, 0, {}),
         (5, False, 8e9, 0, {"MEMORY": 5.0}),
         (5, True, 8e9, 1, {"MEMORY": 5.0, "GPU": 1.0}),
         (0, True, 0, 1, {"GPU": 1.0}),
-        (0, True, 0, 0, None),
+        (0, True, 0, 0, {}),
     ],
 )
 def test_a_chain_claims_what_workers_offer(
-    memory: int, gpu: bool, offered: float, gpus: float, claimed: dict[str, float] | None
+    memory: int, gpu: bool, offered: float, gpus: float, claimed: dict[str, float]
 ) -> None:
     chain = Chain(key="c", outputs=("m.gguf",), memory=memory, gpu=gpu)
     workers = Workers(machines=(machine("a", memory=offered, gpus=gpus), machine("b")))
