@@ -202,8 +202,7 @@ def _by_cluster(pinned: PinnedJob, outputs: Outputs, options: Options, report: R
 def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ended: frozenset[str]) -> None:
     """Raise for what is in the way of a run, before anything is fetched or written."""
     pinned, stale = run.pinned, outputs.stale
-    for build in outputs.builds:
-        placement.finish_interrupted(run.locks, build)
+    placement.finish_interrupted(run.locks, outputs.builds)
     for build in stale:
         receipt.may_write(build.output.path, receipt.read(build.output.path), run.force)
     if "source" in ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -17,7 +18,12 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
 
     def digest(self) -> str:
         """The content key of this set, in hex."""
-        return hashlib.sha256(f"{self.python}\n{self.requirements}".encode()).hexdigest()
+        return _digest(self.python, self.requirements)
+
+
+@functools.lru_cache(maxsize=8)  # every output and every path into it names it, and it is long
+def _digest(python: str, requirements: str) -> str:
+    return hashlib.sha256(f"{python}\n{requirements}".encode()).hexdigest()
 
 
 def python_in(venv: Path) -> Path:

@@ -60,6 +60,7 @@ def _complaints(lock: Lock) -> Iterator[tuple[str, str]]:
         for line in pin.requirements.splitlines() if pin else ():
             if not re.match(r"[\w.-]+(\[[\w,.-]+\])?==[^@]+$|\s+--hash=sha256:[0-9a-f]{64}( \\)?$|\s*(#.*)?$", line):
                 yield f"$.{part}.requirements", f"`{line.strip()[:80]}` is neither a pinned package nor a hash"
+    seen = set()
     for number, model in enumerate(lock.models):
         try:
             check_names((file.path for file in model.files), model.wanted.source)
@@ -68,8 +69,9 @@ def _complaints(lock: Lock) -> Iterator[tuple[str, str]]:
         for index, file in enumerate(model.files):
             if not re.fullmatch("[0-9a-f]{64}", file.sha256) and not re.fullmatch("[0-9a-f]{40}", file.oid):
                 yield f"$.models[{number}].files[{index}]", f"{file.path} has neither a sha256 nor a blob id"
-        if model.wanted in [other.wanted for other in lock.models[:number]]:
+        if model.wanted in seen:
             yield f"$.models[{number}]", f"{model.wanted.source} is locked twice"
+        seen.add(model.wanted)
     for index, asset in enumerate(lock.assets):
         if not re.fullmatch(r"[\w.+-]+", asset.name) or not re.match(r"(https?|file)://\S+$", asset.url):
             yield f"$.assets[{index}]", f"{asset.name} is no asset of a release"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Annotated
@@ -100,7 +101,7 @@ class FilesPin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return Snapshot(source=self.wanted.source, commit=self.commit, files=self.files)
 
 
-class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, dict=True):
     """Pins of all that decides the bytes of a job's outputs, and of what they are compared with."""
 
     version: int = 1
@@ -112,10 +113,11 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def files(self, wanted: Wanted) -> FilesPin:
         """The pin of one model or adapter; KeyError when the lock does not know it."""
-        pin = next((pin for pin in self.models if pin.wanted == wanted), None)
-        if pin is None:
-            raise KeyError(wanted.source)
-        return pin
+        return self._by_wanted[wanted]
+
+    @functools.cached_property
+    def _by_wanted(self) -> dict[Wanted, FilesPin]:
+        return {pin.wanted: pin for pin in reversed(self.models)}  # of two the first counts
 
 
 class PartialLock(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,11 +178,13 @@ def all_wanted(job: Job) -> tuple[Wanted, ...]:
 def names(job: Job) -> dict[Wanted, str]:
     """A name for each set of files: the job's own, with the source behind it where two would be called the same."""
     names: dict[Wanted, str] = {}
+    taken: set[str] = set()
     for model in job.models:
         parts = [(part.wanted, part.name) for part in model_need(model).parts]
         for wanted, name in (*parts, *((lora_wanted(lora), lora.name) for lora in model.loras)):
-            taken = {other for earlier, other in names.items() if earlier != wanted}
-            names.setdefault(wanted, f"{name} ({wanted.source})" if name in taken else name)
+            if wanted not in names:
+                names[wanted] = f"{name} ({wanted.source})" if name in taken else name
+                taken.add(names[wanted])
     return names
 
 

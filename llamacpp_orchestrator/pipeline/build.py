@@ -72,9 +72,9 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
         return _stage_path(self.output).parent
 
     @property
-    def stages(self) -> list[Path]:
-        """The folders that runs have for it now, this one's and what others have left."""
-        return sorted(self.output.path.parent.glob(f".{_stage_key(self.output)}*.stage"))
+    def stage_key(self) -> str:
+        """What the names of the folders begin with in which any run makes it."""
+        return _stage_key(self.output)
 
 
 class Outputs(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Container
@@ -61,12 +62,12 @@ class Locks:
 def prepare(locks: Locks, build: Build, force: bool, tell: Tell) -> bool:
     """Take the lock of an output and finish what was interrupted there; whether it must be made still."""
     locks.acquire(build, tell)
-    _place_left(build)
+    left = _place_left(build)
     if not force and is_current(build):
         return False
     try:
         build.output.path.parent.mkdir(parents=True, exist_ok=True)
-        for stage in build.stages:
+        for stage in left:
             remove(stage)
         build.stage.mkdir()
     except OSError as error:
@@ -75,11 +76,13 @@ def prepare(locks: Locks, build: Build, force: bool, tell: Tell) -> bool:
     return True
 
 
-def finish_interrupted(locks: Locks, build: Build) -> None:
+def finish_interrupted(locks: Locks, builds: Iterable[Build]) -> None:
     """End what a killed run left half placed, so that its files are known as ours."""
-    if build.stages:
-        with locks.of(build):
-            _place_left(build)
+    listed = functools.cache(_stages)  # once for all outputs of a folder
+    for build in builds:
+        if build.stage_key in listed(build.output.path.parent):
+            with locks.of(build):
+                _place_left(build)
 
 
 def recognise(locks: Locks, stale: Iterable[Build]) -> bool:
@@ -115,9 +118,21 @@ def spent(outputs: Outputs, ended: Container[str]) -> list[Path]:
     return [build.output.path.parent for build in outputs.builds if build.output.temporary and build.output.path not in left]
 
 
-def _place_left(build: Build) -> None:
-    for stage in build.stages:
+def _stages(folder: Path) -> dict[str, list[Path]]:
+    """The folders in which runs make the outputs of a folder now, or have left something, by the key of their output."""
+    found: dict[str, list[Path]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for name in sorted(entry.name for entry in entries if entry.name.endswith(".stage")):
+            found.setdefault(name[1:].partition(".")[0], []).append(folder / name)
+    return found
+
+
+def _place_left(build: Build) -> list[Path]:
+    """Place what killed runs have checked; the folders that they had, which may be there still."""
+    stages = _stages(build.output.path.parent).get(build.stage_key, [])
+    for stage in stages:
         place(build.output.path, stage)
+    return stages
 
 
 def place(path: Path, stage: Path) -> None:
