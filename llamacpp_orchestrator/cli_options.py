@@ -115,14 +115,13 @@ def context(job: Job, file: Path, flags: dict[str, Any]) -> Context:
     """A job on this machine; `file` is where it lies, or would lie."""
     import msgspec
 
-    from llamacpp_orchestrator.context import Context
+    from llamacpp_orchestrator.context import at_work
     from llamacpp_orchestrator.util import units
-    from llamacpp_orchestrator.util.store import Store
 
     machine = here(flags)
     if flags.get("memory"):
         machine = msgspec.structs.replace(machine, memory=units.parse(flags["memory"], "--memory"))
-    return Context(job=job, file=file, settings=machine, store=Store(machine.cache))
+    return at_work(job, file, machine)
 
 
 def here(flags: Mapping[str, Any]) -> Settings:

@@ -60,6 +60,7 @@ def _made(asked: Work, machine: Settings, report: Reporter, lend: Lend) -> Resul
     from llamacpp_orchestrator.commands import disk
     from llamacpp_orchestrator.commands import run
     from llamacpp_orchestrator.context import Options
+    from llamacpp_orchestrator.export import mirror
     from llamacpp_orchestrator.lock import resolve
 
     order = asked.order
@@ -70,4 +71,6 @@ def _made(asked: Work, machine: Settings, report: Reporter, lend: Lend) -> Resul
         raise LockError(message, "run the job on a machine like it first, which completes the lock")
     force, keep_going = order.force, order.keep_going
     options = Options(locked=True, write_lock=False, only=asked.outputs, jobs=1, force=force, keep_going=keep_going)
-    return run.make_pinned(pinned, options, report, lend)
+    with mirror.using(pinned.context):
+        mirror.look(pinned.context)
+        return run.make_pinned(pinned, options, report, lend)

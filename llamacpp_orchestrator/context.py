@@ -9,6 +9,7 @@ import msgspec
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.job.spec import Job
+from llamacpp_orchestrator.storage import address as storage_address
 from llamacpp_orchestrator.system.command import ours
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util.store import Store
@@ -18,7 +19,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     """One job on this machine: what was asked, relative to which file, with which settings and which cache.
 
     `folders` stand for what the job names, by its texts, where that lies elsewhere: in a bundle, or on a cluster's worker. Out of
-    a bundle come `archives`, the only ones that may be chosen.
+    a bundle come `archives`, the only ones that may be chosen. Where the job's output is an `address`, the job at work has a
+    folder of the cache in its place, the mirror of that address.
     """
 
     job: Job
@@ -27,10 +29,16 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     folders: dict[str, Path] = {}
     archives: frozenset[str] | None = None
+    address: str = ""
 
     def folder(self, text: str) -> Path:
         """A folder or file as the job names it."""
         return self.folders.get(text) or spec.folder(text, self.file.parent)
+
+    def named(self, path: Path) -> str:
+        """A path of an output as a result names it: where it stays."""
+        mirror = self.folder(self.job.output)
+        return storage_address.join(self.address, path.relative_to(mirror).as_posix()) if self.address else str(path)
 
     def command(self, name: str, *options: str) -> str:
         """A command about this job, for a hint: as one types it in the current folder."""
@@ -40,6 +48,15 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         """Raise NetworkError if the network would have to be asked and may not."""
         if self.settings.offline:
             raise NetworkError(f"--offline: {what} is not on this machine", "run the same command once without --offline")
+
+
+def at_work(job: Job, file: Path, settings: Settings) -> Context:
+    """A job on this machine; `file` is where it lies, or would lie."""
+    store, address = Store(settings.cache), job.output.rstrip("/") if storage_address.is_address(job.output) else ""
+    if address:
+        mirror = store.entry("outputs", storage_address.key(address))
+        job = msgspec.structs.replace(job, output=str(mirror.absolute()))
+    return Context(job=job, file=file, settings=settings, store=store, address=address)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ import yaml
 from llamacpp_orchestrator import meanings
 from llamacpp_orchestrator.binaries import selftest
 from llamacpp_orchestrator.errors import FULL
-from llamacpp_orchestrator.export import ollama
+from llamacpp_orchestrator.export import ollama_program
 from llamacpp_orchestrator.meanings import Meaning
 from llamacpp_orchestrator.models import adapter
 from llamacpp_orchestrator.source import git
@@ -18,7 +18,8 @@ from tests.support import ROOT
 
 FOLDERS = sorted(path.parent.name for path in (ROOT / "llamacpp_orchestrator").glob(f"*/{meanings.TABLES}"))
 # Texts that the code has for its tables, and the words that it fills in.
-TEXTS = {"FULL": FULL, "BUILD": selftest.BUILD, "ELSEWHERE": git.ELSEWHERE, "UPDATE": ollama.UPDATE, "MERGE": adapter.MERGE}
+TEXTS = {"FULL": FULL, "BUILD": selftest.BUILD, "ELSEWHERE": git.ELSEWHERE, "MERGE": adapter.MERGE}
+TEXTS |= {"UPDATE": ollama_program.UPDATE}
 WORDS = {"owner": "its", "libc": "glibc 2.36", "arch": "x64", "processor": "", "loader": ""}
 
 

@@ -72,16 +72,11 @@ def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Optio
     return [event for _, event in screen.last.values()]
 
 
-def is_seen(output: str) -> bool:
-    """Tell whether workers must see the output folder: one that is an address they reach by themselves."""
-    return "://" not in output
-
-
 @contextmanager
 def _handshake(pinned: PinnedJob) -> Iterator[Handshake]:
     """What workers must have; a file in the output folder is there meanwhile, by which they know that they see that."""
     run, version = f"orchestrate-{secrets.token_hex(8)}", llamacpp_orchestrator.__version__
-    if not is_seen(pinned.context.job.output):
+    if pinned.context.address:  # which workers reach by themselves
         yield Handshake(run=run, version=version)
         return
     folder = pinned.context.folder(pinned.context.job.output)

@@ -15,6 +15,7 @@ from llamacpp_orchestrator.cluster.records import Content
 from llamacpp_orchestrator.cluster.records import Order
 from llamacpp_orchestrator.cluster.records import Source
 from llamacpp_orchestrator.context import Context
+from llamacpp_orchestrator.context import at_work
 from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError
@@ -59,8 +60,7 @@ def pinned(order: Order, outputs: Collection[str], machine: Settings, folders: M
     file = Path(order.job)
     machine = msgspec.structs.replace(machine, offline=order.offline)
     places = {text: Path(folder) for text, folder in folders.items()}
-    job, store = _parsed(order.text, file), Store(machine.cache)
-    context = Context(job=job, file=file, settings=machine, store=store, folders=places)
+    context = msgspec.structs.replace(at_work(_parsed(order.text, file), file, machine), folders=places)
     return PinnedJob(_narrowed(context, outputs), order.lock)
 
 

@@ -15,6 +15,7 @@ from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.commands import run
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
+from llamacpp_orchestrator.context import at_work
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.environment import venv
 from llamacpp_orchestrator.errors import JobError
@@ -47,7 +48,6 @@ from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import tempfiles
-from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.verify import levels
 
 MOST_LINES = 20
@@ -84,7 +84,7 @@ def origin(path: Path, settings: Settings, job: Path | None = None) -> tuple[Rec
         raise JobError(
             f"{output.name}: its job {receipt.job or 'is not named in the receipt and'} is not there", "name it: --job FILE"
         )
-    context = Context(job=loader.load(file), file=file, settings=settings, store=Store(settings.cache))
+    context = at_work(loader.load(file), file, settings)
     lock = lock_file.read(lock_file.path_for(file))
     if lock is None or not _same(PinnedJob(context, lock), receipt):
         have = lock_file.digest(lock) if lock else "none"
@@ -111,7 +111,7 @@ def reproduce(path: Path, settings: Settings, job: Path | None, options: Options
     with tempfile.TemporaryDirectory(
         dir=context.store.folder("downloads"), prefix="reproduce-", ignore_cleanup_errors=True
     ) as scratch:
-        apart = msgspec.structs.replace(context, job=msgspec.structs.replace(context.job, output=scratch))
+        apart = msgspec.structs.replace(context, job=msgspec.structs.replace(context.job, output=scratch), address="")
         alike = [build for build in pipeline_build.builds(pinned) if build.output.path.name == receipt.path]
         names = tuple(build.name for build in [build for build in alike if receipt.recipe in build.recipes] or alike)
         result = run.run(apart, msgspec.structs.replace(options, locked=True, write_lock=False, only=names), report)

@@ -29,7 +29,9 @@ from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.export import ollama
+from llamacpp_orchestrator.export import mirror
+from llamacpp_orchestrator.export import ollama_program
+from llamacpp_orchestrator.export import store
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
@@ -68,7 +70,7 @@ def run_all(contexts: Sequence[Context], options: Options, report: Reporter) -> 
     results: list[Result] = []
     neighbours.check(contexts)
     if options.ollama_create:
-        ollama.check_program(contexts)
+        ollama_program.check(contexts)
     if options.publish:
         from llamacpp_orchestrator.export import publish  # with all that a card is written with
 
@@ -90,7 +92,14 @@ def run(context: Context, options: Options, report: Reporter) -> Result:
     """Do the whole job: pin, fetch, convert, quantize, verify; outputs that are up to date are left alone."""
     began = time.monotonic()
     disk.check_place(context)
-    sweep(context)
+    with mirror.using(context):
+        mirror.look(context)
+        sweep(context)
+        return _settled(context, options, report, began)
+
+
+def _settled(context: Context, options: Options, report: Reporter, began: float) -> Result:
+    """Pin what is not pinned yet, and do the job."""
     before = lock_file.read(lock_file.path_for(context.file)) if options.write_lock else None
     lock, events, errors = settle(context, options, report)
     if lock is None:
@@ -130,10 +139,11 @@ def _run(pinned: PinnedJob, options: Options, report: Reporter, lend: Lend, even
     for module, items in exports:
         if options.keep_going or not errors:
             run = job_run(pinned, options, outputs.builds)
-            done = module.export(run, items, options, functools.partial(carry_out_export, options, report))
+            done = store.exported(run, module, items, options, functools.partial(carry_out_export, options, report))
             events, errors = events + done, errors + step_errors(done)
             results[module.KEY] = module.results(pinned, items, done)
-    return summary.result(began, events, errors, outputs, **results)
+    mirror.free(pinned.context, [build.output.path for build in outputs.kept])
+    return summary.result(began, events, errors, outputs, pinned.context.named, **results)
 
 
 def _chosen(outputs: Outputs, only: Collection[str]) -> Outputs:
@@ -161,20 +171,28 @@ def _make(
         report(event)
     for folder in pipeline_build.unneeded(pinned.context, outputs) if not options.only else ():
         remove(folder)
-    if not stale:
+    left = store.unsent(pinned.context, outputs)
+    if not stale and not left:
         return current, []
-    if options.scheduler:
-        return current + (events := _by_cluster(pinned, outputs, options, report)), step_errors(events)
+    if pinned.context.address:
+        store.check(pinned.context)
+    if options.scheduler and stale:
+        events = _by_cluster(pinned, outputs, options, report)
+        mirror.look(pinned.context)  # the workers have stored what they made
+        perform = store.performing(job_run(pinned, options), outputs.kept)
+        events += carry_out(store.left(left), perform, options, report) if left else []
+        return current + events, step_errors(events)
     log, scripts = tempfiles.renew(log_folder(pinned.context) / "converter.log"), graph.scripts(pinned, stale)
     run, forks = job_run(pinned, options, stale), warm_worker.can_fork(host.system())
     try:
         with lend(str(pinned.python), pinned.tree, pinned.script_env, log, scripts) as warm:
             run = msgspec.structs.replace(run, converter=warm.convert if forks else warm_worker.run_alone)
             _check(run, outputs, space, ended)
-            steps = graph.steps(pinned, stale, run.logs, ended)
+            steps = store.woven(graph.steps(pinned, stale, run.logs, ended) if stale else [], pinned, outputs)
             begin = warm.start if forks and not all(build.of for build in stale) else lambda: None
-            perform, need = functools.partial(graph.perform, run), functools.partial(graph.need, run)
-            events = carry_out(steps, perform, options, _tidying(report, steps, outputs, begin), need, run.memory)
+            perform, need = store.performing(run, outputs.kept), functools.partial(graph.need, run)
+            tidying = _tidying(store.freeing(report, pinned, outputs, options.publish), steps, outputs, begin)
+            events = carry_out(steps, perform, options, tidying, need, run.memory)
     finally:
         placement.clean(run.locks, stale)
     return current + events, step_errors(events)
@@ -190,7 +208,9 @@ def _by_cluster(pinned: PinnedJob, outputs: Outputs, options: Options, report: R
     stale = outputs.stale
     for build in stale:
         receipt.may_write(build.output.path, receipt.read(build.output.path), options.force)
-    names = frozenset(f"{kind} {build.name}" for build in outputs.builds for kind in (pipeline_build.verb(build), "verify"))
+    names = frozenset(
+        f"{kind} {build.name}" for build in outputs.builds for kind in (pipeline_build.verb(build), "verify", "store")
+    )
 
     def share(workers: int) -> list[Chain]:
         need = functools.partial(memory.of_build, pinned)
@@ -211,7 +231,7 @@ def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ended: frozen
     if any(build.of for build in stale) and binaries.ready(pinned):
         setup.check_types(pinned)
     disk.check_sizes(pinned, stale)
-    check_space(disk.needs(pinned, stale) + space)
+    check_space(disk.needs(pinned, stale) + store.needs(store.sources(pinned, outputs)) + space)
 
 
 def _tidying(report: Reporter, steps: list[Step], outputs: Outputs, begin: Callable[[], None]) -> Reporter:

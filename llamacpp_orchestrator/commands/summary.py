@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,9 +22,14 @@ from llamacpp_orchestrator.system.scheduler import Event
 
 
 def result(
-    began: float, events: list[Event], errors: list[OrchestrateError], outputs: Outputs | None = None, **exports: tuple[Any, ...]
+    began: float,
+    events: list[Event],
+    errors: list[OrchestrateError],
+    outputs: Outputs | None = None,
+    named: Callable[[Path], str] = str,
+    **exports: tuple[Any, ...],
 ) -> Result:
-    """What a run came to, as plain data; `exports` by their keys."""
+    """What a run came to, as plain data; outputs by what they are `named`, `exports` by their keys."""
     merged: dict[str, Event] = {}
     for event in events:
         seconds = event.seconds + (merged[event.step].seconds if event.step in merged else 0.0)
@@ -31,8 +38,9 @@ def result(
     files: list[Made] = []
     for build in outputs.kept if outputs else ():
         status = "current" if outputs and build.output.path in outputs.current else ended.get(f"verify {build.name}")
-        if status in ("done", "current"):
-            files += _files(build, "built" if status == "done" else status)
+        # What was to be sent to an address, and was not, is not where it belongs.
+        if status in ("done", "current") and ended.get(f"store {build.name}", status) in ("done", "current"):
+            files += _files(build, "built" if status == "done" else status, named)
     return Result(
         status="failed" if errors else "ok",
         seconds=round(time.monotonic() - began, 3),
@@ -60,12 +68,12 @@ def together(results: Sequence[Result]) -> Result:
     )
 
 
-def _files(build: Build, status: str) -> list[Made]:
+def _files(build: Build, status: str, named: Callable[[Path], str]) -> list[Made]:
     output, receipt = build.output, pipeline_receipt.read(build.output.path)
     source = output.lora.source if output.lora else output.model.source
     return [
         Made(
-            path=str(output.path.parent / file.name),
+            path=named(output.path.parent / file.name),
             kind=output.kind,
             type=output.type,
             size=file.size,

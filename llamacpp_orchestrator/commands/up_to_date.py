@@ -39,17 +39,17 @@ def result(contexts: Sequence[Context], options: Options, report: Reporter, aske
     Raises LockError for a damaged lock, IntegrityError for a folder that is not what was locked.
     """
     began = time.monotonic()
-    finished_jobs = [outputs for context in contexts if (outputs := finished(context, options))]
+    finished_jobs = [(context, outputs) for context in contexts if (outputs := finished(context, options))]
     if len(finished_jobs) < len(contexts):
         return None
     results = []
-    for outputs in finished_jobs:
+    for context, outputs in finished_jobs:
         events = [Event(f"{pipeline_build.verb(build)} {build.name}", "current") for build in outputs.builds]
         for event in events:
             report(event)
-        results.append(summary.result(began, events, [], outputs))
+        results.append(summary.result(began, events, [], outputs, context.named))
     answer = summary.together(results)
-    if asked and all(str(context.settings.cache) == asked.cache for context in contexts):
+    if asked and all(not context.address and str(context.settings.cache) == asked.cache for context in contexts):
         present, others = zip(*map(places, contexts), strict=True)
         last_result.keep(asked, itertools.chain(*present), itertools.chain(*others), answer)
     return answer
@@ -67,11 +67,15 @@ def finished(context: Context, options: Options) -> Outputs | None:
         return None
     pinned = PinnedJob(context, lock)
     local_folders.drift(pinned)
+    if context.address:
+        from llamacpp_orchestrator.export import mirror
+
+        mirror.look(context)
     outputs = pipeline_build.outputs(pinned)
     merged = {need for build in outputs.builds for need in build.needs if need.merged}
     # What a killed run has left goes with the next run.
     left = pipeline_build.unneeded(context, outputs) or any(pinned.merged(need).parent.is_dir() for need in merged)
-    return outputs if not outputs.stale and not left else None
+    return outputs if not outputs.stale and not left and not (context.address and _unsent(context, outputs)) else None
 
 
 def places(context: Context) -> tuple[list[Path], list[Path]]:
@@ -97,3 +101,9 @@ def places(context: Context) -> tuple[list[Path], list[Path]]:
         present += [pipeline_receipt.receipt_path(output.path)]
         present += [output.path.parent / file.name for file in (receipt.files if receipt else ())]
     return present, others
+
+
+def _unsent(context: Context, outputs: Outputs) -> bool:
+    from llamacpp_orchestrator.export import store
+
+    return bool(store.unsent(context, outputs))

@@ -42,6 +42,12 @@ class Export(Protocol):
     def needs(self, pinned: PinnedJob, items: Iterable[Any], force: bool) -> tuple[Need, ...]:
         """What is written to the disk meanwhile."""
 
+    def reads(self, pinned: PinnedJob, items: Iterable[Any], options: Options) -> Iterable[Build]:
+        """The outputs whose bytes it needs here, where these lie at an address."""
+
+    def writes(self, items: Iterable[Any]) -> Iterable[Path]:
+        """The files that it makes beside the outputs."""
+
     def planned(self, pinned: PinnedJob, items: Iterable[Any], current: frozenset[Path], force: bool) -> Iterable[PlannedStep]:
         """The steps that a run would take, where the outputs in `current` are up to date."""
 

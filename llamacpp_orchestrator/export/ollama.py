@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.export import CarryOut
+from llamacpp_orchestrator.export import ollama_program
 from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.lock import records
 from llamacpp_orchestrator.lock import resolve as lock_resolve
@@ -43,7 +43,6 @@ from llamacpp_orchestrator.results import PlannedStep
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
-from llamacpp_orchestrator.system.command import clean_env
 from llamacpp_orchestrator.system.disk import Need
 from llamacpp_orchestrator.system.scheduler import CURRENT
 from llamacpp_orchestrator.system.scheduler import DONE
@@ -60,10 +59,7 @@ from llamacpp_orchestrator.verify import gguf as verify_gguf
 
 KEY = "ollama"
 MARK = "# Written by orchestrate"
-# The first Ollama that renders a GGUF's own chat template (shouldPreferChatTemplate in its server/images.go).
-OLDEST = (0, 30, 0)
-UPDATE = "update it (https://ollama.com/download), or leave --ollama-create out"
-VERSION = re.compile(r"version is v?(\d+)\.(\d+)\.(\d+)")
+STOP = re.compile(r'^PARAMETER stop "(.+)"$', re.MULTILINE)
 CARD, GENERATION = "README.md", "generation_config.json"
 # A parameter of Ollama → its name in generation_config.json, which says `do_sample` besides; llama.cpp, too, takes the numbers
 # without that (gguf-py/gguf/metadata.py).
@@ -147,29 +143,6 @@ def left_out(model: Model) -> str:
     return f"Ollama takes no adapters any more: {way}" if names else ""
 
 
-def check_program(contexts: Iterable[Context]) -> None:
-    """Raise JobError where `ollama create` is asked for and there is nothing to create, or no program that can."""
-    if not any(model.ollama for context in contexts for model in context.job.models):
-        raise JobError("--ollama-create: no model of the job says `ollama: true`", "add it to those that Ollama should know")
-    program = shutil.which("ollama")
-    if not program:
-        raise JobError(
-            "--ollama-create: there is no `ollama` on PATH", "install it (https://ollama.com), or leave the option out"
-        )
-    with suppress(CommandFailed):  # what is wrong with it `ollama create` will say
-        version = oldest(process.capture(Command((program, "--version"), env=_env())))
-        if version and version < OLDEST:
-            installed, wanted = (".".join(map(str, each)) for each in (version, OLDEST))
-            message = f"--ollama-create: Ollama {installed} is here; the chat template of a GGUF needs {wanted} or newer"
-            raise JobError(message, UPDATE)
-
-
-def oldest(text: str) -> tuple[int, ...]:
-    """The lower of the versions that `ollama --version` gives, of its server and itself; () for none, and for a build (0.0.0)."""
-    versions = [tuple(map(int, match.groups())) for match in VERSION.finditer(text)]
-    return min((version for version in versions if any(version)), default=())
-
-
 def check(handoffs: Iterable[Handoff], force: bool) -> None:
     """Raise JobError for what is in the way of a Modelfile and is not ours, and for names that one cannot hold."""
     for handoff in handoffs:
@@ -184,6 +157,17 @@ def check(handoffs: Iterable[Handoff], force: bool) -> None:
 def needs(pinned: PinnedJob, handoffs: Iterable[Handoff], force: bool) -> tuple[Need, ...]:
     """Nothing to speak of: a Modelfile is a page of text."""
     return ()
+
+
+def reads(pinned: PinnedJob, handoffs: Iterable[Handoff], options: Options) -> Iterator[Build]:
+    """What a Modelfile is still to be written of, and all where Ollama gets it."""
+    lacking = (handoff for handoff in handoffs if options.ollama_create or not text_of(handoff.path).startswith(MARK))
+    return (build for handoff in lacking for build in handoff.outputs)
+
+
+def writes(handoffs: Iterable[Handoff]) -> Iterator[Path]:
+    """The Modelfiles."""
+    return (handoff.path for handoff in handoffs)
 
 
 def planned(pinned: PinnedJob, handoffs: Iterable[Handoff], current: frozenset[Path], force: bool) -> Iterator[PlannedStep]:
@@ -211,7 +195,12 @@ def modelfile(
     name: str, file: str, files: Sequence[str], *, parameters: Mapping[str, str], stops: Iterable[str], license: str = ""
 ) -> str:
     """The text of a Modelfile; `file` is its own name, `files` are paths relative to it, with slashes."""
-    lines = [MARK, f'#   ollama create {name} -f "{file}"', f"#   ollama run {name}", f"REQUIRES {'.'.join(map(str, OLDEST))}"]
+    lines = [
+        MARK,
+        f'#   ollama create {name} -f "{file}"',
+        f"#   ollama run {name}",
+        f"REQUIRES {'.'.join(map(str, ollama_program.OLDEST))}",
+    ]
     lines += [f"FROM ./{path}" for path in files]
     lines += [f"PARAMETER {parameter} {value}" for parameter, value in parameters.items()]
     lines += [f'PARAMETER stop "{stop}"' for stop in filter(is_plain, stops)]
@@ -281,7 +270,8 @@ def _text(context: Context, pin: FilesPin, handoff: Handoff, tell: Tell) -> str:
         handoff.path.name,
         [Path(os.path.relpath(build.output.path, handoff.path.parent)).as_posix() for build in handoff.outputs],
         parameters=parameters(generation),
-        stops=_stops(ends(generation), gguf, gguf.stat().st_mtime_ns),
+        # Of a file that lies at an address alone, its Modelfile of before has them.
+        stops=_stops(ends(generation), gguf, gguf.stat().st_mtime_ns) if gguf.is_file() else STOP.findall(text_of(handoff.path)),
         license=licensed(text_of(folder / CARD)),
     )
 
@@ -308,7 +298,12 @@ def results(pinned: PinnedJob, handoffs: Iterable[Handoff], events: Iterable[Eve
     """What a run says of its Modelfiles: where they lie, and the two commands."""
     written = [handoff for handoff in handoffs if ready(handoff) and not split(handoff) and _written(pinned, handoff)]
     return tuple(
-        ModelfileResult(name=handoff.name, path=str(handoff.path), create=str(handoff.commands[0]), run=str(handoff.commands[1]))
+        ModelfileResult(
+            name=handoff.name,
+            path=pinned.context.named(handoff.path),
+            create=str(handoff.commands[0]),
+            run=str(handoff.commands[1]),
+        )
         for handoff in written
     )
 
@@ -333,15 +328,13 @@ def _create(at: tuple[JobRun, Mapping[str, Handoff]], key: str, outcomes: Outcom
     run, handoff = at[0], at[1][key]
     program, log = shutil.which("ollama") or "ollama", run.log(f"ollama {key}")
     try:
-        process.stream(Command((program, *handoff.commands[0].argv[1:]), cwd=str(handoff.path.parent), env=_env()), log, tell)
+        process.stream(
+            Command((program, *handoff.commands[0].argv[1:]), cwd=str(handoff.path.parent), env=ollama_program.env()), log, tell
+        )
     except CommandFailed as error:
-        known = matched(error.tail, table("export", "ollama", UPDATE=UPDATE))[1]
+        known = matched(error.tail, table("export", "ollama", UPDATE=ollama_program.UPDATE))[1]
         hint = diagnose.machine(error.code, f"{error.message}\n{error.tail}")[1] or known or "see the log"
         last = process.last_lines(error.tail).split("\n")[-1]
         message = f"Ollama did not take {handoff.path.name}: {error.message} ({last})"
         raise error.retold(message, hint, log) from error
     return DONE
-
-
-def _env() -> tuple[tuple[str, str], ...]:
-    return clean_env(**{name: value for name, value in os.environ.items() if name.startswith("OLLAMA_")})

@@ -101,6 +101,16 @@ def needs(pinned: PinnedJob, items: Iterable[Publication], force: bool) -> tuple
     return ()
 
 
+def reads(pinned: PinnedJob, items: Iterable[Publication], options: Options) -> Iterator[Build]:
+    """All that is published."""
+    return (build for item in items for build in item.builds)
+
+
+def writes(items: Iterable[Publication]) -> tuple[Path, ...]:
+    """Nothing is written beside the outputs."""
+    return ()
+
+
 def planned(pinned: PinnedJob, items: Iterable[Publication], current: frozenset[Path], force: bool) -> Iterator[PlannedStep]:
     """The repositories that a run would send to."""
     for item in items:

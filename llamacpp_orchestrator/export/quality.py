@@ -89,6 +89,17 @@ def needs(pinned: PinnedJob, jobs: Iterable[QualityJob], force: bool = False) ->
     return tuple(sorted(found, key=lambda need: -need.bytes)[:1])
 
 
+def reads(pinned: PinnedJob, jobs: Iterable[QualityJob], options: Options) -> Iterator[Build]:
+    """The outputs that are still to be measured."""
+    for job in filter(None, map(quality_report.finished, jobs)):
+        yield from (job.base, *job.compared) if options.force else quality_report.stale(pinned, job)
+
+
+def writes(jobs: Iterable[QualityJob]) -> Iterator[Path]:
+    """The reports and their plots."""
+    return (path for job in jobs for path in (job.path, job.plot))
+
+
 def planned(pinned: PinnedJob, jobs: Iterable[QualityJob], current: frozenset[Path], force: bool) -> Iterator[PlannedStep]:
     """The measurements that a run would make."""
     for job in jobs:
@@ -114,8 +125,12 @@ def export(run: JobRun, jobs: Iterable[QualityJob], options: Options, carry_out:
 
 def results(pinned: PinnedJob, jobs: Iterable[QualityJob], events: Iterable[Event]) -> tuple[Quality, ...]:
     """What a run says of its reports."""
-    finished = filter(None, map(quality_report.finished, jobs))
-    return tuple(filter(None, (quality_report.result(pinned, job) for job in finished)))
+    finished, named = filter(None, map(quality_report.finished, jobs)), pinned.context.named
+    found = filter(None, (quality_report.result(pinned, job) for job in finished))
+    return tuple(
+        msgspec.structs.replace(one, report=named(Path(one.report)), plot=named(Path(one.plot)) if one.plot else "")
+        for one in found
+    )
 
 
 @contextlib.contextmanager

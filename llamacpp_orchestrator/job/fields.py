@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 from llamacpp_orchestrator.errors import anonymous
+from llamacpp_orchestrator.storage import address as storage_address
 from llamacpp_orchestrator.util.yaml_reader import shown
 
 HUB_ID = re.compile(r"(?=.{1,96}$)[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -206,6 +207,11 @@ def nonempty(text: str) -> str:
     return "" if text.strip() and "\0" not in text else "expected a folder"
 
 
+def output(text: str) -> str:
+    """Where outputs go: a folder, or an address such as s3://bucket/prefix."""
+    return storage_address.complaint(text) if storage_address.is_address(text) else nonempty(text)
+
+
 def is_folder(source: str) -> bool:
     """Tell whether a source names a folder and not a repository of the hub."""
     return source in (".", "..") or bool(re.match(r"\.{0,2}[/\\]|~|[A-Za-z]:", source)) or "\\" in source
@@ -233,7 +239,7 @@ def from_command_line(source: str, base: Path) -> str:
 
 def relative(text: str, base: Path) -> str:
     """A path given on a command line, as a job in the folder `base` says it."""
-    if text.startswith("~") or os.path.isabs(text):
+    if text.startswith("~") or os.path.isabs(text) or storage_address.is_address(text):
         return text
     try:
         return os.path.relpath(text, base).replace(os.sep, "/")

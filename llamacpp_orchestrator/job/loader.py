@@ -21,6 +21,7 @@ from llamacpp_orchestrator.job import strangers
 from llamacpp_orchestrator.job import tensor_types
 from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.job.spec import Model
+from llamacpp_orchestrator.storage import address as storage_address
 from llamacpp_orchestrator.util import pointers
 from llamacpp_orchestrator.util import yaml_reader
 from llamacpp_orchestrator.util.yaml_reader import Reading
@@ -288,6 +289,12 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
             if name:
                 key = f".{key}" if f"{where}.{part}.{key}" in reading.lines else ""
                 _look_at_file(reading, f"{where}.{part}{key}", fields.folder(name, path.parent), path)
+    if not storage_address.is_address(job.output):
+        _look_at_output(job, path, reading)
+    yaml_reader.done(reading)
+
+
+def _look_at_output(job: Job, path: Path, reading: Reading) -> None:
     dest = fields.folder(job.output, path.parent)
     if "output" in reading.escaped and not dest.exists():
         yaml_reader.say(reading, "output", f"{quoted(dest, LONGEST_PATH)} does not exist", yaml_reader.ESCAPE[1])
@@ -301,7 +308,6 @@ def _look_up(job: Job, path: Path, reading: Reading) -> None:
             f'"{yaml_reader.shown(long)}" is longer than a name can be ({LONGEST_PART} bytes)',
             "choose a shorter one",
         )
-    yaml_reader.done(reading)
 
 
 def _look_at_file(reading: Reading, where: str, place: Path, job: Path) -> None:

@@ -297,7 +297,11 @@ class Job(Record, frozen=True, kw_only=True):
     binaries: Annotated[Binaries, Meta(description="Which programs of the release")] = Binaries()
     environment: Annotated[Environment, Meta(description="The Python that the scripts run in")] = Environment()
     output: Annotated[
-        str, Meta(description="Folder of the results, relative to the job file", extra={"check": fields.nonempty})
+        str,
+        Meta(
+            description="Folder of the results, relative to the job file, or an address such as s3://bucket/prefix",
+            extra={"check": fields.output},
+        ),
     ] = "dist"
     publish: Annotated[
         Publish | None,

@@ -13,6 +13,7 @@ import msgspec
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.models import safetensors
+from llamacpp_orchestrator.storage import stored
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import write_atomically
 
@@ -138,16 +139,25 @@ def write(path: Path, receipt: Receipt) -> None:
 
 
 def is_current(receipt: Receipt | None, recipe: str, folder: Path) -> bool:
-    """Tell whether an output is what this recipe would make, by the size and time of its files alone."""
-    return receipt is not None and receipt.recipe == recipe and all(_untouched(file, folder) for file in receipt.files)
+    """Tell whether an output is what this recipe would make, by the size and time of its files alone, or by their size there."""
+    if receipt is None or receipt.recipe != recipe:
+        return False
+    return all(is_here(file, folder) or is_at_address(file, folder) for file in receipt.files)
 
 
-def _untouched(file: FileRecord, folder: Path) -> bool:
+def is_here(file: FileRecord, folder: Path) -> bool:
+    """Tell whether a file lies in a folder as it was made, by its size and time."""
     try:
         status = (folder / file.name).stat()
     except OSError:
         return False
     return (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+
+
+def is_at_address(file: FileRecord, folder: Path) -> bool:
+    """Tell whether a file lies at the address for which a folder stands, with its size, as was seen last."""
+    there = stored.read(folder / file.name)
+    return there is not None and there.size == file.size
 
 
 def recognise(path: Path, recipes: Container[str]) -> bool:
@@ -169,12 +179,17 @@ def may_write(path: Path, receipt: Receipt | None, force: bool) -> None:
     if taken := next((file for file in (path, receipt_path(path)) if file.exists() and not file.is_file()), None):
         what = "a folder" if taken.is_dir() else "a pipe or a device"
         raise JobError(f"{taken} is {what}, where a file is to be written", "move it away, or set another `outfile`")
-    if force or not (path.exists() or path.is_symlink()):
+    if force:
         return
-    ours = next((file for file in receipt.files if file.name == path.name), None) if receipt else None
-    if ours is None:
+    known = next((file for file in receipt.files if file.name == path.name), None) if receipt else None
+    if (there := stored.read(path)) and not there.ours:
+        why = "was changed after orchestrate made it" if known else "exists already, and nothing says that orchestrate made it"
+        raise JobError(f"{there.address} {why}", "move it away, or use --force to replace it")
+    if not (path.exists() or path.is_symlink()):
+        return
+    if known is None:
         raise JobError(f"{path} exists already, and nothing says that orchestrate made it", "move it away, or use --force")
-    if not _untouched(ours, path.parent) and _difference(ours, path.parent):
+    if not is_here(known, path.parent) and _difference(known, path.parent):
         raise JobError(f"{path} was changed after orchestrate made it", "move it away, or use --force to make it anew")
 
 

@@ -47,7 +47,7 @@ def receipt(
         ),
         files=files,
         levels=levels,
-        job=_way(pinned.context.file, build.output.path.parent),
+        job="" if pinned.context.address else _way(pinned.context.file, build.output.path.parent),
         notes=tuple(placeless(pinned.context, note) for note in lines),
     )
 

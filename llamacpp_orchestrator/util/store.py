@@ -104,17 +104,25 @@ class Store:
         finally:
             remove(self.folder("locks") / f"{name}.lock")
 
-    def discard(self, kind: str, key: str) -> None:
-        """Take an entry away that can be made again, unless another process uses it or makes it just now."""
-        from filelock import FileLock
-        from filelock import Timeout
+    @contextmanager
+    def sole(self, kind: str, key: str) -> Iterator[bool]:
+        """Whether no other process uses an entry or makes it just now; while this lasts none can begin to."""
+        import filelock
 
         locks, own = self.folder("locks"), f"{kind}-{key}-{machine()}-{os.getpid()}.use.lock"
         others = [path for path in locks.glob(f"{kind}-{key}-*.use.lock") if path.name != own]
-        with contextlib.suppress(Timeout), contextlib.ExitStack() as stack:
-            for path in (locks / f"{kind}-{key}.lock", *others):
-                stack.enter_context(FileLock(path, thread_local=False, is_singleton=False, timeout=0))
-            for path in (beside(self.entry(kind, key)), self.entry(kind, key)):
+        with contextlib.ExitStack() as stack:
+            sole = False
+            with contextlib.suppress(filelock.Timeout):
+                for path in (locks / f"{kind}-{key}.lock", *others):
+                    stack.enter_context(filelock.FileLock(path, thread_local=False, is_singleton=False, timeout=0))
+                sole = True
+            yield sole
+
+    def discard(self, kind: str, key: str) -> None:
+        """Take an entry away that can be made again, unless another process uses it or makes it just now."""
+        with self.sole(kind, key) as sole:
+            for path in (beside(self.entry(kind, key)), self.entry(kind, key)) if sole else ():
                 remove(path)
 
     def ensure(

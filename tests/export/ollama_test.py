@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from llamacpp_orchestrator.export import ollama
+from llamacpp_orchestrator.export import ollama_program
 from tests.support import programs
 from tests.support.answer import Answer
 from tests.support.stage.hub import Hub
@@ -171,7 +172,7 @@ def test_the_licence_that_a_card_names(card: str, license: str) -> None:
     ],
 )
 def test_the_version_of_a_program(printed: str, version: tuple[int, ...]) -> None:
-    assert ollama.oldest(printed) == version
+    assert ollama_program.oldest(printed) == version
 
 
 @pytest.mark.parametrize(
