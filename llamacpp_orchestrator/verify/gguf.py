@@ -89,6 +89,8 @@ def follow(path: Path, written: threading.Event) -> Checks | None:
             return None
         written.wait(POLL_SECONDS)
     with suppress(IntegrityError), _reading(path) as file:
+        if os.fstat(file.fileno()).st_size >= max(tensor.start + tensor.size for tensor in begun[1]):
+            return None  # as long as it will be, so nothing tells what of it is still to be written
         sha256, blank = numbers.read(path.name, file, begun[1], written)
         checks, _ = _head(path.name, file)
         if _begun(path) == begun:

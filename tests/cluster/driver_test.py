@@ -131,6 +131,28 @@ def test_a_worker_that_sees_nothing_but_the_output_folder_is_sent_what_it_lacks_
     assert made(world / "dist") == here
 
 
+@pytest.mark.skipif(not can_hide(), reason="folders can be hidden from a program by root alone")
+def test_outputs_that_go_to_an_address_need_no_folder_that_all_see(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, world: Path, tmp_path: Path, shared_cache: Path
+) -> None:
+    store, mirrors = tmp_path / "store", shared_cache / "outputs"
+    kept, address = model(data, outtype="f16", loras=[str(data / "lora-a")]), store.as_uri() + "/team"
+    assert orchestrate("run", job(kept, **QUICK)).code == 0
+    here = {name: digest for name, digest in made(world / "dist").items() if name.endswith(".gguf")}
+    mirrors.mkdir(exist_ok=True)
+    for name in ("one", "two"):
+        cluster.join(name, hidden=[data, world, mirrors])
+    file = job(kept, name="there.yaml", output=address, **QUICK)
+    answer = orchestrate("run", file, "--scheduler", cluster.place, "--json")
+    assert answer.code == 0, answer.err
+    assert {name: digest for name, digest in made(store / "team").items() if name.endswith(".gguf")} == here
+    outputs = answer.json()["outputs"]
+    assert {output["path"] for output in outputs} == {f"{address}/{name}" for name in here}
+    assert not list(mirrors.rglob("*.gguf"))
+    idle = orchestrate("run", file, "--json")
+    assert {output["status"] for output in idle.json()["outputs"]} == {"current"}, idle.err
+
+
 def test_a_worker_that_is_lost_is_replaced_and_its_children_end_with_it(
     cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, world: Path
 ) -> None:

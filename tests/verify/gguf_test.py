@@ -9,6 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -236,15 +239,20 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
 
 
 def written(path: Path, content: bytes) -> verify_gguf.Checks | None:
-    """What is found of a file that appears, and grows by and by."""
-    done = threading.Event()
-    followed = background.begin(lambda: verify_gguf.follow(path, done))
-    with path.open("wb", buffering=0) as file:
+    """What is found of a file that appears, and grows by and by once somebody reads it, or nobody does for a while."""
+    done, read = threading.Event(), threading.Event()
+
+    def begin(*args: Any) -> tuple[str, tuple[str, ...]]:
+        read.set()
+        return numbers.read(*args)
+
+    with mock.patch.object(verify_gguf, "numbers", SimpleNamespace(read=begin)), path.open("wb", buffering=0) as file:
+        followed = background.begin(lambda: verify_gguf.follow(path, done))
         for at in range(0, len(content), len(content) // 7):
             file.write(content[at : at + len(content) // 7])
-            time.sleep(0.01)
-    done.set()
-    return followed()
+            read.wait(0.2)
+        done.set()
+        return followed()
 
 
 SOUND = struct.pack("<f", 0.5) * 300_000
@@ -274,6 +282,16 @@ def test_what_is_wrong_with_a_file_that_was_read_meanwhile_is_told_afterwards(tm
     assert written(tmp_path / "x.gguf", content) is None
     with pytest.raises(IntegrityError):
         verify_gguf.check_set([tmp_path / "x.gguf"])
+
+
+def test_a_file_that_has_its_whole_length_before_it_is_written_is_read_afterwards(tmp_path: Path) -> None:
+    content, path, done = gguf(TENSORS, data=SOUND), tmp_path / "x.gguf", threading.Event()
+    saved(path, content[:4000] + bytes(len(content) - 4000))
+    followed = background.begin(lambda: verify_gguf.follow(path, done))
+    time.sleep(0.1)
+    saved(path, content)
+    done.set()
+    assert followed() is None
 
 
 def test_what_is_never_written_is_not_waited_for(tmp_path: Path) -> None:
