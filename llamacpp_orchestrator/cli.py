@@ -200,7 +200,7 @@ def publish(job: Path, dry_run: bool, **flags: Any) -> None:
 
 
 @orchestrate.command()
-@click.argument("paths", nargs=-1, required=True, type=THERE)
+@click.argument("paths", nargs=-1, required=True, callback=cli_options.places)
 @click.option("--deep", is_flag=True, help="Also hash again what they were made from: converter tree, models, adapters.")
 @click.option(
     "--level",
@@ -208,14 +208,15 @@ def publish(job: Path, dry_run: bool, **flags: Any) -> None:
     help="Also compare them with their source, load them, or compare what they say next.",
 )
 @cli_options.speaking("--verbose", "--no-progress")
-def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any) -> None:
-    """Check outputs, or folders of them, against their receipts."""
+def verify(paths: tuple[str, ...], deep: bool, level: str | None, **flags: Any) -> None:
+    """Check outputs, folders of them, or what lies at an address or that of a JOB, against their receipts."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator import results
     from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 
     with cli_options.ending():
-        outputs = [output for path in paths for output in pipeline_receipt.outputs(path)]
+        there, files = cli_options.at_addresses(paths, bool(deep or level))
+        outputs = [output for path in files for output in pipeline_receipt.outputs(path)]
         complaints = [(path, pipeline_receipt.recheck(path)) for path in outputs]
         if deep or level:
             from llamacpp_orchestrator.commands import reproduce
@@ -225,7 +226,7 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
                 complaints = [(path, wrong or reproduce.check(path, here, level)) for path, wrong in complaints]
             if deep:
                 complaints = [(path, wrong or reproduce.recheck(path, here)) for path, wrong in complaints]
-    checked = [results.Checked(path=str(path), complaints=tuple(wrong)) for path, wrong in complaints]
+    checked = [*there, *(results.Checked(path=str(path), complaints=tuple(wrong)) for path, wrong in complaints)]
     console.result(
         checked, [line for check in checked if check.complaints or not flags["quiet"] for line in check.lines()], flags["as_json"]
     )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llamacpp_orchestrator.context import Options
     from llamacpp_orchestrator.job.spec import Job
     from llamacpp_orchestrator.last_result import Question
+    from llamacpp_orchestrator.results import Checked
     from llamacpp_orchestrator.results import Result
     from llamacpp_orchestrator.system.scheduler import Reporter
     from llamacpp_orchestrator.system.settings import Settings
@@ -93,6 +94,35 @@ def on_cluster(command: Callable[..., None]) -> Callable[..., None]:
     most = "With --scheduler: at most N tasks at a time on one machine."
     command = click.option("--workers-per-node", callback=_count, metavar="N", help=most)(command)
     return click.option("--scheduler", default="", metavar="ADDRESS", help=place)(command)
+
+
+def places(context: click.Context, option: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Files and folders that are there, and addresses, about which no disk is asked."""
+    from llamacpp_orchestrator.storage import address
+
+    there = click.Path(exists=True)
+    return tuple(word if address.is_address(word) else str(there.convert(word, option, context)) for word in words)
+
+
+def at_addresses(words: tuple[str, ...], closer: bool) -> tuple[list[Checked], list[Path]]:
+    """What lies at those of some words that are addresses, or jobs with one, checked; and the other words as paths."""
+    from llamacpp_orchestrator.job import loader
+    from llamacpp_orchestrator.storage import address
+
+    checked: list[Checked] = []
+    files: list[Path] = []
+    for word in words:
+        is_job = Path(word).suffix in {".yaml", ".yml"} and not Path(word).stem.endswith(".lock")
+        output = loader.load(Path(word), folders=False).output if is_job else word
+        if not address.is_address(output):
+            files.append(Path(word))
+            continue
+        if closer:
+            raise click.UsageError("--deep and --level are for files on this machine; at an address it is sizes and bytes.")
+        from llamacpp_orchestrator.export import readback
+
+        checked += readback.check(output)
+    return checked, files
 
 
 def _taking(options: dict[tuple[str, ...], dict[str, Any]], idle: tuple[str, ...]) -> Decorator:

@@ -18,6 +18,8 @@ from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.environment import wheels
+from llamacpp_orchestrator.export import mirror
+from llamacpp_orchestrator.export import store
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
@@ -62,6 +64,7 @@ def check_job(pinned: PinnedJob) -> None:
 def make(pinned: PinnedJob, force: bool = False) -> Plan:
     """Every step of the job with its exact command, as a run would name it; touches nothing."""
     check_job(pinned)
+    mirror.look(pinned.context)
     outputs = pipeline_build.outputs(pinned, force)
     stale = outputs.stale
     steps = _setup(pinned, stale) if stale else []
@@ -71,8 +74,11 @@ def make(pinned: PinnedJob, force: bool = False) -> Plan:
     for build in outputs.builds:
         steps += [step for step in _matrix(pinned, build, outputs) if step not in steps]
         steps += _made(pinned, build, build.output.path in outputs.current)
+    for step in store.woven([], pinned, outputs):
+        detail = pinned.context.address if step.kind == "store" else f"from {pinned.context.address}"
+        steps.append(PlannedStep(name=step.name, status="run", detail=detail))
     disk.check_sizes(pinned, stale)
-    needs = disk.needs(pinned, stale)
+    needs = disk.needs(pinned, stale) + store.needs(store.sources(pinned, outputs))
     for module in export.wanted(pinned.context.job):
         items = module.find(pinned, outputs.builds)
         steps += module.planned(pinned, items, outputs.current, force)

@@ -21,8 +21,10 @@ from llamacpp_orchestrator.commands.setup import job_run
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.export import mirror
 from llamacpp_orchestrator.export import publication
 from llamacpp_orchestrator.export import publish
+from llamacpp_orchestrator.export import store
 from llamacpp_orchestrator.export.publication import Publication
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.lock import diff
@@ -64,10 +66,13 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True):
 def publish_job(context: Context, options: Options, report: Reporter) -> Result:
     """Send a job's outputs, which must be there and proven, to their repositories."""
     began = time.monotonic()
-    pinned, items = _publications(context)
-    publish.check_job([context])
-    publish.check(items, options.force)
-    events = publish.export(job_run(pinned, options), items, options, functools.partial(carry_out_export, options, report))
+    with mirror.using(context):
+        pinned, items = _publications(context)
+        publish.check_job([context])
+        publish.check(items, options.force)
+        run = job_run(pinned, options, pipeline_build.outputs(pinned).kept)
+        events = store.exported(run, publish, items, options, functools.partial(carry_out_export, options, report))
+        mirror.free(context, [build.output.path for item in items for build in item.builds])
     errors = step_errors(events)
     return summary.result(began, events, errors, publish=publish.results(pinned, items, events))
 
@@ -89,6 +94,7 @@ def _publications(context: Context) -> tuple[PinnedJob, list[Publication]]:
         )
     pinned = PinnedJob(context, lock)
     local_folders.drift(pinned)
+    mirror.look(context)
     items = publish.find(pinned, pipeline_build.outputs(pinned).kept)
     for item in items:
         publication.check(pinned, item)

@@ -12,6 +12,7 @@ from llamacpp_orchestrator.commands.execution import log_place
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.export import mirror
 from llamacpp_orchestrator.export import quality_report
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job.layout import Output
@@ -52,6 +53,8 @@ def write(context: Context, file: Path) -> Path:
 
 def gather(context: Context) -> records.Page:
     """All that is on this machine of what a job has made; LockError for a damaged lock."""
+    if not context.settings.offline:  # else what was seen there last counts
+        mirror.look(context)
     lock = lock_file.read(lock_file.path_for(context.file))
     pinned = _fitting(PinnedJob(context, lock)) if lock else None
     unfit = diff.stale_reasons(context.job, lock) if lock else []
@@ -109,7 +112,8 @@ def _product(output: Output, current: bool) -> records.Product:
     receipt = pipeline_receipt.read(output.path)
     files = [output.path.parent / file.name for file in receipt.files] if receipt else [output.path]
     here = all(file.is_file() for file in files)
-    status = "current" if current else "stale" if here else "missing"
+    there = receipt is not None and all(pipeline_receipt.is_at_address(file, output.path.parent) for file in receipt.files)
+    status = "current" if current else "stale" if here or there else "missing"
     bits = 0.0
     with contextlib.suppress(OrchestrateError, OSError):  # a file that was cut or taken away tells nothing
         if receipt and here and output.kind != "merged":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,24 +48,27 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
 
 def names(job: Job, base: Path) -> dict[Path, Names]:
     """What a job may have at its address, by the folders of the mirror."""
-    found: dict[Path, Names] = {}
+    made, small, others = defaultdict[Path, set[str]](set), defaultdict[Path, set[str]](set), defaultdict[Path, set[str]](set)
+    whole: set[Path] = set()
     for output in layout.outputs(job, base):
-        path, model = output.path, output.model
-        known = found.get(path.parent) or Names(outputs=frozenset(), small=frozenset())
-        small = {pipeline_receipt.receipt_path(path).name, storage_address.sending(path.name)}
-        small |= {path.name.removesuffix(".gguf") + ".Modelfile"} if model.ollama else set()
-        matrix = model.imatrix
-        others = {Path(matrix.file).name} if matrix and matrix.file else {f"{model.name}-{name}" for name in MATRICES if matrix}
-        found[path.parent] = Names(
-            outputs=known.outputs | {path.name},
-            small=known.small | small,
-            others=known.others | others,
-            whole=output.kind == "merged",
-        )
+        path, model, matrix = output.path, output.model, output.model.imatrix
+        made[path.parent].add(path.name)
+        small[path.parent] |= {pipeline_receipt.receipt_path(path).name, storage_address.sending(path.name)}
+        small[path.parent] |= {path.name.removesuffix(".gguf") + ".Modelfile"} if model.ollama else set()
+        if matrix:
+            others[path.parent] |= {Path(matrix.file).name} if matrix.file else {f"{model.name}-{name}" for name in MATRICES}
+        whole |= {path.parent} if output.kind == "merged" else set()
     for _, path in layout.reports(job, base):
-        known = found[path.parent]
-        found[path.parent] = msgspec.structs.replace(known, small=known.small | {path.name, path.with_suffix(".svg").name})
-    return found
+        small[path.parent] |= {path.name, path.with_suffix(".svg").name}
+    return {
+        folder: Names(
+            outputs=frozenset(made[folder]),
+            small=frozenset(small[folder]),
+            others=frozenset(others[folder]),
+            whole=folder in whole,
+        )
+        for folder in list(made)
+    }
 
 
 def root(context: Context) -> Path:

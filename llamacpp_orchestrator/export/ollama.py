@@ -297,14 +297,17 @@ def export(run: JobRun, handoffs: Iterable[Handoff], options: Options, carry_out
 def results(pinned: PinnedJob, handoffs: Iterable[Handoff], events: Iterable[Event]) -> tuple[ModelfileResult, ...]:
     """What a run says of its Modelfiles: where they lie, and the two commands."""
     written = [handoff for handoff in handoffs if ready(handoff) and not split(handoff) and _written(pinned, handoff)]
+    named = pinned.context.named
+    # At an address the file is to be brought here first: then its name is enough.
+    places = [handoff.path.name if pinned.context.address else str(handoff.path) for handoff in written]
     return tuple(
         ModelfileResult(
             name=handoff.name,
-            path=pinned.context.named(handoff.path),
-            create=str(handoff.commands[0]),
+            path=named(handoff.path),
+            create=str(Command(("ollama", "create", handoff.name, "-f", place))),
             run=str(handoff.commands[1]),
         )
-        for handoff in written
+        for handoff, place in zip(written, places, strict=True)
     )
 
 

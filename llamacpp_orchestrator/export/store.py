@@ -47,9 +47,13 @@ def unsent(context: Context, outputs: Outputs) -> list[Build]:
 
 
 def lacking(builds: Iterable[Build]) -> list[Build]:
-    """Those of some outputs that lie at the address alone."""
+    """Those of some outputs that lie at the address alone, or whose matrices do."""
     receipts = ((build, pipeline_receipt.read(build.output.path)) for build in builds)
-    return [build for build, receipt in receipts if receipt and not mirror.is_local(build.output.path, receipt)]
+    return [
+        build
+        for build, receipt in receipts
+        if receipt and (not mirror.is_local(build.output.path, receipt) or transfer.matrix(build, receipt))
+    ]
 
 
 def users(pinned: PinnedJob, outputs: Outputs) -> dict[Path, list[str]]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import msgspec
 
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import IntegrityError
@@ -63,7 +62,7 @@ def _store(run: JobRun, build: Build, tell: Tell) -> Outcome:
     content, folder = path.read_bytes(), output.parent
     name, coming = mirror.name(context, path), mirror.name(context, mirror.sending(output))
     others = remote.read(there, coming) != b""
-    former = _decoded(remote.read(there, name))
+    former = pipeline_receipt.decoded(remote.read(there, name))
     if not run.force:
         for file in receipt.files:
             _check_free(there, mirror.name(context, folder / file.name), folder / file.name, file, former, others)
@@ -86,13 +85,6 @@ def _store(run: JobRun, build: Build, tell: Tell) -> Outcome:
     if build.matrix:
         _store_matrix(context, there, folder / build.matrix.name, tell)
     return DONE
-
-
-def _decoded(content: bytes) -> Receipt | None:
-    try:
-        return msgspec.json.decode(content, type=Receipt) if content else None
-    except msgspec.DecodeError:
-        return None
 
 
 def _check_free(there: Place, name: str, path: Path, file: FileRecord, former: Receipt | None, others: bool) -> None:
@@ -178,14 +170,23 @@ def _store_matrix(context: Context, there: Place, path: Path, tell: Tell) -> Non
 
 
 def _retrieve(run: JobRun, build: Build, tell: Tell) -> Outcome:
-    output, receipt = build.output.path, pipeline_receipt.read(build.output.path)
-    if receipt is None or mirror.is_local(output, receipt):
-        return CURRENT
+    folder, receipt = build.output.path.parent, pipeline_receipt.read(build.output.path)
+    files = receipt.files + matrix(build, receipt) if receipt else ()
+    left = [file for file in files if not pipeline_receipt.is_here(file, folder)]
     there = mirror.place(run.pinned.context)
-    for file in receipt.files:
-        if not pipeline_receipt.is_here(file, output.parent):
-            _brought(run.pinned.context, there, output.parent / file.name, file, tell)
-    return DONE
+    for file in left:
+        _brought(run.pinned.context, there, folder / file.name, file, tell)
+    return DONE if left else CURRENT
+
+
+def matrix(build: Build, receipt: Receipt) -> tuple[FileRecord, ...]:
+    """The matrix that an output was made with, where it lies at the address alone."""
+    path = build.output.path.with_name(build.matrix.name) if build.matrix else None
+    known = stored.read(path) if path and not path.exists() else None
+    made_with = [item.sha256 for item in receipt.inputs if path and item.name == path.name]
+    if not (path and known and made_with):
+        return ()
+    return (FileRecord(name=path.name, size=known.size, sha256=made_with[0], mtime_ns=time.time_ns()),)
 
 
 def _brought(context: Context, there: Place, path: Path, file: FileRecord, tell: Tell) -> None:

@@ -106,8 +106,16 @@ def read(path: Path) -> Receipt | None:
 
 def _decoded(path: Path) -> Receipt | None:
     try:
-        receipt = msgspec.json.decode(receipt_path(path).read_bytes(), type=Receipt)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return decoded(receipt_path(path).read_bytes())
+    except OSError:
+        return None
+
+
+def decoded(content: bytes) -> Receipt | None:
+    """The receipt that some bytes are; None where they are none, or name what lies elsewhere."""
+    try:
+        receipt = msgspec.json.decode(content, type=Receipt)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return receipt if receipt.format == FORMAT and receipt.files and all(map(_is_within, _names(receipt))) else None
 

@@ -26,7 +26,7 @@ COUNTED = re.compile(r"(?:\[\d+\]-?[\d.naif]+,?\s*)+")
 def cleaner(context: Context) -> Callable[[str], str]:
     """How a text is made fit for the page of a job: known folders get their names, of all others the last part stays."""
     folders = {folder: folder.name for folder in local_folders.local_folders(context).values()}
-    folders |= {context.folder(context.job.output): "{output}", hub_cache.cache_folder(): "{hub}"}
+    folders |= {context.folder(context.job.output): context.address or "{output}", hub_cache.cache_folder(): "{hub}"}
     places = {spelling: name for folder, name in folders.items() for spelling in {str(folder), os.path.realpath(folder)}}
     longest_first = sorted(places.items(), key=lambda item: -len(item[0]))
 
