@@ -45,7 +45,7 @@ def _command(argv: list[str] | None) -> int:
     # Imported here, so that what goes wrong with a library, or Ctrl-C meanwhile, is told like all else.
     import click
 
-    from llamacpp_orchestrator.cli import orchestrate
+    from llamacpp_orchestrator.cli.app import orchestrate
 
     try:
         code = orchestrate.main(args=argv, prog_name="orchestrate", standalone_mode=False)

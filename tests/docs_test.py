@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from llamacpp_orchestrator import __version__
-from llamacpp_orchestrator import cli
+from llamacpp_orchestrator.cli import app as cli
 from llamacpp_orchestrator.job import by_option
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import loader

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llamacpp_orchestrator import cli_options
 from llamacpp_orchestrator.binaries import cmake_build
 from llamacpp_orchestrator.binaries import selftest
 from llamacpp_orchestrator.binaries import toolchain as binaries_toolchain
 from llamacpp_orchestrator.binaries.toolchain import Toolchain
+from llamacpp_orchestrator.cli import options as cli_options
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import OrchestrateError

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llamacpp_orchestrator import cli_options
+from llamacpp_orchestrator.cli import options as cli_options
 from llamacpp_orchestrator.commands import execution
 from llamacpp_orchestrator.commands import report
 from llamacpp_orchestrator.commands import run as commands_run

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llamacpp_orchestrator import cli_options
+from llamacpp_orchestrator.cli import options as cli_options
 from llamacpp_orchestrator.commands import up_to_date
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt

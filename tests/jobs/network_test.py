@@ -24,7 +24,7 @@ STACKS = ("requests", "hub", "git", "uv")
 SCRIPT = """
 import sys
 from pathlib import Path
-from llamacpp_orchestrator import cli_options
+from llamacpp_orchestrator.cli import options as cli_options
 from llamacpp_orchestrator.errors import OrchestrateError
 stack, url, folder = sys.argv[1:]
 try:

@@ -95,7 +95,7 @@ def test_ctrl_c_ends_it(step: str, job: Job, data: Path, world: Path) -> None:
     assert "Traceback" not in drawn and not list(world.glob("dist/*.gguf")) and remains(world, also=("dist/.*",)) == []
 
 
-@pytest.mark.parametrize("module", ["click", "llamacpp_orchestrator.cli", "llamacpp_orchestrator.errors"])
+@pytest.mark.parametrize("module", ["click", "llamacpp_orchestrator.cli.app", "llamacpp_orchestrator.errors"])
 def test_ctrl_c_before_the_program_is_loaded(module: str) -> None:
     child = subprocess.run([sys.executable, "-c", STOPPED.format(name=module)], capture_output=True, text=True, timeout=60)
     assert (child.returncode, child.stdout, child.stderr) == (130, "", "")

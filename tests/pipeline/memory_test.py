@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from llamacpp_orchestrator import cli_options
+from llamacpp_orchestrator.cli import options as cli_options
 from llamacpp_orchestrator.convert import commands
 from llamacpp_orchestrator.convert import memory_model
 from llamacpp_orchestrator.convert.memory_model import Weight

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llamacpp_orchestrator import cli_options
+from llamacpp_orchestrator.cli import options as cli_options
 from llamacpp_orchestrator.report import words
 
 Job = Callable[..., Path]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llamacpp_orchestrator import cli_options
+from llamacpp_orchestrator.cli import arguments
+from llamacpp_orchestrator.cli import options as cli_options
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.util.units import size
 
@@ -45,7 +46,7 @@ def cache_list(as_json: bool) -> None:
     "kinds",
     multiple=True,
     metavar="KIND",
-    shell_complete=cli_options.complete_kind,
+    shell_complete=arguments.complete_kind,
     # Written out, for the place that has them would be imported at every start.
     help="Only of this kind: source, binaries, builds, environments, views, merged, imatrix, bundles, downloads, logs, "
     "memo, home, sent.",

@@ -8,20 +8,19 @@ from typing import Any
 import click
 
 from llamacpp_orchestrator import __version__
-from llamacpp_orchestrator import cli_options
-from llamacpp_orchestrator.cli_cache import cache
-from llamacpp_orchestrator.cli_work import work
+from llamacpp_orchestrator.cli import arguments
+from llamacpp_orchestrator.cli import finished
+from llamacpp_orchestrator.cli import options as cli_options
+from llamacpp_orchestrator.cli import running
+from llamacpp_orchestrator.cli.cache import cache
+from llamacpp_orchestrator.cli.work import work
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.util.units import size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILE = cli_options.Place(readable=False)  # what cannot be read is told where it is read
-THERE = cli_options.Place(exists=True)
-JOB = click.argument("job", required=False, callback=cli_options.only_job, type=FILE, shell_complete=cli_options.complete_job)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -35,8 +34,8 @@ def orchestrate() -> None:
 
 
 @orchestrate.command()
-@click.argument("jobs_files", metavar="[JOB]...", nargs=-1, type=click.Path(), shell_complete=cli_options.complete_job)
-@click.option("--bundle", type=THERE, metavar="FILE", help="Take all from a bundle; ask no server.")
+@click.argument("jobs_files", metavar="[JOB]...", nargs=-1, type=click.Path(), shell_complete=arguments.complete_job)
+@click.option("--bundle", type=arguments.THERE, metavar="FILE", help="Take all from a bundle; ask no server.")
 @click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
 @cli_options.on_cluster
 @click.option("--publish", is_flag=True, help="Then send what is made to the hub, as `orchestrate publish` does.")
@@ -51,17 +50,17 @@ def run(jobs_files: tuple[str, ...], bundle: Path | None, **flags: Any) -> None:
         raise click.UsageError("--create and --yes go with --publish.")
     if bundle and (len(jobs_files) > 1 or flags["scheduler"]):
         raise click.UsageError("--bundle goes with one JOB, and not with --scheduler.")
-    asked = None if bundle else cli_options.question(jobs_files, flags)
-    if asked and cli_options.repeat(asked, flags):
+    asked = None if bundle else running.question(jobs_files, flags)
+    if asked and running.repeat(asked, flags):
         return
-    contexts = [cli_options.load(file, flags, folders=not bundle) for file in cli_options.jobs(jobs_files)]
+    contexts = [cli_options.load(file, flags, folders=not bundle) for file in arguments.jobs(jobs_files)]
     if bundle:
         from llamacpp_orchestrator.commands import bundle as commands_bundle
 
-        with cli_options.shown(flags):
+        with running.shown(flags):
             contexts = [commands_bundle.opened(bundle, contexts[0])]
         flags["locked"] = True
-    cli_options.run(contexts, flags, True, asked)
+    running.run(contexts, flags, True, asked)
 
 
 @orchestrate.command()
@@ -78,14 +77,14 @@ def run(jobs_files: tuple[str, ...], bundle: Path | None, **flags: Any) -> None:
     "outtypes",
     multiple=True,
     metavar="T",
-    shell_complete=cli_options.complete_outtype,
+    shell_complete=arguments.complete_outtype,
     help="bf16 (default), f16, f32, q8_0, ... or none. Several times for several.",
 )
 @click.option(
     "--quantize",
     multiple=True,
     metavar="Q",
-    shell_complete=cli_options.complete_quantize,
+    shell_complete=arguments.complete_quantize,
     help="A type of llama-quantize, for example Q4_K_M. May be given several times.",
 )
 @click.option("--tag", default="", metavar="TAG", help="Of llama.cpp: a build (bNNNN), a release (vX.Y.Z) or latest.")
@@ -93,7 +92,7 @@ def run(jobs_files: tuple[str, ...], bundle: Path | None, **flags: Any) -> None:
     "--override", "overrides", multiple=True, metavar="PIN", help="Replace a pin of upstream's, for example torch==2.13.0."
 )
 @click.option("--output", default="dist", show_default=True, metavar="DIR", help="Where the files go.")
-@click.option("--write-job", type=FILE, metavar="FILE", help="Keep it as a job file, which is then what runs.")
+@click.option("--write-job", type=arguments.FILE, metavar="FILE", help="Keep it as a job file, which is then what runs.")
 @cli_options.shared()
 def convert(model: str, write_job: Path | None, **flags: Any) -> None:
     """Convert MODEL (hub id or folder) without a job file."""
@@ -113,13 +112,13 @@ def convert(model: str, write_job: Path | None, **flags: Any) -> None:
         by_option.tell_by_option(error, file)
         raise
     if write_job:
-        cli_options.check_new(write_job, flags["force"])
+        arguments.check_new(write_job, flags["force"])
         write_atomically(file, text)
-    cli_options.run([cli_options.context(job, file, flags)], flags, bool(write_job))
+    running.run([cli_options.context(job, file, flags)], flags, bool(write_job))
 
 
 @orchestrate.command()
-@click.argument("job", required=False, type=FILE, shell_complete=cli_options.complete_job)
+@click.argument("job", required=False, type=arguments.FILE, shell_complete=arguments.complete_job)
 @click.option(
     "--upgrade",
     is_flag=False,
@@ -136,18 +135,18 @@ def lock(job: Path | None, upgrade: str | None, **flags: Any) -> None:
 
     if job is None and upgrade and strangers.is_job(Path(upgrade)):
         job, upgrade = Path(upgrade), "all"  # `lock --upgrade JOB`: the word after the option is the job
-    job = job or cli_options.only_job()
+    job = job or arguments.only_job()
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import lock as commands_lock
 
     context = cli_options.load(job, flags)
-    with cli_options.shown(flags) as show:
+    with running.shown(flags) as show:
         written = commands_lock.write_lock(context, cli_options.options(flags, upgrade=upgrade or ""), show)
     console.result(written, [str(written)])
 
 
 @orchestrate.command()
-@JOB
+@arguments.JOB
 @cli_options.shared("--jobs", "--keep-going")
 def plan(job: Path, **flags: Any) -> None:
     """Show every step of JOB, its command, and what it needs.
@@ -158,85 +157,27 @@ def plan(job: Path, **flags: Any) -> None:
     from llamacpp_orchestrator.commands import plan as commands_plan
 
     context = cli_options.load(job, flags)
-    with cli_options.shown(flags) as show:
+    with running.shown(flags) as show:
         planned = commands_plan.preview(context, cli_options.options(flags), show)
     console.result(planned, commands_plan.lines(planned), flags["as_json"])
 
 
 @orchestrate.command()
-@JOB
+@arguments.JOB
 @cli_options.shared("--force", "--memory")
 def setup(job: Path, **flags: Any) -> None:
     """Get llama.cpp, its programs and the environment ready."""
     from llamacpp_orchestrator.commands import setup as commands_setup
 
     context = cli_options.load(job, flags)
-    with cli_options.shown(flags) as show:
+    with running.shown(flags) as show:
         result = commands_setup.setup(context, cli_options.options(flags), show)
-    cli_options.finish(result, flags)
+    running.finish(result, flags)
 
 
 @orchestrate.command()
-@JOB
-@click.option("--dry-run", is_flag=True, help="Send nothing: list the files, and write the card to look at.")
-@cli_options.publishing
-@cli_options.shared("--locked", "--offline", "--jobs", "--memory")
-def publish(job: Path, dry_run: bool, **flags: Any) -> None:
-    """Send what JOB has made to the hub, with a card that proves it.
-
-    Each repository gets one commit: outputs, receipts, the job, its lock and a model card. What is there is not sent again.
-    """
-    from llamacpp_orchestrator import console
-    from llamacpp_orchestrator.commands import publish as commands_publish
-
-    context, options = cli_options.load(job, flags), cli_options.options(flags)
-    with cli_options.shown(flags) as show:
-        if dry_run:
-            previews = commands_publish.preview(context, options)
-            console.result(previews, [line for preview in previews for line in preview.lines()], flags["as_json"])
-            return
-        result = commands_publish.publish_job(context, options, show)
-    cli_options.finish(result, flags)
-
-
-@orchestrate.command()
-@click.argument("paths", nargs=-1, required=True, callback=cli_options.places)
-@click.option("--deep", is_flag=True, help="Also hash again what they were made from: converter tree, models, adapters.")
-@click.option(
-    "--level",
-    type=click.Choice(check_levels.LEVELS),
-    help="Also compare them with their source, load them, or compare what they say next.",
-)
-@cli_options.speaking("--verbose", "--no-progress")
-def verify(paths: tuple[str, ...], deep: bool, level: str | None, **flags: Any) -> None:
-    """Check outputs, folders of them, or what lies at an address or that of a JOB, against their receipts."""
-    from llamacpp_orchestrator import console
-    from llamacpp_orchestrator import results
-    from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
-
-    with cli_options.ending():
-        there, files = cli_options.at_addresses(paths, bool(deep or level))
-        outputs = [output for path in files for output in pipeline_receipt.outputs(path)]
-        complaints = [(path, pipeline_receipt.recheck(path)) for path in outputs]
-        if deep or level:
-            from llamacpp_orchestrator.commands import reproduce
-
-            here = cli_options.here(flags)
-            if level:
-                complaints = [(path, wrong or reproduce.check(path, here, level)) for path, wrong in complaints]
-            if deep:
-                complaints = [(path, wrong or reproduce.recheck(path, here)) for path, wrong in complaints]
-    checked = [*there, *(results.Checked(path=str(path), complaints=tuple(wrong)) for path, wrong in complaints)]
-    console.result(
-        checked, [line for check in checked if check.complaints or not flags["quiet"] for line in check.lines()], flags["as_json"]
-    )
-    if any(wrong.complaints for wrong in checked):
-        raise OrchestrateError("not everything is as its receipt says", "make it again: orchestrate run JOB --force")
-
-
-@orchestrate.command()
-@JOB
-@click.option("--output", "-o", "file", required=True, type=FILE, metavar="FILE", help="The file to write.")
+@arguments.JOB
+@click.option("--output", "-o", "file", required=True, type=arguments.FILE, metavar="FILE", help="The file to write.")
 @click.option("--platform", default="", metavar="NAME", help="linux-x64, windows-x64, macos-arm64, ...; this one by default.")
 @cli_options.shared("--jobs", "--memory", "--keep-going")
 def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
@@ -244,62 +185,23 @@ def bundle(job: Path, file: Path, platform: str, **flags: Any) -> None:
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import bundle as commands_bundle
 
-    cli_options.check_new(file, flags["force"])
+    arguments.check_new(file, flags["force"])
     context = cli_options.load(job, flags)
-    with cli_options.shown(flags) as show:
+    with running.shown(flags) as show:
         packed = commands_bundle.pack(context, cli_options.options(flags), platform, file.absolute(), show)
     count = packed.stat().st_size
     console.result({"path": str(packed), "size": count}, [f"{size(count):>9}  {packed}"], flags["as_json"])
 
 
 @orchestrate.command()
-@JOB
-@click.option("--output", "-o", "file", type=FILE, metavar="FILE", help="The file to write; JOB-report.html by default.")
-@cli_options.shared("--locked", "--offline", "--jobs", "--memory", "--keep-going", "--verbose", "--no-progress")
-def report(job: Path, file: Path | None, **flags: Any) -> None:
-    """Write a page of what JOB has made, how, and at what cost.
-
-    Nothing is made or asked for it: it says what is on this machine.
-    """
-    from llamacpp_orchestrator import console
-    from llamacpp_orchestrator.commands import report as commands_report
-
-    file = file or commands_report.default(job)
-    cli_options.check_new(file, flags["force"] or commands_report.is_ours(file))
-    with cli_options.ending():
-        written = commands_report.write(cli_options.load(job, flags, folders=False), file.absolute())
-    count = written.stat().st_size
-    console.result({"path": str(written), "size": count}, [f"{size(count):>9}  {written}"], flags["as_json"])
-
-
-@orchestrate.command(name="reproduce", short_help="Make an output again, aside, and say whether it is identical.")
-@click.argument("receipt", type=THERE)
-@click.option("--job", type=THERE, metavar="FILE", help="The job, where the receipt does not lead to it.")
-@click.option("--offline", is_flag=True, help="Ask no server; say what is missing on this machine.")
-@cli_options.speaking()
-def reproduce_(receipt: Path, job: Path | None, offline: bool, **flags: Any) -> None:
-    """Make the output of RECEIPT again, aside, and say whether it is identical or where it differs."""
-    from llamacpp_orchestrator import console
-    from llamacpp_orchestrator.commands import reproduce
-    from llamacpp_orchestrator.context import Options
-
-    here = cli_options.here(flags | {"offline": offline})
-    with cli_options.shown(flags) as show:
-        files = reproduce.reproduce(receipt, here, job, Options(), show)
-    console.result(files, [line for output in files for line in output.lines()], flags["as_json"])
-    if any(output.made != output.recorded for output in files):
-        raise OrchestrateError("the output cannot be reproduced", "was it changed by hand, or made with another environment?")
-
-
-@orchestrate.command()
-@click.argument("job", required=False, type=FILE)
+@click.argument("job", required=False, type=arguments.FILE)
 @cli_options.speaking("--verbose", "--no-progress")
 def doctor(job: Path | None, **flags: Any) -> None:
     """Look at this machine, and at all that JOB needs here."""
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator.commands import doctor as commands_doctor
 
-    with cli_options.ending():
+    with running.ending():
         context = cli_options.load(job, flags) if job else None
         lines = commands_doctor.examine(context, context.settings if context else cli_options.here(flags))
     console.result(lines, [line.line() for line in lines if not (line.within or (flags["quiet"] and line.ok))], flags["as_json"])
@@ -312,27 +214,27 @@ def doctor(job: Path | None, **flags: Any) -> None:
     short_help="Run a program or script of the pinned tag.",
     context_settings={**CONTEXT, "ignore_unknown_options": True},
 )
-@click.argument("job", type=FILE, shell_complete=cli_options.complete_job)
+@click.argument("job", type=arguments.FILE, shell_complete=arguments.complete_job)
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(job: Path, argv: tuple[str, ...]) -> None:
     """Run a program or script of the pinned tag: orchestrate exec JOB -- llama-cli --version."""
     from llamacpp_orchestrator.commands import exec as commands_exec
     from llamacpp_orchestrator.system import process
 
-    with cli_options.shown({}) as show:
+    with running.shown({}) as show:
         command = commands_exec.exec_command(cli_options.load(job, {}), argv, show)
     raise SystemExit(process.attached(command))
 
 
 @orchestrate.command()
-@click.argument("file", default="job.yaml", type=FILE)
+@click.argument("file", default="job.yaml", type=arguments.FILE)
 def init(file: Path) -> None:
     """Write a commented job file to start from."""
     from llamacpp_orchestrator.job import loader
     from llamacpp_orchestrator.system.command import ours
     from llamacpp_orchestrator.util.store import write_atomically
 
-    cli_options.check_new(file, False, f"choose another name: {ours('init', file.with_stem(file.stem + '-2'))}")
+    arguments.check_new(file, False, f"choose another name: {ours('init', file.with_stem(file.stem + '-2'))}")
     write_atomically(file, loader.STARTER)
     click.echo(f"wrote {file}; next: {ours('run', file)}", err=True)
 
@@ -346,5 +248,5 @@ def schema() -> None:
     console.result(loader.schema(), (), as_json=True)
 
 
-for command in (cache, work):
+for command in (cache, finished.verify, finished.report, finished.reproduce_, finished.publish, work):
     orchestrate.add_command(command)

@@ -16,9 +16,9 @@ import yaml
 from click.shell_completion import ShellComplete
 
 from llamacpp_orchestrator import __version__
-from llamacpp_orchestrator import cli
-from llamacpp_orchestrator import cli_cache
 from llamacpp_orchestrator import errors
+from llamacpp_orchestrator.cli import app as cli
+from llamacpp_orchestrator.cli import cache as cli_cache
 from llamacpp_orchestrator.commands import doctor
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.util import store
@@ -359,5 +359,5 @@ def test_the_help_of_prune_names_every_kind_and_imports_nothing_for_it(orchestra
     helped = " ".join(orchestrate("cache", "prune", "--help").out.split())
     assert f"Only of this kind: {', '.join(store.PRUNED)}." in helped
     heavy = "{'msgspec', 'yaml', 'requests', 'rich'}"
-    code = f"import sys; from llamacpp_orchestrator import cli; print(sorted({heavy} & {{*sys.modules}}))"
+    code = f"import sys; from llamacpp_orchestrator.cli import app; print(sorted({heavy} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llamacpp_orchestrator import cli_options
+from llamacpp_orchestrator.cli import options as cli_options
+from llamacpp_orchestrator.cli import running
 from llamacpp_orchestrator.errors import LockError
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import first
@@ -27,7 +28,7 @@ def work() -> None:
     """Make the outputs that come as lines of JSON on stdin, and tell on stdout what happens, as lines of JSON, too."""
     from llamacpp_orchestrator import console
 
-    with cli_options.ending():
+    with running.ending():
         follow(sys.stdin.buffer, cli_options.here({"quiet": True}), console.as_data)
 
 

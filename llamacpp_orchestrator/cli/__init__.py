@@ -1,0 +1,1 @@
+"""The command line: argv to keywords. Nothing is decided here that a command could decide."""
