@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
@@ -69,9 +70,13 @@ def at_work(run: str) -> Iterator[Child]:
 
 def _start(run: str) -> Child:
     folder = Path(tempfile.mkdtemp(prefix="orchestrate-"))
+    return Child(run=run, folder=folder, process=process.start(command(folder), stderr=folder / "stderr"))
+
+
+def command(folder: Path) -> Command:
+    """The call that starts a program, in a folder of its own."""
     env = {name: value for name, value in os.environ.items() if name not in NOT_FOR_CHILDREN}
-    command = Command((sys.executable, "-m", "llamacpp_orchestrator", "work"), cwd=str(folder), env=tuple(env.items()))
-    return Child(run=run, folder=folder, process=process.start(command, stderr=folder / "stderr"))
+    return Command((sys.executable, "-m", "llamacpp_orchestrator", "work"), cwd=str(folder), env=tuple(env.items()))
 
 
 def events(child: Child, work: Work) -> Iterator[News]:
@@ -119,7 +124,7 @@ def end(child: Child) -> None:
     shutil.rmtree(child.folder, ignore_errors=True)
 
 
-def end_all(run: str) -> None:
-    """End the programs that wait for more of a run, which is over."""
+async def end_all(run: str) -> None:
+    """End the programs that wait for more of a run, which is over; it runs on the worker, beside its tasks."""
     for child in [child for child in _idle if child.run == run]:
-        _dismiss(child)
+        await asyncio.to_thread(_dismiss, child)

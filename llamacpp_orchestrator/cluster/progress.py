@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import queue
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -32,7 +33,8 @@ class Progress(msgspec.Struct, kw_only=True):
     """A run at work: chains that wait, those that run with their futures, and those that have ended with their exit codes.
 
     `submitted` is the order as a result of Dask's. Into `inbox` come what workers tell, as Dask gives it, and the keys of chains
-    whose futures have ended. `retried` are chains of which a second worker makes what the first had no room for.
+    whose futures have ended. `retried` are chains of which a second worker makes what the first had no room for; `task` is what
+    a worker does.
     """
 
     client: Any
@@ -47,6 +49,7 @@ class Progress(msgspec.Struct, kw_only=True):
     ended: set[str] = set()
     codes: dict[str, int] = {}
     retried: set[str] = set()
+    task: Callable[..., bytes] = worker.run_chain
 
 
 def follow(run: Progress) -> None:
@@ -54,7 +57,7 @@ def follow(run: Progress) -> None:
     seen = time.monotonic()
     with sending.sender(run.client, run.order) as send:
         while (run.waiting or run.running) and (run.order.keep_going or not any(run.codes.values())):
-            _begin(run)
+            begin(run)
             _drain(run, send, TICK)
             seen = time.monotonic() if run.client.status == "running" else seen
             if time.monotonic() - seen > LOST_SECONDS or any(run.running[key].cancelled() for key in run.ended):
@@ -68,7 +71,7 @@ def follow(run: Progress) -> None:
         run.screen.report(Event("cluster", "note", text))
 
 
-def _begin(run: Progress) -> None:
+def begin(run: Progress) -> None:
     """Submit the chains for which all is there that they need, and end those for which it never will be."""
     ready = [chain for chain in run.waiting if all(key in run.codes for key in chain.after)]
     if not ready:
@@ -97,7 +100,7 @@ def _submit(run: Progress, chains: list[Chain], workers: list[str] | None) -> No
         names = [(name, chain.key) for chain in group]
         how: dict[str, Any] = {"key": names, "pure": False, "workers": workers, "resources": dict(claimed) or None}
         tasks = [run.submitted] * len(group), list(map(msgspec.json.encode, group))
-        for chain, future in zip(group, run.client.map(worker.run_chain, *tasks, **how), strict=True):
+        for chain, future in zip(group, run.client.map(run.task, *tasks, **how), strict=True):
             run.running[chain.key] = future
             future.add_done_callback(functools.partial(_note_end, run.inbox, chain.key))
 
@@ -114,7 +117,7 @@ def _drain(run: Progress, send: sending.Send, seconds: float) -> None:
             if isinstance(item, str):
                 run.ended.add(item)
             else:
-                for news in msgspec.convert(item[1]["news"], list[News]):
+                for news in msgspec.json.decode(item[1]["news"], type=list[News]):
                     (send if news.status == sending.LACKS else run.screen.show)(news)
             item = run.inbox.get_nowait()
 

@@ -82,15 +82,14 @@ def _narrowed(context: Context, outputs: Collection[str]) -> Context:
 
 
 def is_here(here: PinnedJob, source: Source) -> bool:
-    """Tell whether this machine has a source under the driver's own path, and nothing else there that conversion would read."""
+    """Tell whether this machine has a source where the job says, and nothing else there that conversion would read."""
     wanted = [wanted for wanted in records.all_wanted(here.context.job) if wanted.source == source.text]
-    context = msgspec.structs.replace(here.context, folders={source.text: Path(source.place)})
     try:
         for each in wanted:
-            local_folders.drift_of(PinnedJob(context, here.lock), each)
+            local_folders.drift_of(here, each)
     except (OrchestrateError, OSError):
         return False
-    return bool(wanted) or not lacking(here.store, source, Path(source.place))
+    return bool(wanted) or not lacking(here.store, source, here.context.folder(source.text))
 
 
 def kept(store: Store, source: Source) -> Path:

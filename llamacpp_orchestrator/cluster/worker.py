@@ -75,7 +75,7 @@ def run_chain(order_json: bytes, chain_json: bytes) -> bytes:
         return task is not None and task.state in RUNNING and worker.status.name in ("running", "paused")
 
     def send(news: Sequence[News]) -> None:
-        worker.log_event(order.handshake.run, {"news": msgspec.to_builtins(news)})
+        worker.log_event(order.handshake.run, {"news": msgspec.json.encode(news)})  # Dask measures each part of what it sees
 
     who = News(step="", status="", chain=chain.key, by=name, turn=uuid.uuid4().hex, address=worker.address)
     desk = Desk(send=send, is_wanted=is_wanted, who=who)
@@ -152,7 +152,9 @@ def _folders(order: Order, chain: Chain, desk: Desk) -> dict[str, str]:
     OrchestrateError for what does not come as it should.
     """
     pinned = sources.pinned(order, chain.outputs, settings.load(os.environ))
-    store = pinned.store
+    store, probe = pinned.store, Path(order.handshake.probe)
+    if order.handshake.probe and (folder := pinned.context.folder(pinned.context.job.output)) != probe.parent:
+        raise OrchestrateError(f"the output folder would be {folder} there, and is {probe.parent}", "write `output` without ~")
     texts = sources.texts(pinned.context.job)
     needed = [source for source in order.sources if source.text in texts and not sources.is_here(pinned, source)]
     for source in needed:

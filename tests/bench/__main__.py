@@ -13,6 +13,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.util.store import write_atomically
+from tests.bench import cluster
 from tests.bench import fleet
 from tests.bench import many
 from tests.bench import merge
@@ -35,6 +36,7 @@ GROUPS: dict[str, Callable[[World], Iterator[Row]]] = {
     "many": many.rows,
     "overhead": overhead.rows,
     "merge": merge.rows,
+    "cluster": cluster.rows,
     "bytes": traffic.rows,
     "setup": setup.rows,
 }

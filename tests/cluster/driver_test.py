@@ -18,11 +18,14 @@ import pytest
 import llamacpp_orchestrator
 from llamacpp_orchestrator.cluster import driver
 from llamacpp_orchestrator.util.store import remove
+from tests.support import NOWHERE
 from tests.support import ROOT
+from tests.support import disks
 from tests.support.answer import Answer
 from tests.support.cluster import Cluster
 from tests.support.cluster import can_hide
 from tests.support.folders import sums
+from tests.support.stage.hub import Hub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -252,3 +255,64 @@ def test_without_a_scheduler_or_workers(
     monkeypatch.setitem(sys.modules, "distributed", None)
     answer = orchestrate("run", file, "--scheduler", cluster.place)
     assert answer.code == 2 and "needs Dask's `distributed`" in answer.err
+
+
+@pytest.mark.skipif(not disks.possible(), reason="small disks are made by root alone")
+def test_what_one_worker_has_no_room_for_another_one_makes(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, data: Path, world: Path, tmp_path: Path
+) -> None:
+    file = job(model(data, outtype="f16"), {"source": str(data / "all-MiniLM-L6-v2"), "outtype": "f16"}, **QUICK)
+    with disks.mounted(tmp_path / "small", 8):
+        cluster.join("small", ORCHESTRATE_CACHE_DIR=str(tmp_path / "small" / "cache"))
+        answer = orchestrate("run", file, "--scheduler", cluster.place)
+        assert answer.code == 1 and "it was on worker small" in answer.err, answer.err
+        assert "need " in answer.err and "missing" in answer.err and "free some space" in answer.err
+        cluster.join("large")
+        wait_for(lambda: "Registered to" in (cluster.folder / "large.log").read_text())
+        answer = orchestrate("run", file, "--scheduler", cluster.place)
+        assert answer.code == 0 and "worker small has no room for" in answer.err, answer.err
+        assert "failed" not in answer.err and orchestrate("verify", world / "dist").code == 0
+        cluster.kill("small")
+
+
+def test_a_worker_that_is_cut_off_from_the_hub_is_named_and_the_next_run_goes_on(
+    cluster: Cluster, orchestrate: Orchestrate, job: Job, hub: Hub, tmp_path: Path
+) -> None:
+    file = job({"source": "org/m", "outtype": "f16"}, **QUICK)
+    cluster.join("far", HF_ENDPOINT=NOWHERE, HF_HOME=str(tmp_path / "far"), ORCHESTRATE_WAIT_SECONDS="1")
+    answer = orchestrate("run", file, "--scheduler", cluster.place)
+    assert answer.code == 1 and "it was on worker far" in answer.err and NOWHERE in answer.err, answer.err
+    cluster.kill("far")
+    cluster.join("near", HF_HOME=str(tmp_path / "near"))
+    answer = orchestrate("run", file, "--scheduler", cluster.place)
+    assert answer.code == 0, answer.err
+
+
+def test_two_machines_that_make_the_same_on_one_disk_both_end_with_whole_files(
+    orchestrate: Orchestrate, job: Job, data: Path, world: Path, shared_cache: Path, tmp_path: Path
+) -> None:
+    file = job(model(data, outtype=["f16", "q8_0", "bf16", "f32"]), **QUICK)
+    assert orchestrate("run", file).code == 0
+    here = made(world / "dist")
+    caches = [tmp_path / "one", tmp_path / "two"]
+    for cache in caches:  # of their own but for what takes long to make: neither sees the locks of the other
+        cache.mkdir()
+        for kind in ("environments", "source"):
+            (cache / kind).symlink_to(shared_cache / kind)
+    argv = [sys.executable, "-m", "llamacpp_orchestrator", "run", str(file), "--force"]
+    runs = [
+        subprocess.Popen(
+            argv,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "ORCHESTRATE_CACHE_DIR": str(cache)},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for cache in caches
+    ]
+    for run in runs:
+        _, err = run.communicate(timeout=200)
+        assert run.returncode == 0, err.decode()
+    assert made(world / "dist") == here and not list((world / "dist").glob(".*.stage"))
+    assert orchestrate("verify", world / "dist").code == 0
+    idle = orchestrate("run", file, "--json")
+    assert {output["status"] for output in json.loads(idle.out)["outputs"]} == {"current"}

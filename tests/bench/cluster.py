@@ -1,0 +1,124 @@
+"""A run on a cluster: what scheduling costs, how many workers share the work, and how far it goes."""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from llamacpp_orchestrator.cluster import progress
+from llamacpp_orchestrator.cluster import worker
+from llamacpp_orchestrator.cluster.placement import Machine
+from llamacpp_orchestrator.cluster.placement import Workers
+from llamacpp_orchestrator.cluster.records import Chain
+from llamacpp_orchestrator.cluster.records import Handshake
+from llamacpp_orchestrator.cluster.records import Order
+from llamacpp_orchestrator.cluster.screen import Screen
+from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.source.pin import SourcePin
+from tests.bench import simulated
+from tests.bench import world as worlds
+from tests.bench.clock import orchestrate
+from tests.bench.clock import ours
+from tests.bench.table import Row
+from tests.bench.table import compared
+from tests.bench.table import limited
+from tests.support import ROOT
+from tests.support import scratch
+from tests.support.cluster import Cluster
+from tests.support.scratch import Failed
+from tests.support.scratch import World
+
+ADAPTERS = 40
+CHAINS, WORKERS, SECONDS = 2000, 200, 4.0
+FEW = 200
+GOAL = 1 / (2 * 0.85)
+
+
+def rows(world: World) -> Iterator[Row]:
+    """Chains that sleep on many workers that are simulated, and adapters on few that are real."""
+    few = [simulation(FEW, 2, 0.0)[1] / FEW * 1000 for _ in range(3)]
+    note = f"{FEW} chains that do nothing, on two workers; theirs is the goal"
+    yield limited("cluster: scheduling a chain", few, 15.0, unit="ms", note=note)
+    planned, seconds, memory = simulation(CHAINS, WORKERS, SECONDS)
+    what = f"{CHAINS} chains on {WORKERS} workers"
+    yield limited(f"cluster: planning {what}", [planned], 2.0, unit="s", note="theirs is the goal")
+    yield limited(f"cluster: the driver's memory with {what}", [memory], 200.0, unit="MB", note="theirs is the goal")
+    note = f"each sleeps {SECONDS:.0f} s; all workers and the scheduler are one process, which takes longer"
+    yield compared(
+        f"cluster: {what} against no cost at all", [(seconds, CHAINS * SECONDS / WORKERS)], unit="s", goal=1.1, note=note
+    )
+    yield from adapters(world)
+
+
+def adapters(world: World) -> Iterator[Row]:
+    """One model with its adapters, made anew by one, two and four workers on this machine."""
+    env: dict[str, Any] = world.env()
+    job = worlds.write_job(world.folder("cluster"), worlds.fleet(scratch.data(world.scratch), ADAPTERS))
+    ours("run", job, env=env)
+    taken: dict[int, float] = {}
+    for count in (1, 2, 4):
+        folder = world.folder(f"cluster-{count}")
+        cluster = Cluster(folder)
+        try:
+            for number in range(count):
+                cluster.join(f"w{number}", **env)
+            while any("Registered to" not in (folder / f"w{number}.log").read_text() for number in range(count)):
+                time.sleep(0.1)
+            began = time.perf_counter()
+            orchestrate("run", job, "--force", "--scheduler", cluster.place, env=env)
+            taken[count] = time.perf_counter() - began
+        finally:
+            cluster.close()
+    for count in (2, 4):
+        name = f"cluster: 1 base + {ADAPTERS} adapters on {count} workers against one"
+        yield compared(name, [(taken[count], taken[1])], unit="s", goal=GOAL, note="each loads torch for itself")
+
+
+def simulation(chains: int, workers: int, seconds: float) -> tuple[float, float, float]:
+    """Seconds until all chains are with the scheduler, and until all have ended; the most megabytes that this process has had."""
+    distributed: Any = importlib.import_module("distributed")
+    with _cluster(workers) as address, distributed.Client(address, set_as_default=False) as client:
+        client.wait_for_workers(workers)
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        client.subscribe_topic("run", inbox.put)
+        lock = Lock(llama_cpp=SourcePin(tag="b1", repo="", tree="0" * 64, commit="0" * 40), models=())
+        order = Order(handshake=Handshake(run="run", version=""), job="/job.yaml", text=b"", lock=lock)
+        began = time.perf_counter()
+        run = progress.Progress(
+            client=client,
+            order=order,
+            submitted=client.submit(worker.given, msgspec.json.encode(order)),
+            workers=Workers(machines=(Machine(address=address, name="all"),)),
+            inbox=inbox,
+            screen=Screen(names=frozenset(), report=lambda event: None),
+            waiting=[Chain(key=str(number), outputs=(str(seconds),)) for number in range(chains)],
+            task=simulated.sleep,
+        )
+        progress.begin(run)
+        planned = time.perf_counter() - began
+        progress.follow(run)
+        if failed := [event.error for _, event in run.screen.last.values() if event.error]:
+            raise Failed(f"a chain that sleeps has failed: {failed[0]}")
+        return planned, time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+@contextmanager
+def _cluster(workers: int) -> Iterator[str]:
+    argv = [sys.executable, "-m", "tests.bench.simulated", str(workers)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            with suppress(OSError):
+                process.kill()

@@ -1,0 +1,86 @@
+"""What a worker says of itself, what it asks for, and what it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llamacpp_orchestrator.cluster import arrivals
+from llamacpp_orchestrator.cluster import child
+from llamacpp_orchestrator.cluster import driver
+from llamacpp_orchestrator.cluster import worker
+from llamacpp_orchestrator.cluster.records import Handshake
+from llamacpp_orchestrator.cluster.records import News
+from llamacpp_orchestrator.cluster.worker import Desk
+from llamacpp_orchestrator.errors import OrchestrateError
+
+
+def test_why_a_worker_is_unfit(tmp_path: Path) -> None:
+    probe = tmp_path / ".probe"
+    probe.write_text("run-1")
+    handshake = Handshake(run="run-1", probe=str(probe), version=worker.llamacpp_orchestrator.__version__)
+
+    def reason(**changes: str) -> str:
+        return worker.unfit(msgspec.json.encode(msgspec.structs.replace(handshake, **changes)))
+
+    assert reason() == reason(probe="") == ""
+    assert "and 9.9 was asked" in reason(version="9.9")
+    assert reason(run="run-2") == f"it does not see the folder {tmp_path}"
+
+
+@pytest.mark.parametrize("output, seen", [("dist", True), ("/mnt/x", True), ("C:\\x", True), ("s3://bucket/x", False)])
+def test_an_output_folder_must_be_seen_and_an_address_need_not(output: str, seen: bool) -> None:
+    assert driver.is_seen(output) == seen
+
+
+def test_news_wait_and_go_together() -> None:
+    sent: list[list[str]] = []
+    who = News(step="", status="", chain="c", by="w", turn="t", address="tcp://w")
+    desk = Desk(send=lambda news: sent.append([item.step for item in news]), is_wanted=lambda: True, who=who)
+    desk.flush()
+    told = desk.tell(News(step="one", status="done"))
+    assert (told.chain, told.by, told.turn, told.address) == ("c", "w", "t", "tcp://w")
+    desk.tell(News(step="two", status="done"))
+    desk.flush()
+    desk.tell(News(step="three", status="done"))
+    assert sent == [["one", "two"]] and [item.step for item in desk.taken()] == ["three"] and not desk.taken()
+
+
+@pytest.mark.parametrize("size", [0, 1, arrivals.PIECE, arrivals.PIECE + 1])
+def test_a_file_goes_in_pieces_and_comes_whole(size: int, tmp_path: Path) -> None:
+    (tmp_path / "from").write_bytes(bytes(range(251)) * (size // 251) + b"x" * (size % 251))
+    with arrivals.awaited("turn") as arrived:
+        pieces = list(arrivals.pieces(tmp_path / "from", size))
+        assert len(pieces) == max(1, -(-size // arrivals.PIECE))
+        for offset, data in pieces:
+            assert asyncio.run(arrivals.receive("turn", str(tmp_path / "to"), offset, data))
+        asyncio.run(arrivals.end("turn", ""))
+        arrivals.wait(arrived, lambda: True)
+    assert (tmp_path / "to").read_bytes() == (tmp_path / "from").read_bytes()
+
+
+def test_what_keeps_a_file_from_coming_is_told(tmp_path: Path) -> None:
+    with arrivals.awaited("turn") as arrived:
+        assert not asyncio.run(arrivals.receive("turn", str(tmp_path / "none" / "to"), 0, b"x"))
+        with pytest.raises(OSError, match="none") as caught:
+            arrivals.wait(arrived, lambda: True)
+        assert caught.value.errno == errno.ENOENT
+        asyncio.run(arrivals.end("turn", "it has gone"))
+        with pytest.raises(OrchestrateError, match="the driver could not send it: it has gone"):
+            arrivals.wait(arrived, lambda: True)
+        with pytest.raises(OrchestrateError, match="nobody waits"):
+            arrivals.wait(arrived, lambda: False)
+    assert not asyncio.run(arrivals.receive("turn", str(tmp_path / "to"), 0, b"x")) and not (tmp_path / "to").exists()
+    asyncio.run(arrivals.end("turn", ""))
+
+
+def test_a_child_has_the_surroundings_of_its_worker_but_for_limits_of_dask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_HOME", "/models")
+    command = child.command(Path("/tmp/x"))
+    assert command.argv[1:] == ("-m", "llamacpp_orchestrator", "work") and command.cwd == str(Path("/tmp/x"))
+    assert dict(command.env).get("HF_HOME") == "/models" and "OMP_NUM_THREADS" not in dict(command.env)
