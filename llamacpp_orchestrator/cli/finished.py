@@ -53,7 +53,10 @@ def publish(job: Path, dry_run: bool, **flags: Any) -> None:
 )
 @cli_options.speaking("--verbose", "--no-progress")
 def verify(paths: tuple[str, ...], deep: bool, level: str | None, **flags: Any) -> None:
-    """Check outputs, folders of them, or what lies at an address or that of a JOB, against their receipts."""
+    """Check outputs against their receipts.
+
+    PATHS are files, folders, addresses such as s3://bucket/prefix, or jobs whose output is one.
+    """
     from llamacpp_orchestrator import console
     from llamacpp_orchestrator import results
     from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
