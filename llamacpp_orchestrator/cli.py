@@ -215,13 +215,14 @@ def verify(paths: tuple[Path, ...], deep: bool, level: str | None, **flags: Any)
 
     with cli_options.ending():
         outputs = [output for path in paths for output in pipeline_receipt.outputs(path)]
-        complaints = [(path, pipeline_receipt.recheck(path)) for path in outputs]
+        found = [(path, *pipeline_receipt.examine(path)) for path in outputs]
+        complaints = [(path, wrong) for path, wrong, _ in found]
         if deep or level:
             from llamacpp_orchestrator.commands import reproduce
 
             here = cli_options.here(flags)
             if level:
-                complaints = [(path, wrong or reproduce.check(path, here, level)) for path, wrong in complaints]
+                complaints = [(path, wrong or reproduce.check(path, here, level, read)) for path, wrong, read in found]
             if deep:
                 complaints = [(path, wrong or reproduce.recheck(path, here)) for path, wrong in complaints]
     checked = [results.Checked(path=str(path), complaints=tuple(wrong)) for path, wrong in complaints]
