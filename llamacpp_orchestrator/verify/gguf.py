@@ -101,7 +101,8 @@ def _begun(path: Path) -> tuple[bytes, list[Tensor]] | None:
     failures = (OSError, ValueError, EOFError, struct.error, OverflowError, IntegrityError)
     with suppress(*failures), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         tensors = _header(path.name, data, sys.maxsize)[2]
-        return data[: min(tensor.start for tensor in tensors)], tensors
+        begin = min(tensor.start for tensor in tensors)
+        return (data[:begin], tensors) if len(data) >= begin else None
     return None
 
 
