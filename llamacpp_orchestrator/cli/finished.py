@@ -64,13 +64,14 @@ def verify(paths: tuple[str, ...], deep: bool, level: str | None, **flags: Any) 
     with running.ending():
         there, files = _at_addresses(paths, bool(deep or level))
         outputs = [output for path in files for output in pipeline_receipt.outputs(path)]
-        complaints = [(path, pipeline_receipt.recheck(path)) for path in outputs]
+        examined = [(path, *pipeline_receipt.examine(path)) for path in outputs]
+        complaints = [(path, wrong) for path, wrong, _ in examined]
         if deep or level:
             from llamacpp_orchestrator.commands import reproduce
 
             here = cli_options.here(flags)
             if level:
-                complaints = [(path, wrong or reproduce.check(path, here, level)) for path, wrong in complaints]
+                complaints = [(path, wrong or reproduce.check(path, here, level, read)) for path, wrong, read in examined]
             if deep:
                 complaints = [(path, wrong or reproduce.recheck(path, here)) for path, wrong in complaints]
     checked = [*there, *(results.Checked(path=str(path), complaints=tuple(wrong)) for path, wrong in complaints)]

@@ -49,6 +49,7 @@ from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.system.settings import Settings
 from llamacpp_orchestrator.util import tempfiles
 from llamacpp_orchestrator.verify import levels
+from llamacpp_orchestrator.verify.gguf import Checks
 
 MOST_LINES = 20
 
@@ -145,8 +146,11 @@ def _differences(pinned: PinnedJob, old: Path, new: Path) -> list[str]:
     return lines[:MOST_LINES] + more or ["metadata and tensors are equal; only their layout differs"]
 
 
-def check(path: Path, settings: Settings, level: str) -> list[str]:
-    """What is wrong with an output by a level of checks; [] is good. JobError when what they need is not on this machine."""
+def check(path: Path, settings: Settings, level: str, read: tuple[Checks, ...] = ()) -> list[str]:
+    """What is wrong with an output by a level of checks; [] is good. JobError when what they need is not on this machine.
+
+    `read` is what reading its files has found.
+    """
     receipt, pinned = origin(path, settings)
     context, lock = pinned.context, pinned.lock
     build = next((build for build in pipeline_build.builds(pinned) if build.output.path.name == receipt.path), None)
@@ -179,7 +183,7 @@ def check(path: Path, settings: Settings, level: str) -> list[str]:
         _show(pinned, build)
     folder = context.store.folder("downloads")
     with tempfile.TemporaryDirectory(dir=folder, prefix="verify-", ignore_cleanup_errors=True) as scratch:
-        subject = msgspec.structs.replace(subject, level=level, scratch=Path(scratch))
+        subject = msgspec.structs.replace(subject, level=level, scratch=Path(scratch), checks=read)
         try:
             levels.check(subject, warm_worker.run_alone, lambda text: None)
         except OrchestrateError as error:

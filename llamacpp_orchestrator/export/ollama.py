@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -72,21 +73,20 @@ PARAMETERS = {
 }
 WHOLE = ("top_k",)
 LARGEST = 2**31
+STOPS = ("tokenizer.ggml.tokens", "tokenizer.ggml.eos_token_id")  # what a GGUF tells of where an answer ends
 FRONT = re.compile(r"---\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+_reading = threading.Lock()
 LICENSE = re.compile(r"^license(?:_name|_link)?:[ \t]+([\"']?)([^\s\"'#\[\]{}]+)\1[ \t]*$", re.MULTILINE)
 
 
 class Handoff(msgspec.Struct, frozen=True, kw_only=True):
-    """One Modelfile: its path, the model's name in Ollama, the file that it is made for, and the projector beside that.
-
-    `note` is for the reader of a run; of a model's files the first has it.
-    """
+    """One Modelfile: its path, the model's name in Ollama, its file, the model's `first` file, and the projector beside it."""
 
     path: Path
     name: str
     build: Build
+    first: Build
     projector: Build | None = None
-    note: str = ""
 
     @property
     def key(self) -> str:
@@ -110,16 +110,14 @@ def find(pinned: PinnedJob, builds: Iterable[Build]) -> list[Handoff]:
     files = [build for build in asking if build.output.kind in ("quantized", "model")]
     names = [model_name(build.output.model.name, build.output.type) for build in files]
     handoffs = []
-    noted: list[Model] = []
     for build, name in zip(files, names, strict=True):
         model = build.output.model
         if names.count(name) > 1:  # two models of one name, told apart by `outfile` alone
             name = model_name(model.name, build.name.removesuffix(".gguf"))
         path = build.output.path.with_name(build.output.path.name.removesuffix(".gguf") + ".Modelfile")
         beside = [other for other in asking if other.output.kind == "mmproj" and other.output.model == model]
-        note = "" if model in noted else left_out(model)
-        noted.append(model)
-        handoffs.append(Handoff(path=path, name=name, build=build, projector=next(iter(beside), None), note=note))
+        first = next(other for other in files if other.output.model == model)
+        handoffs.append(Handoff(path=path, name=name, build=build, first=first, projector=next(iter(beside), None)))
     return handoffs
 
 
@@ -233,12 +231,12 @@ def ends(generation: Mapping[str, Any]) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=64)  # the vocabulary is long, and a run asks twice
 def _stops(ids: tuple[int, ...], gguf: Path, mtime_ns: int) -> tuple[str, ...]:
-    return stops(ids, verify_gguf.contents([gguf]).metadata) if ids else ()
+    return stops(ids, verify_gguf.contents([gguf], STOPS).metadata) if ids else ()
 
 
 def stops(ids: Iterable[int], metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """The tokens of some ids as the metadata of a GGUF has them, without its EOS token, at which every runtime ends."""
-    tokens, eos = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.eos_token_id")
+    tokens, eos = (metadata.get(key) for key in STOPS)
     texts = tokens if isinstance(tokens, list) else []
     return tuple(dict.fromkeys(texts[number] for number in ids if 0 <= number < len(texts) and number != eos))
 
@@ -264,14 +262,18 @@ def _source(lock: Lock, handoff: Handoff) -> FilesPin:
 
 def _text(context: Context, pin: FilesPin, handoff: Handoff, tell: Tell) -> str:
     folder = lock_resolve.origin(context, pin, tell)
-    generation, gguf = preflight.read_json(folder / GENERATION), handoff.build.output.path
+    generation = preflight.read_json(folder / GENERATION)
+    gguf = (handoff.first if is_current(handoff.first) else handoff.build).output.path
+    with _reading:  # all files of a model are asked about at once
+        # Of a file that lies at an address alone, its Modelfile of before has them.
+        there = gguf.is_file()
+        ended = _stops(ends(generation), gguf, gguf.stat().st_mtime_ns) if there else tuple(STOP.findall(text_of(handoff.path)))
     return modelfile(
         handoff.name,
         handoff.path.name,
         [Path(os.path.relpath(build.output.path, handoff.path.parent)).as_posix() for build in handoff.outputs],
         parameters=parameters(generation),
-        # Of a file that lies at an address alone, its Modelfile of before has them.
-        stops=_stops(ends(generation), gguf, gguf.stat().st_mtime_ns) if gguf.is_file() else STOP.findall(text_of(handoff.path)),
+        stops=ended,
         license=licensed(text_of(folder / CARD)),
     )
 
@@ -313,8 +315,8 @@ def results(pinned: PinnedJob, handoffs: Iterable[Handoff], events: Iterable[Eve
 
 def _write(at: tuple[JobRun, Mapping[str, Handoff]], key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     pinned, handoff = at[0].pinned, at[1][key]
-    if handoff.note:
-        tell(f"{NOTE}{handoff.note}")
+    if handoff.build == handoff.first and (note := left_out(handoff.build.output.model)):
+        tell(f"{NOTE}{note}")
     if reason := split(handoff):
         tell(f"{NOTE}{reason}")
         return DONE

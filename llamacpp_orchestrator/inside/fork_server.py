@@ -13,6 +13,7 @@ import ctypes
 import gc
 import importlib
 import json
+import mmap
 import os
 import re
 import runpy
@@ -53,8 +54,16 @@ def touch(module, names):
         pass
 
 
-def child(request):
-    """Become the script: never returns."""
+def written():
+    """The bytes that this process has written to anything, 0 where the system does not count them."""
+    try:
+        return int(re.search(r"^wchar: (\d+)$", Path("/proc/self/io").read_text(), re.MULTILINE)[1])
+    except (OSError, TypeError):
+        return 0
+
+
+def child(request, wrote):
+    """Become the script: never returns; leaves word of how much it has written."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -84,6 +93,7 @@ def child(request):
     try:
         sys.stdout.flush()
         sys.stderr.flush()
+        wrote[:] = written().to_bytes(8, "little")
     finally:
         os._exit(code)
 
@@ -113,35 +123,28 @@ def serve():
             *lines, buffer = (buffer + chunk).split(b"\n")
             for line in lines:
                 request = json.loads(line)
+                wrote = mmap.mmap(-1, 8)  # shared with the child: of one that has ended, only root may read its count
                 pid = os.fork()
                 if not pid:
                     signal.set_wakeup_fd(-1)
-                    child(request)
-                running[pid] = request["id"]
+                    child(request, wrote)
+                running[pid] = request["id"], wrote
                 if request["fence"] and request["fence"]["seconds"]:
                     ends[pid] = time.monotonic() + request["fence"]["seconds"]
     for pid in running:
         os.kill(pid, signal.SIGKILL)
 
 
-def written(pid):
-    """The bytes that a child has written all together, once it has ended and before it is forgotten; None where nobody counts."""
-    try:
-        return int(re.search(r"^wchar: (\d+)$", Path(f"/proc/{pid}/io").read_text(), re.MULTILINE)[1])
-    except (OSError, TypeError):
-        return None
-
-
 def reap(running, ends, late):
     """Answer for each child that has ended; the code is negative for a signal."""
     while running:
-        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if not ended:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
             return
-        pid, wrote = ended.si_pid, written(ended.si_pid)
-        _, status = os.waitpid(pid, 0)
         ends.pop(pid, None)
-        answer = {"id": running.pop(pid), "code": os.waitstatus_to_exitcode(status), "late": pid in late, "wrote": wrote}
+        number, wrote = running.pop(pid)
+        answer = {"id": number, "code": os.waitstatus_to_exitcode(status), "late": pid in late}
+        answer["wrote"] = int.from_bytes(wrote[:], "little") or None
         late.discard(pid)
         os.write(1, json.dumps(answer).encode() + b"\n")
 

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Container
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,6 +17,9 @@ from llamacpp_orchestrator.models import safetensors
 from llamacpp_orchestrator.storage import stored
 from llamacpp_orchestrator.util.hashing import file_sha256
 from llamacpp_orchestrator.util.store import write_atomically
+
+if TYPE_CHECKING:
+    from llamacpp_orchestrator.verify.gguf import Checks
 
 SUFFIX = ".receipt.json"
 FORMAT = 1
@@ -215,27 +219,32 @@ def _difference(file: FileRecord, folder: Path, sha256: str = "") -> str:
 
 def recheck(path: Path) -> list[str]:
     """Check an output (any file of it, or its receipt) by its receipt and by its own header; complaints, [] is good."""
+    return examine(path)[0]
+
+
+def examine(path: Path) -> tuple[list[str], tuple[Checks, ...]]:
+    """What `recheck` answers, and what reading the files has found."""
     path = path.with_name(path.name.removesuffix(SUFFIX))
     receipt = read(path) or read(path.with_name(SHARD.sub("", path.name)))
     if receipt is None:
         other = _decoded(path)
         why = f"a receipt beside it that is of {other.path}" if other else "no readable receipt"
-        return [f"{path.name} has {why}, so nothing says what it should be"]
+        return [f"{path.name} has {why}, so nothing says what it should be"], ()
     if path.exists() and not any(_alike(path, path.with_name(file.name)) for file in receipt.files):
-        return [f"{path.name} is none of the files that its receipt names"]
+        return [f"{path.name} is none of the files that its receipt names"], ()
     from llamacpp_orchestrator.verify import gguf
 
     files = [path.parent / file.name for file in receipt.files]
-    digests, complaints = [""] * len(files), list[str]()
+    checks: tuple[Checks, ...] = ()
+    complaints: list[str] = []
     try:
-        if receipt.kind != "merged":
-            digests = [checks.sha256 for checks in gguf.check_set(files)]
+        checks = gguf.check_set(files) if receipt.kind != "merged" else ()
         for weights in (file for file in files if file.suffix == ".safetensors"):
             safetensors.check_safetensors(weights)
     except OrchestrateError as error:
         complaints = [error.message]
-    pairs = zip(receipt.files, digests, strict=True)
-    return [why for file, digest in pairs if (why := _difference(file, path.parent, digest))] or complaints
+    pairs = zip(receipt.files, [one.sha256 for one in checks] or [""] * len(files), strict=True)
+    return [why for file, digest in pairs if (why := _difference(file, path.parent, digest))] or complaints, checks
 
 
 def outputs(path: Path) -> list[Path]:

@@ -103,17 +103,18 @@ def _begun(path: Path) -> tuple[bytes, list[Tensor]] | None:
     failures = (OSError, ValueError, EOFError, struct.error, OverflowError, IntegrityError)
     with suppress(*failures), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         tensors = _header(path.name, data, sys.maxsize)[2]
-        return data[: min(tensor.start for tensor in tensors)], tensors
+        begin = min(tensor.start for tensor in tensors)
+        return (data[:begin], tensors) if len(data) >= begin else None
     return None
 
 
-def contents(paths: Sequence[Path]) -> Contents:
-    """All metadata and tensors of one output, which check_set has found to be whole."""
+def contents(paths: Sequence[Path], keys: tuple[str, ...] = ("",)) -> Contents:
+    """The metadata, by the beginnings of its keys, and the tensors of one output, which check_set has found to be whole."""
     metadata: dict[str, Any] = {}
     tensors: dict[str, tuple[Path, Tensor]] = {}
     for path in sorted(paths):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _, meta, placed = _header(path.name, data, path.stat().st_size, everything=True)
+            _, meta, placed = _header(path.name, data, path.stat().st_size, wanted=(*WANTED, *keys))
         metadata = metadata or meta
         tensors.update({tensor.name: (path, tensor) for tensor in placed})
     return Contents(metadata=metadata, tensors=tensors)
@@ -152,7 +153,9 @@ def _head(name: str, file: io.FileIO) -> tuple[Checks, list[Tensor]]:
     return checks, tensors
 
 
-def _header(name: str, data: mmap.mmap, size: int, everything: bool = False) -> tuple[Checks, dict[str, Any], list[Tensor]]:
+def _header(
+    name: str, data: mmap.mmap, size: int, wanted: tuple[str, ...] = WANTED
+) -> tuple[Checks, dict[str, Any], list[Tensor]]:
     if data[:4] != b"GGUF":
         made = "llama-quantize writes the header last, so it was cut off" if not any(data[:4]) else "is it another format?"
         raise IntegrityError(f"{name} is no GGUF: it begins with {data[:4]!r}; {made}", AGAIN)
@@ -168,7 +171,7 @@ def _header(name: str, data: mmap.mmap, size: int, everything: bool = False) -> 
     for _ in range(keys):
         key, at = _text(data, at)
         kind, at = _unpack("I", data, at)
-        value, at = _value(data, at, kind, wanted=everything or key.startswith(WANTED))
+        value, at = _value(data, at, kind, wanted=key.startswith(wanted))
         meta[key] = value
     checks = _facts(version, count, size, meta)
     if not count and not (checks.split_tensors and checks.split[1] > 1):

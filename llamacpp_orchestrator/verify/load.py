@@ -40,7 +40,8 @@ def command(tool: Path, files: Sequence[Path], base: Sequence[Path], help_text: 
     words = ["-m", str(model), *more, "-p", "a", "-c", "64", "-ngl", "0"]
     if tool.stem != EMBEDDING:
         words += ["-n", "1"]
-        words += ["-no-cnv"] if "-no-cnv" in help_text else []
+        # To warm up is to run the model once more, and nothing is measured here.
+        words += [option for option in ("-no-cnv", "--no-warmup") if option in help_text]
     return Command((str(tool), *words), cwd=str(model.parent), env=tool_env(tool))
 
 

@@ -20,6 +20,7 @@ from tests.bench import merge
 from tests.bench import noop
 from tests.bench import overhead
 from tests.bench import picture
+from tests.bench import release
 from tests.bench import setup
 from tests.bench import startup
 from tests.bench import table
@@ -35,6 +36,7 @@ GROUPS: dict[str, Callable[[World], Iterator[Row]]] = {
     "fleet": fleet.rows,
     "many": many.rows,
     "overhead": overhead.rows,
+    "release": release.rows,
     "merge": merge.rows,
     "cluster": cluster.rows,
     "bytes": traffic.rows,

@@ -77,6 +77,14 @@ def test_a_damaged_receipt_counts_as_none(made: Path, damage: object) -> None:
     assert "no readable receipt" in pipeline_receipt.recheck(made)[0]
 
 
+def test_what_reading_an_output_has_found_comes_with_what_is_wrong_with_it(made: Path, tmp_path: Path) -> None:
+    wrong, checks = pipeline_receipt.examine(made)
+    assert (wrong, [one.sha256 for one in checks]) == ([], [receipt(made).files[0].sha256])
+    made.write_bytes(made.read_bytes()[:-32] + b"\x00\x00\xc0\x7f" + bytes(28))
+    wrong, checks = pipeline_receipt.examine(made)
+    assert "sha256" in wrong[0] and checks == (), "what cannot be read to its end is compared all the same"
+
+
 def test_a_job_is_no_output(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"job\.yaml is a job or its lock, not an output"):
         pipeline_receipt.outputs(tmp_path / "job.yaml")

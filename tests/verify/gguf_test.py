@@ -294,6 +294,14 @@ def test_a_file_that_has_its_whole_length_before_it_is_written_is_read_afterward
     assert followed() is None
 
 
+def test_a_header_without_all_that_comes_before_the_first_tensor_is_waited_for(tmp_path: Path) -> None:
+    content = gguf(TENSORS, data=SOUND)
+    begin = len(content) - len(SOUND)
+    assert verify_gguf._begun(saved(tmp_path / "x.gguf", content[: begin - 1])) is None
+    head, tensors = verify_gguf._begun(saved(tmp_path / "x.gguf", content[:begin])) or (b"", [])
+    assert (head, [tensor.name for tensor in tensors]) == (content[:begin], ["a", "b"])
+
+
 def test_what_is_never_written_is_not_waited_for(tmp_path: Path) -> None:
     done = threading.Event()
     done.set()

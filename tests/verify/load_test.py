@@ -49,6 +49,7 @@ def test_the_program_of_an_architecture(there: tuple[str, ...], architecture: st
     ("tool", "base", "help_text", "words"),
     [
         ("llama-completion", (), "-cnv, -no-cnv", "-m /o/a.gguf -p a -c 64 -ngl 0 -n 1 -no-cnv"),
+        ("llama-completion", (), "-no-cnv, --warmup, --no-warmup", "-m /o/a.gguf -p a -c 64 -ngl 0 -n 1 -no-cnv --no-warmup"),
         ("llama-cli", (), "usage", "-m /o/a.gguf -p a -c 64 -ngl 0 -n 1"),
         ("llama-embedding", (), "-no-cnv", "-m /o/a.gguf -p a -c 64 -ngl 0"),
         ("llama-cli", ("/o/base.gguf",), "", "-m /o/base.gguf --lora /o/a.gguf -p a -c 64 -ngl 0 -n 1"),
