@@ -14,7 +14,7 @@ CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.1
 export MODEL LORA MERGE OUTTYPE QUANTIZE TAG OUTPUT ROWS KINDS TAGS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo convert test test-all lint crash fuzz bench matrix clean named
+.PHONY: help demo convert test test-all lint crash fuzz bench growth matrix clean named
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ crash: $(VENV)/installed-dev ## kill, fill and cut a job in a hundred ways, and 
 
 bench: $(VENV)/installed-dev ## measure what the driver costs and saves, in 20 minutes [ROWS="noop startup"]
 	@set -f; exec $(PY) -m tests.bench $$ROWS
+
+growth: $(VENV)/installed-dev ## measure how time and memory grow with adapters, sizes and the cache, as benchmarks/growth.md [ROWS="entries"]
+	@set -f; exec $(PY) -m tests.bench.growth $$ROWS
 
 matrix: $(VENV)/installed-dev ## convert what two times of transformers save at four tags, and judge it by llama.cpp [TAGS="b3878 b11434"]
 	@set -f; exec $(PY) -m tests.matrix $$TAGS

@@ -79,7 +79,7 @@ def test_every_make_target_exists(name: str) -> None:
 def test_make_help_lists_the_targets() -> None:
     makefile = text("Makefile")
     listed = set(re.findall(r"^([a-z]+):.*## \S", makefile, re.MULTILINE))
-    assert listed == {"help", "demo", "convert", "test", "lint", "bench", "crash", "fuzz", "matrix", "clean"}
+    assert listed == {"help", "demo", "convert", "test", "lint", "bench", "growth", "crash", "fuzz", "matrix", "clean"}
 
 
 @pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md"])

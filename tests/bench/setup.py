@@ -49,8 +49,23 @@ def rows(world: World) -> Iterator[Row]:
         )
         if len(list((world.scratch / "cold" / "cache" / "environments").glob("*.complete.json"))) != 1:
             raise Failed("the tags with the same pins did not share an environment")
-        yield limited("setup: another tag with the same pins", warm, 0.5, unit="s", note=note)
+        yield limited("setup: another tag with the same pins", warm, 0.35, unit="s", note=note)
+        yield first_gguf(world, cold[1])
     shutil.rmtree(world.scratch / "cold")
+
+
+def first_gguf(world: World, by_hand_seconds: float) -> Row:
+    """From nothing to a checked file, by the package route, against the tutorial's steps and its script."""
+    folder = world.folder("cold/first")
+    env = world.env(ORCHESTRATE_CACHE_DIR=str(folder / "cache"), UV_CACHE_DIR=str(folder / "uv"))
+    file = worlds.write_job(folder, {"source": str(scratch.data(world.scratch) / "tiny-llama"), "outtype": "f16"})
+    mine = ours("run", file, env=env)
+    clone, python = world.scratch / "cold/by-hand/llama.cpp", python_in(world.scratch / "cold/by-hand/venv")
+    words = [str(scratch.data(world.scratch) / "tiny-llama"), "--outtype", "f16", "--outfile", str(folder / "by-hand.gguf")]
+    script = timed([str(python), str(clone / "convert_hf_to_gguf.py"), *words], world.env(HF_HUB_OFFLINE="1"))
+    note = "ours comes from the package index, and is checked against its source; all caches empty on both sides"
+    name = "setup: first GGUF, `orchestrate run` against clone, venv, pip and script"
+    return compared(name, [(mine, by_hand_seconds + script)], unit="s", goal=0.1, note=note)
 
 
 def own(world: World, upstream: Upstream) -> dict[str, str]:

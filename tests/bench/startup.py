@@ -21,4 +21,4 @@ def rows(world: World) -> Iterator[Row]:
     theirs = [sys.executable, "-c", "import click"]
     ours("--help", env=env)
     pairs = turns(PAIRS, lambda: ours("--help", env=env), lambda: timed(theirs, env))
-    yield compared("startup: `orchestrate --help` against `python -c 'import click'`", pairs, unit="s", goal=1.6)
+    yield compared("startup: `orchestrate --help` against `python -c 'import click'`", pairs, unit="s", goal=1.3)
