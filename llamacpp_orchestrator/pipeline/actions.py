@@ -29,6 +29,7 @@ from llamacpp_orchestrator.pipeline import receipt_words
 from llamacpp_orchestrator.pipeline import trial
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
+from llamacpp_orchestrator.pipeline.placement import MARK
 from llamacpp_orchestrator.pipeline.placement import place
 from llamacpp_orchestrator.pipeline.placement import prepare
 from llamacpp_orchestrator.pipeline.placement import staged
@@ -212,7 +213,8 @@ def verify(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
 
 def _verify(run: JobRun, build: Build, made: Made, tell: Tell) -> None:
     path, kept = build.output.path, build.output.kind == "merged"
-    files = sorted(file for file in build.stage.rglob("*") if file.is_file()) if kept else sorted(build.stage.glob("*.gguf"))
+    found = build.stage.rglob("*") if kept else build.stage.glob("*.gguf")
+    files = sorted(file for file in found if file.is_file() and file.name != MARK)
     if not files:
         message = f"upstream said that it was done, but wrote no {path.name}"
         raise OrchestrateError(message, "the log holds its output")
@@ -226,6 +228,7 @@ def _verify(run: JobRun, build: Build, made: Made, tell: Tell) -> None:
     records = tuple(pipeline_receipt.record(file, build.stage, sha256) for file, sha256 in zip(files, digests, strict=True))
     written = receipt_words.receipt(run.pinned, build, records, (*made.notes, *verdict.notes), verdict.levels)
     pipeline_receipt.write(build.stage / path.name, written)
+    run.locks.leave(build)
     place(path, build.stage)
 
 

@@ -23,6 +23,9 @@ from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.cancel import look_for_stop
 from llamacpp_orchestrator.util.store import remove
 
+# In a stage folder, held by whoever works there: the locks of outputs are those of one cache, and a disk may have many machines.
+MARK = ".at-work"
+
 
 class Locks:
     """The locks of outputs that one run holds: taken before an output is made, given back once it lies in its place."""
@@ -30,6 +33,7 @@ class Locks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._held: dict[Path, FileLock] = {}
+        self._marks: dict[Path, FileLock] = {}
 
     def of(self, build: Build) -> FileLock:
         """The lock of an output, which is one for all runs on this machine."""
@@ -53,8 +57,21 @@ class Locks:
         """Tell whether this run has the lock of an output."""
         return build.output.path in self._held
 
+    def enter(self, build: Build) -> None:
+        """Let every other run know that its stage folder is at work; on a disk without locks none will."""
+        mark = FileLock(build.stage / MARK, thread_local=False, is_singleton=False)
+        with contextlib.suppress(OSError, NotImplementedError, Timeout):
+            mark.acquire(timeout=0)
+            self._marks[build.output.path] = mark
+
+    def leave(self, build: Build) -> None:
+        """Let go of its stage folder: what is in there may be put into its place, or be taken away."""
+        if mark := self._marks.pop(build.output.path, None):
+            mark.release()
+
     def release(self, build: Build) -> None:
         """Let other runs make this output."""
+        self.leave(build)
         if lock := self._held.pop(build.output.path, None):
             lock.release()
 
@@ -70,6 +87,7 @@ def prepare(locks: Locks, build: Build, force: bool, tell: Tell) -> bool:
         for stage in left:
             remove(stage)
         build.stage.mkdir()
+        locks.enter(build)
     except OSError as error:
         message = f"cannot write into {build.output.path.parent}: {error.strerror}"
         raise OrchestrateError(message, "check the folder's rights") from error
@@ -127,9 +145,23 @@ def _stages(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
+def _is_left(stage: Path) -> bool:
+    """Tell whether nobody works in a stage folder any more, on whatever machine."""
+    mark = stage / MARK
+    try:
+        if mark.exists():
+            with FileLock(mark, thread_local=False, is_singleton=False, timeout=0):
+                return True
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError):
+        return True
+    return True
+
+
 def _place_left(build: Build) -> list[Path]:
     """Place what killed runs have checked; the folders that they had, which may be there still."""
-    stages = _stages(build.output.path.parent).get(build.stage_key, [])
+    stages = list(filter(_is_left, _stages(build.output.path.parent).get(build.stage_key, [])))
     for stage in stages:
         place(build.output.path, stage)
     return stages
@@ -145,9 +177,14 @@ def place(path: Path, stage: Path) -> None:
         return
     former = pipeline_receipt.read(path)
     for file in receipt.files:
+        dest = path.parent / file.name
         if (stage / file.name).exists():
-            (path.parent / file.name).parent.mkdir(exist_ok=True)
-            os.replace(stage / file.name, path.parent / file.name)
+            dest.parent.mkdir(exist_ok=True)
+            try:
+                os.replace(stage / file.name, dest)
+            except FileNotFoundError:  # another machine has done the same just now
+                if not dest.is_file() or dest.stat().st_size != file.size:
+                    raise
     pipeline_receipt.write(path, receipt)
     for name in {file.name for file in former.files} - {file.name for file in receipt.files} if former else ():
         remove(path.parent / name)
@@ -158,6 +195,7 @@ def clean(locks: Locks, stale: Iterable[Build]) -> None:
     """Remove what an interrupted or failed run has left beside its outputs."""
     for build in stale:
         if locks.holds(build):
+            locks.leave(build)
             # After a signal between two renames, what was checked and half in its place goes all the way.
             place(build.output.path, build.stage)
             remove(build.stage)

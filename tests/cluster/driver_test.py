@@ -95,6 +95,7 @@ def test_the_same_bytes_and_receipts_as_on_one_machine(
     names = {step["name"] for step in document["steps"]}
     assert "convert tiny-llama-f16.gguf" in names and any(name.endswith((" on one", " on two")) for name in names)
     assert not list((world / "dist").glob(".orchestrate-*"))
+    assert not cluster.children("one") and not cluster.children("two"), "their run is over"
     idle = orchestrate("run", file, "--scheduler", cluster.place, "--json")
     assert {output["status"] for output in json.loads(idle.out)["outputs"]} == {"current"}
 
@@ -252,6 +253,8 @@ def test_without_a_scheduler_or_workers(
     assert answer.code == 1 and "no scheduler of Dask answers at tcp://127.0.0.1:9" in answer.err
     answer = orchestrate("run", file, "--scheduler", "nonsense://x")
     assert answer.code == 1 and "no scheduler of Dask answers" in answer.err
+    answer = orchestrate("run", file, "--workers-per-node", "2")
+    assert answer.code == 2 and "--workers-per-node goes with --scheduler" in answer.err
     monkeypatch.setitem(sys.modules, "distributed", None)
     answer = orchestrate("run", file, "--scheduler", cluster.place)
     assert answer.code == 2 and "needs Dask's `distributed`" in answer.err
