@@ -171,7 +171,7 @@ def _make(
         report(event)
     for folder in pipeline_build.unneeded(pinned.context, outputs) if not options.only else ():
         remove(folder)
-    left = store.unsent(pinned.context, outputs)
+    left = mirror.unsent(pinned.context, outputs)
     if not stale and not left:
         return current, []
     if pinned.context.address:

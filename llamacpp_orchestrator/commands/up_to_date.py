@@ -75,7 +75,8 @@ def finished(context: Context, options: Options) -> Outputs | None:
     merged = {need for build in outputs.builds for need in build.needs if need.merged}
     # What a killed run has left goes with the next run.
     left = pipeline_build.unneeded(context, outputs) or any(pinned.merged(need).parent.is_dir() for need in merged)
-    return outputs if not outputs.stale and not left and not (context.address and _unsent(context, outputs)) else None
+    left = left or (bool(context.address) and _unsent(context, outputs))
+    return outputs if not outputs.stale and not left else None
 
 
 def places(context: Context) -> tuple[list[Path], list[Path]]:
@@ -104,6 +105,6 @@ def places(context: Context) -> tuple[list[Path], list[Path]]:
 
 
 def _unsent(context: Context, outputs: Outputs) -> bool:
-    from llamacpp_orchestrator.export import store
+    from llamacpp_orchestrator.export import mirror
 
-    return bool(store.unsent(context, outputs))
+    return bool(mirror.unsent(context, outputs))

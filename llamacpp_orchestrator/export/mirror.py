@@ -18,6 +18,8 @@ from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
+from llamacpp_orchestrator.pipeline.build import Build
+from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.pipeline.receipt import Receipt
 from llamacpp_orchestrator.storage import address as storage_address
 from llamacpp_orchestrator.storage import remote
@@ -189,6 +191,12 @@ def is_stored(output: Path) -> bool:
     if receipt is None or stored.read(sending(output)) or not is_sent(pipeline_receipt.receipt_path(output)):
         return False
     return all(pipeline_receipt.is_at_address(file, output.parent) for file in receipt.files)
+
+
+def unsent(context: Context, outputs: Outputs) -> list[Build]:
+    """The outputs that are up to date and not at the address, whole and with their receipts; none of a job with a folder."""
+    kept = outputs.kept if context.address else ()
+    return [build for build in kept if build.output.path in outputs.current and not is_stored(build.output.path)]
 
 
 def is_local(output: Path, receipt: Receipt) -> bool:

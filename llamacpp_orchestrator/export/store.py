@@ -40,12 +40,6 @@ from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 
 
-def unsent(context: Context, outputs: Outputs) -> list[Build]:
-    """The outputs that are up to date and not at the address, whole and with their receipts; none of a job with a folder."""
-    kept = outputs.kept if context.address else ()
-    return [build for build in kept if build.output.path in outputs.current and not mirror.is_stored(build.output.path)]
-
-
 def lacking(builds: Iterable[Build]) -> list[Build]:
     """Those of some outputs that lie at the address alone, or whose matrices do."""
     receipts = ((build, pipeline_receipt.read(build.output.path)) for build in builds)
@@ -81,7 +75,7 @@ def woven(steps: list[Step], pinned: PinnedJob, outputs: Outputs) -> list[Step]:
     result += [msgspec.structs.replace(step, needs=(*step.needs, *waiting.get(step.name, ()))) for step in steps]
     stale = [build.name for build in outputs.stale if not build.output.temporary]
     result += [Step(kind="store", key=name, needs=(f"verify {name}",)) for name in stale]
-    return result + left(unsent(pinned.context, outputs))
+    return result + left(mirror.unsent(pinned.context, outputs))
 
 
 def left(builds: Iterable[Build]) -> list[Step]:

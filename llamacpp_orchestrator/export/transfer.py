@@ -67,9 +67,12 @@ def _store(run: JobRun, build: Build, tell: Tell) -> Outcome:
         for file in receipt.files:
             _check_free(there, mirror.name(context, folder / file.name), folder / file.name, file, former, others)
     put_small(context, there, content, coming)
-    if former:  # nothing may stand there for bytes that are about to change
+    alike = former is not None and set(map(_bytes, former.files)) == set(map(_bytes, receipt.files))
+    if former and not alike:  # nothing may stand there for bytes that are about to change
         remote.remove(there, name)
-    entries = {file.name: _sent(run, there, build, file, tell) for file in receipt.files}
+    # What was made just now has most likely other bytes than what lies there; what is left of a run before, the same.
+    likely = alike or build.name not in run.builds
+    entries = {file.name: _sent(run.pinned.context, there, build, file, likely, tell) for file in receipt.files}
     put_small(context, there, content, name)
     for sent, entry in entries.items():
         if remote.entry(there, mirror.name(context, folder / sent)) != entry:
@@ -100,13 +103,16 @@ def _check_free(there: Place, name: str, path: Path, file: FileRecord, former: R
         raise JobError(message, "move it away, or use --force to replace it")
 
 
-def _sent(run: JobRun, there: Place, build: Build, file: FileRecord, tell: Tell) -> remote.Entry:
-    """Send a file and read it back, unless it is there already; what the store tells of it then."""
+def _bytes(file: FileRecord) -> tuple[str, int, str]:
+    return file.name, file.size, file.sha256
+
+
+def _sent(context: Context, there: Place, build: Build, file: FileRecord, likely: bool, tell: Tell) -> remote.Entry:
+    """Send a file and read it back, unless it is there, which is looked at where it is `likely`; what the store tells of it."""
     path = build.output.path.parent / file.name
-    name, made = mirror.name(run.pinned.context, path), build.name in run.builds
+    name = mirror.name(context, path)
     address, entry = storage_address.join(there.address, name), remote.entry(there, name)
-    same = entry is not None and entry.size == file.size and not made
-    if entry and same and remote.sha256(there, name, file.size, tell) == file.sha256:
+    if entry and likely and entry.size == file.size and remote.sha256(there, name, file.size, tell) == file.sha256:
         return _noted(path, address, entry)
     if not pipeline_receipt.is_here(file, path.parent):
         remove(pipeline_receipt.receipt_path(build.output.path))  # of nothing that is left, here or there
@@ -117,7 +123,7 @@ def _sent(run: JobRun, there: Place, build: Build, file: FileRecord, tell: Tell)
             remote.put(there, path, name, tell)
             entry = remote.entry(there, name)
             size, digest = (entry.size, remote.sha256(there, name, entry.size, tell)) if entry else (0, "")
-        except NetworkError:
+        except (IntegrityError, NetworkError):
             if not left:
                 raise
             wait(PAUSE)

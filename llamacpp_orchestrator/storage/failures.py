@@ -26,12 +26,14 @@ UNREACHED = frozenset(
     """.split()  # noqa: SIM905 - a list of quoted words is harder to read
 )
 UNKNOWN = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure")  # what s3 says of a wrong key
+ALTERED = frozenset(("FlexibleChecksumError", "ChecksumError", "ChecksumMismatch", "DataCorruption"))  # as libraries see it
 REFUSED = {
     errno.ENOSPC: ("is full", "make room there, or set another `output`"),
     getattr(errno, "EDQUOT", errno.ENOSPC): ("is full for you", "make room there, or set another `output`"),
     errno.EROFS: ("cannot be written to", "set another `output`"),
 }
 LOGIN = "log in as its library does it (for s3: AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.aws); see docs/storage.md"
+ALTERS = "run the same command again; if it happens again, what lies between here and there alters bytes"
 AGAIN = "is the network there? run the same command again: it goes on where it was"
 
 
@@ -67,6 +69,8 @@ def told(address: str, error: Exception) -> OrchestrateError:
         return NetworkError(f"{address} is not there: {words}", "is the bucket or server right? orchestrate makes none")
     if isinstance(error, NotImplementedError):
         return JobError(f"{address} cannot be written to: {words}", "set another `output`")
+    if kinds & ALTERED:
+        return IntegrityError(f"{address} came back with other bytes: {words}", ALTERS)
     if kinds & UNREACHED or isinstance(error, ConnectionError):
         return NetworkError(f"{address} could not be reached: {type(error).__name__}: {words}", AGAIN)
     return NetworkError(f"{address} could not be used: {type(error).__name__}: {words}", AGAIN)
@@ -82,5 +86,4 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 def other_bytes(address: str, expected: str, there: str) -> IntegrityError:
     """That what was read back is not what was sent."""
-    way = "run the same command again; if it happens again, what lies between here and there alters bytes"
-    return IntegrityError(f"{address} has {there}, and {expected} was sent", way)
+    return IntegrityError(f"{address} has {there}, and {expected} was sent", ALTERS)

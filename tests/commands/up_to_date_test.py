@@ -23,6 +23,8 @@ Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
 # What a no-op has no use for: servers, archives, child processes, and every room behind the receipts.
 HEAVY = {
+    "fsspec",
+    "llamacpp_orchestrator.storage.remote",
     "subprocess", "filelock", "packaging.requirements", "urllib.request", "http.client", "ssl", "ctypes", "psutil", "pynvml",
     *(f"llamacpp_orchestrator.{name}" for name in ("commands.run", "pipeline.graph", "lock.resolve", "models.hub")),
     *(f"llamacpp_orchestrator.{name}" for name in ("verify.gguf", "system.process", "environment.venv")),

@@ -22,6 +22,7 @@ from tests.support import shelf
 from tests.support.answer import Answer
 from tests.support.folders import sums
 from tests.support.shelf import Shelf
+from tests.support.stage.uploads import UploadHub
 
 Orchestrate = Callable[..., Answer]
 Job = Callable[..., Path]
@@ -215,6 +216,24 @@ def test_a_kill_before_the_receipt_is_healed_without_what_was_made(
     healed = killed("")
     assert healed.code == 0 and f"done    store {ADAPTER}" in healed.err and "done    convert" not in healed.err
     assert sorted(sums(world / "store", "*")) == [ADAPTER, RECEIPT]
+
+
+def test_what_lies_at_an_address_alone_is_published_and_reported(
+    orchestrate: Orchestrate, job: Job, data: Path, uploads: UploadHub, mirrors: Path, world: Path
+) -> None:
+    model = {"source": str(data / "tiny-llama"), "outtype": "none", "loras": [str(data / "lora-a")]}
+    file = job(model, output="shelf://team", publish="tester/{name}-GGUF", binaries={"backend": "none"})
+    assert orchestrate("run", file).code == 0
+    shutil.rmtree(mirrors)
+    answer = orchestrate("publish", file, "--create", "--yes", "--json")
+    assert answer.code == 0, answer.err
+    sent = uploads.head(answer.json()["publish"][0]["repo"]).files
+    assert (sent[ADAPTER], sent[RECEIPT]) == (Shelf.content(STORED[0]), Shelf.content(STORED[1])) and not weights(mirrors)
+    assert orchestrate("report", file).code == 0
+    page = (world / "job-report.html").read_text(encoding="utf-8")
+    assert ADAPTER in page and "current" in page and str(mirrors) not in page
+    assert f"current convert {ADAPTER}" in orchestrate("plan", file).out
+    assert orchestrate("verify", file).out == f"ok      shelf://team/{ADAPTER}\n"
 
 
 def test_offline_nothing_is_asked(orchestrate: Orchestrate, adapter: Path) -> None:

@@ -85,7 +85,11 @@ def test_a_fault_that_passes_is_survived(
 
 @pytest.mark.parametrize(
     ("method", "fault", "words"),
-    [("PUT", "denied", "refused: Access Denied"), ("PUT", "full", f"s3://models/team/{ADAPTER} "), ("GET", "flip", "was sent")],
+    [
+        ("PUT", "denied", "refused: Access Denied"),
+        ("PUT", "full", f"s3://models/team/{ADAPTER} "),
+        ("GET", "flip", "other bytes"),
+    ],
 )
 def test_a_fault_that_stays_is_told_and_healed(
     orchestrate: Orchestrate, adapter: Path, served: tuple[Any, s3.Faulty], method: str, fault: str, words: str

@@ -28,6 +28,7 @@ def named(name: str, text: str = "words") -> Exception:
         (FileNotFoundError("The specified bucket does not exist"), NetworkError, "is not there"),
         (NotImplementedError("read only"), JobError, "cannot be written to"),
         (named("EndpointConnectionError"), NetworkError, "could not be reached"),
+        (named("FlexibleChecksumError"), IntegrityError, "came back with other bytes"),
         (ConnectionResetError("reset"), NetworkError, "could not be reached"),
         (TimeoutError(), NetworkError, "could not be reached: TimeoutError"),
         (RuntimeError("a\nb"), NetworkError, "could not be used: RuntimeError: a b"),

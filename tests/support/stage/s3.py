@@ -52,7 +52,7 @@ def serving() -> Iterator[tuple[str, Faulty]]:
     from werkzeug.serving import make_server
 
     get_backend("s3").reset()
-    faulty = Faulty(DomainDispatcherApplication(create_backend_app, service="s3"))
+    faulty = Faulty(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, faulty, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
