@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs  # type: ignore[import-untyped]
 
 from llamacpp_orchestrator.export import transfer
 from llamacpp_orchestrator.storage import remote
 from llamacpp_orchestrator.system.command import clean_env
 from tests.support.answer import Answer
 from tests.support.stage import s3
-
-s3fs = pytest.importorskip("s3fs")
-pytest.importorskip("moto.server")
 
 Orchestrate = Callable[..., Answer]
 ADAPTER = "tiny-llama-lora-a-lora-f16.gguf"
