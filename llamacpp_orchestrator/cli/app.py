@@ -34,7 +34,7 @@ def orchestrate() -> None:
 
 
 @orchestrate.command()
-@click.argument("jobs_files", metavar="[JOB]...", nargs=-1, type=click.Path(), shell_complete=arguments.complete_job)
+@click.argument("jobs_files", metavar="[JOB]...", nargs=-1, type=arguments.WORD, shell_complete=arguments.complete_job)
 @click.option("--bundle", type=arguments.THERE, metavar="FILE", help="Take all from a bundle; ask no server.")
 @click.option("--ollama-create", is_flag=True, help="Also run `ollama create` for the models that say `ollama: true`.")
 @cli_options.on_cluster

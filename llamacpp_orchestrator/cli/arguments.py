@@ -117,4 +117,5 @@ def complete_kind(context: click.Context, option: click.Parameter, begin: str) -
 
 FILE = Place(readable=False)  # what cannot be read is told where it is read
 THERE = Place(exists=True)
+WORD = click.Path(readable=False)  # as it was typed
 JOB = click.argument("job", required=False, callback=only_job, type=FILE, shell_complete=complete_job)

@@ -68,6 +68,7 @@ class Locks:
         """Let go of its stage folder: what is in there may be put into its place, or be taken away."""
         if mark := self._marks.pop(build.output.path, None):
             mark.release()
+            remove(Path(mark.lock_file))
 
     def release(self, build: Build) -> None:
         """Let other runs make this output."""

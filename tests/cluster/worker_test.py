@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,9 +34,14 @@ def test_why_a_worker_is_unfit(tmp_path: Path) -> None:
     assert reason(run="run-2") == f"it does not see the folder {tmp_path}"
 
 
-@pytest.mark.parametrize("output, seen", [("dist", True), ("/mnt/x", True), ("C:\\x", True), ("s3://bucket/x", False)])
-def test_an_output_folder_must_be_seen_and_an_address_need_not(output: str, seen: bool) -> None:
-    assert driver.is_seen(output) == seen
+@pytest.mark.parametrize("address", ["", "s3://bucket/x"])
+def test_an_output_folder_must_be_seen_and_an_address_need_not(address: str, tmp_path: Path) -> None:
+    job = SimpleNamespace(output="dist")
+    pinned: Any = SimpleNamespace(context=SimpleNamespace(address=address, job=job, folder=lambda text: tmp_path / text))
+    with driver._handshake(pinned) as handshake:
+        assert bool(handshake.probe) == (tmp_path / "dist").is_dir() == (not address)
+        assert worker.unfit(msgspec.json.encode(handshake)) == ""
+    assert not list(tmp_path.rglob("*.new"))
 
 
 def test_news_wait_and_go_together() -> None:

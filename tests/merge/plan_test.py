@@ -35,8 +35,9 @@ from tests.support.merging import make_base
 SCRIPTS = ROOT / "tests" / "inside"
 # PEFT 0.21.2 adds the update to the one matrix twice (ensure_weight_tying), or to layers that share it (layer_replication).
 WRONG = {"ensure", "ensure-both", "repeated"}
-# A difference of products, reckoned in another order than PEFT's product of what it has put side by side.
-LAST_PLACE = {"pissa"}
+# A difference of products, reckoned in another order than PEFT's product of what it has put side by side;
+# PEFT's own sums depend on how many threads it gets.
+LAST_PLACE = {"pissa", "olora"}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from llamacpp_orchestrator.pipeline import actions
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.util.hashing import POLL_SECONDS
 from llamacpp_orchestrator.verify import gguf as verify_gguf
 from tests.support.gguf_bytes import gguf
 
@@ -21,10 +23,11 @@ WHOLE = gguf([("w", (1 << 20,), 0, 0)], data=struct.pack("<f", 0.5) * (1 << 20))
 
 
 def in_order(path: Path) -> int:
-    """Write a file as upstream's script does."""
-    with path.open("wb") as file:
+    """Write a file as upstream's script does, which takes longer than to see that it has begun."""
+    with path.open("wb", buffering=0) as file:
         for at in range(0, len(WHOLE), 1 << 18):
             file.write(WHOLE[at : at + (1 << 18)])
+            time.sleep(0 if at else 10 * POLL_SECONDS)
     return len(WHOLE)
 
 
