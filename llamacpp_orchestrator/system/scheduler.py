@@ -206,10 +206,9 @@ def admitted(waiting: Mapping[str, Claim], running: Iterable[Claim], jobs: int, 
     chosen: list[str] = []
     first: Claim | None = None
     places, left = sys.maxsize, sys.maxsize  # what the first that does not fit leaves to those who pass it
+    free, room = slots, memory - used if used else sys.maxsize
     for name, claim in waiting.items():
-        if first and claim.heavy and (slots <= 0 or places <= 0):
-            continue
-        if _fits(claim, min(slots, places), min(memory - used if used else sys.maxsize, left)):
+        if (free > 0 or not claim.heavy) and (room >= claim.memory or not claim.memory):
             chosen.append(name)
             slots, used = slots - claim.heavy, used + claim.memory
             places, left = places - claim.heavy, left - claim.memory
@@ -217,11 +216,10 @@ def admitted(waiting: Mapping[str, Claim], running: Iterable[Claim], jobs: int, 
             first, passed = claim, [each for each in running if each.number > claim.number]
             places = jobs - claim.heavy - sum(each.heavy for each in passed)
             left = memory - claim.memory - sum(each.memory for each in passed)
+        else:
+            continue
+        free, room = min(slots, places), min(memory - used if used else sys.maxsize, left)
     return chosen
-
-
-def _fits(claim: Claim, slots: int, room: int) -> bool:
-    return (slots > 0 or not claim.heavy) and (room >= claim.memory or not claim.memory)
 
 
 def _alone(name: str, memory: int, bound: int) -> str:
