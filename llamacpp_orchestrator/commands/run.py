@@ -186,7 +186,8 @@ def _make(
     run, forks = job_run(pinned, options, stale), warm_worker.can_fork(host.system())
     try:
         with lend(str(pinned.python), pinned.tree, pinned.script_env, log, scripts) as warm:
-            run = msgspec.structs.replace(run, converter=warm.convert if forks else warm_worker.run_alone)
+            if forks:
+                run = msgspec.structs.replace(run, converter=warm.convert, importer=warm.load)
             _check(run, outputs, space, ended)
             steps = store.woven(graph.steps(pinned, stale, run.logs, ended) if stale else [], pinned, outputs)
             begin = warm.start if forks and not all(build.of for build in stale) else lambda: None

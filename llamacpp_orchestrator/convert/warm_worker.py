@@ -26,6 +26,7 @@ from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import Fence
+from llamacpp_orchestrator.util import cancel
 
 POLL_SECONDS = 0.2
 Answer = tuple[int, bool, int | None]  # how a child ended: its code, whether it was too late, and the bytes that it wrote
@@ -82,6 +83,30 @@ class Warm:
         with self._lock, contextlib.suppress(OrchestrateError):
             self._begin()
 
+    def load(self, command: Command, log: Path, tell: Callable[[str], None], limit: float = 0.0) -> None:
+        """Begin with a script of ours in the interpreter itself: what that imports is there for all that is asked for later.
+
+        CommandFailed when Python ends in it, or has not ended with it after `limit` seconds; its words are in `log`. Where the
+        interpreter works already, the script is a child as any other.
+        """
+        with self._lock:
+            if begins := self._child is None or self._child.poll() is not None:
+                self._log = log
+                child, ready = self._begin("--", *command.argv[1:]), self._ready
+        if not begins:
+            self.convert(command, log, tell)
+            return
+        name, began = Path(command.argv[1]).name, time.monotonic()
+        while not ready.wait(POLL_SECONDS) and child.poll() is None:
+            cancel.look_for_stop()
+            if limit and time.monotonic() - began > limit:
+                process.stop(child)
+                message = f"`{name}` {diagnose.LATE} {process.shown_seconds(limit)}"
+                raise CommandFailed(message, code=child.wait(), tail=process.words_of(log), log=log)
+        if not ready.is_set():
+            code = child.wait()
+            raise CommandFailed(f"`{name}` {process.ended(code)}", code=code, tail=process.words_of(log), log=log)
+
     def convert(self, command: Command, log: Path, tell: Callable[[str], None]) -> int | None:
         """Run one script as a child of the warm interpreter; CommandFailed as if it had been a process of its own.
 
@@ -116,9 +141,10 @@ class Warm:
             except OSError as error:
                 raise self._gone(error) from error
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _begin(self, *first: str) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
-            self._child, self._ready = process.start(self._command, stderr=self._log), threading.Event()
+            command = msgspec.structs.replace(self._command, argv=(*self._command.argv, *first))
+            self._child, self._ready = process.start(command, stderr=self._log), threading.Event()
             threading.Thread(target=self._listen, args=(self._child, self._ready), daemon=True).start()
         return self._child
 

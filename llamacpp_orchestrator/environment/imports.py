@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ LINE = re.compile(r"^[ \t]*(?:from[ \t]+([A-Za-z_]\w*)[\w.]*[ \t]+import\b.*|imp
 CAUGHT = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException")
 # Loaded for each model; the other files of `conversion/` are loaded for the architectures that they convert.
 CORE = ("__init__.py", "base.py")
+Importer = Callable[..., None]  # as process.stream
 
 
 class Import(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,20 +129,21 @@ def prove(
     env: tuple[tuple[str, str], ...],
     log: Path,
     tell: Tell,
+    importer: Importer = process.stream,
 ) -> None:
     """Import once what the scripts of a tree import, unless all of it was imported in this environment before.
 
     `named` are the packages (canonical names) that upstream's requirements name, `overridden` those that the job does.
     OrchestrateError for one of them that cannot be imported, and for what the scripts cannot start without; a name that
     another version than upstream's does not have is a note, since only some models need it. What a script imports in a
-    function and no requirement names is for few models, too: the log has it.
+    function and no requirement names is for few models, too: the log has it. `importer` runs the script that imports.
     """
     statements, before = lines(tree), _proven(entry)
     if statements <= before:
         return
     tell("importing what the scripts import")
     checked = external(tree)
-    for line, trouble in zip(checked, _tried(checked, python, env, log), strict=True):
+    for line, trouble in zip(checked, _tried(checked, python, env, log, importer), strict=True):
         if trouble is None or not (line.needed or canonicalize_name(trouble.distribution) in named):
             continue
         cause, remedy = diagnose.machine(1, trouble.error)
@@ -162,9 +165,11 @@ def _proven(entry: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _tried(checked: tuple[Import, ...], python: Path, env: tuple[tuple[str, str], ...], log: Path) -> list[Trouble | None]:
+def _tried(
+    checked: tuple[Import, ...], python: Path, env: tuple[tuple[str, str], ...], log: Path, importer: Importer
+) -> list[Trouble | None]:
     with tempfile.TemporaryDirectory(prefix="imports-", ignore_cleanup_errors=True) as scratch:
-        run = functools.partial(process.stream, limit=LIMIT_SECONDS)
+        run = functools.partial(importer, limit=LIMIT_SECONDS)
         interpreter = Interpreter(python=str(python), run=run, env=env, fenced=False, scratch=Path(scratch), log=log)
         try:
             question = [[line.module, line.names] for line in checked]

@@ -5,7 +5,8 @@ Says {"ready"} on standard output once that is done. Then reads one JSON request
 number of bytes that it has written to anything, null where the system does not count them. A child runs the
 script as `__main__` exactly as a fresh process would: argv, sys.path[0], cwd, environment and its own log, in its fence; when
 the seconds of that are over it is killed, and late. The end of standard input ends everything.
-Called as fork_server.py TREE SCRIPT..., with the scripts that will be asked for.
+Called as fork_server.py TREE SCRIPT... [-- FIRST ARGUMENT...], with the scripts that will be asked for. FIRST is a script that
+runs before all else in this interpreter itself, so that what it imports is there for all that are asked for later.
 """
 
 import ast
@@ -54,6 +55,14 @@ def touch(module, names):
         pass
 
 
+def begin_with(argv):
+    """Run a script here itself; what it says goes to the log."""
+    path = sys.path[:]
+    sys.argv = argv
+    runpy.run_path(argv[0], run_name="__main__")
+    sys.path[:] = path
+
+
 def written():
     """The bytes that this process has written to anything, 0 where the system does not count them."""
     try:
@@ -98,7 +107,7 @@ def child(request, wrote):
         os._exit(code)
 
 
-def serve():
+def serve(answers):
     """Fork for each request until standard input ends, then end every child that is left."""
     running, ends, late = {}, {}, set()
     buffer = b""
@@ -115,7 +124,7 @@ def serve():
             os.kill(pid, signal.SIGKILL)
         if wake in ready:
             os.read(wake, 4096)
-            reap(running, ends, late)
+            reap(running, ends, late, answers)
         if 0 in ready:
             chunk = os.read(0, 65536)
             if not chunk:
@@ -127,6 +136,7 @@ def serve():
                 pid = os.fork()
                 if not pid:
                     signal.set_wakeup_fd(-1)
+                    os.close(answers)
                     child(request, wrote)
                 running[pid] = request["id"], wrote
                 if request["fence"] and request["fence"]["seconds"]:
@@ -135,7 +145,7 @@ def serve():
         os.kill(pid, signal.SIGKILL)
 
 
-def reap(running, ends, late):
+def reap(running, ends, late, answers):
     """Answer for each child that has ended; the code is negative for a signal."""
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
@@ -146,14 +156,20 @@ def reap(running, ends, late):
         answer = {"id": number, "code": os.waitstatus_to_exitcode(status), "late": pid in late}
         answer["wrote"] = int.from_bytes(wrote[:], "little") or None
         late.discard(pid)
-        os.write(1, json.dumps(answer).encode() + b"\n")
+        os.write(answers, json.dumps(answer).encode() + b"\n")
 
 
 if __name__ == "__main__":
+    answers = os.dup(1)  # what packages print must not come between the answers
+    os.dup2(2, 1)
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
     # All that is imported stays: to look for garbage in it takes a sixth of the time, here and in each child again.
     gc.disable()
-    preload(sys.argv[1], sys.argv[2:])
+    if words[end + 1 :]:
+        begin_with(words[end + 1 :])
+    preload(words[0], words[1:end])
     gc.freeze()
     gc.enable()
-    os.write(1, b'{"ready": true}\n')
-    serve()
+    os.write(answers, b'{"ready": true}\n')
+    serve(answers)

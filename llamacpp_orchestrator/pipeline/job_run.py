@@ -7,11 +7,13 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator.environment.imports import Importer
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.placement import Locks
+from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.interpreter import Run
 from llamacpp_orchestrator.system.scheduler import log_of
 
@@ -20,13 +22,14 @@ class JobRun(msgspec.Struct, frozen=True, kw_only=True):
     """The record that the actions of a run take; the key of a step is a key of `builds`, `fetches` or `merges`.
 
     `builds` are outputs by name; `fetches` are sets of files to bring here, `merges` models to merge; `converter` runs a script
-    in the environment; with `force` files that are not ours may be overwritten; `jobs` compilers run at a time, 0 for as many
-    as fit; `memory` is how many bytes all that runs at a time may take.
+    in the environment, `importer` the one that tries its imports; with `force` files that are not ours may be overwritten;
+    `jobs` compilers run at a time, 0 for as many as fit; `memory` is how many bytes all that runs at a time may take.
     """
 
     pinned: PinnedJob
     logs: Path
     converter: Run
+    importer: Importer = process.stream
     locks: Locks
     builds: Mapping[str, Build] = {}
     fetches: Mapping[str, Ingredient] = {}

@@ -63,18 +63,19 @@ def environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcom
         venv.own(context.folder(str(context.job.environment.path)), context.file)
         return CURRENT
     log = run.log("environment")
-    prove = functools.partial(_prove, run.pinned, log, tell)
+    prove = functools.partial(_prove, run, log, tell)
     status = build_environment(context, pin, "the Python environment", log, tell, prove)
     prove(context.store.entry("environments", pin.pin().digest()))  # another tag's scripts import more, perhaps
     return Outcome(status)
 
 
-def _prove(pinned: PinnedJob, log: Path, tell: Tell, entry: Path) -> None:
+def _prove(run: JobRun, log: Path, tell: Tell, entry: Path) -> None:
     """See that the scripts of the tag can import what they want in an environment, if that is not known yet."""
+    pinned = run.pinned
     tree, overrides = lock_tree.get_tree(pinned.context, pinned.lock.llama_cpp, tell), pinned.context.job.environment.overrides
     named = requirements.merged(requirements.upstream_requirements(tree, pinned.tag), overrides)
     env, overridden = pinned.script_env, requirements.merged((), overrides)
-    imports.prove(entry, python_in(entry / "venv"), tree, frozenset(named), frozenset(overridden), env, log, tell)
+    imports.prove(entry, python_in(entry / "venv"), tree, frozenset(named), frozenset(overridden), env, log, tell, run.importer)
 
 
 def reference_environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:

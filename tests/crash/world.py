@@ -21,7 +21,8 @@ from tests.support.scratch import World as Bench
 
 LIMIT_SECONDS = 240
 # Python's compiled modules stay, as uv's cache does: they are no entries of ours, and cost most of a cold run's time.
-KEPT = ("home", "builds", "CACHEDIR.TAG")
+# An environment is made alike by both routes: runs by one of them make it, and those by the other find it.
+KEPT = {"pypi": ("home", "builds", "CACHEDIR.TAG"), "git": ("home", "builds", "CACHEDIR.TAG", "environments")}
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,13 +78,13 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make(scene: Scene, name: str, route: str, cache: Path | None = None, output: Path | None = None) -> World:
-    """A cold world, in the place of what an earlier one of that name has left."""
+    """A cold world, but for what is KEPT, in the place of what an earlier one of that name has left."""
     root = scene.scratch / name
     made = World(scene=scene, root=root, route=route, cache=cache or root / "cache", output=output or root / "dist")
     for path in (root / "hf", root / "tmp", root / "dist", *(each for each in root.glob("job*"))):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for path in made.cache.iterdir() if made.cache.is_dir() else ():
-        if path.name not in KEPT:
+        if path.name not in KEPT[route]:
             shutil.rmtree(path)
     for path in (made.cache, root / "tmp"):
         path.mkdir(parents=True, exist_ok=True)

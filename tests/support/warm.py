@@ -62,6 +62,10 @@ class Lent:
         """Begin to import."""
         self._find().start()
 
+    def load(self, command: Command, log: Path, tell: Callable[[str], None], limit: float = 0.0) -> None:
+        """Import in the interpreter itself."""
+        self._find().load(command, log, tell, limit)
+
     def convert(self, command: Command, log: Path, tell: Callable[[str], None]) -> None:
         """Run one script as a child."""
         warm = self._find()
