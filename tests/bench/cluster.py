@@ -53,7 +53,8 @@ def rows(world: World) -> Iterator[Row]:
     what = f"{CHAINS} chains on {WORKERS} workers"
     yield limited(f"cluster: planning {what}", [planned], 2.0, unit="s", note="theirs is the goal")
     yield limited(f"cluster: the driver's memory with {what}", [memory], 200.0, unit="MB", note="theirs is the goal")
-    note = f"each sleeps {SECONDS:.0f} s, {CHAINS * SECONDS / WORKERS:.0f} s at no cost; all workers and the scheduler are one process"
+    ideal = CHAINS * SECONDS / WORKERS
+    note = f"each sleeps {SECONDS:.0f} s, {ideal:.0f} s at no cost; all workers and the scheduler are one process"
     bare = [(seconds, plain(CHAINS, WORKERS, SECONDS))]
     yield compared(f"cluster: {what} against Dask's own `map` of a sleep", bare, unit="s", goal=1.1, note=note)
     yield from adapters(world)

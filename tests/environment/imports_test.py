@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from llamacpp_orchestrator.convert import warm_worker
+from llamacpp_orchestrator.convert.warm_worker import Warm
 from llamacpp_orchestrator.environment import imports
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.system import process
+from llamacpp_orchestrator.system.command import Command
 from tests.support import TAG
 from tests.support.answer import Answer
 
@@ -94,11 +99,26 @@ def test_upstreams_own_imports_are_all_seen(tag: str, tree: Callable[[str], Path
     assert not [line for line in lines if line.startswith(("from gguf", "import os", "from conversion", "from __future__"))]
 
 
-def prove(tree: Path, entry: Path, packages: Path, named: set[str], overridden: set[str]) -> list[str]:
+def prove(
+    tree: Path,
+    entry: Path,
+    packages: Path,
+    named: set[str],
+    overridden: set[str],
+    importer: imports.Importer = process.stream,
+) -> list[str]:
     told: list[str] = []
     env = (("PYTHONPATH", str(packages)),)
-    imports.prove(entry, Path(sys.executable), tree, named, overridden, env, entry / "log", told.append)
+    imports.prove(entry, Path(sys.executable), tree, named, overridden, env, entry / "log", told.append, importer)
     return told
+
+
+@pytest.fixture
+def warm(packages: Path, tmp_path: Path) -> Iterator[Warm]:
+    """An interpreter that has not begun."""
+    env, scripts = (("PYTHONPATH", str(packages)),), [tmp_path / "tree" / "convert_hf_to_gguf.py"]
+    with warm_worker.lent(sys.executable, tmp_path, env, tmp_path / "warm.log", scripts) as warm:
+        yield warm
 
 
 @pytest.fixture
@@ -145,7 +165,9 @@ REFUSED = (
 @pytest.mark.parametrize(
     ("text", "named", "overridden", "said", "way"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
 )
+@pytest.mark.parametrize("own", [True, False], ids=["a process of its own", "the warm interpreter"])
 def test_what_cannot_be_imported_is_told_with_its_package_and_the_way_out(
+    own: bool,
     text: str,
     named: set[str],
     overridden: set[str],
@@ -153,10 +175,13 @@ def test_what_cannot_be_imported_is_told_with_its_package_and_the_way_out(
     way: str,
     script: Callable[[str], Path],
     packages: Path,
+    warm: Warm,
     tmp_path: Path,
 ) -> None:
+    if not own and not warm_worker.can_fork(sys.platform):
+        pytest.skip("no interpreter is forked here")
     with pytest.raises(OrchestrateError) as failed:
-        prove(script(text), tmp_path, packages, named, overridden)
+        prove(script(text), tmp_path, packages, named, overridden, process.stream if own else warm.load)
     assert said in failed.value.message and way in failed.value.hint
     assert "environment.overrides" in failed.value.hint and failed.value.log == tmp_path / "log"
     assert not (tmp_path / imports.PROVEN).exists()
@@ -186,6 +211,32 @@ def test_what_was_imported_once_is_not_imported_again(script: Callable[[str], Pa
     with pytest.raises(OrchestrateError, match="no absent installed"):
         prove(script("import whole\nimport absent"), tmp_path, packages, set(), set())
     assert prove(script("import whole\nfrom whole import inner"), tmp_path, packages, set(), set())
+
+
+@pytest.mark.skipif(not warm_worker.can_fork(sys.platform), reason="no interpreter is forked here")
+def test_what_the_warm_interpreter_has_tried_is_there_for_what_it_runs(
+    script: Callable[[str], Path], packages: Path, warm: Warm, tmp_path: Path
+) -> None:
+    (packages / "whole" / "__init__.py").write_text("import sys; print('words of a package'); sys.stdout.flush(); inner = 1")
+    prove(script("import whole\ndef f():\n    from whole import inner"), tmp_path, packages, set(), set(), warm.load)
+    assert "words of a package" in (tmp_path / "log").read_text()
+    probe = tmp_path / "probe.py"
+    probe.write_text("import sys; print('whole' in sys.modules, sys.path[0], sys.argv)")
+    for name in ("one", "two"):
+        command = Command((sys.executable, str(probe), name), cwd=str(tmp_path), env=(("PYTHONPATH", str(packages)),))
+        warm.convert(command, tmp_path / name, print)
+        said = (tmp_path / name).read_text().splitlines()[-1]
+        assert said == f"True {tmp_path} {[str(probe), name]}"
+    (tmp_path / imports.PROVEN).unlink()
+    assert prove(script("import whole"), tmp_path, packages, set(), set(), warm.load), "where it works already"
+    assert "import whole" in (tmp_path / "log").read_text().splitlines()[-1]
+
+
+@pytest.mark.skipif(not warm_worker.can_fork(sys.platform), reason="no interpreter is forked here")
+def test_an_import_that_does_not_end_is_ended(script: Callable[[str], Path], packages: Path, warm: Warm, tmp_path: Path) -> None:
+    (packages / "whole" / "__init__.py").write_text("import time; time.sleep(60)")
+    with pytest.raises(OrchestrateError, match="import whole"):
+        prove(script("import whole"), tmp_path, packages, set(), set(), lambda *words, limit: warm.load(*words, limit=0.5))
 
 
 @pytest.mark.slow
