@@ -140,7 +140,7 @@ def _at_addresses(words: tuple[str, ...], closer: bool) -> tuple[list[Checked], 
             continue
         if closer:
             raise click.UsageError("--deep and --level are for files on this machine; at an address it is sizes and bytes.")
-        from llamacpp_orchestrator.export import readback
+        from llamacpp_orchestrator.remote_outputs import readback
 
         checked += readback.check(output)
     return checked, files

@@ -61,8 +61,8 @@ def _made(asked: Work, machine: Settings, report: Reporter, lend: Lend) -> Resul
     from llamacpp_orchestrator.commands import disk
     from llamacpp_orchestrator.commands import run
     from llamacpp_orchestrator.context import Options
-    from llamacpp_orchestrator.export import mirror
     from llamacpp_orchestrator.lock import resolve
+    from llamacpp_orchestrator.remote_outputs import mirror
 
     order = asked.order
     pinned = sources.pinned(order, asked.outputs, machine, asked.folders)

@@ -18,8 +18,6 @@ from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import imatrix
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.environment import wheels
-from llamacpp_orchestrator.export import mirror
-from llamacpp_orchestrator.export import store
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.lock import diff
 from llamacpp_orchestrator.lock import file as lock_file
@@ -33,6 +31,8 @@ from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.pipeline import memory as pipeline_memory
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.build import Outputs
+from llamacpp_orchestrator.remote_outputs import mirror
+from llamacpp_orchestrator.remote_outputs import store
 from llamacpp_orchestrator.results import PlannedStep
 from llamacpp_orchestrator.system import limits
 from llamacpp_orchestrator.system.command import Command

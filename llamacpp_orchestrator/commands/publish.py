@@ -21,10 +21,8 @@ from llamacpp_orchestrator.commands.setup import job_run
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.errors import JobError
-from llamacpp_orchestrator.export import mirror
 from llamacpp_orchestrator.export import publication
 from llamacpp_orchestrator.export import publish
-from llamacpp_orchestrator.export import store
 from llamacpp_orchestrator.export.publication import Publication
 from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.lock import diff
@@ -32,6 +30,8 @@ from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import build as pipeline_build
+from llamacpp_orchestrator.remote_outputs import mirror
+from llamacpp_orchestrator.remote_outputs import store
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.util.store import text_of

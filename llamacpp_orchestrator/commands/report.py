@@ -12,7 +12,6 @@ from llamacpp_orchestrator.commands.execution import log_place
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.export import mirror
 from llamacpp_orchestrator.export import quality_report
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job.layout import Output
@@ -24,6 +23,7 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import build as pipeline_build
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Outputs
+from llamacpp_orchestrator.remote_outputs import mirror
 from llamacpp_orchestrator.report import page
 from llamacpp_orchestrator.report import records
 from llamacpp_orchestrator.report import run_record

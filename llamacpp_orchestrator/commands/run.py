@@ -29,9 +29,7 @@ from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.convert import warm_worker
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.export import mirror
 from llamacpp_orchestrator.export import ollama_program
-from llamacpp_orchestrator.export import store
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock import local_folders
@@ -47,6 +45,8 @@ from llamacpp_orchestrator.pipeline import receipt
 from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.pipeline.job_run import JobRun
+from llamacpp_orchestrator.remote_outputs import mirror
+from llamacpp_orchestrator.remote_outputs import store
 from llamacpp_orchestrator.report import run_record
 from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system import host

@@ -68,7 +68,7 @@ def finished(context: Context, options: Options) -> Outputs | None:
     pinned = PinnedJob(context, lock)
     local_folders.drift(pinned)
     if context.address:
-        from llamacpp_orchestrator.export import mirror
+        from llamacpp_orchestrator.remote_outputs import mirror
 
         mirror.look(context)
     outputs = pipeline_build.outputs(pinned)
@@ -105,6 +105,6 @@ def places(context: Context) -> tuple[list[Path], list[Path]]:
 
 
 def _unsent(context: Context, outputs: Outputs) -> bool:
-    from llamacpp_orchestrator.export import mirror
+    from llamacpp_orchestrator.remote_outputs import mirror
 
     return bool(mirror.unsent(context, outputs))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import functools
 import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +31,6 @@ LINE = re.compile(r"^[ \t]*(?:from[ \t]+([A-Za-z_]\w*)[\w.]*[ \t]+import\b.*|imp
 CAUGHT = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException")
 # Loaded for each model; the other files of `conversion/` are loaded for the architectures that they convert.
 CORE = ("__init__.py", "base.py")
-Importer = Callable[..., None]  # as process.stream
 
 
 class Import(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,29 +118,21 @@ def _catches(handler: ast.ExceptHandler) -> bool:
 
 
 def prove(
-    entry: Path,
-    python: Path,
-    tree: Path,
-    named: Collection[str],
-    overridden: Collection[str],
-    env: tuple[tuple[str, str], ...],
-    log: Path,
-    tell: Tell,
-    importer: Importer = process.stream,
+    entry: Path, interpreter: Interpreter, tree: Path, named: Collection[str], overridden: Collection[str], tell: Tell
 ) -> None:
     """Import once what the scripts of a tree import, unless all of it was imported in this environment before.
 
     `named` are the packages (canonical names) that upstream's requirements name, `overridden` those that the job does.
     OrchestrateError for one of them that cannot be imported, and for what the scripts cannot start without; a name that
     another version than upstream's does not have is a note, since only some models need it. What a script imports in a
-    function and no requirement names is for few models, too: the log has it. `importer` runs the script that imports.
+    function and no requirement names is for few models, too: the log has it.
     """
     statements, before = lines(tree), _proven(entry)
     if statements <= before:
         return
     tell("importing what the scripts import")
-    checked = external(tree)
-    for line, trouble in zip(checked, _tried(checked, python, env, log, importer), strict=True):
+    checked, log = external(tree), interpreter.log
+    for line, trouble in zip(checked, _tried(checked, interpreter), strict=True):
         if trouble is None or not (line.needed or canonicalize_name(trouble.distribution) in named):
             continue
         cause, remedy = diagnose.machine(1, trouble.error)
@@ -165,12 +154,10 @@ def _proven(entry: Path) -> frozenset[str]:
         return frozenset()
 
 
-def _tried(
-    checked: tuple[Import, ...], python: Path, env: tuple[tuple[str, str], ...], log: Path, importer: Importer
-) -> list[Trouble | None]:
+def _tried(checked: tuple[Import, ...], interpreter: Interpreter) -> list[Trouble | None]:
+    log = interpreter.log
     with tempfile.TemporaryDirectory(prefix="imports-", ignore_cleanup_errors=True) as scratch:
-        run = functools.partial(importer, limit=LIMIT_SECONDS)
-        interpreter = Interpreter(python=str(python), run=run, env=env, fenced=False, scratch=Path(scratch), log=log)
+        interpreter = msgspec.structs.replace(interpreter, scratch=Path(scratch))
         try:
             question = [[line.module, line.names] for line in checked]
             return system_interpreter.ask(interpreter, "imports", question, list[Trouble | None])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from llamacpp_orchestrator.environment.imports import Importer
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.pipeline import binaries
@@ -29,7 +29,7 @@ class JobRun(msgspec.Struct, frozen=True, kw_only=True):
     pinned: PinnedJob
     logs: Path
     converter: Run
-    importer: Importer = process.stream
+    importer: Callable[..., None] = process.stream  # takes a `limit` of seconds besides
     locks: Locks
     builds: Mapping[str, Build] = {}
     fetches: Mapping[str, Ingredient] = {}

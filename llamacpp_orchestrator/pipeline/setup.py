@@ -26,6 +26,7 @@ from llamacpp_orchestrator.pipeline import binaries
 from llamacpp_orchestrator.pipeline import preflight as pipeline_preflight
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.system import disk_trial
+from llamacpp_orchestrator.system.interpreter import Interpreter
 from llamacpp_orchestrator.system.scheduler import CURRENT
 from llamacpp_orchestrator.system.scheduler import DONE
 from llamacpp_orchestrator.system.scheduler import Outcome
@@ -74,8 +75,10 @@ def _prove(run: JobRun, log: Path, tell: Tell, entry: Path) -> None:
     pinned = run.pinned
     tree, overrides = lock_tree.get_tree(pinned.context, pinned.lock.llama_cpp, tell), pinned.context.job.environment.overrides
     named = requirements.merged(requirements.upstream_requirements(tree, pinned.tag), overrides)
-    env, overridden = pinned.script_env, requirements.merged((), overrides)
-    imports.prove(entry, python_in(entry / "venv"), tree, frozenset(named), frozenset(overridden), env, log, tell, run.importer)
+    python, overridden = str(python_in(entry / "venv")), requirements.merged((), overrides)
+    how = functools.partial(run.importer, limit=imports.LIMIT_SECONDS)
+    interpreter = Interpreter(python=python, run=how, env=pinned.script_env, fenced=False, scratch=log.parent, log=log)
+    imports.prove(entry, interpreter, tree, frozenset(named), frozenset(overridden), tell)
 
 
 def reference_environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:

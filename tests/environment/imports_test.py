@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from llamacpp_orchestrator.environment import imports
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
+from llamacpp_orchestrator.system.interpreter import Interpreter
 from tests.support import TAG
 from tests.support.answer import Answer
 
@@ -105,11 +107,12 @@ def prove(
     packages: Path,
     named: set[str],
     overridden: set[str],
-    importer: imports.Importer = process.stream,
+    importer: Callable[..., None] = process.stream,
 ) -> list[str]:
     told: list[str] = []
-    env = (("PYTHONPATH", str(packages)),)
-    imports.prove(entry, Path(sys.executable), tree, named, overridden, env, entry / "log", told.append, importer)
+    how = {"python": sys.executable, "env": (("PYTHONPATH", str(packages)),), "fenced": False}
+    interpreter = Interpreter(run=importer, scratch=entry, log=entry / "log", **how)
+    imports.prove(entry, interpreter, tree, named, overridden, told.append)
     return told
 
 
@@ -236,7 +239,7 @@ def test_what_the_warm_interpreter_has_tried_is_there_for_what_it_runs(
 def test_an_import_that_does_not_end_is_ended(script: Callable[[str], Path], packages: Path, warm: Warm, tmp_path: Path) -> None:
     (packages / "whole" / "__init__.py").write_text("import time; time.sleep(60)")
     with pytest.raises(OrchestrateError, match="import whole"):
-        prove(script("import whole"), tmp_path, packages, set(), set(), lambda *words, limit: warm.load(*words, limit=0.5))
+        prove(script("import whole"), tmp_path, packages, set(), set(), functools.partial(warm.load, limit=0.5))
 
 
 @pytest.mark.slow

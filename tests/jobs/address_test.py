@@ -14,7 +14,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from llamacpp_orchestrator.export import transfer
+from llamacpp_orchestrator.remote_outputs import transfer
 from llamacpp_orchestrator.storage import address as storage_address
 from llamacpp_orchestrator.util.hashing import file_sha256
 from tests.support import ROOT

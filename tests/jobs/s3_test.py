@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import s3fs  # type: ignore[import-untyped]
 
-from llamacpp_orchestrator.export import transfer
+from llamacpp_orchestrator.remote_outputs import transfer
 from llamacpp_orchestrator.storage import remote
 from llamacpp_orchestrator.system.command import clean_env
 from tests.support.answer import Answer

@@ -8,8 +8,8 @@ import pytest
 
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import at_work
-from llamacpp_orchestrator.export import mirror
 from llamacpp_orchestrator.job import loader
+from llamacpp_orchestrator.remote_outputs import mirror
 from llamacpp_orchestrator.storage import stored
 from llamacpp_orchestrator.storage.stored import Stored
 from llamacpp_orchestrator.system import settings

@@ -14,12 +14,12 @@ from llamacpp_orchestrator.errors import IntegrityError
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.errors import NetworkError
 from llamacpp_orchestrator.errors import OrchestrateError
-from llamacpp_orchestrator.export import mirror
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.job_run import JobRun
 from llamacpp_orchestrator.pipeline.receipt import FileRecord
 from llamacpp_orchestrator.pipeline.receipt import Receipt
+from llamacpp_orchestrator.remote_outputs import mirror
 from llamacpp_orchestrator.storage import address as storage_address
 from llamacpp_orchestrator.storage import failures
 from llamacpp_orchestrator.storage import remote

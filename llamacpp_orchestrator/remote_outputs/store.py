@@ -17,8 +17,6 @@ from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.export import CarryOut
 from llamacpp_orchestrator.export import Export
-from llamacpp_orchestrator.export import mirror
-from llamacpp_orchestrator.export import transfer
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.pipeline import actions
 from llamacpp_orchestrator.pipeline import build as pipeline_build
@@ -27,6 +25,8 @@ from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.pipeline.job_run import JobRun
+from llamacpp_orchestrator.remote_outputs import mirror
+from llamacpp_orchestrator.remote_outputs import transfer
 from llamacpp_orchestrator.storage import address as storage_address
 from llamacpp_orchestrator.storage import remote
 from llamacpp_orchestrator.system.disk import Need
