@@ -13,6 +13,7 @@ import msgspec
 
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.util.store import write_atomically
+from tests.bench import afterwards
 from tests.bench import cluster
 from tests.bench import fleet
 from tests.bench import many
@@ -35,6 +36,7 @@ GROUPS: dict[str, Callable[[World], Iterator[Row]]] = {
     "noop": noop.rows,
     "fleet": fleet.rows,
     "many": many.rows,
+    "after": afterwards.rows,
     "overhead": overhead.rows,
     "release": release.rows,
     "merge": merge.rows,
