@@ -21,6 +21,7 @@ from llamacpp_orchestrator.commands.setup import job_run
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.context import Options
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.export import may_write
 from llamacpp_orchestrator.export import publication
 from llamacpp_orchestrator.export import publish
 from llamacpp_orchestrator.export.publication import Publication
@@ -116,8 +117,7 @@ def _preview(pinned: PinnedJob, item: Publication, card: str, force: bool) -> Pr
     if item.repository.publish.card != "none":
         root = fields.folder(pinned.context.job.output, pinned.context.file.parent)
         path = Path(os.path.normpath(root / card))
-        if path.exists() and not force and (not path.is_file() or card_merge.SECTION[0] not in text_of(path)):
-            raise JobError(f"{path} exists already, and orchestrate did not write it", "move it away, or use --force")
+        may_write(path, card_merge.SECTION[0] in text_of(path), force)
         write_atomically(path, card_text.text(publication.facts(pinned, item, sources), item.repository.publish.card))
         written = str(path)
     files = (PreviewFile(path=file.path, size=file.size, sha256=file.sha256) for file in publication.files(pinned, item))

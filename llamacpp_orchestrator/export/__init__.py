@@ -12,6 +12,7 @@ from typing import Protocol
 from typing import cast
 
 from llamacpp_orchestrator.context import Options
+from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.job.spec import Job
 from llamacpp_orchestrator.results import PlannedStep
 from llamacpp_orchestrator.system.scheduler import Event
@@ -66,3 +67,10 @@ def keys(job: Job, publish: bool = False) -> list[str]:
 def wanted(job: Job, publish: bool = False) -> list[Export]:
     """The modules that make of a job's outputs what it asks for."""
     return [cast(Export, importlib.import_module(f"{__name__}.{key}")) for key in keys(job, publish)]
+
+
+def may_write(path: Path, ours: bool, force: bool) -> None:
+    """Raise JobError for a file that is in the way and not ours, unless forced, and for what is no file at all."""
+    if path.exists() and not (path.is_file() and (ours or force)):
+        way = "move it away, or use --force" if path.is_file() else "move it away"
+        raise JobError(f"{path} exists already, and orchestrate did not write it", way)

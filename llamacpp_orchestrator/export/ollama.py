@@ -26,6 +26,7 @@ from llamacpp_orchestrator.convert import preflight
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.export import CarryOut
+from llamacpp_orchestrator.export import may_write
 from llamacpp_orchestrator.export import ollama_program
 from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.lock import records
@@ -147,9 +148,8 @@ def check(handoffs: Iterable[Handoff], force: bool) -> None:
         if hidden := next((build.name for build in handoff.outputs if not build.name.isprintable()), None):
             message = f"Ollama cannot read the file name {hidden!r}: it drops letters that cannot be seen"
             raise JobError(message, "set `name` or `outfile`")
-        strange = handoff.path.exists() and not handoff.path.is_file()
-        if strange or (not force and text_of(handoff.path) and not text_of(handoff.path).startswith(MARK)):
-            raise JobError(f"{handoff.path} exists already, and orchestrate did not write it", "move it away, or use --force")
+        text = text_of(handoff.path)
+        may_write(handoff.path, not text or text.startswith(MARK), force)
 
 
 def needs(pinned: PinnedJob, handoffs: Iterable[Handoff], force: bool) -> tuple[Need, ...]:

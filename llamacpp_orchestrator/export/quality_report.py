@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.errors import JobError
+from llamacpp_orchestrator.export import may_write
 from llamacpp_orchestrator.job import layout
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
@@ -86,12 +87,8 @@ def finished(job: QualityJob) -> QualityJob | None:
 def check(jobs: Iterable[QualityJob], force: bool) -> None:
     """Raise JobError for what is in the way of a report or its plot and is not ours."""
     for job in jobs:
-        strange = [job.path] if job.path.exists() and read(job.path) is None else []
-        strange += [job.plot] if job.plot.exists() and not text_of(job.plot).startswith(plot.MARK) else []
-        for path in strange:
-            if not path.is_file() or not force:
-                way = "move it away, or use --force" if path.is_file() else "move it away"
-                raise JobError(f"{path} exists already, and orchestrate did not write it", way)
+        may_write(job.path, read(job.path) is not None, force)
+        may_write(job.plot, text_of(job.plot).startswith(plot.MARK), force)
 
 
 def read(path: Path) -> Report | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Callable
 from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -208,13 +209,17 @@ def may_write(path: Path, receipt: Receipt | None, force: bool) -> None:
 def _difference(file: FileRecord, folder: Path, sha256: str = "") -> str:
     path = folder / file.name
     try:
-        if (size := path.stat().st_size) != file.size:
-            return f"{file.name} has {size} bytes, the receipt says {file.size}"
-        if (digest := sha256 or file_sha256(path)) != file.sha256:
-            return f"{file.name} has sha256 {digest}, the receipt says {file.sha256}"
+        return differs(file, path.stat().st_size, lambda: sha256 or file_sha256(path))
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror}"
-    return ""
+
+
+def differs(file: FileRecord, size: int, sha256: Callable[[], str]) -> str:
+    """In what a file with these bytes is not the one that a receipt records, "" where it is; a wrong size needs no digest."""
+    if size != file.size:
+        return f"{file.name} has {size} bytes, the receipt says {file.size}"
+    digest = sha256()
+    return "" if digest == file.sha256 else f"{file.name} has sha256 {digest}, the receipt says {file.sha256}"
 
 
 def recheck(path: Path) -> list[str]:

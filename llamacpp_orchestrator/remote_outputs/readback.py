@@ -55,7 +55,4 @@ def _difference(there: Place, name: str, file: FileRecord) -> str:
     entry: Entry | None = remote.entry(there, name)
     if entry is None:
         return f"{file.name} is not there"
-    if entry.size != file.size:
-        return f"{file.name} has {entry.size} bytes, the receipt says {file.size}"
-    digest = remote.sha256(there, name, file.size, lambda text: None)
-    return "" if digest == file.sha256 else f"{file.name} has sha256 {digest}, the receipt says {file.sha256}"
+    return pipeline_receipt.differs(file, entry.size, lambda: remote.sha256(there, name, file.size, lambda text: None))
