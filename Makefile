@@ -40,7 +40,7 @@ named:
 test: $(VENV)/installed-dev ## run the tests, but for those that take long
 	@$(PY) -m pytest -m "not slow" -n 3 --dist worksteal
 
-test-all: $(VENV)/installed-dev ## run all tests, with coverage
+test-all: $(VENV)/installed-dev ## run all tests, with the coverage of the quick ones
 	@$(PY) -m pytest --cov -n 3 --dist worksteal
 
 lint: $(VENV)/installed-dev ## run ruff and mypy

@@ -46,6 +46,20 @@ from tests.support.stage.fixtures import uploads as uploads
 from tests.support.warm import Lender
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Coverage is that of the quick tests: where it is measured, Python takes half as long again, or four times as long."""
+    for item in items:
+        if item.get_closest_marker("slow") or item.path.parent.name == "fuzz":
+            item.add_marker("no_cover")
+
+
+@pytest.fixture(autouse=True)
+def uncovered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it measured in what a slow test starts."""
+    if request.node.get_closest_marker("no_cover"):
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 @pytest.fixture(autouse=True)
 def own_session() -> Iterator[None]:
     """Leave no client of the hub behind: it keeps the proxies and certificates of the test that was the first to ask."""

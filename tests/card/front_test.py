@@ -156,6 +156,7 @@ def test_texts_stay_texts(word: str) -> None:
     assert dumped.splitlines()[0][5] in "'\""  # to readers of YAML 1.2, such as the hub, more words are numbers
 
 
+@pytest.mark.no_cover
 @SUITE
 @given(
     strategies.dictionaries(

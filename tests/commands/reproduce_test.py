@@ -46,6 +46,7 @@ def forge(path: Path, spot: bytes, by: bytes) -> None:
     pipeline_receipt.write(path, msgspec.structs.replace(receipt, files=(pipeline_receipt.record(path),)))
 
 
+@pytest.mark.slow
 def test_an_output_is_made_again_and_is_identical(made: Path, orchestrate: Run) -> None:
     before = sums(made.parent, "*")
     for path in (made, pipeline_receipt.receipt_path(made), made.parent / "tiny-lora-a-lora-f16.gguf"):
@@ -130,6 +131,7 @@ def test_what_becomes_of_the_rest_of_the_lock_is_no_matter(made: Path, orchestra
     assert answer.code == 3 and "was made with lock" in answer.err
 
 
+@pytest.mark.slow
 def test_a_level_is_checked_again_against_the_source(made: Path, orchestrate: Run, world: Path) -> None:
     folder = made.parent
     answer = orchestrate("verify", folder, "--level", "content")

@@ -369,6 +369,7 @@ EARLY |= {"too many tokens", "code", "option", "choice", "no value", "size", "mi
 LATE = {"heads", "fewer layers", "missing shard", "cut", "value head"}
 
 
+@pytest.mark.slow
 def test_without_weights_nothing_fails_that_does_not_with_them(
     tree: Callable[[str], Path], python: Path, data: Path, tmp_path: Path, shared_cache: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_what_the_script_refuses_is_told_before_weights_come(
     assert not fetched(hub) and not list(world.rglob("*.gguf")) and not list((tmp_path / "scratch").iterdir())
 
 
+@pytest.mark.slow
 def test_a_model_in_shards_passes_and_is_not_asked_about_again(
     hub: Hub, orchestrate: Orchestrate, job: Job, copy: Callable[..., Path]
 ) -> None:

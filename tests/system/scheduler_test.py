@@ -160,6 +160,7 @@ def test_a_failure_ends_the_waiting_unless_told_to_go_on(keep_going: bool) -> No
     assert {ended[str(number)] for number in range(3)} == {("done", "") if keep_going else ("blocked", "by bad")}
 
 
+@pytest.mark.no_cover
 def test_three_thousand_steps_cost_little() -> None:
     steps = [Step(kind="environment")]
     for number in range(1000):

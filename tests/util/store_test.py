@@ -326,6 +326,7 @@ def test_an_entry_that_another_makes_anew_while_it_is_looked_at_is_waited_for(tm
     assert made == ["first"]
 
 
+@pytest.mark.no_cover
 def test_ten_thousand_entries_cost_seconds_at_most(tmp_path: Path) -> None:
     kept = Store(tmp_path / "cache")
     for number in range(10_000):

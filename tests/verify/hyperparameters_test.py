@@ -90,6 +90,7 @@ def as_five(config: dict[str, Any]) -> dict[str, Any]:
     return rest | ({"rope_parameters": whole} if "rope_theta" in config else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tag", TAGS)
 def test_no_architecture_is_blamed_for_what_upstream_does(tag: str, made: Path, tree: Tree) -> None:
     outputs = sorted((made / tag).glob("*.gguf"))
@@ -105,6 +106,7 @@ def test_no_architecture_is_blamed_for_what_upstream_does(tag: str, made: Path, 
     assert len(names) >= 40, "and many are tried"
 
 
+@pytest.mark.no_cover
 def test_each_number_that_differs_is_a_failure_in_each_architecture(made: Path, tree: Tree) -> None:
     """Every key of every output in turn: twice what it was and one more, or the other of two words."""
     root, missed, wrong = tree(TAGS[1]), [], 0
