@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from llamacpp_orchestrator import export
+from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.commands import disk
 from llamacpp_orchestrator.commands import summary
 from llamacpp_orchestrator.commands.execution import carry_out
@@ -52,6 +53,7 @@ from llamacpp_orchestrator.results import Result
 from llamacpp_orchestrator.system import host
 from llamacpp_orchestrator.system.disk import Need
 from llamacpp_orchestrator.system.disk import check_space
+from llamacpp_orchestrator.system.interpreter import Run
 from llamacpp_orchestrator.system.scheduler import Event
 from llamacpp_orchestrator.system.scheduler import Reporter
 from llamacpp_orchestrator.system.scheduler import Step
@@ -185,9 +187,9 @@ def _make(
     log, scripts = tempfiles.renew(log_folder(pinned.context) / "converter.log"), graph.scripts(pinned, stale)
     run, forks = job_run(pinned, options, stale), warm_worker.can_fork(host.system())
     try:
-        with lend(str(pinned.python), pinned.tree, pinned.script_env, log, scripts) as warm:
+        with lend(str(pinned.python), pinned.tree, pinned.script_env, log, scripts) as warm, _judge(lend, pinned, log) as judge:
             if forks:
-                run = msgspec.structs.replace(run, converter=warm.convert, importer=warm.load)
+                run = msgspec.structs.replace(run, converter=warm.convert, importer=warm.load, judge=judge)
             _check(run, outputs, space, ended)
             steps = store.woven(graph.steps(pinned, stale, run.logs, ended) if stale else [], pinned, outputs)
             begin = warm.start if forks and not all(build.of for build in stale) else lambda: None
@@ -197,6 +199,17 @@ def _make(
     finally:
         placement.clean(run.locks, stale)
     return current + events, step_errors(events)
+
+
+@contextlib.contextmanager
+def _judge(lend: Lend, pinned: PinnedJob, log: Path) -> Iterator[Run | None]:
+    """What runs scripts in the environment that outputs are compared with, which loads for all of them once."""
+    if pinned.lock.reference is None:
+        yield None
+        return
+    python, script = str(pinned.python_of(pinned.lock.reference)), inside.path("transformers_logits")
+    with lend(python, script.parent, pinned.script_env, log, [script]) as warm:
+        yield warm.convert
 
 
 def _by_cluster(pinned: PinnedJob, outputs: Outputs, options: Options, report: Reporter) -> list[Event]:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy
 import torch
 import transformers
+from transformers import AutoModelForCausalLM
+from transformers import PreTrainedModel
 
 RANGE = 16.0  # what lies further below the likeliest token is not recorded (tools/perplexity/perplexity.cpp)
 ROWS = 8  # are compared at a time, in float64
@@ -67,15 +69,15 @@ def kind_of(folder: str) -> tuple[Any, str]:
     if why := misread(folder, config):
         return None, why
     for mapping, kind in (
-        ("MODEL_FOR_CAUSAL_LM_MAPPING", "AutoModelForCausalLM"),
-        ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "AutoModelForImageTextToText"),
+        ("MODEL_FOR_CAUSAL_LM_MAPPING", AutoModelForCausalLM),
+        ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", getattr(transformers, "AutoModelForImageTextToText", None)),
     ):
         if type(config) in getattr(transformers, mapping, ()):
-            return getattr(transformers, kind), ""
+            return kind, ""
     return None, f"to transformers a model of the type {config.model_type} has no next token"
 
 
-def notes(model: Any) -> list[str]:
+def notes(model: PreTrainedModel) -> list[str]:
     """Notes on what versions of transformers differ about in a model."""
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)

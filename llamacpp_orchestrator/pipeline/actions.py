@@ -247,7 +247,7 @@ def _checked(
     try:
         checks = gguf.check_set(files, made.checks)
         target = subject(run.pinned, build, files, tempfiles.renew(run.log(f"verify {build.name}")), find)
-        verdict = levels.check(msgspec.structs.replace(target, checks=checks), run.converter, tell)
+        verdict = levels.check(msgspec.structs.replace(target, checks=checks, judge=run.judge), run.converter, tell)
         # What the types are is not said twice: the tool itself may have told of others.
         if not any("instead" in note for note in made.notes):
             types = held.notes(build.output.kind, build.output.type, gguf.contents(files))

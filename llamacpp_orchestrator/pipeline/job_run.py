@@ -22,13 +22,15 @@ class JobRun(msgspec.Struct, frozen=True, kw_only=True):
     """The record that the actions of a run take; the key of a step is a key of `builds`, `fetches` or `merges`.
 
     `builds` are outputs by name; `fetches` are sets of files to bring here, `merges` models to merge; `converter` runs a script
-    in the environment, `importer` the one that tries its imports; with `force` files that are not ours may be overwritten;
-    `jobs` compilers run at a time, 0 for as many as fit; `memory` is how many bytes all that runs at a time may take.
+    in the environment, `judge` in the one of what is compared with, `importer` the one that tries imports; with `force` files
+    that are not ours may be overwritten; `jobs` compilers run at a time, 0 for as many as fit; `memory` is how many bytes all
+    that runs at a time may take.
     """
 
     pinned: PinnedJob
     logs: Path
     converter: Run
+    judge: Run | None = None
     importer: Callable[..., None] = process.stream  # takes a `limit` of seconds besides
     locks: Locks
     builds: Mapping[str, Build] = {}

@@ -56,8 +56,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output.
 
     `checks`: what reading the files has found, where that is done; `remote`: the source brings code of its own; `reference`: the
-    Python of the environment that it is compared with; `translated` answers with the model in the form that the tag's
-    transformers reads.
+    Python of the environment that it is compared with, and `judge` what runs scripts in it, a process for each without one;
+    `translated` answers with the model in the form that the tag's transformers reads.
     """
 
     kind: str
@@ -75,6 +75,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = UNLIMITED
     remote: bool = False
     reference: str = ""
+    judge: Run | None = None
     scratch: Path = Path()
     log: Path = Path()
     find: Callable[[str], Path] | None = None
@@ -173,9 +174,11 @@ def _logits(
         return Findings(notes=(f"{left_out}, {EXCUSES[LOGITS]}",)), False
     adapter = subject.views[1] if subject.kind == "adapter" else None
     base = subject.base if adapter else ()
-    run = functools.partial(process.stream, limit=logits.EXTRA_SECONDS + load.limit(subject.files, base))
-    interpreter = msgspec.structs.replace(_interpreter(subject, run, subject.log), python=subject.reference)
-    sides = logits.Sides(files=subject.files, base=base, model=subject.views[0], adapter=adapter, interpreter=interpreter)
+    limit = logits.EXTRA_SECONDS + load.limit(subject.files, base)
+    run, limits = functools.partial(process.stream, limit=limit), msgspec.structs.replace(subject.limits, seconds=limit)
+    judge = _interpreter(subject, subject.judge or run, subject.log)
+    judge = msgspec.structs.replace(judge, python=subject.reference, limits=limits)
+    sides = logits.Sides(files=subject.files, base=base, model=subject.views[0], adapter=adapter, interpreter=judge, run=run)
     return logits.check(sides, find, tell)
 
 

@@ -20,10 +20,12 @@ from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import interpreter as system_interpreter
+from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import tool_env
 from llamacpp_orchestrator.system.interpreter import Interpreter
+from llamacpp_orchestrator.system.interpreter import Run
 from llamacpp_orchestrator.util.findings import Findings
 from llamacpp_orchestrator.verify import gguf
 from llamacpp_orchestrator.verify.gguf import Contents
@@ -106,13 +108,17 @@ OTHER = Bounds(0.5, None)
 
 
 class Sides(msgspec.Struct, frozen=True, kw_only=True):
-    """An output (an adapter with the `base` that it is tried on), and what it was made from; `interpreter` has transformers."""
+    """An output (an adapter with the `base` that it is tried on), and what it was made from.
+
+    `interpreter` has transformers; `run` runs the tag's program.
+    """
 
     files: tuple[Path, ...]
     base: tuple[Path, ...] = ()
     model: Path
     adapter: Path | None = None
     interpreter: Interpreter
+    run: Run = process.stream
 
 
 def windows(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
@@ -246,7 +252,7 @@ def _record(sides: Sides, tool: Path, ends: bool, size: int) -> None:
     by = sides.interpreter
     try:
         asked = command(tool, sides.files, sides.base, by.scratch, ends, size)
-        by.run(sandbox.around(asked, by.limits, write=(by.scratch,)), by.log, lambda line: None)
+        sides.run(sandbox.around(asked, by.limits, write=(by.scratch,)), by.log, lambda line: None)
     except CommandFailed as error:
         message = diagnose.pointed(f"{TOOL} cannot run {sides.files[0].name}: {error.message}", error.tail)
         raise error.retold(message, diagnose.machine(error.code, f"{error.message}\n{error.tail}")[1] or LESS) from error

@@ -13,7 +13,7 @@ from llamacpp_orchestrator.source.tree import SCRIPTS
 from llamacpp_orchestrator.system.command import Command
 
 # Each takes some 300 MB.
-MOST = 2
+MOST = 3
 # Each child is given all variables anew, and nothing that is imported before looks at these.
 APART = ("PATH", "HOME")
 Env = tuple[tuple[str, str], ...]
@@ -29,9 +29,10 @@ class Lender:
         self._kept: dict[Key, Warm] = {}
 
     def __call__(self, python: str, tree: Path, env: Env, log: Path, scripts: Iterable[Path] = ()) -> Lent:
-        return Lent(lambda: self._warm(python, tree, env))
+        given = tuple(scripts)
+        return Lent(lambda: self._warm(python, tree, env, given if inside.path("transformers_logits") in given else ()))
 
-    def _warm(self, python: str, tree: Path, env: Env) -> Warm:
+    def _warm(self, python: str, tree: Path, env: Env, given: tuple[Path, ...] = ()) -> Warm:
         """The interpreter of an environment as it is now: one that has been made anew since has another."""
         key = (python, identity(Path(python).parents[1]), tuple(pair for pair in env if pair[0] not in APART))
         with self._lock:
@@ -39,7 +40,7 @@ class Lender:
             if warm is None:
                 for old in [*self._kept][: len(self._kept) + 1 - MOST]:
                     self._kept.pop(old).close()
-                scripts = [*(tree / script for script in SCRIPTS.values()), inside.path("rendering")]
+                scripts = given or [*(tree / script for script in SCRIPTS.values()), inside.path("rendering")]
                 warm = Warm(python, tree, env, self._log, scripts)
             self._kept[key] = warm
             return warm
