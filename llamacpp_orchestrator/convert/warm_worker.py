@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import re
 import subprocess
@@ -96,16 +97,15 @@ class Warm:
         if not begins:
             self.convert(command, log, tell)
             return
-        name, began = Path(command.argv[1]).name, time.monotonic()
+        end = time.monotonic() + (limit or math.inf)
         while not ready.wait(POLL_SECONDS) and child.poll() is None:
             cancel.look_for_stop()
-            if limit and time.monotonic() - began > limit:
+            if time.monotonic() > end:
                 process.stop(child)
-                message = f"`{name}` {diagnose.LATE} {process.shown_seconds(limit)}"
-                raise CommandFailed(message, code=child.wait(), tail=process.words_of(log), log=log)
         if not ready.is_set():
             code = child.wait()
-            raise CommandFailed(f"`{name}` {process.ended(code)}", code=code, tail=process.words_of(log), log=log)
+            how = f"{diagnose.LATE} {process.shown_seconds(limit)}" if time.monotonic() > end else process.ended(code)
+            raise CommandFailed(f"`{Path(command.argv[1]).name}` {how}", code=code, tail=process.words_of(log), log=log)
 
     def convert(self, command: Command, log: Path, tell: Callable[[str], None]) -> int | None:
         """Run one script as a child of the warm interpreter; CommandFailed as if it had been a process of its own.

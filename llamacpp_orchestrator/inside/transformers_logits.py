@@ -18,6 +18,7 @@ import numpy
 import torch
 import transformers
 from transformers import AutoModelForCausalLM
+from transformers import AutoModelForImageTextToText
 from transformers import PreTrainedModel
 
 RANGE = 16.0  # what lies further below the likeliest token is not recorded (tools/perplexity/perplexity.cpp)
@@ -70,7 +71,7 @@ def kind_of(folder: str) -> tuple[Any, str]:
         return None, why
     for mapping, kind in (
         ("MODEL_FOR_CAUSAL_LM_MAPPING", AutoModelForCausalLM),
-        ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", getattr(transformers, "AutoModelForImageTextToText", None)),
+        ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", AutoModelForImageTextToText),
     ):
         if type(config) in getattr(transformers, mapping, ()):
             return kind, ""
