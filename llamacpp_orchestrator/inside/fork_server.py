@@ -22,27 +22,40 @@ import select
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
 import sandbox
 
 PR_SET_PDEATHSIG = 1
+CODE = {}  # of the scripts that will be asked for
 
 
 def preload(root, scripts):
-    """Import what some scripts, and the rest of their tree, import from elsewhere; what is missing is left to them to say."""
-    local = {"gguf", "conversion"} | {path.stem for path in Path(root).glob("*.py")}
-    for script in [*map(Path, scripts), *Path(root, "conversion").glob("*.py")]:
-        for node in ast.parse(script.read_bytes()).body:
-            if isinstance(node, ast.Import):
-                imports = [(alias.name, ()) for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                imports = [(node.module, [alias.name for alias in node.names])]
-            else:
-                continue
-            for module, names in imports:
-                if module.split(".")[0] not in local and module != "__future__":
-                    touch(module, names)
+    """Import what some scripts, and the rest of their tree, import, and the tree's own modules; what is missing is left to them.
+
+    Most of what a short conversion takes would else go into the tree's modules, anew in each child.
+    """
+    paths = [*map(Path, scripts), *sorted(Path(root, "conversion").glob("*.py"))]
+    own = {"gguf", "conversion"} | {path.stem for path in Path(root).glob("*.py")}
+    path = sys.path[:]
+    sys.path[:1] = [root, str(Path(root, "gguf-py"))]  # as the scripts see to it themselves
+    listed = [item for source in paths for item in imported(source)]
+    for module, names in sorted(listed, key=lambda item: item[0].split(".")[0] in own):
+        touch(module, names)
+    for source in paths[len(scripts) :]:
+        touch(f"conversion.{source.stem}", ())
+    sys.path[:] = path
+    CODE.update({str(script): compile(Path(script).read_bytes(), script, "exec") for script in scripts})
+
+
+def imported(path):
+    """The modules that a source imports at its top, each with the names that it takes of it."""
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and node.module != "__future__":
+            yield node.module, tuple(alias.name for alias in node.names)
 
 
 def touch(module, names):
@@ -61,6 +74,13 @@ def begin_with(argv):
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")
     sys.path[:] = path
+
+
+def become(script):
+    """Run a script as the main module of this process."""
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__file__ = script
+    exec(CODE.get(script) or compile(Path(script).read_bytes(), script, "exec"), main.__dict__)
 
 
 def written():
@@ -89,7 +109,7 @@ def child(request, wrote):
     try:
         if request["fence"] and sys.platform == "linux":
             sandbox.apply(request["fence"])
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        become(sys.argv[0])
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):

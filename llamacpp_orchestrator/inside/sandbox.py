@@ -6,6 +6,7 @@ seccomp refuses every socket, Landlock (from its fourth version on) TCP besides.
 without arguments, it says as JSON what there is.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -46,7 +47,9 @@ def apply(fence):
         if "tempfile" in sys.modules:
             sys.modules["tempfile"].tempdir = None
     libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    own = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *filter(None, sys.path)]
+    # With what it has compiled: else each program in a fence would compile all that it imports.
+    compiled = os.environ.get("PYTHONPYCACHEPREFIX")
+    own = [sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), *filter(None, [*sys.path, compiled])]
     graphics = map(str, Path("/dev").glob("nvidia*"))
     given = [place for path in fence["read"] for place in targets(path)]
     landlock([*SYSTEM, *PROC, *own, *given], [*DEVICES, *graphics, *fence["write"]])
@@ -55,10 +58,16 @@ def apply(fence):
 
 def targets(path):
     """A path, and the files that links below it lead to, which lie elsewhere."""
-    places = [path, os.path.realpath(path)]
-    for folder, _, files in os.walk(path):
-        places += [os.path.realpath(file) for file in map(Path(folder).joinpath, files) if file.is_symlink()]
-    return places
+    yield path
+    yield os.path.realpath(path)
+    folders = [path]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    yield from [] if entry.is_dir() else [os.path.realpath(entry)]
+                elif entry.is_dir():
+                    folders.append(entry.path)
 
 
 def version():

@@ -57,7 +57,7 @@ BESIDES = 512  # bytes that a script may write to what is no file: threads wake 
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an output once it is made: notes, and what reading it meanwhile has found."""
+    """What is known of an output once it is made: notes for its receipt, and what reading it meanwhile has found."""
 
     notes: tuple[str, ...] = ()
     checks: gguf.Checks | None = None
@@ -81,7 +81,7 @@ def convert(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
             if notes and log.exists():
                 with log.open("a", encoding="utf-8") as file:
                     file.writelines(f"{NOTE}{note}\n" for note in notes)
-    return Outcome("done", Made(checks=read))
+    return Outcome("done", Made(notes=notes, checks=read))
 
 
 def _converted(run: JobRun, build: Build, command: Command, tell: Tell) -> gguf.Checks | None:
@@ -111,7 +111,7 @@ def keep(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
         merged = run.pinned.view(build.needs[0])
         for path in sorted(path for path in merged.rglob("*") if path.is_file()):
             link(path, build.stage / path.relative_to(merged))
-    return DONE
+    return Outcome("done", Made(notes=preflight.notes(run.pinned, build)))
 
 
 def quantize_output(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
@@ -248,8 +248,8 @@ def _checked(
         checks = gguf.check_set(files, made.checks)
         target = subject(run.pinned, build, files, tempfiles.renew(run.log(f"verify {build.name}")), find)
         verdict = levels.check(msgspec.structs.replace(target, checks=checks, judge=run.judge), run.converter, tell)
-        # What the types are is not said twice: the tool itself may have told of others.
-        if not any("instead" in note for note in made.notes):
+        # What the types are is not said twice: llama-quantize itself may have told of others.
+        if not (build.of and any("instead" in note for note in made.notes)):
             types = held.notes(build.output.kind, build.output.type, gguf.contents(files))
             verdict = msgspec.structs.replace(verdict, notes=(*verdict.notes, *types))
     except OrchestrateError as error:

@@ -46,12 +46,17 @@ def _reader(pinned: PinnedJob, view: Path) -> Reader:
 def _transformers(pinned: PinnedJob) -> str:
     """The version of transformers that the scripts run with; "" where the environment does not tell."""
     if pinned.lock.environment is not None:
-        match = re.search(r"^transformers==([\d.]+)", pinned.lock.environment.requirements, re.MULTILINE)
-        return match[1] if match else ""
+        return _locked(pinned.lock.environment.requirements)
     venv = pinned.context.folder(str(pinned.context.job.environment.path))
     packages = (*venv.glob("lib/python3*/site-packages"), venv / "Lib" / "site-packages")
     names = [path.name for folder in packages for path in folder.glob("transformers-*.dist-info")]
     return names[0].split("-")[1].removesuffix(".dist") if names else ""
+
+
+@functools.lru_cache(maxsize=4)  # asked for each output of a job
+def _locked(requirements: str) -> str:
+    match = re.search(r"^transformers==([\d.]+)", requirements, re.MULTILINE)
+    return match[1] if match else ""
 
 
 @functools.lru_cache(maxsize=16)  # a base is asked for with each of its adapters; `files` tells when a view has grown

@@ -186,7 +186,11 @@ def place(path: Path, stage: Path) -> None:
             except FileNotFoundError:  # another machine has done the same just now
                 if not dest.is_file() or dest.stat().st_size != file.size:
                     raise
-    pipeline_receipt.write(path, receipt)
+    try:
+        os.replace(pipeline_receipt.receipt_path(stage / path.name), pipeline_receipt.receipt_path(path))
+    except FileNotFoundError:
+        if pipeline_receipt.read(path) != receipt:
+            raise
     for name in {file.name for file in former.files} - {file.name for file in receipt.files} if former else ():
         remove(path.parent / name)
     remove(stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 
@@ -14,9 +15,7 @@ from llamacpp_orchestrator.job import fields
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import file as lock_file
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
-from llamacpp_orchestrator.pipeline import adapter_staging
 from llamacpp_orchestrator.pipeline import converter_view
-from llamacpp_orchestrator.pipeline import preflight
 from llamacpp_orchestrator.pipeline import receipt as pipeline_receipt
 from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.pipeline.receipt import FileRecord
@@ -28,7 +27,6 @@ def receipt(
     pinned: PinnedJob, build: Build, files: tuple[FileRecord, ...], notes: tuple[str, ...], levels: tuple[str, ...]
 ) -> Receipt:
     """The receipt of an output that has passed some levels of checks, with its files as they lie there now."""
-    lines = (*preflight.notes(pinned, build), *adapter_staging.check_adapter(pinned, build).notes, *notes)
     words = (Path(word).name if Path(word).is_absolute() else placeless(pinned.context, word) for word in build.portable_argv)
     return Receipt(
         path=build.output.path.name,
@@ -48,7 +46,7 @@ def receipt(
         files=files,
         levels=levels,
         job="" if pinned.context.address else _way(pinned.context.file, build.output.path.parent),
-        notes=tuple(placeless(pinned.context, note) for note in lines),
+        notes=tuple(placeless(pinned.context, note) for note in notes),
     )
 
 
@@ -96,7 +94,12 @@ def _home() -> Path | None:
 
 def placeless(context: Context, text: str) -> str:
     """A text without the folders of this machine that we know of."""
-    places = {str(context.store.root): "{cache}", str(context.file.parent): "{job}", str(_home() or ""): "~"}
-    for place, name in sorted(places.items(), key=lambda item: -len(item[0])):
-        text = text.replace(place, name) if len(place) > 1 else text
+    for place, name in _places(context.store.root, context.file.parent, _home()):
+        text = text.replace(place, name)
     return text
+
+
+@functools.lru_cache(maxsize=4)  # asked for each word of each receipt
+def _places(cache: Path, job: Path, home: Path | None) -> tuple[tuple[str, str], ...]:
+    places = {str(cache): "{cache}", str(job): "{job}", str(home or ""): "~"}
+    return tuple((place, places[place]) for place in sorted(places, key=len, reverse=True) if len(place) > 1)

@@ -129,11 +129,12 @@ def bring(pinned: PinnedJob, pin: FilesPin, name: str, tell: Tell) -> str:
         sound = all(hub.sound(entry / name / file.path, file, pinned.store.sha256) for file in pin.files)
         return "" if sound else "files behind the view have gone, or are damaged"
 
-    status = "current" if view.exists() and not unhealthy(view.parent) else "done"
-    if status == "current":
-        pipeline_preflight.check_small_files(pinned, wanted, view, tell)
+    shown = False
 
     def show(entry: Path) -> None:
+        nonlocal shown
+        shown = True
+
         def look(folder: Path, files: tuple[hub.HubFile, ...]) -> None:
             # The view grows as files arrive; what is in it is all that this tag will see of the model.
             models_view.make_view((file for file in files if not (entry / name / file.path).exists()), folder, entry / name)
@@ -144,7 +145,9 @@ def bring(pinned: PinnedJob, pin: FilesPin, name: str, tell: Tell) -> str:
         lock_resolve.origin(pinned.context, pin, tell, look)
 
     pinned.store.ensure("views", view.parent.name, show, unhealthy, about=wanted.source)
-    return status
+    if not shown:
+        pipeline_preflight.check_small_files(pinned, wanted, view, tell)
+    return "done" if shown else "current"
 
 
 def steps(pinned: PinnedJob, logs: Path) -> dict[str, Step]:

@@ -68,8 +68,6 @@ def _named(command: Command) -> Iterator[Path]:
     if home := dict(command.env).get("HF_HOME"):
         # Versions of transformers from 2024 read a file there while they are imported, if they have written it before.
         yield Path(home) / "hub"
-    if compiled := dict(command.env).get("PYTHONPYCACHEPREFIX"):
-        yield Path(compiled)  # else each program in a fence would compile all that it imports
     for word in command.argv[1:]:
         path = Path(word.partition("=")[2] if word.startswith("-") else word)
         if not path.is_absolute():

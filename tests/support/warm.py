@@ -17,7 +17,7 @@ MOST = 3
 # Each child is given all variables anew, and nothing that is imported before looks at these.
 APART = ("PATH", "HOME")
 Env = tuple[tuple[str, str], ...]
-Key = tuple[str, tuple[int, ...], Env]
+Key = tuple[str, tuple[int, ...], int, Env]
 
 
 class Lender:
@@ -33,8 +33,9 @@ class Lender:
         return Lent(lambda: self._warm(python, tree, env, given if inside.path("transformers_logits") in given else ()))
 
     def _warm(self, python: str, tree: Path, env: Env, given: tuple[Path, ...] = ()) -> Warm:
-        """The interpreter of an environment as it is now: one that has been made anew since has another."""
-        key = (python, identity(Path(python).parents[1]), tuple(pair for pair in env if pair[0] not in APART))
+        """The interpreter of an environment and a tree as they are now: one that has been made anew since has another."""
+        own = tuple(pair for pair in env if pair[0] not in APART)
+        key = (python, identity(Path(python).parents[1]), 0 if given else modules(tree), own)
         with self._lock:
             warm = self._kept.pop(key, None)
             if warm is None:
@@ -84,6 +85,11 @@ class Lent:
             running = [*self._running.values()]
         for warm in running:
             warm.close()
+
+
+def modules(tree: Path) -> int:
+    """What tells a tree from one with other modules, wherever it lies: an interpreter has them loaded."""
+    return hash(tuple((path.name, path.stat().st_size) for path in sorted(tree.glob("**/*.py"))))
 
 
 def identity(venv: Path) -> tuple[int, ...]:
