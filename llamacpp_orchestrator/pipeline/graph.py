@@ -76,7 +76,8 @@ def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ended: frozenset[st
         steps += [ready["binaries"], *_matrices(pinned, stale, logs)]
     if pinned.lock.reference and any(map(pipeline_build.is_compared, stale)):
         steps.append(ready["reference"])
-    after: tuple[str, ...] = () if "source" in ended or _ordinary(stale) else ("source",)
+    # By the tree small files are looked at, and types and options of the job.
+    after: tuple[str, ...] = () if "source" in ended else ("source",)
     # A type that the tool may not have is told before gigabytes come for nothing.
     after += ("binaries",) if any(build.of and not tensor_types.is_in_every_tag(build.output.type) for build in stale) else ()
     sources, models = fetches(pinned, stale), merges(stale)
@@ -163,10 +164,3 @@ def _matrices(pinned: PinnedJob, stale: list[Build], logs: Path) -> list[Step]:
     return [
         Step(kind="imatrix", key=key, needs=needs, heavy=True, log=log_of(f"imatrix {key}", logs)) for key, needs in keys.items()
     ]
-
-
-def _ordinary(stale: list[Build]) -> bool:
-    def usual(output: Output) -> bool:
-        return output.type in tensor_types.OUTTYPES.get(output.kind, ()) and not (output.lora or output.model).args
-
-    return all(usual(build.output) for build in filter(pipeline_build.is_converted, stale))

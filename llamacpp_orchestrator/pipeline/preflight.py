@@ -9,7 +9,6 @@ from llamacpp_orchestrator.convert import quantized
 from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job import spec
 from llamacpp_orchestrator.lock import records
-from llamacpp_orchestrator.lock import tree as lock_tree
 from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.lock.records import Ingredient
 from llamacpp_orchestrator.lock.records import Wanted
@@ -17,14 +16,12 @@ from llamacpp_orchestrator.models import headers
 from llamacpp_orchestrator.models import weight_files
 from llamacpp_orchestrator.pipeline import converter_view
 from llamacpp_orchestrator.pipeline.build import Build
-from llamacpp_orchestrator.system.scheduler import Tell
 
 
-def check_small_files(pinned: PinnedJob, wanted: Wanted, view: Path, tell: Tell) -> None:
+def check_small_files(pinned: PinnedJob, wanted: Wanted, view: Path) -> None:
     """Raise JobError or OrchestrateError for what the tag cannot convert, before gigabytes are fetched for nothing."""
     for model in pinned.context.job.models if not wanted.is_adapter else ():
         if records.base_wanted(model) == wanted:
-            lock_tree.get_tree(pinned.context, pinned.lock.llama_cpp, tell)
             preflight.check_model(subject(pinned, model, view))
 
 

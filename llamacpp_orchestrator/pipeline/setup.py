@@ -138,7 +138,7 @@ def bring(pinned: PinnedJob, pin: FilesPin, name: str, tell: Tell) -> str:
         def look(folder: Path, files: tuple[hub.HubFile, ...]) -> None:
             # The view grows as files arrive; what is in it is all that this tag will see of the model.
             models_view.make_view((file for file in files if not (entry / name / file.path).exists()), folder, entry / name)
-            pipeline_preflight.check_small_files(pinned, wanted, entry / name, tell)
+            pipeline_preflight.check_small_files(pinned, wanted, entry / name)
 
         if pin == pinned.files(wanted):  # where small files come first, it is said once, with the rest
             lock_resolve.tell_moved(pinned.context, pin, tell)
@@ -146,7 +146,7 @@ def bring(pinned: PinnedJob, pin: FilesPin, name: str, tell: Tell) -> str:
 
     pinned.store.ensure("views", view.parent.name, show, unhealthy, about=wanted.source)
     if not shown:
-        pipeline_preflight.check_small_files(pinned, wanted, view, tell)
+        pipeline_preflight.check_small_files(pinned, wanted, view)
     return "done" if shown else "current"
 
 
