@@ -185,7 +185,10 @@ def lent(python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, s
 
 @contextlib.contextmanager
 def shelf() -> Iterator[Callable[..., contextlib.AbstractContextManager[Warm]]]:
-    """The same for several runs one after the other: an interpreter is lent again where a run asks for no more than it has."""
+    """The same for several runs one after the other: an interpreter is lent again where a run asks for no more than it has.
+
+    It has both scripts of its tree: a base and its adapters may come in different runs.
+    """
     with contextlib.ExitStack() as stack:
         kept: list[tuple[tuple[object, ...], frozenset[Path], Warm]] = []
 
@@ -193,7 +196,8 @@ def shelf() -> Iterator[Callable[..., contextlib.AbstractContextManager[Warm]]]:
         def lend(
             python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, scripts: Iterable[Path] = ()
         ) -> Iterator[Warm]:
-            place, wanted = (python, tree, env), frozenset(scripts)
+            both = filter(Path.is_file, (tree / name for name in SCRIPTS.values()))
+            place, wanted = (python, tree, env), frozenset((*scripts, *both))
             have = next((warm for other, loaded, warm in kept if other == place and loaded >= wanted), None)
             if have is None:
                 have = stack.enter_context(lent(python, tree, env, log, sorted(wanted)))

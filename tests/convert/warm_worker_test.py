@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import py_compile
 import shutil
 import sys
@@ -23,6 +24,7 @@ from llamacpp_orchestrator.pipeline import build
 from llamacpp_orchestrator.pipeline import graph
 from llamacpp_orchestrator.source import pin
 from llamacpp_orchestrator.source import tree as source_tree
+from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.command import Command
 from llamacpp_orchestrator.system.command import script_env
 from llamacpp_orchestrator.system.scheduler import Event
@@ -54,7 +56,8 @@ def test_it_loads_what_will_be_asked_for_and_once(
 ) -> None:
     root, env = tree("b11434"), script_env(shared_cache / "home")
     probe = tmp_path / "probe.py"
-    probe.write_text(f"import os, sys; print('torch' in sys.modules, {TOKENIZERS!r} in sys.modules, os.getppid())\n")
+    own = [f"{name!r} in sys.modules" for name in ("torch", TOKENIZERS, "gguf", "conversion.llama")]
+    probe.write_text(f"import os, sys; print({', '.join(own)}, len(sys.path), sys.path[0], __file__, os.getppid())\n")
     warm = warm_worker.Warm(str(python), root, env, tmp_path / "warm.log", [root / source_tree.SCRIPTS[kind]])
     warm.start()
     command = Command((str(python), str(probe)), cwd=str(tmp_path), env=env)
@@ -63,7 +66,27 @@ def test_it_loads_what_will_be_asked_for_and_once(
     for name, count in zip(("one", "two"), counts, strict=True):
         assert count == len((tmp_path / name).read_bytes().splitlines(keepends=True)[-1]), "bytes that it wrote, here to its log"
     one, two = ((tmp_path / name).read_text(encoding="utf-8").splitlines()[-1].split() for name in ("one", "two"))
-    assert one == two and one[:2] == ["True", str(loaded)]
+    assert one == two and one[:4] == ["True", str(loaded), "True", "True"]
+    alone = process.capture(command).splitlines()[-1].split()
+    assert one[4:7] == alone[4:7], "what a process of its own sees"
+
+
+def test_an_interpreter_that_is_lent_again_serves_both_scripts_of_a_tree(
+    tree: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[set[str]] = []
+
+    def warm(python: str, tree: Path, env: object, log: Path, scripts: list[Path]) -> io.BytesIO:
+        begun.append({path.name for path in scripts})
+        return io.BytesIO()  # it can be closed
+
+    monkeypatch.setattr(warm_worker, "Warm", warm)
+    root, extra = tree("b11434"), inside.path("rendering")
+    with warm_worker.shelf() as lend:
+        for scripts in ([root / source_tree.SCRIPTS["model"]], [root / source_tree.SCRIPTS["adapter"]], [extra]):
+            with lend("python", root, (), tmp_path / "log", scripts):
+                pass
+    assert begun == [set(source_tree.SCRIPTS.values()), {*source_tree.SCRIPTS.values(), extra.name}]
 
 
 @pytest.mark.slow
