@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -89,7 +91,14 @@ class Lent:
 
 def modules(tree: Path) -> int:
     """What tells a tree from one with other modules, wherever it lies: an interpreter has them loaded."""
-    return hash(tuple((path.name, path.stat().st_size) for path in sorted(tree.glob("**/*.py"))))
+    files = [entry for place in ("", "conversion", "gguf-py/gguf") for entry in _sources(tree / place)]
+    return hash(tuple(sorted((entry.name, entry.stat().st_size) for entry in files)))
+
+
+def _sources(folder: Path) -> list[os.DirEntry[str]]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return [entry for entry in entries if entry.name.endswith(".py")]
+    return []
 
 
 def identity(venv: Path) -> tuple[int, ...]:
