@@ -21,6 +21,7 @@ from llamacpp_orchestrator.pipeline.build import Outputs
 from llamacpp_orchestrator.pipeline.build import is_current
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.cancel import look_for_stop
+from llamacpp_orchestrator.util.store import link
 from llamacpp_orchestrator.util.store import remove
 
 # In a stage folder, held by whoever works there: the locks of outputs are those of one cache, and a disk may have many machines.
@@ -186,11 +187,10 @@ def place(path: Path, stage: Path) -> None:
             except FileNotFoundError:  # another machine has done the same just now
                 if not dest.is_file() or dest.stat().st_size != file.size:
                     raise
-    try:
-        os.replace(pipeline_receipt.receipt_path(stage / path.name), pipeline_receipt.receipt_path(path))
-    except FileNotFoundError:
-        if pipeline_receipt.read(path) != receipt:
-            raise
+    try:  # it is on the disk already, and stays there as well until all is done
+        link(pipeline_receipt.receipt_path(stage / path.name), pipeline_receipt.receipt_path(path))
+    except FileNotFoundError:  # as above
+        pipeline_receipt.write(path, receipt)
     for name in {file.name for file in former.files} - {file.name for file in receipt.files} if former else ():
         remove(path.parent / name)
     remove(stage)
