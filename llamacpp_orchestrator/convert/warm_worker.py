@@ -187,7 +187,7 @@ def lent(python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, s
 def shelf() -> Iterator[Callable[..., contextlib.AbstractContextManager[Warm]]]:
     """The same for several runs one after the other: an interpreter is lent again where a run asks for no more than it has.
 
-    It has both scripts of its tree: a base and its adapters may come in different runs.
+    Asked for one of a tree's scripts it gets both: a base and its adapters may come in different runs.
     """
     with contextlib.ExitStack() as stack:
         kept: list[tuple[tuple[object, ...], frozenset[Path], Warm]] = []
@@ -196,8 +196,8 @@ def shelf() -> Iterator[Callable[..., contextlib.AbstractContextManager[Warm]]]:
         def lend(
             python: str, tree: Path, env: tuple[tuple[str, str], ...], log: Path, scripts: Iterable[Path] = ()
         ) -> Iterator[Warm]:
-            both = filter(Path.is_file, (tree / name for name in SCRIPTS.values()))
-            place, wanted = (python, tree, env), frozenset((*scripts, *both))
+            place, wanted, both = (python, tree, env), frozenset(scripts), {tree / name for name in SCRIPTS.values()}
+            wanted |= both if wanted & both else set()
             have = next((warm for other, loaded, warm in kept if other == place and loaded >= wanted), None)
             if have is None:
                 have = stack.enter_context(lent(python, tree, env, log, sorted(wanted)))

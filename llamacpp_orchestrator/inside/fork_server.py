@@ -16,8 +16,8 @@ import importlib
 import json
 import mmap
 import os
+import pkgutil
 import re
-import runpy
 import select
 import signal
 import sys
@@ -32,26 +32,25 @@ CODE = {}  # of the scripts that will be asked for
 
 
 def preload(root, scripts):
-    """Import what some scripts, and the rest of their tree, import, and the tree's own modules; what is missing is left to them.
+    """Import what some scripts import, and the modules of their tree with what these import; what is missing is left to them.
 
     Most of what a short conversion takes would else go into the tree's modules, anew in each child.
     """
-    paths = [*map(Path, scripts), *sorted(Path(root, "conversion").glob("*.py"))]
-    own = {"gguf", "conversion"} | {path.stem for path in Path(root).glob("*.py")}
     path = sys.path[:]
     sys.path[:1] = [root, str(Path(root, "gguf-py"))]  # as the scripts see to it themselves
-    listed = [item for source in paths for item in imported(source)]
-    for module, names in sorted(listed, key=lambda item: item[0].split(".")[0] in own):
-        touch(module, names)
-    for source in paths[len(scripts) :]:
-        touch(f"conversion.{source.stem}", ())
+    for script in scripts:
+        source = Path(script).read_bytes()
+        CODE[script] = compile(source, script, "exec")
+        for module, names in imported(source):
+            touch(module, names)
+    for own in pkgutil.iter_modules([str(Path(root, "conversion"))]):
+        touch(f"conversion.{own.name}", ())
     sys.path[:] = path
-    CODE.update({str(script): compile(Path(script).read_bytes(), script, "exec") for script in scripts})
 
 
-def imported(path):
+def imported(source):
     """The modules that a source imports at its top, each with the names that it takes of it."""
-    for node in ast.parse(path.read_bytes()).body:
+    for node in ast.parse(source).body:
         if isinstance(node, ast.Import):
             yield from ((alias.name, ()) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level and node.module != "__future__":
@@ -72,7 +71,7 @@ def begin_with(argv):
     """Run a script here itself; what it says goes to the log."""
     path = sys.path[:]
     sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")
+    become(argv[0])
     sys.path[:] = path
 
 

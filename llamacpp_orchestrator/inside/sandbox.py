@@ -6,7 +6,6 @@ seccomp refuses every socket, Landlock (from its fourth version on) TCP besides.
 without arguments, it says as JSON what there is.
 """
 
-import contextlib
 import ctypes
 import json
 import os
@@ -58,16 +57,10 @@ def apply(fence):
 
 def targets(path):
     """A path, and the files that links below it lead to, which lie elsewhere."""
-    yield path
-    yield os.path.realpath(path)
-    folders = [path]
-    while folders:
-        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_symlink():
-                    yield from [] if entry.is_dir() else [os.path.realpath(entry)]
-                elif entry.is_dir():
-                    folders.append(entry.path)
+    places = [path, os.path.realpath(path)]
+    for folder, _, files in os.walk(path):
+        places += [os.path.realpath(file) for file in map(Path(folder).joinpath, files) if file.is_symlink()]
+    return places
 
 
 def version():

@@ -81,12 +81,11 @@ def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ended: frozenset[st
     # A type that the tool may not have is told before gigabytes come for nothing.
     after += ("binaries",) if any(build.of and not tensor_types.is_in_every_tag(build.output.type) for build in stale) else ()
     sources, models = fetches(pinned, stale), merges(stale)
-    tried = [build for build in stale if not build.output.lora]  # of hundreds of adapters none is, before its weights come
     steps_of = {need: f"fetch {key}" for key, need in sources.items()} | {need: f"merge {key}" for key, need in models.items()}
     scripts_ready = tuple(step.name for step in steps if step.kind in ("source", "environment"))
     for key, source in sources.items():
         adapters = {steps_of[part] for need in models.values() if need.parts[0] == source for part in need.parts[1:]}
-        steps += brought(pinned, tried, key, source, after, (*scripts_ready, *sorted(adapters)), logs)
+        steps += brought(pinned, stale, key, source, after, (*scripts_ready, *sorted(adapters)), logs)
     for key, need in models.items():
         before = (*scripts_ready, *(steps_of[part] for part in need.parts))
         steps.append(Step(kind="merge", key=key, needs=before, heavy=True, log=log_of(f"merge {key}", logs)))

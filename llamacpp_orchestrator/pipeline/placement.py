@@ -134,8 +134,11 @@ def staged(build: Build) -> Iterator[None]:
 
 def spent(outputs: Outputs, ended: Container[str]) -> list[Path]:
     """The folders of temporary outputs of which all has been made and checked; `ended` has the names of steps that ended well."""
+    temporary = [build.output.path for build in outputs.builds if build.output.temporary]
+    if not temporary:
+        return []
     left = {build.of.path for build in outputs.stale if build.of and f"verify {build.name}" not in ended}
-    return [build.output.path.parent for build in outputs.builds if build.output.temporary and build.output.path not in left]
+    return [path.parent for path in temporary if path not in left]
 
 
 def _stages(folder: Path) -> dict[str, list[Path]]:

@@ -38,6 +38,8 @@ def builds(stale: Iterable[Build], source: Ingredient, pin: FilesPin) -> list[Bu
 
     With the weights at hand a conversion tells the same as soon; only that a model has no projector is told before the rest.
     """
+    if source.wanted.is_adapter:  # of which there may be hundreds
+        return []
     come = not set(lock_resolve.missing(pin)).issubset(pin.small.files)
     converted = [
         build

@@ -84,8 +84,8 @@ def adapters(world: World) -> Iterator[Row]:
         note = f"a run of {ADAPTERS} less one of {FEW_ADAPTERS}, for each worker loads torch first: the larger took "
         note += f"{whole[count][1]:.1f} s, with one worker {whole[1][1]:.1f} s"
         name = f"cluster: {ADAPTERS - FEW_ADAPTERS} adapters more on {count} warm workers against one"
-        pair = [(many - few) for few, many in (whole[count], whole[1])]
-        yield compared(name, [(pair[0], pair[1])], unit="s", goal=GOAL, note=note)
+        several, one = (many - few for few, many in (whole[count], whole[1]))
+        yield compared(name, [(several, one)], unit="s", goal=GOAL, note=note)
 
 
 def simulation(chains: int, workers: int, seconds: float) -> tuple[float, float, float]:

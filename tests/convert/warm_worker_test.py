@@ -71,9 +71,7 @@ def test_it_loads_what_will_be_asked_for_and_once(
     assert one[4:7] == alone[4:7], "what a process of its own sees"
 
 
-def test_an_interpreter_that_is_lent_again_serves_both_scripts_of_a_tree(
-    tree: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interpreter_that_is_lent_again_serves_both_scripts_of_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[set[str]] = []
 
     def warm(python: str, tree: Path, env: object, log: Path, scripts: list[Path]) -> io.BytesIO:
@@ -81,9 +79,10 @@ def test_an_interpreter_that_is_lent_again_serves_both_scripts_of_a_tree(
         return io.BytesIO()  # it can be closed
 
     monkeypatch.setattr(warm_worker, "Warm", warm)
-    root, extra = tree("b11434"), inside.path("rendering")
+    root, extra = tmp_path / "tree", inside.path("rendering")  # a tree that is still to come
     with warm_worker.shelf() as lend:
-        for scripts in ([root / source_tree.SCRIPTS["model"]], [root / source_tree.SCRIPTS["adapter"]], [extra]):
+        model, adapter = (root / source_tree.SCRIPTS[kind] for kind in ("model", "adapter"))
+        for scripts in ([model], [adapter], [model, extra], [adapter]):
             with lend("python", root, (), tmp_path / "log", scripts):
                 pass
     assert begun == [set(source_tree.SCRIPTS.values()), {*source_tree.SCRIPTS.values(), extra.name}]
