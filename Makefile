@@ -50,7 +50,7 @@ lint: $(VENV)/installed-dev ## run ruff and mypy
 crash: $(VENV)/installed-dev ## kill, fill and cut a job in a hundred ways, and see that the next run ends well [KINDS="kills mends full cuts"]
 	@set -f; exec $(PY) -m tests.crash $$KINDS
 
-bench: $(VENV)/installed-dev ## measure what the driver costs and saves, in 20 minutes [ROWS="noop startup"]
+bench: $(VENV)/installed-dev ## measure what the driver costs and saves, in half an hour [ROWS="noop startup"]
 	@set -f; exec $(PY) -m tests.bench $$ROWS
 
 growth: $(VENV)/installed-dev ## measure how time and memory grow with adapters, sizes and the cache, as benchmarks/growth.md [ROWS="entries"]
