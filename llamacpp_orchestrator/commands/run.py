@@ -255,6 +255,7 @@ def _tidying(report: Reporter, steps: list[Step], outputs: Outputs, begin: Calla
     """
     ended: set[str] = set()
     loading = {step.name for step in steps if step.kind in ("source", "environment")}
+    temporary = any(build.output.temporary for build in outputs.builds)
 
     def show(event: Event) -> None:
         report(event)
@@ -263,7 +264,7 @@ def _tidying(report: Reporter, steps: list[Step], outputs: Outputs, begin: Calla
         ended.add(event.step)
         if event.step in loading and loading <= ended:
             begin()
-        for folder in placement.spent(outputs, ended) if event.step.startswith("verify ") else ():
+        for folder in placement.spent(outputs, ended) if temporary and event.step.startswith("verify ") else ():
             remove(folder)
 
     return show

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -129,12 +130,15 @@ def _is_mmproj(known: Classes, name: str) -> bool:
     return named is not None and ast.unparse(named).endswith(".MMPROJ")
 
 
-def converter(tree: Path, architecture: str) -> list[ast.ClassDef]:
-    """The class that converts an architecture as a model, with all that it inherits from; [] when that cannot be told."""
+@functools.lru_cache(maxsize=16)  # a tree in the cache does not change
+def converter(tree: Path, architecture: str) -> tuple[ast.ClassDef, ...]:
+    """The class that converts an architecture as a model, with all that it inherits from; () when that cannot be told."""
+    if not architecture:  # an adapter has none, and is not worth a look through all classes
+        return ()
     module = (_map(_parsed(tree / "conversion" / "__init__.py"), MAPS[0]) or {}).get(architecture)
     known = _classes(_needed(tree, module) if module else _sources(tree))
     found = [name for name, node in known.items() if architecture in (_registered(node) or ()) and not _is_mmproj(known, name)]
-    return lineage(known, found[0]) if len(found) == 1 else []
+    return tuple(lineage(known, found[0])) if len(found) == 1 else ()
 
 
 def _needed(tree: Path, module: str) -> list[Path]:
@@ -150,7 +154,7 @@ def _needed(tree: Path, module: str) -> list[Path]:
     return found
 
 
-def method(classes: list[ast.ClassDef], name: str) -> tuple[str, ast.FunctionDef] | None:
+def method(classes: Sequence[ast.ClassDef], name: str) -> tuple[str, ast.FunctionDef] | None:
     """The first definition of a method in a lineage, with the name of its class."""
     for node in classes:
         for line in node.body:
@@ -159,6 +163,7 @@ def method(classes: list[ast.ClassDef], name: str) -> tuple[str, ast.FunctionDef
     return None
 
 
+@functools.lru_cache(maxsize=16)
 def decisions(tree: Path, architecture: str) -> Decisions:
     """How a tag goes about the config of an architecture; empty where its class cannot be told."""
     classes = converter(tree, architecture)
@@ -242,7 +247,7 @@ def layouts(tree: Path) -> frozenset[str]:
     return frozenset(name for path in _sources(tree) for name in re.findall(asked, text_of(path))) - {"config.json"}
 
 
-def effective(classes: list[ast.ClassDef]) -> list[ast.FunctionDef]:
+def effective(classes: Sequence[ast.ClassDef]) -> list[ast.FunctionDef]:
     """The methods of a lineage that run: of each name the lowest, and above it as long as each calls the one above itself."""
     chosen, closed = [], set[str]()
     for node in classes:
@@ -253,7 +258,7 @@ def effective(classes: list[ast.ClassDef]) -> list[ast.FunctionDef]:
     return chosen
 
 
-def scalings(classes: list[ast.ClassDef]) -> frozenset[str]:
+def scalings(classes: Sequence[ast.ClassDef]) -> frozenset[str]:
     """The kinds of rope scaling that a class writes; the others it passes over."""
     words = {text for function in effective(classes) for text in within(function)}
     return frozenset(kind for kind, word in SCALINGS.items() if word in words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool
 
 
+@functools.lru_cache(maxsize=4)  # a tree in the cache does not change
 def known_to(tree: Path) -> Quantized:
     """Which methods of quantization a tag undoes, and which formats of those that have several."""
     found = [
@@ -125,7 +127,7 @@ def complaint(
     """
     said, known = config_of(config), known_to(tree)
     method, form = str(said.get("quant_method") or ""), said.get("format")
-    found = capabilities.method(list(classes), "dequant_model")
+    found = capabilities.method(classes, "dequant_model")
     own = found is not None and found[0] != "ModelBase"
     able = known.methods | ({method} if own else frozenset())
     nvfp4 = nvfp4 or "NVFP4" in str(said.get("quant_algo"))

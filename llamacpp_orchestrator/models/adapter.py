@@ -35,6 +35,7 @@ INNER = {
     ("up_proj", "B", 0): "feed-forward",
     ("down_proj", "A", 1): "feed-forward",
 }
+MODULES = {name for name, _, _ in (*HIDDEN, *INNER)}
 # Parts for images and sound: they have sizes of their own, and upstream's script passes over them.
 OUTSIDE = re.compile(r"visual|vision|audio|speech|tower|siglip|projector|connector|merger|resampler")
 UNTIED = ("llama", "mistral", "qwen2", "qwen3")  # do not tie the head to the embeddings unless their config says so
@@ -186,7 +187,7 @@ def mismatch(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -
         layer, module, matrix = int(match[1]), match[2], match[3]
         if isinstance(layers, int) and layer >= layers:
             return f"it has a layer {layer}, the base has {layers} layers"
-        if sizes and not any(module == name for name, _, _ in (*HIDDEN, *INNER)):
+        if sizes and module not in MODULES:
             return f"it changes {module} in layer {layer}, the base is a {inner['model_type']} and has no such module"
         for axis, length in enumerate(shapes[key]):
             spot = (module, matrix, axis)

@@ -108,7 +108,7 @@ def keep(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:
     if not prepare(run.locks, build, run.force, tell):
         return CURRENT
     with staged(build):
-        merged = run.pinned.view(build.needs[0])
+        (merged,) = build.views
         for path in sorted(path for path in merged.rglob("*") if path.is_file()):
             link(path, build.stage / path.relative_to(merged))
     return Outcome("done", Made(notes=preflight.notes(run.pinned, build)))
@@ -172,15 +172,15 @@ def base_of(pinned: PinnedJob, build: Build) -> Output | None:
 
 def subject(pinned: PinnedJob, build: Build, files: list[Path], log: Path, find: Callable[[str], Path] | None) -> levels.Subject:
     """An output with all that the checks of it need; `find` finds a program of the tag, None where none is to be run."""
-    views = list(map(pinned.view, build.needs or [records.model_need(build.output.model)]))
+    views = build.views or (pinned.view(records.model_need(build.output.model)),)
     base, reference = base_of(pinned, build) if build.output.lora else None, pinned.lock.reference
     return levels.Subject(
         kind=build.output.kind,
         files=tuple(files),
         level=build.output.model.verify,
         args=pipeline_build.passed_on(build.output),
-        views=tuple(views),
-        translated=functools.partial(converter_view.folder, pinned, views[0]) if views else None,
+        views=views,
+        translated=functools.partial(converter_view.folder, pinned, views[0]),
         of=tuple(pipeline_build.shards(build.of)) if build.of else (),
         base=tuple(pipeline_build.shards(base)) if base else (),
         python=str(pinned.python),
@@ -245,12 +245,13 @@ def _checked(
 ) -> tuple[levels.Verdict, tuple[gguf.Checks, ...]]:
     find = run.tool if pipeline_build.is_loaded(build, run.builds.values()) else None
     try:
-        checks = gguf.check_set(files, made.checks)
+        checks, contents = gguf.check_set(files, made.checks), gguf.contents(files)
         target = subject(run.pinned, build, files, tempfiles.renew(run.log(f"verify {build.name}")), find)
-        verdict = levels.check(msgspec.structs.replace(target, checks=checks, judge=run.judge), run.converter, tell)
+        target = msgspec.structs.replace(target, checks=checks, contents=contents, judge=run.judge)
+        verdict = levels.check(target, run.converter, tell)
         # What the types are is not said twice: llama-quantize itself may have told of others.
         if not (build.of and any("instead" in note for note in made.notes)):
-            types = held.notes(build.output.kind, build.output.type, gguf.contents(files))
+            types = held.notes(build.output.kind, build.output.type, contents)
             verdict = msgspec.structs.replace(verdict, notes=(*verdict.notes, *types))
     except OrchestrateError as error:
         look_for_stop()  # it failed because we are to end: then nothing is worth a look, and `clean` takes it away

@@ -75,7 +75,7 @@ def check_adapter(pinned: PinnedJob, build: Build) -> Scales:
     """Check an output's adapter; its scales with notes on it, OrchestrateError when it cannot be converted."""
     if not build.output.lora:
         return Scales()
-    base, mine = map(pinned.view, build.needs)
+    base, mine = build.views
     script = pinned.tree / SCRIPTS["adapter"]
     return adapter.check(mine, base, build.output.lora.name, build.output.model.name, script)
 
@@ -118,8 +118,7 @@ def unhealthy(view: Path, copy: Path) -> str:
 def _places(pinned: PinnedJob, build: Build, scales: Scales) -> tuple[Path, Path]:
     """The view of an adapter, and its scaled copy: by content, so that the same inputs have the same copy."""
     wanted, name = build.needs[1].wanted, build.needs[1].name
-    pin = pinned.files(wanted)
-    view = pinned.view(build.needs[1])
+    pin, view = pinned.files(wanted), build.views[1]
     files = sorted((file.path, file.sha256 or file.oid) for file in pin.files)
     translated = sorted(converter_view.of(pinned, view).files.items())
     key = msgspec.json.encode([adapter_scaling.RULE, name, files, sorted(scales.factors.items()), *translated])

@@ -42,6 +42,7 @@ DENSE_REVISION = "dense modules 1"
 class Build(msgspec.Struct, frozen=True, kw_only=True):
     """One output with all that decides its bytes; a quantized one is made `of` an output, perhaps with a matrix.
 
+    `needs` is what it is converted from, `views` where a converter is shown that: of the model, and of its adapter.
     `portable_argv` is the command as it reads on every machine; `recipes` are the digests of what decides the bytes, of which a
     receipt has one: the first is that of an output that is made now.
     """
@@ -53,6 +54,7 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[Input, ...]
     recipes: tuple[str, ...]
     needs: tuple[Ingredient, ...] = ()
+    views: tuple[Path, ...] = ()
     of: Output | None = None
     matrix: Matrix | None = None
 
@@ -194,13 +196,14 @@ def _converted(pinned: PinnedJob, placed: Output) -> Build:
         command = commands.model_command(str(pinned.python), pinned.tree, base_view, draft, output.type, name, args)
         inputs = _inputs(pinned, base, weights=True) + tuple(metadata.values())
         needs: tuple[Ingredient, ...] = (base,)
+        views: tuple[Path, ...] = (base_view,)
         places = {str(base_view): "{model}", **dict.fromkeys(metadata, "{metadata}")}
     else:
         mine = Ingredient(records.lora_wanted(lora), lora.name)
         lora_view = pinned.view(mine)
         command = commands.adapter_command(str(pinned.python), pinned.tree, base_view, lora_view, draft, output.type, lora.args)
         inputs = _inputs(pinned, base, weights=False) + _inputs(pinned, mine, weights=True)
-        needs = (base, mine)
+        needs, views = (base, mine), (base_view, lora_view)
         places = {str(base_view): "{model}", str(lora_view): "{adapter}"}
     places |= {str(pinned.python): "{python}", str(pinned.tree): "{tree}", str(draft.parent): "{output}"}
     dense = lora is None and any(
@@ -217,6 +220,7 @@ def _converted(pinned: PinnedJob, placed: Output) -> Build:
         inputs=inputs,
         recipes=(_recipe(pinned, words, inputs, rules),),
         needs=needs,
+        views=views,
     )
 
 
@@ -233,6 +237,7 @@ def _kept(pinned: PinnedJob, output: Output) -> Build:
         inputs=inputs,
         recipes=(_recipe(pinned, words, inputs, (pinned.merged_key(source),)),),
         needs=(source,),
+        views=(pinned.view(source),),
     )
 
 
@@ -279,6 +284,8 @@ def _quantized(pinned: PinnedJob, output: Output, others: Iterable[Build]) -> Bu
     ways, files = [command(of.output.path, False)], shards(of.output)
     ways += [command(files[0], True)] if len(files) > 1 else []
     forms = [portable(way.deciding, places) for way in ways]
+    # It is compared with the source itself, which is otherwise needed only for what it is made of.
+    needs = (records.model_need(model),) if model.verify in check_levels.COMPARING else ()
     return Build(
         output=output,
         name=name_of(pinned.context, output),
@@ -286,8 +293,8 @@ def _quantized(pinned: PinnedJob, output: Output, others: Iterable[Build]) -> Bu
         portable_argv=forms[-1],
         inputs=inputs,
         recipes=tuple(_recipe(pinned, words, inputs) for words in forms),
-        # It is compared with the source itself, which is otherwise needed only for what it is made of.
-        needs=(records.model_need(model),) if model.verify in check_levels.COMPARING else (),
+        needs=needs,
+        views=tuple(map(pinned.view, needs)),
         of=of.output,
         matrix=matrix,
     )

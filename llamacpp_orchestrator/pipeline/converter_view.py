@@ -24,7 +24,6 @@ from llamacpp_orchestrator.pipeline.build import Build
 from llamacpp_orchestrator.system import limits as system_limits
 from llamacpp_orchestrator.system import sandbox
 from llamacpp_orchestrator.system.command import Command
-from llamacpp_orchestrator.translation import Reader
 from llamacpp_orchestrator.translation import Translation
 from llamacpp_orchestrator.translation.reader import reader
 from llamacpp_orchestrator.translation.rules import RULES
@@ -35,12 +34,7 @@ def of(pinned: PinnedJob, view: Path) -> Translation:
     files = tuple(
         (path.name, path.stat().st_mtime_ns) for path in sorted(view.glob("*")) if path.suffix in (".json", ".jinja", ".md")
     )
-    return _translated(view, files, _reader(pinned, view))
-
-
-def _reader(pinned: PinnedJob, view: Path) -> Reader:
-    names = preflight.claimed(preflight.read_json(view / "config.json"))
-    return reader(pinned.tree, _transformers(pinned), *names[:1])
+    return _translated(view, files, pinned.tree, _transformers(pinned))
 
 
 def _transformers(pinned: PinnedJob) -> str:
@@ -60,7 +54,9 @@ def _locked(requirements: str) -> str:
 
 
 @functools.lru_cache(maxsize=16)  # a base is asked for with each of its adapters; `files` tells when a view has grown
-def _translated(view: Path, files: tuple[tuple[str, int], ...], by: Reader) -> Translation:
+def _translated(view: Path, files: tuple[tuple[str, int], ...], tree: Path, transformers: str) -> Translation:
+    names = preflight.claimed(preflight.read_json(view / "config.json"))
+
     @functools.cache
     def read(name: str) -> Any:
         path = view / name
@@ -74,7 +70,7 @@ def _translated(view: Path, files: tuple[tuple[str, int], ...], by: Reader) -> T
         except (OSError, ValueError, RecursionError):
             return None  # what is damaged is upstream's to complain about
 
-    return translation.translate(read, by, RULES)
+    return translation.translate(read, reader(tree, transformers, *names[:1]), RULES)
 
 
 def folder(pinned: PinnedJob, view: Path) -> Path:
@@ -117,19 +113,14 @@ def _place(context: Context, view: Path, translated: dict[str, bytes]) -> Path:
     return context.store.entry("views", hashlib.sha256(key).hexdigest()[:32]) / view.name
 
 
-def views(pinned: PinnedJob, build: Build) -> tuple[Path, ...]:
-    """The views of all that an output is converted from: of the model, and of its adapter."""
-    return tuple(map(pinned.view, build.needs))
-
-
 def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
     """Notes on the copies that an output is converted from."""
-    return tuple(dict.fromkeys(note for view in views(pinned, build) for note in of(pinned, view).notes))
+    return tuple(dict.fromkeys(note for view in build.views for note in of(pinned, view).notes))
 
 
 def command(pinned: PinnedJob, build: Build, call: Command) -> Command:
     """A call of upstream's script with the folders that it is to read; makes those that must be others."""
-    folders = {str(view): str(folder(pinned, view)) for view in views(pinned, build)}
+    folders = {str(view): str(folder(pinned, view)) for view in build.views}
     argv = (*(folders.get(word, word) for word in call.argv), *options(pinned, build))
     return msgspec.structs.replace(call, argv=argv)
 
@@ -138,9 +129,9 @@ def options(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
     """Options that this tag's script needs besides for a model, or it would drop a part of it."""
     if build.output.kind != "model":
         return ()
-    (view,), tree = views(pinned, build), pinned.tree
+    (view,), tree = build.views, pinned.tree
     names = safetensors.read_json(view / "config.json").get("architectures")
-    classes = capabilities.converter(tree, str(names[0])) if isinstance(names, list) and names else []
+    classes = capabilities.converter(tree, str(names[0])) if isinstance(names, list) and names else ()
     return tuple(word for word in encoders.options(view, tree, classes) if word not in build.command.argv)
 
 

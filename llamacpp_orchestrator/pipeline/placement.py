@@ -135,8 +135,6 @@ def staged(build: Build) -> Iterator[None]:
 def spent(outputs: Outputs, ended: Container[str]) -> list[Path]:
     """The folders of temporary outputs of which all has been made and checked; `ended` has the names of steps that ended well."""
     temporary = [build.output.path for build in outputs.builds if build.output.temporary]
-    if not temporary:
-        return []
     left = {build.of.path for build in outputs.stale if build.of and f"verify {build.name}" not in ended}
     return [path.parent for path in temporary if path not in left]
 
@@ -144,8 +142,9 @@ def spent(outputs: Outputs, ended: Container[str]) -> list[Path]:
 def _stages(folder: Path) -> dict[str, list[Path]]:
     """The folders in which runs make the outputs of a folder now, or have left something, by the key of their output."""
     found: dict[str, list[Path]] = {}
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for name in sorted(entry.name for entry in entries if entry.name.endswith(".stage")):
+    with contextlib.suppress(OSError):
+        names = os.listdir(folder)  # noqa: PTH208 - for each output of a folder that may hold thousands
+        for name in sorted(name for name in names if name.endswith(".stage")):
             found.setdefault(name[1:].partition(".")[0], []).append(folder / name)
     return found
 

@@ -36,7 +36,7 @@ def notes(pinned: PinnedJob, build: Build) -> tuple[str, ...]:
     notes = (*([beside] if beside else []), *merge_notes(pinned, own), *converter_view.notes(pinned, build))
     if build.output.lora:
         return notes
-    view = converter_view.views(pinned, build)[0]
+    view = build.views[0]
     weights = headers.read(view)
     return (*notes, *headers.notes(weights), *quantized.notes(preflight.read_json(view / "config.json"), weights))
 

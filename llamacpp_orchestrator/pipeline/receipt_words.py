@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from pathlib import Path
 
@@ -27,7 +26,8 @@ def receipt(
     pinned: PinnedJob, build: Build, files: tuple[FileRecord, ...], notes: tuple[str, ...], levels: tuple[str, ...]
 ) -> Receipt:
     """The receipt of an output that has passed some levels of checks, with its files as they lie there now."""
-    words = (Path(word).name if Path(word).is_absolute() else placeless(pinned.context, word) for word in build.portable_argv)
+    places = _places(pinned.context)
+    words = (Path(word).name if Path(word).is_absolute() else _without(places, word) for word in build.portable_argv)
     return Receipt(
         path=build.output.path.name,
         kind=build.output.kind,
@@ -46,7 +46,7 @@ def receipt(
         files=files,
         levels=levels,
         job="" if pinned.context.address else _way(pinned.context.file, build.output.path.parent),
-        notes=tuple(placeless(pinned.context, note) for note in notes),
+        notes=tuple(_without(places, note) for note in notes),
     )
 
 
@@ -94,12 +94,15 @@ def _home() -> Path | None:
 
 def placeless(context: Context, text: str) -> str:
     """A text without the folders of this machine that we know of."""
-    for place, name in _places(context.store.root, context.file.parent, _home()):
+    return _without(_places(context), text)
+
+
+def _without(places: tuple[tuple[str, str], ...], text: str) -> str:
+    for place, name in places:
         text = text.replace(place, name)
     return text
 
 
-@functools.lru_cache(maxsize=4)  # asked for each word of each receipt
-def _places(cache: Path, job: Path, home: Path | None) -> tuple[tuple[str, str], ...]:
-    places = {str(cache): "{cache}", str(job): "{job}", str(home or ""): "~"}
+def _places(context: Context) -> tuple[tuple[str, str], ...]:
+    places = {str(context.store.root): "{cache}", str(context.file.parent): "{job}", str(_home() or ""): "~"}
     return tuple((place, places[place]) for place in sorted(places, key=len, reverse=True) if len(place) > 1)

@@ -81,7 +81,7 @@ def convert(run: JobRun, build: Build, command: Command, log: Path, tell: Tell) 
     try:
         return run.converter(command, log, tell)
     except CommandFailed as error:
-        raise _refusal(run, build, run.pinned.view(build.needs[0]), error) from error
+        raise _refusal(run, build, build.views[0], error) from error
 
 
 def _refusal(run: JobRun, build: Build, view: Path, error: CommandFailed) -> Exception:

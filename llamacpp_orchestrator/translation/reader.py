@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from llamacpp_orchestrator.convert import capabilities
@@ -26,7 +27,7 @@ MARKS = {
 }
 
 
-def pieces(classes: list[ast.ClassDef]) -> str:
+def pieces(classes: Sequence[ast.ClassDef]) -> str:
     """The file from which a class takes a sentencepiece vocabulary; "" where it wants none, or reads tokenizer.json as well."""
     setter = capabilities.method(classes, "set_vocab")
     if setter is None:
@@ -42,7 +43,7 @@ def pieces(classes: list[ast.ClassDef]) -> str:
     return "tokenizer.model" if not asks and ("_set_vocab_sentencepiece" in ways or "tokenizer.model" in words) else ""
 
 
-def ends(classes: list[ast.ClassDef]) -> bool:
+def ends(classes: Sequence[ast.ClassDef]) -> bool:
     """Tell whether a class itself writes what stands around a text; a second word on it ends the older scripts."""
     setter = capabilities.method(classes, "set_vocab")
     return setter is not None and "add_add_bos_token" in capabilities.called(setter[1])

@@ -55,11 +55,11 @@ def read_through(
             free.put(buffer)
 
     end = background.begin(take)
-    made = 0
+    made, most = 0, BUFFER if written else min(BUFFER, os.fstat(file.fileno()).st_size)
     try:
         for length in lengths:
             look_for_stop()
-            buffer = bytearray(max(BUFFER, length)) if made < AHEAD else free.get()
+            buffer = bytearray(max(most, length)) if made < AHEAD else free.get()
             made += 1
             if _filled(file, memoryview(buffer)[:length], written) < length:
                 raise EOFError

@@ -55,14 +55,15 @@ USED = (
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """One output to check: its files, what they were made from, and what the checks run with; `of` is the unquantized output.
 
-    `checks`: what reading the files has found, where that is done; `remote`: the source brings code of its own; `reference`: the
-    Python of the environment that it is compared with, and `judge` what runs scripts in it, a process for each without one;
-    `translated` answers with the model in the form that the tag's transformers reads.
+    `checks`, `contents`: what reading the files has found, where that is done; `remote`: the source brings code of its own;
+    `reference`: the Python of the environment that it is compared with, and `judge` what runs scripts in it, a process for each
+    without one; `translated` answers with the model in the form that the tag's transformers reads.
     """
 
     kind: str
     files: tuple[Path, ...]
     checks: tuple[gguf.Checks, ...] = ()
+    contents: Contents | None = None
     level: str = CONTENT
     args: tuple[str, ...] = ()
     views: tuple[Path, ...] = ()
@@ -140,7 +141,7 @@ def _load(subject: Subject, checks: gguf.Checks, find: Callable[[str], Path]) ->
 
 def _spoken(subject: Subject, architecture: str, find: Callable[[str], Path], run: Run) -> Findings:
     """Compare an output's tokens and chat template in use; IntegrityError or CommandFailed when they are not its source's."""
-    metadata = gguf.contents(subject.files).metadata
+    metadata = (subject.contents or gguf.contents(subject.files)).metadata
     interpreter = _interpreter(subject, run, subject.log)
     view = subject.views[0]
     translated = subject.translated() if subject.translated else view
@@ -187,7 +188,7 @@ def _partial(subject: Subject) -> bool:
 
 
 def _content(subject: Subject, blank: set[str], run: Run) -> Findings:
-    have = gguf.contents(subject.files)
+    have = subject.contents or gguf.contents(subject.files)
     if subject.of:
         return _quantized(gguf.contents(subject.of), have, subject.args)
     if subject.kind == "adapter":

@@ -73,7 +73,7 @@ def test_each_tag_has_options_and_a_class_for_llama(tag: str, tree: Tree) -> Non
     root = tree(tag)
     lineage = [node.name for node in capabilities.converter(root, "LlamaForCausalLM")]
     assert lineage[0] == "LlamaModel" and lineage[-1] in ("Model", "ModelBase")
-    assert capabilities.converter(root, "NoSuchModel") == []
+    assert capabilities.converter(root, "NoSuchModel") == ()
     assert {"f32", "f16", "bf16", "q8_0", "auto"} <= set(capabilities.outtypes(root, "model"))
     assert {"f32", "f16"} <= set(capabilities.outtypes(root, "adapter"))
 
@@ -120,7 +120,7 @@ BROKEN = {
 def test_a_script_that_cannot_be_read_whole_knows_nothing_for_certain(text: str, tmp_path: Path) -> None:
     (tmp_path / "convert_hf_to_gguf.py").write_text(text)
     assert capabilities.outtypes(tmp_path, "model") == capabilities.options(tmp_path, "adapter") == ()
-    assert capabilities.converter(tmp_path, "A") == []
+    assert capabilities.converter(tmp_path, "A") == ()
 
 
 def test_options_as_a_script_may_write_them(tmp_path: Path) -> None:
