@@ -1,4 +1,4 @@
-"""Files on their way to a worker: the driver sends pieces straight to it, and the task that needs them waits."""
+"""What comes to a worker while a task waits for it: a run's order, and files, of which the driver sends pieces straight here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import queue
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import contextmanager
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,10 @@ PIECE = 16 << 20  # bytes: what driver and worker each hold a few times over whi
 LOOK_SECONDS = 0.5
 Arrived = queue.SimpleQueue[OSError | OrchestrateError | None]
 
+KEPT = 4  # orders: one whose driver was lost is never taken away
+
 _awaited: dict[str, Arrived] = {}
+_orders: dict[str, bytes] = {}
 
 
 @contextmanager
@@ -40,8 +44,27 @@ def wait(arrived: Arrived, is_wanted: Callable[[], bool]) -> None:
     raise OrchestrateError("nobody waits for it any more")
 
 
+def order(run: str) -> bytes:
+    """What the chains of a run have in common; b"" while it is not here."""
+    return _orders.get(run, b"")
+
+
+async def take_order(run: str, data: bytes, turns: Sequence[str]) -> None:
+    """Keep the order of a run, for which some chains wait. It runs on the worker, beside its tasks, as all that follows."""
+    _orders[run] = data
+    for other in list(_orders)[:-KEPT]:
+        del _orders[other]
+    for turn in turns:
+        await end(turn, "")
+
+
+def forget(run: str) -> None:
+    """Let go of the order of a run that is over."""
+    _orders.pop(run, None)
+
+
 async def receive(turn: str, path: str, offset: int, data: bytes) -> bool:
-    """Put a piece where it belongs; whether more is wanted. It runs on the worker, beside its tasks."""
+    """Put a piece where it belongs; whether more is wanted."""
     arrived = _awaited.get(turn)
     if arrived is None:
         return False

@@ -15,6 +15,7 @@ from subprocess import Popen
 
 import msgspec
 
+from llamacpp_orchestrator.cluster import arrivals
 from llamacpp_orchestrator.cluster.records import News
 from llamacpp_orchestrator.cluster.records import Work
 from llamacpp_orchestrator.system import process
@@ -126,5 +127,6 @@ def end(child: Child) -> None:
 
 async def end_all(run: str) -> None:
     """End the programs that wait for more of a run, which is over; it runs on the worker, beside its tasks."""
+    arrivals.forget(run)
     for child in [child for child in _idle if child.run == run]:
         await asyncio.to_thread(_dismiss, child)

@@ -57,17 +57,12 @@ def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Optio
         placement.check(listed, workers)
         with _subscription(client, handshake.run) as inbox:
             order = _order(pinned, handshake, options)
-            submitted = client.submit(
-                worker.given, msgspec.json.encode(order), key=f"{handshake.run}-order", workers=workers.alone
-            )
-            progress = Progress(
-                client=client, order=order, submitted=submitted, workers=workers, inbox=inbox, screen=screen, waiting=listed
-            )
+            progress = Progress(client=client, order=order, workers=workers, inbox=inbox, screen=screen, waiting=listed)
             try:
                 follow(progress)
             finally:
                 with suppress(Exception):
-                    client.cancel([*progress.running.values(), submitted], force=True)
+                    client.cancel(list(progress.running.values()), force=True)
                     client.run(child.end_all, handshake.run, workers=workers.alone, on_error="ignore")
     return [event for _, event in screen.last.values()]
 

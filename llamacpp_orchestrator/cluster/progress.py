@@ -32,14 +32,12 @@ GONE = "run the same command again: it goes on with what is not made yet"
 class Progress(msgspec.Struct, kw_only=True):
     """A run at work: chains that wait, those that run with their futures, and those that have ended with their exit codes.
 
-    `submitted` is the order as a result of Dask's. Into `inbox` come what workers tell, as Dask gives it, and the keys of chains
-    whose futures have ended. `retried` are chains of which a second worker makes what the first had no room for; `task` is what
-    a worker does.
+    Into `inbox` come what workers tell, as Dask gives it, and the keys of chains whose futures have ended. `retried` are chains
+    of which a second worker makes what the first had no room for; `task` is what a worker does.
     """
 
     client: Any
     order: Order
-    submitted: Any
     workers: Workers
     inbox: queue.SimpleQueue[Any]
     screen: Screen
@@ -99,7 +97,8 @@ def _submit(run: Progress, chains: list[Chain], workers: list[str] | None) -> No
         name = f"{run.order.handshake.run}-{'again' if chains[0].key in run.retried else 'chain'}"
         names = [(name, chain.key) for chain in group]
         how: dict[str, Any] = {"key": names, "pure": False, "workers": workers, "resources": dict(claimed) or None}
-        tasks = [run.submitted] * len(group), list(map(msgspec.json.encode, group))
+        # The order is no result that they depend on: Dask would send them all to the worker that has it.
+        tasks = [msgspec.json.encode(run.order.handshake)] * len(group), list(map(msgspec.json.encode, group))
         for chain, future in zip(group, run.client.map(run.task, *tasks, **how), strict=True):
             run.running[chain.key] = future
             future.add_done_callback(functools.partial(_note_end, run.inbox, chain.key))
@@ -111,6 +110,7 @@ def _note_end(inbox: queue.SimpleQueue[Any], key: str, future: Any) -> None:
 
 def _drain(run: Progress, send: sending.Send, seconds: float) -> None:
     """Take in all that has come, and wait so long for the first; keys of chains whose futures have ended are gathered."""
+    asking: list[News] = []
     with suppress(queue.Empty):
         item = run.inbox.get(timeout=seconds) if seconds else run.inbox.get_nowait()
         while True:
@@ -118,8 +118,9 @@ def _drain(run: Progress, send: sending.Send, seconds: float) -> None:
                 run.ended.add(item)
             else:
                 for news in msgspec.json.decode(item[1]["news"], type=list[News]):
-                    (send if news.status == sending.LACKS else run.screen.show)(news)
+                    (asking.append if news.status == sending.LACKS else run.screen.show)(news)
             item = run.inbox.get_nowait()
+    send(asking)
 
 
 def _answers(run: Progress) -> dict[str, Answer | Exception]:

@@ -35,6 +35,7 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.errors import of_system
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system import settings
+from llamacpp_orchestrator.system.scheduler import ENDED
 from llamacpp_orchestrator.util.disk import need_room
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.store import draft
@@ -45,7 +46,8 @@ from llamacpp_orchestrator.util.tempfiles import sweep_folder
 LOOK_SECONDS = 0.5
 UNFIT = "the output folder must be on storage that all workers see, and the program the same on all of them"
 RUNNING = ("executing", "long-running")  # of a task that somebody still waits for
-ENDED = ("failed", "blocked")
+UNMADE = ("failed", "blocked")
+PASSING = ("started", "progress")
 
 
 def unfit(handshake_json: bytes) -> str:
@@ -58,16 +60,11 @@ def unfit(handshake_json: bytes) -> str:
     return ""
 
 
-def given(order_json: bytes) -> bytes:
-    """An order as the result of a task: Dask brings it once to each worker that needs it, also to one that comes later."""
-    return order_json
-
-
-def run_chain(order_json: bytes, chain_json: bytes) -> bytes:
+def run_chain(handshake_json: bytes, chain_json: bytes) -> bytes:
     """Make the outputs of a chain, whatever comes of it: how it ended is data, for an exception is no answer to a user."""
     from distributed import get_worker
 
-    worker, order = get_worker(), _order(order_json)
+    worker, run = get_worker(), msgspec.json.decode(handshake_json, type=Handshake).run
     chain, key, name = msgspec.json.decode(chain_json, type=Chain), worker.get_current_task(), str(worker.name)
 
     def is_wanted() -> bool:
@@ -75,13 +72,14 @@ def run_chain(order_json: bytes, chain_json: bytes) -> bytes:
         return task is not None and task.state in RUNNING and worker.status.name in ("running", "paused")
 
     def send(news: Sequence[News]) -> None:
-        worker.log_event(order.handshake.run, {"news": msgspec.json.encode(news)})  # Dask measures each part of what it sees
+        worker.log_event(run, {"news": msgspec.json.encode(news)})  # Dask measures each part of what it sees
 
     who = News(step="", status="", chain=chain.key, by=name, turn=uuid.uuid4().hex, address=worker.address)
     desk = Desk(send=send, is_wanted=is_wanted, who=who)
     try:
-        if reason := unfit(msgspec.json.encode(order.handshake)):
+        if reason := unfit(handshake_json):
             raise OrchestrateError(f"worker {name} cannot do it: {reason}", UNFIT)
+        order = _order(arrivals.order(run) or asked(run, desk))
         answer = _made(Work(order=order, outputs=chain.outputs, folders=_folders(order, chain, desk)), desk)
     except (OrchestrateError, OSError) as error:
         told = error if isinstance(error, OrchestrateError) else of_system(error) or OrchestrateError(str(error))
@@ -110,17 +108,32 @@ class Desk(msgspec.Struct, kw_only=True):
         return item
 
     def taken(self) -> list[News]:
-        """What waits, and waits no more."""
+        """What waits, and waits no more; what a step was at is no news once it has ended."""
         news: list[News] = []
         with suppress(queue.Empty):
             while True:
                 news.append(self.pending.get_nowait())
-        return news
+        ended = {item.step for item in news if item.status in ENDED}
+        return [item for item in news if not (item.step in ended and item.status in PASSING)]
 
     def flush(self) -> None:
         """Tell what waits; what comes meanwhile waits for the next time."""
         if news := self.taken():
             self.send(news)
+
+
+def asked(run: str, desk: Desk) -> bytes:
+    """The order of a run, for which the first of its chains on a worker asks."""
+    _await(desk, "order")
+    return arrivals.order(run)
+
+
+def _await(desk: Desk, step: str, parts: Sequence[Part] = ()) -> None:
+    """Ask the driver for something, and wait for it."""
+    with arrivals.awaited(desk.who.turn) as arrived:
+        desk.tell(News(step=step, status=sending.LACKS, parts=tuple(parts)))
+        desk.flush()
+        arrivals.wait(arrived, desk.is_wanted)
 
 
 @functools.lru_cache(maxsize=2)
@@ -136,7 +149,7 @@ def _made(work: Work, desk: Desk) -> Answer:
             full |= bool(item.error and FULL in item.error[1])
             if item.status == "error":
                 error = item.error
-            elif full and item.status in ENDED:
+            elif full and item.status in UNMADE:
                 news[item.step] = msgspec.structs.replace(item, chain=desk.who.chain, by=desk.who.by, turn=desk.who.turn)
             else:
                 news[item.step] = desk.tell(item)
@@ -175,10 +188,7 @@ def _bring(store: Store, source: Source, desk: Desk) -> None:
     parts = [Part(source.text, name, str(draft(folder / "part"))) for name in names]
     step = f"send {source.text}"
     try:
-        with arrivals.awaited(desk.who.turn) as arrived:
-            desk.tell(News(step=step, status=sending.LACKS, parts=tuple(parts)))
-            desk.flush()
-            arrivals.wait(arrived, desk.is_wanted)
+        _await(desk, step, parts)
         for part in parts:
             sources.take(store, source, part.name, Path(part.path))
     finally:

@@ -13,10 +13,7 @@ from contextlib import contextmanager
 from contextlib import suppress
 from typing import Any
 
-import msgspec
-
 from llamacpp_orchestrator.cluster import progress
-from llamacpp_orchestrator.cluster import worker
 from llamacpp_orchestrator.cluster.placement import Machine
 from llamacpp_orchestrator.cluster.placement import Workers
 from llamacpp_orchestrator.cluster.records import Chain
@@ -101,7 +98,6 @@ def simulation(chains: int, workers: int, seconds: float) -> tuple[float, float,
         run = progress.Progress(
             client=client,
             order=order,
-            submitted=client.submit(worker.given, msgspec.json.encode(order)),
             workers=Workers(machines=(Machine(address=address, name="all"),)),
             inbox=inbox,
             screen=Screen(names=frozenset(), report=lambda event: None),

@@ -68,7 +68,6 @@ def followed(client: Any, *chains: Chain, keep_going: bool = False) -> tuple[Pro
     run = Progress(
         client=client,
         order=order,
-        submitted=None,
         workers=Workers(machines=MACHINES),
         inbox=queue.SimpleQueue(),
         screen=Screen(names=frozenset(), report=events.append),

@@ -14,11 +14,15 @@ import pytest
 from llamacpp_orchestrator.cluster import arrivals
 from llamacpp_orchestrator.cluster import child
 from llamacpp_orchestrator.cluster import driver
+from llamacpp_orchestrator.cluster import sending
 from llamacpp_orchestrator.cluster import worker
 from llamacpp_orchestrator.cluster.records import Handshake
 from llamacpp_orchestrator.cluster.records import News
+from llamacpp_orchestrator.cluster.records import Order
 from llamacpp_orchestrator.cluster.worker import Desk
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.lock.records import Lock
+from llamacpp_orchestrator.source.pin import SourcePin
 
 
 def test_why_a_worker_is_unfit(tmp_path: Path) -> None:
@@ -55,6 +59,64 @@ def test_news_wait_and_go_together() -> None:
     desk.flush()
     desk.tell(News(step="three", status="done"))
     assert sent == [["one", "two"]] and [item.step for item in desk.taken()] == ["three"] and not desk.taken()
+
+
+def test_what_a_step_was_at_is_no_news_once_it_has_ended() -> None:
+    desk = Desk(send=lambda news: None, is_wanted=lambda: True, who=News(step="", status=""))
+    for step, status in [("a", "started"), ("a", "progress"), ("b", "started"), ("a", "note"), ("a", "done"), ("b", "progress")]:
+        desk.tell(News(step=step, status=status))
+    desk.tell(News(step="send x", status=sending.LACKS))
+    left = [("b", "started"), ("a", "note"), ("a", "done"), ("b", "progress"), ("send x", "lacks")]
+    assert [(item.step, item.status) for item in desk.taken()] == left
+
+
+def test_an_order_comes_to_all_that_ask_for_it_and_is_kept_until_its_run_is_over() -> None:
+    calls: list[tuple[list[str], list[str]]] = []
+
+    class Client:
+        """A client whose workers are all this process."""
+
+        def run(self, function: Any, *words: Any, workers: list[str], **how: Any) -> None:
+            calls.append((sorted(words[2]), sorted(workers)))
+            asyncio.run(function(*words))
+
+    pin = SourcePin(tag="b1", repo="", tree="0" * 64, commit="0" * 40)
+    order = Order(handshake=Handshake(run="r", version=""), job="/j.yaml", text=b"", lock=Lock(llama_cpp=pin, models=()))
+    asked = [News(step="order", status=sending.LACKS, turn=turn, address=f"tcp://{turn[0]}") for turn in ("a1", "a2", "b1")]
+    with arrivals.awaited("a1") as first, arrivals.awaited("b1") as second, sending.sender(Client(), order) as send:
+        send(asked)
+        arrivals.wait(first, lambda: True)
+        arrivals.wait(second, lambda: True)
+    assert calls == [(["a1", "a2", "b1"], ["tcp://a", "tcp://b"])]
+    assert msgspec.json.decode(arrivals.order("r"), type=Order) == order
+    asyncio.run(child.end_all("r"))
+    assert arrivals.order("r") == b""
+
+
+def test_an_order_that_cannot_be_sent_ends_the_waiting() -> None:
+    class Client:
+        """A client that reaches workers with little."""
+
+        def run(self, function: Any, *words: Any, **how: Any) -> None:
+            if function is arrivals.take_order:
+                raise OSError("too much")
+            asyncio.run(function(*words))
+
+    pin = SourcePin(tag="b1", repo="", tree="0" * 64, commit="0" * 40)
+    order = Order(handshake=Handshake(run="r", version=""), job="/j.yaml", text=b"", lock=Lock(llama_cpp=pin, models=()))
+    with arrivals.awaited("t") as arrived, sending.sender(Client(), order) as send:
+        send([News(step="order", status=sending.LACKS, turn="t", address="tcp://a")])
+        with pytest.raises(OrchestrateError, match="could not send it: OSError: too much"):
+            arrivals.wait(arrived, lambda: True)
+
+
+def test_orders_of_runs_that_were_lost_are_not_kept_for_ever() -> None:
+    for number in range(arrivals.KEPT + 2):
+        asyncio.run(arrivals.take_order(f"lost-{number}", b"x", ()))
+    kept = [number for number in range(arrivals.KEPT + 2) if arrivals.order(f"lost-{number}")]
+    assert kept == list(range(2, arrivals.KEPT + 2))
+    for number in kept:
+        arrivals.forget(f"lost-{number}")
 
 
 @pytest.mark.parametrize("size", [0, 1, arrivals.PIECE, arrivals.PIECE + 1])
