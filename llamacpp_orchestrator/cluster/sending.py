@@ -26,7 +26,7 @@ Send = Callable[[Sequence[News]], None]
 def sender(client: Any, order: Order) -> Iterator[Send]:
     """A function that sends what some news asks for, in the background; what is not sent when the block ends never will be."""
     pool = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="send")
-    orders = ThreadPoolExecutor(1, thread_name_prefix="order")  # no worker is to wait for it behind another's gigabytes
+    orders = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="order")  # none is to wait for it behind another's gigabytes
     data = msgspec.json.encode(order)
 
     def send(asking: Sequence[News]) -> None:

@@ -193,6 +193,8 @@ def _make(
             _check(run, outputs, space, ended)
             steps = store.woven(graph.steps(pinned, stale, run.logs, ended) if stale else [], pinned, outputs)
             begin = warm.start if forks and not all(build.of for build in stale) else lambda: None
+            if setup.in_place(pinned):
+                begin()
             perform, need = store.performing(run, outputs.kept), functools.partial(graph.need, run)
             tidying = _tidying(store.freeing(report, pinned, outputs, options.publish), steps, outputs, begin)
             events = carry_out(steps, perform, options, tidying, need, run.memory)

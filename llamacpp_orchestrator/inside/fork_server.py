@@ -91,9 +91,13 @@ def collapse():
 
     madvise(2): MADV_COLLAPSE is of Linux 6.1; it need not succeed.
     """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return
     libc = ctypes.CDLL(None)
     libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    for begin, end in re.findall(r"^(\w+)-(\w+) rw-p 00000000 00:00 0 ", Path("/proc/self/maps").read_text(), re.MULTILINE):
+    for begin, end in re.findall(r"^(\w+)-(\w+) rw-p 00000000 00:00 0 ", maps, re.MULTILINE):
         first, last = -(-int(begin, 16) // LARGE_PAGE) * LARGE_PAGE, int(end, 16) // LARGE_PAGE * LARGE_PAGE
         for advice in (MADV_HUGEPAGE, MADV_COLLAPSE) if last > first else ():
             libc.madvise(first, last - first, advice)

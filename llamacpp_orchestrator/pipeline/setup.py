@@ -70,6 +70,20 @@ def environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcom
     return Outcome(status)
 
 
+def in_place(pinned: PinnedJob) -> bool:
+    """Tell whether tree and environment are here and whole, so that what converts can be loaded beside their steps."""
+    store, source, environment = pinned.store, pinned.lock.llama_cpp, pinned.lock.environment
+    if environment is None:
+        return False
+    key = environment.pin().digest()
+    try:
+        if not (store.has("source", source.key()) and store.has("environments", key)):
+            return False
+        return not (lock_tree.unhealthy(store, source, pinned.tree) or venv.unhealthy(store.entry("environments", key)))
+    except OSError:  # another makes it anew just now
+        return False
+
+
 def _prove(run: JobRun, log: Path, tell: Tell, entry: Path) -> None:
     """See that the scripts of the tag can import what they want in an environment, if that is not known yet."""
     pinned = run.pinned

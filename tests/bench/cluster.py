@@ -50,9 +50,9 @@ def rows(world: World) -> Iterator[Row]:
     yield limited(f"cluster: planning {what}", [planned], 2.0, unit="s", note="theirs is the goal")
     yield limited(f"cluster: the driver's memory with {what}", [memory], 200.0, unit="MB", note="theirs is the goal")
     ideal = CHAINS * SECONDS / WORKERS
-    note = f"each sleeps {SECONDS:.0f} s, {ideal:.0f} s at no cost; all workers and the scheduler are one process"
-    bare = [(seconds, plain(CHAINS, WORKERS, SECONDS))]
-    yield compared(f"cluster: {what} against Dask's own `map` of a sleep", bare, unit="s", goal=1.1, note=note)
+    bare = plain(CHAINS, WORKERS, SECONDS)
+    note = f"each sleeps {SECONDS:.0f} s; workers and scheduler are one process, in which Dask's own `map` takes {bare:.1f} s"
+    yield compared(f"cluster: {what} against the ideal time", [(seconds, ideal)], unit="s", goal=1.1, note=note)
     yield from adapters(world)
 
 

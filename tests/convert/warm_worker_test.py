@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import py_compile
 import shutil
@@ -9,12 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.commands import run as commands_run
 from llamacpp_orchestrator.context import Context
 from llamacpp_orchestrator.convert import warm_worker
+from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.job import loader
 from llamacpp_orchestrator.lock import records
@@ -22,6 +25,7 @@ from llamacpp_orchestrator.lock.pinned_job import PinnedJob
 from llamacpp_orchestrator.models.hub import HubFile
 from llamacpp_orchestrator.pipeline import build
 from llamacpp_orchestrator.pipeline import graph
+from llamacpp_orchestrator.pipeline import setup
 from llamacpp_orchestrator.source import pin
 from llamacpp_orchestrator.source import tree as source_tree
 from llamacpp_orchestrator.system import process
@@ -69,6 +73,21 @@ def test_it_loads_what_will_be_asked_for_and_once(
     assert one == two and one[:4] == ["True", str(loaded), "True", "True"]
     alone = process.capture(command).splitlines()[-1].split()
     assert one[4:7] == alone[4:7], "what a process of its own sees"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux can fork it")
+def test_what_is_loaded_is_the_same_for_many_conversions(tmp_path: Path) -> None:
+    (tmp_path / "loaded.py").write_text("import os\nDATA = bytearray(range(256)) * 40_000\nPID = os.getpid()\n")
+    probe = tmp_path / "probe.py"
+    probe.write_text("import hashlib\nimport loaded\nprint(hashlib.sha256(loaded.DATA).hexdigest(), loaded.PID)\n")
+    warm = warm_worker.Warm(sys.executable, tmp_path, script_env(tmp_path), tmp_path / "warm.log", [probe])
+    command = Command((sys.executable, str(probe)), cwd=str(tmp_path), env=script_env(tmp_path))
+    logs = [tmp_path / str(number) for number in range(30)]  # from the 25th on its memory lies in large pages
+    for log in logs:
+        warm.convert(command, log, silent)
+    warm.close()
+    (said,) = {log.read_text().splitlines()[-1] for log in logs}
+    assert said.split()[0] == hashlib.sha256(bytes(range(256)) * 40_000).hexdigest()
 
 
 def test_an_interpreter_that_is_lent_again_serves_both_scripts_of_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +169,39 @@ def test_what_will_be_asked_for(tmp_path: Path, more: str, files: tuple[str, ...
     scripts = graph.scripts(pinned, build.builds(pinned))
     assert {path.name for path in scripts} == names
     assert all(path == LOADER or path.parent == pinned.tree for path in scripts)
+
+
+def test_it_begins_at_once_where_all_that_it_needs_is_here_and_whole(tmp_path: Path) -> None:
+    work = the_work(tmp_path, "outtype: f16")
+    pinned = PinnedJob(work, the_lock(work, ()))
+    environment, source = pinned.lock.environment, pinned.lock.llama_cpp
+    assert environment and not setup.in_place(pinned)
+
+    def tree(dest: Path) -> dict[str, str]:
+        (dest / source_tree.SCRIPTS["model"]).write_text("import torch\n")
+        return {"tree": source_tree.tree_digest(dest)}
+
+    def venv(dest: Path) -> None:
+        python, packages = python_in(dest / "venv"), dest / "venv" / "lib" / "python3.11" / "site-packages"
+        for path, text in ((python, "#!"), (packages / "a-1.dist-info" / "RECORD", "a.py,,\n"), (packages / "a.py", "")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        python.chmod(0o755)
+
+    script = work.store.ensure("source", source.key(), tree) / source_tree.SCRIPTS["model"]
+    pinned = msgspec.structs.replace(
+        pinned, lock=msgspec.structs.replace(pinned.lock, llama_cpp=msgspec.structs.replace(source, tree=""))
+    )
+    assert not setup.in_place(pinned)
+    built = work.store.ensure("environments", environment.pin().digest(), venv)
+    assert setup.in_place(pinned)
+    own = msgspec.structs.replace(pinned, lock=msgspec.structs.replace(pinned.lock, environment=None))
+    assert not setup.in_place(own), "of an environment of the user's own nothing is known"
+    script.write_text("import other\n")  # of the same size
+    assert not setup.in_place(pinned)
+    script.write_text("import torch\n")
+    next(built.rglob("a.py")).unlink()
+    assert not setup.in_place(pinned)
 
 
 def test_it_begins_when_the_last_of_what_it_needs_is_here() -> None:
