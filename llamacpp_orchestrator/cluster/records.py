@@ -87,7 +87,7 @@ class News(msgspec.Struct, frozen=True, kw_only=True):
     """An event of a step as data; `turn` tells the first run of a chain from the next, of a worker that was lost meanwhile.
 
     `error` is a failure's message and hint; `log` is a path on the machine of the worker, which `by` names (Dask itself adds
-    a key `worker`, an address). With the status "lacks" a worker asks for the `parts` of sources.
+    a key `worker`, an address). With the status "lacks" a worker asks for the `parts` of sources, or without any for the order.
     """
 
     step: str
