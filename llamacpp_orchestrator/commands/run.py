@@ -192,8 +192,9 @@ def _make(
                 run = msgspec.structs.replace(run, converter=warm.convert, importer=warm.load, judge=judge)
             _check(run, outputs, space, ended)
             steps = store.woven(graph.steps(pinned, stale, run.logs, ended) if stale else [], pinned, outputs)
-            begin = warm.start if forks and not all(build.of for build in stale) else lambda: None
-            if setup.in_place(pinned):
+            loads = forks and not all(build.of for build in stale)
+            begin = warm.start if loads else lambda: None
+            if loads and setup.in_place(pinned):
                 begin()
             perform, need = store.performing(run, outputs.kept), functools.partial(graph.need, run)
             tidying = _tidying(store.freeing(report, pinned, outputs, options.publish), steps, outputs, begin)
