@@ -81,6 +81,8 @@ def test_the_same_bytes_and_receipts_as_on_one_machine(
         path.unlink()
     for name in ("one", "two"):
         cluster.join(name, OMP_NUM_THREADS="1")
+    logs = [cluster.folder / f"{name}.log" for name in ("one", "two")]
+    wait_for(lambda: all("Registered to" in log.read_text() for log in logs))
     answer = orchestrate("run", file, "--scheduler", cluster.place, "--json")
     assert answer.code == 0, answer.err
     document = json.loads(answer.out)
