@@ -126,7 +126,7 @@ def end(child: Child) -> None:
 
 
 async def end_all(run: str) -> None:
-    """End the programs that wait for more of a run, which is over; it runs on the worker, beside its tasks."""
+    """End the programs that wait for more of a run, which is over, and forget its order; it runs beside the worker's tasks."""
     arrivals.forget(run)
     for child in [child for child in _idle if child.run == run]:
         await asyncio.to_thread(_dismiss, child)

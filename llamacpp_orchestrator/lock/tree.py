@@ -18,6 +18,7 @@ from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.util.mirrors import first_answer
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.store import remove
+from llamacpp_orchestrator.util.store import state
 
 ROUTES = {"git": git, "pypi": pypi}
 
@@ -75,10 +76,14 @@ def known(store: Store, pin: SourcePin) -> SourcePin:
 
 
 def unhealthy(store: Store, pin: SourcePin, path: Path) -> str:
-    """The reason why a cached tree must be made anew; "" is good."""
-    digest = known(store, pin).tree
-    same = digest == source_tree.tree_digest(path) and digest == (pin.tree or digest)
-    names = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
+    """The reason why a cached tree must be made anew; "" is good. OSError where it is taken away just now."""
+    digest, files = known(store, pin).tree, sorted(file for file in path.rglob("*") if not file.is_dir())
+    same = digest == _digest(path, tuple((file, state(file)) for file in files)) and digest == (pin.tree or digest)
     # A script would import what lies beside it before what the environment has under that name.
-    strange = not all(map(source_tree.wanted, names))
+    strange = not all(source_tree.wanted(file.relative_to(path).as_posix()) for file in files)
     return "" if same and not strange else "the cached converter tree was changed"
+
+
+@functools.lru_cache(maxsize=4)  # several steps of a run look at the tree, which takes longer to read than to list
+def _digest(path: Path, states: tuple[tuple[Path, str], ...]) -> str:
+    return source_tree.tree_digest(path)

@@ -168,7 +168,7 @@ class Store:
     def sha256(self, path: Path) -> str:
         """The digest of a file, remembered as long as its size, times and inode stay."""
         name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-        memo, before = self.folder("memo") / name, _state(path)
+        memo, before = self.folder("memo") / name, state(path)
         try:
             known, digest = memo.read_text(encoding="utf-8").rsplit(" ", 1)
             if known == before and len(digest) == 64:
@@ -177,7 +177,7 @@ class Store:
             pass
         digest = file_sha256(path)
         # What changes again within one tick of the disk's clock keeps its times: only a file that has rested is known by them.
-        if _state(path) == before and _rested(path):
+        if state(path) == before and _rested(path):
             if memo.is_dir():
                 remove(memo)
             write_atomically(memo, f"{before} {digest}")
@@ -218,8 +218,8 @@ def _rested(path: Path) -> bool:
     return all(abs(now - changed) >= TICK_SECONDS for changed in (found.st_mtime, found.st_ctime))
 
 
-def _state(path: Path) -> str:
-    # The third time is the system's own: who sets the second back, as copying programs do, moves it.
+def state(path: Path) -> str:
+    """What tells that a file is as it was: the last of its times is the system's own, which moves when the first is set back."""
     found = path.stat()
     return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
 

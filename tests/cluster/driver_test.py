@@ -95,9 +95,8 @@ def test_the_same_bytes_and_receipts_as_on_one_machine(
                 entry["mtime_ns"] = 0
         assert again == receipts[path.name]
     names = {step["name"] for step in document["steps"]}
-    assert "convert tiny-llama-f16.gguf" in names and all(
-        any(name.endswith(end) for name in names) for end in (" on one", " on two")
-    )
+    assert "convert tiny-llama-f16.gguf" in names
+    assert all(any(name.endswith(end) for name in names) for end in (" on one", " on two")), "both have work"
     assert not list((world / "dist").glob(".orchestrate-*"))
     assert not cluster.children("one") and not cluster.children("two"), "their run is over"
     idle = orchestrate("run", file, "--scheduler", cluster.place, "--json")

@@ -24,6 +24,9 @@ from llamacpp_orchestrator.errors import OrchestrateError
 from llamacpp_orchestrator.lock.records import Lock
 from llamacpp_orchestrator.source.pin import SourcePin
 
+PIN = SourcePin(tag="b1", repo="", tree="0" * 64, commit="0" * 40)
+ORDER = Order(handshake=Handshake(run="r", version=""), job="/j.yaml", text=b"", lock=Lock(llama_cpp=PIN, models=()))
+
 
 def test_why_a_worker_is_unfit(tmp_path: Path) -> None:
     probe = tmp_path / ".probe"
@@ -80,15 +83,13 @@ def test_an_order_comes_to_all_that_ask_for_it_and_is_kept_until_its_run_is_over
             calls.append((sorted(words[2]), sorted(workers)))
             asyncio.run(function(*words))
 
-    pin = SourcePin(tag="b1", repo="", tree="0" * 64, commit="0" * 40)
-    order = Order(handshake=Handshake(run="r", version=""), job="/j.yaml", text=b"", lock=Lock(llama_cpp=pin, models=()))
     asked = [News(step="order", status=sending.LACKS, turn=turn, address=f"tcp://{turn[0]}") for turn in ("a1", "a2", "b1")]
-    with arrivals.awaited("a1") as first, arrivals.awaited("b1") as second, sending.sender(Client(), order) as send:
+    with arrivals.awaited("a1") as first, arrivals.awaited("b1") as second, sending.sender(Client(), ORDER) as send:
         send(asked)
         arrivals.wait(first, lambda: True)
         arrivals.wait(second, lambda: True)
     assert calls == [(["a1", "a2", "b1"], ["tcp://a", "tcp://b"])]
-    assert msgspec.json.decode(arrivals.order("r"), type=Order) == order
+    assert msgspec.json.decode(arrivals.order("r"), type=Order) == ORDER
     asyncio.run(child.end_all("r"))
     assert arrivals.order("r") == b""
 
@@ -102,9 +103,7 @@ def test_an_order_that_cannot_be_sent_ends_the_waiting() -> None:
                 raise OSError("too much")
             asyncio.run(function(*words))
 
-    pin = SourcePin(tag="b1", repo="", tree="0" * 64, commit="0" * 40)
-    order = Order(handshake=Handshake(run="r", version=""), job="/j.yaml", text=b"", lock=Lock(llama_cpp=pin, models=()))
-    with arrivals.awaited("t") as arrived, sending.sender(Client(), order) as send:
+    with arrivals.awaited("t") as arrived, sending.sender(Client(), ORDER) as send:
         send([News(step="order", status=sending.LACKS, turn="t", address="tcp://a")])
         with pytest.raises(OrchestrateError, match="could not send it: OSError: too much"):
             arrivals.wait(arrived, lambda: True)
