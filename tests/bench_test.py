@@ -6,12 +6,14 @@ import socket
 import socketserver
 import threading
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from tests.bench import __main__ as bench
+from tests.bench import growth
 from tests.bench import picture
 from tests.bench import table
 from tests.bench.relay import relay
@@ -79,9 +81,11 @@ def test_the_road_counts_what_comes_back() -> None:
     assert got == counted.received == 10_000
 
 
-def test_an_unknown_group_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["noop", "nosuch"]) == 2
-    assert "nosuch" in capsys.readouterr().err
+@pytest.mark.parametrize(("main", "known"), [(bench.main, "noop"), (growth.main, "entries")])
+def test_an_unknown_group_is_told(main: Callable[[list[str]], int], known: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([known, "nosuch"]) == 2
+    complaint, hint = capsys.readouterr().err.splitlines()
+    assert complaint == "error: no rows named nosuch" and known in hint
 
 
 def test_what_is_kept_in_the_repository_is_a_table_of_known_groups() -> None:

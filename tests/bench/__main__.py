@@ -49,8 +49,8 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 
 def main(wanted: list[str]) -> int:
     """1 when a row could not be measured, 2 for a group that there is not; a missed goal is said, and no failure."""
-    if unknown := [name for name in wanted if name not in GROUPS]:
-        print(f"error: no rows named {' '.join(unknown)}\nhint: there are {' '.join(GROUPS)}", file=sys.stderr)
+    if complaint := table.unknown(wanted, GROUPS):
+        print(complaint, file=sys.stderr)
         return 2
     rows: list[Row] = []
     failed: list[str] = []

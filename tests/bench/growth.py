@@ -15,6 +15,7 @@ import msgspec
 
 from llamacpp_orchestrator.util.store import Store
 from llamacpp_orchestrator.util.store import write_atomically
+from tests.bench import table
 from tests.bench import world as worlds
 from tests.bench.clock import Probe
 from tests.bench.clock import orchestrate
@@ -131,8 +132,14 @@ def draw(series: Series) -> str:
 
 
 def main(wanted: list[str]) -> int:
-    """Measure the series that are named, or all; each replaces its former self in the page, as soon as it is there."""
+    """Measure the series that are named, or all; each replaces its former self in the page, as soon as it is there.
+
+    2 for a series that there is not.
+    """
     groups: dict[str, Callable[[World], Series]] = {"adapters": adapters, "size": sizes, "entries": entries}
+    if complaint := table.unknown(wanted, groups):
+        print(complaint, file=sys.stderr)
+        return 2
     kept = PAGE.with_suffix(".json")
     found = msgspec.json.decode(kept.read_bytes(), type=dict[str, Series]) if kept.is_file() else {}
     how = f"one run each, on {os.cpu_count()} cores; the tiny Llama of the demo, and holes for weights"

@@ -98,3 +98,10 @@ def line(row: Row) -> str:
 def heading() -> str:
     """What stands over the rows."""
     return f"{'row: ours against theirs':<76} {'ours':>10} {'theirs':>10} {'unit':<5} {'ratio':>8} {'goal':>6} {'pairs':>5}"
+
+
+def unknown(wanted: Iterable[str], groups: Iterable[str]) -> str:
+    """What to say where one of some names is no group; "" where all are."""
+    known = list(groups)
+    strange = [name for name in wanted if name not in known]
+    return f"error: no rows named {' '.join(strange)}\nhint: there are {' '.join(known)}" if strange else ""
