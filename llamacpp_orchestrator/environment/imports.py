@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,20 +119,26 @@ def _catches(handler: ast.ExceptHandler) -> bool:
 
 
 def prove(
-    entry: Path, interpreter: Interpreter, tree: Path, named: Collection[str], overridden: Collection[str], tell: Tell
+    entry: Path,
+    interpreter: Interpreter,
+    tree: Path,
+    read: Callable[[], tuple[Import, ...]],
+    named: Collection[str],
+    overridden: Collection[str],
+    tell: Tell,
 ) -> None:
     """Import once what the scripts of a tree import, unless all of it was imported in this environment before.
 
-    `named` are the packages (canonical names) that upstream's requirements name, `overridden` those that the job does.
-    OrchestrateError for one of them that cannot be imported, and for what the scripts cannot start without; a name that
-    another version than upstream's does not have is a note, since only some models need it. What a script imports in a
-    function and no requirement names is for few models, too: the log has it.
+    `read` answers with what `external` finds in the tree. `named` are the packages (canonical names) that upstream's
+    requirements name, `overridden` those that the job does. OrchestrateError for one of them that cannot be imported, and for
+    what the scripts cannot start without; a name that another version than upstream's does not have is a note, since only
+    some models need it. What a script imports in a function and no requirement names is for few models, too: the log has it.
     """
     statements, before = lines(tree), _proven(entry)
     if statements <= before:
         return
     tell("importing what the scripts import")
-    checked, log = external(tree), interpreter.log
+    checked, log = read(), interpreter.log
     for line, trouble in zip(checked, _tried(checked, interpreter), strict=True):
         if trouble is None or not (line.needed or canonicalize_name(trouble.distribution) in named):
             continue

@@ -13,6 +13,7 @@ from llamacpp_orchestrator.environment import imports
 from llamacpp_orchestrator.environment import reference
 from llamacpp_orchestrator.environment import requirements
 from llamacpp_orchestrator.environment import venv
+from llamacpp_orchestrator.environment.imports import Import
 from llamacpp_orchestrator.environment.pin import python_in
 from llamacpp_orchestrator.errors import JobError
 from llamacpp_orchestrator.lock import resolve as lock_resolve
@@ -34,6 +35,7 @@ from llamacpp_orchestrator.system.scheduler import Outcomes
 from llamacpp_orchestrator.system.scheduler import Step
 from llamacpp_orchestrator.system.scheduler import Tell
 from llamacpp_orchestrator.system.scheduler import log_of
+from llamacpp_orchestrator.util import background
 from llamacpp_orchestrator.util.yaml_reader import nearest
 
 
@@ -63,8 +65,11 @@ def environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcom
     if pin is None:
         venv.own(context.folder(str(context.job.environment.path)), context.file)
         return CURRENT
-    log = run.log("environment")
-    prove = functools.partial(_prove, run, log, tell)
+    log, tree = run.log("environment"), lock_tree.get_tree(context, run.pinned.lock.llama_cpp, tell)
+    read = functools.partial(imports.external, tree)
+    if not context.store.has("environments", pin.pin().digest()):
+        read = background.begin(read)  # beside the installation
+    prove = functools.partial(_prove, run, log, tell, tree, read)
     status = build_environment(context, pin, "the Python environment", log, tell, prove)
     prove(context.store.entry("environments", pin.pin().digest()))  # another tag's scripts import more, perhaps
     return Outcome(status)
@@ -84,15 +89,15 @@ def in_place(pinned: PinnedJob) -> bool:
         return False
 
 
-def _prove(run: JobRun, log: Path, tell: Tell, entry: Path) -> None:
+def _prove(run: JobRun, log: Path, tell: Tell, tree: Path, read: Callable[[], tuple[Import, ...]], entry: Path) -> None:
     """See that the scripts of the tag can import what they want in an environment, if that is not known yet."""
     pinned = run.pinned
-    tree, overrides = lock_tree.get_tree(pinned.context, pinned.lock.llama_cpp, tell), pinned.context.job.environment.overrides
+    overrides = pinned.context.job.environment.overrides
     named = requirements.merged(requirements.upstream_requirements(tree, pinned.tag), overrides)
     python, overridden = str(python_in(entry / "venv")), requirements.merged((), overrides)
     how = functools.partial(run.importer, limit=imports.LIMIT_SECONDS)
     interpreter = Interpreter(python=python, run=how, env=pinned.script_env, fenced=False, scratch=log.parent, log=log)
-    imports.prove(entry, interpreter, tree, frozenset(named), frozenset(overridden), tell)
+    imports.prove(entry, interpreter, tree, read, frozenset(named), frozenset(overridden), tell)
 
 
 def reference_environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:

@@ -112,7 +112,7 @@ def prove(
     told: list[str] = []
     how = {"python": sys.executable, "env": (("PYTHONPATH", str(packages)),), "fenced": False}
     interpreter = Interpreter(run=importer, scratch=entry, log=entry / "log", **how)
-    imports.prove(entry, interpreter, tree, named, overridden, told.append)
+    imports.prove(entry, interpreter, tree, functools.partial(imports.external, tree), named, overridden, told.append)
     return told
 
 
