@@ -66,7 +66,7 @@ def environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcom
         venv.own(context.folder(str(context.job.environment.path)), context.file)
         return CURRENT
     log, tree = run.log("environment"), lock_tree.get_tree(context, run.pinned.lock.llama_cpp, tell)
-    read = functools.partial(imports.external, tree)
+    read: Callable[[], tuple[Import, ...]] = functools.partial(imports.external, tree)
     if not context.store.has("environments", pin.pin().digest()):
         read = background.begin(read)  # beside the installation
     prove = functools.partial(_prove, run, log, tell, tree, read)
