@@ -11,14 +11,17 @@ from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.pipeline.build import Build
 
+SHARES = 4  # of the adapters for each task at a time: who begins later, or is slower, leaves some of its shares to others
+
 
 def chains(
-    stale: Iterable[Build], workers: int, is_loaded: Callable[[Build], bool], memory: Callable[[Build], int]
+    stale: Iterable[Build], tasks: int, is_loaded: Callable[[Build], bool], memory: Callable[[Build], int]
 ) -> list[Chain]:
-    """The chains of outputs that are to be made: a model with all that is quantized from it; adapters, shared out to workers.
+    """The chains of outputs that are to be made: a model with all that is quantized from it; adapters, shared out.
 
-    Adapters of one base are few chains and not one each: a worker's interpreter serves many once it is warm. Those that are
-    loaded to check them come after their base. A task makes one output after the other, so the largest decides its `memory`.
+    `tasks` is how many the workers do at a time. Adapters of one base are few chains and not one each: a worker's interpreter
+    serves many once it is warm. Those that are loaded to check them come after their base. A task makes one output after the
+    other, so the largest decides its `memory`.
     """
     by_model: dict[Model, list[Build]] = {}
     for build in stale:
@@ -33,20 +36,20 @@ def chains(
         gpu = any(build.matrix and build.matrix.on_gpu for build in own)
         base = Chain(key=f"{number}-base", outputs=tuple(build.name for build in own), memory=need, gpu=gpu)
         listed += [base] if own else []
-        for part, group in enumerate(shared(alone, workers)):
+        for part, group in enumerate(shared(alone, max(tasks, 1) * SHARES)):
             after = (base.key,) if own and any(map(is_loaded, group)) else ()
             names, need = tuple(build.name for build in group), max(map(memory, group))
             listed.append(Chain(key=f"{number}-adapters-{part}", outputs=names, after=after, memory=need))
     return listed
 
 
-def shared(builds: Sequence[Build], workers: int) -> list[list[Build]]:
-    """Outputs in as many groups as there are workers, as even as can be; the types of one adapter stay together."""
+def shared(builds: Sequence[Build], most: int) -> list[list[Build]]:
+    """Outputs in at most so many groups, as even as can be; the types of one adapter stay together."""
     adapters: dict[str, list[Build]] = {}
     for build in builds:
         assert build.output.lora is not None
         adapters.setdefault(build.output.lora.name, []).append(build)
-    groups: list[list[Build]] = [[] for _ in range(min(max(workers, 1), len(adapters)))]
+    groups: list[list[Build]] = [[] for _ in range(min(most, len(adapters)))]
     for number, group in enumerate(adapters.values()):
         groups[number % len(groups)] += group
     return groups

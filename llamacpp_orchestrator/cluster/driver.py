@@ -41,11 +41,11 @@ CONNECT_SECONDS = 10.0
 WAIT_SECONDS = 60.0  # for the first worker
 TICK = 0.2
 
-Share = Callable[[int], list[Chain]]  # the chains for so many workers
+Share = Callable[[int], list[Chain]]  # the chains for so many tasks at a time
 
 
 def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Options, report: Reporter) -> list[Event]:
-    """Let the workers of a cluster make all chains, which their number decides; the last event of each step.
+    """Let the workers of a cluster make all chains, which what they can do at a time decides; the last event of each step.
 
     `names` are the steps of outputs. JobError where Dask or a fitting worker is not there, NetworkError for a scheduler that
     does not answer, or no longer.
@@ -53,7 +53,7 @@ def make(pinned: PinnedJob, chains: Share, names: frozenset[str], options: Optio
     screen = Screen(names=names, report=report)
     with _handshake(pinned) as handshake, _client(options.scheduler) as client:
         workers = _workers(client, msgspec.json.encode(handshake), options.workers_per_node, report)
-        listed = chains(workers.number)
+        listed = chains(workers.tasks)
         placement.check(listed, workers)
         with _subscription(client, handshake.run) as inbox:
             order = _order(pinned, handshake, options)

@@ -39,6 +39,11 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.machines)
 
     @property
+    def tasks(self) -> int:
+        """How many tasks they do at a time."""
+        return sum(machine.threads for machine in self.machines)
+
+    @property
     def alone(self) -> list[str] | None:
         """The addresses of those that may take a task; None for all."""
         return None if self.all else [machine.address for machine in self.machines]

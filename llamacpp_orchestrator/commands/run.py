@@ -229,9 +229,9 @@ def _by_cluster(pinned: PinnedJob, outputs: Outputs, options: Options, report: R
         f"{kind} {build.name}" for build in outputs.builds for kind in (pipeline_build.verb(build), "verify", "store")
     )
 
-    def share(workers: int) -> list[Chain]:
+    def share(tasks: int) -> list[Chain]:
         need = functools.partial(memory.of_build, pinned)
-        return chains.chains(stale, workers, lambda build: pipeline_build.is_loaded(build, stale), need)
+        return chains.chains(stale, tasks, lambda build: pipeline_build.is_loaded(build, stale), need)
 
     return driver.make(pinned, share, names, options, report)
 

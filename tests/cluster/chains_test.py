@@ -39,11 +39,14 @@ def test_a_model_is_one_chain_with_what_is_quantized_from_it() -> None:
     ]
 
 
-@pytest.mark.parametrize("workers, sizes", [(0, [5]), (1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (9, [1, 1, 1, 1, 1])])
-def test_adapters_are_shared_out_to_as_many_chains_as_there_are_workers(workers: int, sizes: list[int]) -> None:
-    listed = chains.chains(adapters(5), workers, lambda build: False, unknown)
+@pytest.mark.parametrize(
+    "tasks, sizes",
+    [(0, [3, 3, 2, 2]), (1, [3, 3, 2, 2]), (2, [2, 2, 1, 1, 1, 1, 1, 1]), (3, [1] * 10), (9, [1] * 10)],
+)
+def test_adapters_are_shared_out_to_some_chains_for_each_task_at_a_time(tasks: int, sizes: list[int]) -> None:
+    listed = chains.chains(adapters(10), tasks, lambda build: False, unknown)
     assert [len(chain.outputs) for chain in listed] == sizes
-    assert sorted(name for chain in listed for name in chain.outputs) == ["l0", "l1", "l2", "l3", "l4"]
+    assert sorted(name for chain in listed for name in chain.outputs) == [f"l{number}" for number in range(10)]
     assert not any(chain.after for chain in listed)
 
 
@@ -62,10 +65,10 @@ def test_an_adapter_that_is_loaded_comes_after_its_base(loaded: bool) -> None:
 
 
 def test_the_largest_output_decides_what_a_chain_takes() -> None:
-    builds = [build("base", ONE, temporary=True), build("q4", ONE, "quantized"), *adapters(3)]
-    needs = {"base": 9, "q4": 5, "l0": 1, "l1": 2, "l2": 3}
-    listed = chains.chains(builds, 2, lambda build: False, lambda build: needs[build.name])
-    assert [chain.memory for chain in listed] == [9, 3, 2]
+    builds = [build("base", ONE, temporary=True), build("q4", ONE, "quantized"), *adapters(6)]
+    needs = {"base": 9, "q4": 5, "l0": 1, "l1": 2, "l2": 3, "l3": 4, "l4": 6, "l5": 0}
+    listed = chains.chains(builds, 1, lambda build: False, lambda build: needs[build.name])
+    assert [chain.memory for chain in listed] == [9, 6, 2, 3, 4]
 
 
 def test_an_adapter_that_is_loaded_only_where_the_programs_are_stays_with_its_base() -> None:

@@ -73,3 +73,8 @@ def test_what_no_worker_can_ever_take_is_told_at_once(memory: int, offered: int,
     with pytest.raises(JobError, match=message):
         placement.check(chains, Workers(machines=machines))
     return None
+
+
+def test_a_worker_does_as_many_tasks_at_a_time_as_it_has_threads() -> None:
+    assert placement.placed([machine("a"), machine("b", threads=4)], 0).tasks == 5
+    assert placement.placed([machine("a", "x"), machine("b", "y", threads=4)], 1).tasks == 1
