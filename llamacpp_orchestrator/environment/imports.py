@@ -121,7 +121,7 @@ def _catches(handler: ast.ExceptHandler) -> bool:
 def prove(
     entry: Path,
     interpreter: Interpreter,
-    tree: Path,
+    statements: frozenset[str],
     read: Callable[[], tuple[Import, ...]],
     named: Collection[str],
     overridden: Collection[str],
@@ -129,12 +129,13 @@ def prove(
 ) -> None:
     """Import once what the scripts of a tree import, unless all of it was imported in this environment before.
 
-    `read` answers with what `external` finds in the tree. `named` are the packages (canonical names) that upstream's
-    requirements name, `overridden` those that the job does. OrchestrateError for one of them that cannot be imported, and for
-    what the scripts cannot start without; a name that another version than upstream's does not have is a note, since only
-    some models need it. What a script imports in a function and no requirement names is for few models, too: the log has it.
+    `statements` are the tree's `lines`, `read` answers with what `external` finds in it. `named` are the packages (canonical
+    names) that upstream's requirements name, `overridden` those that the job does. OrchestrateError for one of them that cannot
+    be imported, and for what the scripts cannot start without; a name that another version than upstream's does not have is a
+    note, since only some models need it. What a script imports in a function and no requirement names is for few models, too:
+    the log has it.
     """
-    statements, before = lines(tree), _proven(entry)
+    before = _proven(entry)
     if statements <= before:
         return
     tell("importing what the scripts import")

@@ -97,7 +97,14 @@ def _prove(run: JobRun, log: Path, tell: Tell, tree: Path, read: Callable[[], tu
     python, overridden = str(python_in(entry / "venv")), requirements.merged((), overrides)
     how = functools.partial(run.importer, limit=imports.LIMIT_SECONDS)
     interpreter = Interpreter(python=python, run=how, env=pinned.script_env, fenced=False, scratch=log.parent, log=log)
-    imports.prove(entry, interpreter, tree, read, frozenset(named), frozenset(overridden), tell)
+    statements = _statements(tree, pinned.lock.llama_cpp.key())
+    imports.prove(entry, interpreter, statements, read, frozenset(named), frozenset(overridden), tell)
+
+
+@functools.lru_cache(maxsize=2)
+def _statements(tree: Path, key: str) -> frozenset[str]:
+    """What a tree of a key imports: the runs of one process, of which a worker's child has many, read it once."""
+    return imports.lines(tree)
 
 
 def reference_environment(run: JobRun, key: str, outcomes: Outcomes, tell: Tell) -> Outcome:

@@ -112,7 +112,8 @@ def prove(
     told: list[str] = []
     how = {"python": sys.executable, "env": (("PYTHONPATH", str(packages)),), "fenced": False}
     interpreter = Interpreter(run=importer, scratch=entry, log=entry / "log", **how)
-    imports.prove(entry, interpreter, tree, functools.partial(imports.external, tree), named, overridden, told.append)
+    read = functools.partial(imports.external, tree)
+    imports.prove(entry, interpreter, imports.lines(tree), read, named, overridden, told.append)
     return told
 
 
