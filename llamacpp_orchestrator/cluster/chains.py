@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -11,12 +12,10 @@ from llamacpp_orchestrator.job import check_levels
 from llamacpp_orchestrator.job.spec import Model
 from llamacpp_orchestrator.pipeline.build import Build
 
-SHARES = 4  # of the adapters for each task at a time: who begins later, or is slower, leaves some of its shares to others
+LATE = 4  # one adapter of so many is shared out late, in small chains: who began earlier, or is faster, takes more of these
 
 
-def chains(
-    stale: Iterable[Build], tasks: int, is_loaded: Callable[[Build], bool], memory: Callable[[Build], int]
-) -> list[Chain]:
+def chains(stale: Iterable[Build], tasks: int, is_loaded: Callable[[Build], bool], memory: Callable[[Build], int]) -> list[Chain]:
     """The chains of outputs that are to be made: a model with all that is quantized from it; adapters, shared out.
 
     `tasks` is how many the workers do at a time. Adapters of one base are few chains and not one each: a worker's interpreter
@@ -36,23 +35,27 @@ def chains(
         gpu = any(build.matrix and build.matrix.on_gpu for build in own)
         base = Chain(key=f"{number}-base", outputs=tuple(build.name for build in own), memory=need, gpu=gpu)
         listed += [base] if own else []
-        for part, group in enumerate(shared(alone, max(tasks, 1) * SHARES)):
+        for part, group in enumerate(shared(alone, max(tasks, 1))):
             after = (base.key,) if own and any(map(is_loaded, group)) else ()
             names, need = tuple(build.name for build in group), max(map(memory, group))
             listed.append(Chain(key=f"{number}-adapters-{part}", outputs=names, after=after, memory=need))
     return listed
 
 
-def shared(builds: Sequence[Build], most: int) -> list[list[Build]]:
-    """Outputs in at most so many groups, as even as can be; the types of one adapter stay together."""
+def shared(builds: Sequence[Build], tasks: int) -> list[list[Build]]:
+    """Outputs in a large group for each task at a time, then in as many small ones; the types of one adapter stay together."""
     adapters: dict[str, list[Build]] = {}
     for build in builds:
         assert build.output.lora is not None
         adapters.setdefault(build.output.lora.name, []).append(build)
-    groups: list[list[Build]] = [[] for _ in range(min(most, len(adapters)))]
-    for number, group in enumerate(adapters.values()):
-        groups[number % len(groups)] += group
-    return groups
+    listed = list(adapters.values())
+    late = -(-len(listed) // LATE)
+    return _dealt(listed[: len(listed) - late], tasks) + _dealt(listed[len(listed) - late :], tasks)
+
+
+def _dealt(adapters: Sequence[list[Build]], tasks: int) -> list[list[Build]]:
+    groups = (adapters[number::tasks] for number in range(tasks))
+    return [list(itertools.chain(*group)) for group in groups if group]
 
 
 def _by_chance(build: Build) -> bool:

@@ -40,13 +40,24 @@ def test_a_model_is_one_chain_with_what_is_quantized_from_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "tasks, sizes",
-    [(0, [3, 3, 2, 2]), (1, [3, 3, 2, 2]), (2, [2, 2, 1, 1, 1, 1, 1, 1]), (3, [1] * 10), (9, [1] * 10)],
+    "count, tasks, sizes",
+    [
+        (100, 0, [75, 25]),
+        (100, 1, [75, 25]),
+        (100, 2, [38, 37, 13, 12]),
+        (101, 3, [25, 25, 25, 9, 9, 8]),
+        (8, 4, [2, 2, 1, 1, 1, 1]),
+        (5, 9, [1, 1, 1, 1, 1]),
+        (2, 1, [1, 1]),
+        (1, 4, [1]),
+    ],
 )
-def test_adapters_are_shared_out_to_some_chains_for_each_task_at_a_time(tasks: int, sizes: list[int]) -> None:
-    listed = chains.chains(adapters(10), tasks, lambda build: False, unknown)
+def test_adapters_are_shared_out_to_a_large_chain_for_each_task_at_a_time_and_a_small_one(
+    count: int, tasks: int, sizes: list[int]
+) -> None:
+    listed = chains.chains(adapters(count), tasks, lambda build: False, unknown)
     assert [len(chain.outputs) for chain in listed] == sizes
-    assert sorted(name for chain in listed for name in chain.outputs) == [f"l{number}" for number in range(10)]
+    assert sorted(name for chain in listed for name in chain.outputs) == sorted(f"l{number}" for number in range(count))
     assert not any(chain.after for chain in listed)
 
 
@@ -66,9 +77,9 @@ def test_an_adapter_that_is_loaded_comes_after_its_base(loaded: bool) -> None:
 
 def test_the_largest_output_decides_what_a_chain_takes() -> None:
     builds = [build("base", ONE, temporary=True), build("q4", ONE, "quantized"), *adapters(6)]
-    needs = {"base": 9, "q4": 5, "l0": 1, "l1": 2, "l2": 3, "l3": 4, "l4": 6, "l5": 0}
+    needs = {"base": 9, "q4": 5, "l0": 1, "l1": 7, "l2": 3, "l3": 4, "l4": 6, "l5": 0}
     listed = chains.chains(builds, 1, lambda build: False, lambda build: needs[build.name])
-    assert [chain.memory for chain in listed] == [9, 6, 2, 3, 4]
+    assert [chain.memory for chain in listed] == [9, 7, 6]
 
 
 def test_an_adapter_that_is_loaded_only_where_the_programs_are_stays_with_its_base() -> None:
