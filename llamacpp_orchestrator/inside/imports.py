@@ -79,7 +79,7 @@ def compile_with(name, folders):
     package, _, last = name.rpartition(".")
     if package:
         compile_with(package, folders)
-    path = source(last, folders[package])
+    path = source(last, folders.get(package))  # of which nothing is known if this is to end just now
     if path is None:
         return
     if path.name == "__init__.py":
