@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from llamacpp_orchestrator.source.tree import SCRIPTS
+from llamacpp_orchestrator.util import syntax
 from llamacpp_orchestrator.util.store import text_of
 
 BASES = ("ModelBase", "TextModel", "Model")
@@ -23,8 +24,6 @@ MAPS = ("TEXT_MODEL_MAP", "MMPROJ_MODEL_MAP")
 SCALINGS = {"linear": "linear", "yarn": "yarn", "longrope": "long_factor", "su": "long_factor", "llama3": "low_freq_factor"}
 
 Classes = dict[str, ast.ClassDef]
-# Python 3.11 counts the depth of the trees that threads build at once together, and fails where that does not add up.
-_building = threading.Lock()
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,14 +38,13 @@ class Decisions(msgspec.Struct, frozen=True, kw_only=True):
     called: frozenset[str] = frozenset()
 
 
-@functools.lru_cache(maxsize=16)
-def _parse(source: bytes) -> ast.Module:
-    return ast.parse(source)
+_parse = functools.lru_cache(maxsize=16)(syntax.parse)
+_parsing = threading.Lock()  # what one thread parses the others wait for
 
 
 def _parsed(path: Path) -> ast.Module:
     try:
-        with _building:
+        with _parsing:
             return _parse(path.read_bytes())
     except (OSError, ValueError, SyntaxError, RecursionError):
         return ast.Module(body=[], type_ignores=[])  # what cannot be read knows nothing, and nothing is refused for it

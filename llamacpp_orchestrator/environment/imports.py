@@ -23,6 +23,7 @@ from llamacpp_orchestrator.system import interpreter as system_interpreter
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.interpreter import Interpreter
 from llamacpp_orchestrator.system.scheduler import Tell
+from llamacpp_orchestrator.util import syntax
 from llamacpp_orchestrator.util.store import text_of
 from llamacpp_orchestrator.util.store import write_atomically
 
@@ -82,7 +83,7 @@ def external(tree: Path) -> tuple[Import, ...]:
     local, by_name = _local(tree), dict[tuple[str, tuple[str, ...]], Import]()
     for path in files(tree):
         try:
-            parsed = ast.parse(path.read_bytes())
+            parsed = syntax.parse(path.read_bytes())
         except (SyntaxError, ValueError, RecursionError):
             continue  # the script itself will say so
         core = path.parent.name != "conversion" or path.name in CORE

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from llamacpp_orchestrator.util.store import beside
 from tests.support import NOWHERE
 from tests.support import TAG
 from tests.support.answer import Answer
@@ -42,7 +43,9 @@ def ready(orchestrate: Orchestrate, job: Job, data: Path) -> Path:
 def bare(ready: Path, world: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of one's own that has the tree, and no environment."""
     cache = world / "cache"
-    shutil.copytree(shared_cache / "source" / f"package-{TAG}", cache / "source" / f"package-{TAG}")
+    entry = Path("source", f"package-{TAG}")
+    shutil.copytree(shared_cache / entry, cache / entry)
+    shutil.copy(beside(shared_cache / entry), beside(cache / entry))
     shutil.copy(shared_cache / "CACHEDIR.TAG", cache)
     monkeypatch.setenv("ORCHESTRATE_CACHE_DIR", str(cache))
     return cache
