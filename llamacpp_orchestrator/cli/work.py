@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -33,20 +34,26 @@ def work() -> None:
 
 
 def follow(lines: Iterable[bytes], machine: Settings, report: Reporter) -> None:
-    """Make the chains of which a line comes, and tell after each how it ended; a bug of ours ends it all."""
+    """Make the chains of which a line comes, and tell after each how it ended; a bug of ours ends it all.
+
+    As in a run without a cluster, what all chains need is looked at once: by the first, and after each that fails.
+    """
     import msgspec
 
     from llamacpp_orchestrator.cluster.child import OVER
     from llamacpp_orchestrator.cluster.records import Work
     from llamacpp_orchestrator.convert import warm_worker
+    from llamacpp_orchestrator.pipeline import setup
     from llamacpp_orchestrator.system.scheduler import Event
 
+    ready = frozenset[str]()
     with warm_worker.shelf() as lend:
         for line in lines:
-            asked, code = msgspec.json.decode(line, type=Work), 0
+            asked, known, ready, code = msgspec.json.decode(line, type=Work), ready, frozenset[str](), 0
             try:
-                result = _made(asked, machine, report, lend)
+                result = _made(asked, machine, report, lend, known)
                 code = first(result.errors).exit_code if result.errors else 0
+                ready = frozenset() if code else known | (setup.SHARED & {step.name for step in result.steps})
             except (OrchestrateError, OSError) as error:
                 told = error if isinstance(error, OrchestrateError) else of_system(error)
                 if told is None:
@@ -56,7 +63,7 @@ def follow(lines: Iterable[bytes], machine: Settings, report: Reporter) -> None:
             report(Event("", OVER, str(code)))
 
 
-def _made(asked: Work, machine: Settings, report: Reporter, lend: Lend) -> Result:
+def _made(asked: Work, machine: Settings, report: Reporter, lend: Lend, ready: Collection[str]) -> Result:
     from llamacpp_orchestrator.cluster import sources
     from llamacpp_orchestrator.commands import disk
     from llamacpp_orchestrator.commands import run
@@ -74,4 +81,4 @@ def _made(asked: Work, machine: Settings, report: Reporter, lend: Lend) -> Resul
     options = Options(locked=True, write_lock=False, only=asked.outputs, jobs=1, force=force, keep_going=keep_going)
     with mirror.using(pinned.context):
         mirror.look(pinned.context)
-        return run.make_pinned(pinned, options, report, lend)
+        return run.make_pinned(pinned, options, report, lend, ready)

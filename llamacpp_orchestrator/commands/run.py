@@ -109,7 +109,8 @@ def _settled(context: Context, options: Options, report: Reporter, began: float)
     pinned = PinnedJob(context, lock)
     result: Result | None = None
     try:
-        result = make_pinned(pinned, options, report, events=events)
+        ready = frozenset(event.step for event in events) & {"source"}  # of the others only what they bring has been told
+        result = make_pinned(pinned, options, report, ready=ready, events=events)
         return msgspec.structs.replace(result, seconds=round(time.monotonic() - began, 3))
     finally:
         if options.write_lock and (result is None or result.errors):
@@ -117,14 +118,21 @@ def _settled(context: Context, options: Options, report: Reporter, began: float)
 
 
 def make_pinned(
-    pinned: PinnedJob, options: Options, report: Reporter, lend: Lend = warm_worker.lent, events: Sequence[Event] = ()
+    pinned: PinnedJob,
+    options: Options,
+    report: Reporter,
+    lend: Lend = warm_worker.lent,
+    ready: Collection[str] = (),
+    events: Sequence[Event] = (),
 ) -> Result:
-    """Make the outputs of a job that is pinned; `events` are those of what has ended before."""
+    """Make the outputs of a job that is pinned, without the steps that are `ready`; `events` tell what was done before."""
     with merges_kept(pinned):
-        return _run(pinned, options, report, lend, list(events))
+        return _run(pinned, options, report, lend, ready, list(events))
 
 
-def _run(pinned: PinnedJob, options: Options, report: Reporter, lend: Lend, events: list[Event]) -> Result:
+def _run(
+    pinned: PinnedJob, options: Options, report: Reporter, lend: Lend, ready: Collection[str], events: list[Event]
+) -> Result:
     began = time.monotonic()
     local_folders.drift(pinned)
     outputs = _chosen(pipeline_build.outputs(pinned, options.force), options.only)
@@ -135,7 +143,7 @@ def _run(pinned: PinnedJob, options: Options, report: Reporter, lend: Lend, even
     for module, items in exports:
         module.check(items, options.force)
     space = tuple(need for module, items in exports for need in module.needs(pinned, items, options.force))
-    done, errors = _make(pinned, outputs, space, options, report, lend, frozenset(event.step for event in events))
+    done, errors = _make(pinned, outputs, space, options, report, lend, ready)
     events = events + done
     results: dict[str, tuple[Any, ...]] = {}
     for module, items in exports:
@@ -163,7 +171,7 @@ def _make(
     options: Options,
     report: Reporter,
     lend: Lend,
-    ended: frozenset[str],
+    ready: Collection[str],
 ) -> tuple[list[Event], list[OrchestrateError]]:
     """Make what is not up to date; the last events, and the errors among them. `space` is what is written to disks besides."""
     stale = outputs.stale
@@ -190,11 +198,11 @@ def _make(
         with lend(str(pinned.python), pinned.tree, pinned.script_env, log, scripts) as warm, _judge(lend, pinned, log) as judge:
             if forks:
                 run = msgspec.structs.replace(run, converter=warm.convert, importer=warm.load, judge=judge)
-            _check(run, outputs, space, ended)
-            steps = store.woven(graph.steps(pinned, stale, run.logs, ended) if stale else [], pinned, outputs)
+            _check(run, outputs, space, ready)
+            steps = store.woven(graph.steps(pinned, stale, run.logs, ready) if stale else [], pinned, outputs)
             loads = forks and not all(build.of for build in stale)
             begin = warm.start if loads else lambda: None
-            if loads and setup.in_place(pinned):
+            if loads and (all(name in ready for name in setup.LOADED) or setup.in_place(pinned)):
                 begin()
             perform, need = store.performing(run, outputs.kept), functools.partial(graph.need, run)
             tidying = _tidying(store.freeing(report, pinned, outputs, options.publish), steps, outputs, begin)
@@ -236,13 +244,13 @@ def _by_cluster(pinned: PinnedJob, outputs: Outputs, options: Options, report: R
     return driver.make(pinned, share, names, options, report)
 
 
-def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ended: frozenset[str]) -> None:
+def _check(run: JobRun, outputs: Outputs, space: tuple[Need, ...], ready: Collection[str]) -> None:
     """Raise for what is in the way of a run, before anything is fetched or written."""
     pinned, stale = run.pinned, outputs.stale
     placement.finish_interrupted(run.locks, outputs.builds)
     for build in stale:
         receipt.may_write(build.output.path, receipt.read(build.output.path), run.force)
-    if "source" in ended:
+    if "source" in ready:
         preflight.check_job(pinned.context.job, pinned.tag, pinned.context.file.name, pinned.tree)
     disk.check_offline(pinned, stale, any(map(pipeline_build.needs_programs, stale)))
     if any(build.of for build in stale) and binaries.ready(pinned):
@@ -257,7 +265,7 @@ def _tidying(report: Reporter, steps: list[Step], outputs: Outputs, begin: Calla
     That is done as soon as the scripts and their environment are there, while weights may still be on their way.
     """
     ended: set[str] = set()
-    loading = {step.name for step in steps if step.kind in ("source", "environment")}
+    loading = {step.name for step in steps if step.kind in setup.LOADED}
     temporary = any(build.output.temporary for build in outputs.builds)
 
     def show(event: Event) -> None:

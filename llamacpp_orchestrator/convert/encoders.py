@@ -90,8 +90,11 @@ def writes_dense(classes: Sequence[ast.ClassDef]) -> tuple[str, ...]:
 
 def takes_option(classes: Sequence[ast.ClassDef]) -> bool:
     """Whether a class writes Dense modules when DENSE_OPTION is given."""
-    attribute = DENSE_OPTION[2:].replace("-", "_")
-    nodes = (node for each in classes if each.name != "ModelBase" for node in ast.walk(each))
+    return _uses([node for node in classes if node.name != "ModelBase"], DENSE_OPTION[2:].replace("-", "_"))
+
+
+def _uses(classes: Sequence[ast.ClassDef], attribute: str) -> bool:
+    nodes = (node for each in classes for node in ast.walk(each))
     return any(isinstance(node, ast.Attribute) and node.attr == attribute for node in nodes)
 
 
@@ -127,9 +130,10 @@ def _layers(
     other = [module for module in found if module.kind not in (*HARMLESS, "Dense", "Pooling")]
     if other:
         return f"behind the model stands {quoted(other[0].kind)} ({quoted(other[0].path)}), which no tag writes", ALONE
+    if not dense:
+        return None
     paths = tuple(module.path for module in dense)
-    writes = writes_dense(classes)
-    if dense and paths != writes[: len(paths)]:
+    if paths != writes_dense(classes)[: len(paths)]:
         what = f"behind the model stand layers ({quoted(', '.join(paths))}) that {tag} does not write"
         return what, f"pin a newer tag, or {ALONE}"
     for module in dense:
@@ -154,8 +158,7 @@ def _unlike_dense(module: Module) -> str:
 def _ends(dense: Sequence[Module], config: dict[str, Any]) -> tuple[str, str] | None:
     """The first of these layers must take, and the last give, as much as the model gives (src/models/gemma-embedding.cpp)."""
     size = config.get("hidden_size")
-    wrong = dense and (dense[0].config.get("in_features") != size or dense[-1].config.get("out_features") != size)
-    if not wrong:
+    if dense[0].config.get("in_features") == size == dense[-1].config.get("out_features"):
         return None
     given = dense[-1].config.get("out_features")
     return (
@@ -169,12 +172,9 @@ def _labels(config: dict[str, Any], classes: Sequence[ast.ClassDef]) -> tuple[st
     names = config.get("architectures")
     labels = config.get("id2label") or (UNNAMED if config.get("num_labels", 2) == 2 else {})
     unnamed = list(labels.values() if isinstance(labels, dict) else labels) == UNNAMED
-    by_labels = any(
-        isinstance(node, ast.Attribute) and node.attr == "cls_out_labels" for each in classes for node in ast.walk(each)
-    )
     name = str(names[0]) if isinstance(names, list) and names else ""
     # Of RoBERTa's kind the head has two layers of its own, by names that tell them apart.
-    if not (name.endswith(CLASSIFIER) and unnamed and by_labels) or "Roberta" in name:
+    if not (name.endswith(CLASSIFIER) and unnamed) or "Roberta" in name or not _uses(classes, "cls_out_labels"):
         return None
     hint = 'name the two in its config.json, such as "id2label": {"0": "no", "1": "yes"}'
     return "its two labels have no names, and without them llama.cpp cannot load what is converted", hint

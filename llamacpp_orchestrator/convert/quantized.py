@@ -54,11 +54,7 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
 @functools.lru_cache(maxsize=4)  # a tree in the cache does not change
 def known_to(tree: Path) -> Quantized:
     """Which methods of quantization a tag undoes, and which formats of those that have several."""
-    found = [
-        node
-        for node in ast.walk(capabilities.core_module(tree))
-        if isinstance(node, ast.FunctionDef) and node.name == "dequant_model"
-    ]
+    found = capabilities.functions(tree, "dequant_model")
     raised = {
         text for where in found for node in ast.walk(where) if isinstance(node, ast.Raise) for text in capabilities.within(node)
     }
@@ -76,11 +72,7 @@ def _branch(where: ast.AST, name: str, value: str) -> list[ast.stmt]:
 
 
 def _undoing(tree: Path, method: str) -> list[ast.stmt]:
-    found = [
-        node
-        for node in ast.walk(capabilities.core_module(tree))
-        if isinstance(node, ast.FunctionDef) and node.name == "dequant_model"
-    ]
+    found = capabilities.functions(tree, "dequant_model")
     return [line for where in found for line in _branch(where, "quant_method", method)]
 
 
@@ -166,8 +158,10 @@ def _strategy(tree: Path, said: dict[str, Any]) -> tuple[str, str] | None:
     first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
     how = first.get("weights") if isinstance(first, dict) else None
     strategy = how.get("strategy") if isinstance(how, dict) else None
+    if said.get("quant_method") != "compressed-tensors" or not strategy:
+        return None
     able = strategies(tree).get(str(form), frozenset())
-    if said.get("quant_method") != "compressed-tensors" or not able or not strategy or strategy in able:
+    if not able or strategy in able:
         return None
     return f"compressed-tensors, format {form}, by {strategy}; it reads those by {' or '.join(sorted(able))}", ""
 

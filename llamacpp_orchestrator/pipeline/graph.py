@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Iterable
 from pathlib import Path
+
+import msgspec
 
 from llamacpp_orchestrator import inside
 from llamacpp_orchestrator.convert import imatrix
@@ -68,31 +71,33 @@ def scripts(pinned: PinnedJob, stale: list[Build]) -> list[Path]:
     ]
 
 
-def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ended: frozenset[str] = frozenset()) -> list[Step]:
-    """All that must be done to make some outputs; a step in `ended` has been done while the job was resolved."""
-    ready = setup.steps(pinned, logs)
-    steps = [ready[name] for name in ("source", "environment") if name == "environment" or name not in ended]
+def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ready: Collection[str] = ()) -> list[Step]:
+    """All that must be done to make some outputs, but for the steps that are `ready`."""
+    by_name = setup.steps(pinned, logs)
+    steps = [by_name["source"], by_name["environment"]]
     if any(map(pipeline_build.needs_programs, stale)):
-        steps += [ready["binaries"], *_matrices(pinned, stale, logs)]
+        steps += [by_name["binaries"], *_matrices(pinned, stale, logs)]
     if pinned.lock.reference and any(map(pipeline_build.is_compared, stale)):
-        steps.append(ready["reference"])
+        steps.append(by_name["reference"])
     # By the tree small files are looked at, and types and options of the job.
-    after: tuple[str, ...] = () if "source" in ended else ("source",)
+    after: tuple[str, ...] = ("source",)
     # A type that the tool may not have is told before gigabytes come for nothing.
     after += ("binaries",) if any(build.of and not tensor_types.is_in_every_tag(build.output.type) for build in stale) else ()
     sources, models = fetches(pinned, stale), merges(stale)
     steps_of = {need: f"fetch {key}" for key, need in sources.items()} | {need: f"merge {key}" for key, need in models.items()}
-    scripts_ready = tuple(step.name for step in steps if step.kind in ("source", "environment"))
     for key, source in sources.items():
         adapters = {steps_of[part] for need in models.values() if need.parts[0] == source for part in need.parts[1:]}
-        steps += brought(pinned, stale, key, source, after, (*scripts_ready, *sorted(adapters)), logs)
+        steps += brought(pinned, stale, key, source, after, (*setup.LOADED, *sorted(adapters)), logs)
     for key, need in models.items():
-        before = (*scripts_ready, *(steps_of[part] for part in need.parts))
+        before = (*setup.LOADED, *(steps_of[part] for part in need.parts))
         steps.append(Step(kind="merge", key=key, needs=before, heavy=True, log=log_of(f"merge {key}", logs)))
-    here = frozenset(step.name for step in steps)
     for build in stale:
-        steps += _made(pinned, build, stale, logs, tuple(steps_of[need] for need in build.needs), here)
-    return steps
+        steps += _made(pinned, build, stale, logs, tuple(steps_of[need] for need in build.needs))
+    return [_without(step, ready) for step in steps if step.name not in ready]
+
+
+def _without(step: Step, ready: Collection[str]) -> Step:
+    return msgspec.structs.replace(step, needs=tuple(need for need in step.needs if need not in ready)) if ready else step
 
 
 def fetches(pinned: PinnedJob, stale: Iterable[Build]) -> dict[str, Ingredient]:
@@ -127,16 +132,14 @@ def brought(
     return [inspect, check, Step(kind="fetch", key=key, needs=(*after, check.name))]
 
 
-def _made(
-    pinned: PinnedJob, build: Build, stale: list[Build], logs: Path, fetched: tuple[str, ...], here: frozenset[str]
-) -> tuple[Step, Step]:
-    """The step that makes an output out of what is `fetched`, and the one that checks it; `here` are the steps before."""
+def _made(pinned: PinnedJob, build: Build, stale: list[Build], logs: Path, fetched: tuple[str, ...]) -> tuple[Step, Step]:
+    """The step that makes an output out of what is `fetched`, and the one that checks it."""
     needs: list[str] = []
     if build.of:
         needs += ["binaries", *_checked(build.of, stale)]
         needs += [f"imatrix {build.origin}"] if build.matrix and not imatrix.ready(build.matrix, pinned.store) else []
     else:
-        needs += ["environment", *(["source"] if "source" in here else []), *fetched]
+        needs += [*setup.LOADED, *fetched]
     kind, name = pipeline_build.verb(build), build.name
     log = log_of(f"{kind} {name}", logs)
     making = Step(kind=kind, key=name, needs=tuple(needs), heavy=True, log=log)

@@ -38,6 +38,9 @@ from llamacpp_orchestrator.system.scheduler import log_of
 from llamacpp_orchestrator.util import background
 from llamacpp_orchestrator.util.yaml_reader import nearest
 
+LOADED = ("source", "environment")  # the steps that bring what must be here to load what converts
+SHARED = frozenset({*LOADED, "reference", "binaries"})  # those whose work does not depend on which outputs are made
+
 
 def check_types(pinned: PinnedJob) -> None:
     """Raise JobError for a type that this tag's llama-quantize does not list, with the nearest that it does."""
