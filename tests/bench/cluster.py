@@ -43,6 +43,7 @@ COUNTS, TURNS = (0, 1, 2, 4), 2  # workers; 0 is a run without a cluster
 CHAINS, WORKERS, SECONDS = 2000, 200, 4.0
 FEW = 200
 EFFICIENCY = 0.85  # at least, of two workers on two cores
+SETTINGS = {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False"}  # as docs/cluster.md has it
 
 
 def rows(world: World) -> Iterator[Row]:
@@ -87,7 +88,7 @@ def _workers(folder: Path, count: int, env: dict[str, Any]) -> Iterator[tuple[ob
         return
     with closing(Cluster(folder)) as cluster:
         for number in range(count):
-            cluster.join(f"w{number}", **env)
+            cluster.join(f"w{number}", **env, **SETTINGS)
         while any("Registered to" not in (folder / f"w{number}.log").read_text() for number in range(count)):
             time.sleep(0.1)
         yield "--scheduler", cluster.place
