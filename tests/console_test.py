@@ -63,7 +63,7 @@ def test_a_note_of_several_steps_is_told_once(capsys: pytest.CaptureFixture[str]
 def test_words_are_whole_on_a_narrow_terminal(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *fallback, **named: os.terminal_size((columns, 24)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     path = "/a/very/long/path/that/no/terminal/of/forty/columns/can/hold/in/one/line"
     said = OrchestrateError("the machine's own words are several, and there are quite a few", f"look at {path}")

@@ -105,7 +105,7 @@ def _walk(body: list[ast.stmt], inner: bool) -> Iterator[tuple[str, tuple[str, .
             yield node.module, tuple(alias.name for alias in node.names if alias.name != "*"), node.lineno, inner
         elif isinstance(node, ast.Try) and any(map(_catches, node.handlers)):
             yield from _walk([*node.orelse, *node.finalbody], inner)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in (getattr(node.test, "id", ""), getattr(node.test, "attr", "")):
             yield from _walk(node.orelse, inner)
         else:
             deeper = inner or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.If))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Iterable
@@ -40,6 +41,7 @@ def supported(requirement: Requirement, files: Iterable[str]) -> set[str]:
     return {minor for minor in MINORS if any(not tags.isdisjoint(_tags(minor)) for tags in wheels)}
 
 
+@functools.cache
 def _tags(minor: str) -> frozenset[Tag]:
     major, small = map(int, minor.split("."))
     platforms = list(platform_tags())

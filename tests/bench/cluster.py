@@ -88,7 +88,7 @@ def _workers(folder: Path, count: int, env: dict[str, Any]) -> Iterator[tuple[ob
         return
     with closing(Cluster(folder)) as cluster:
         for number in range(count):
-            cluster.join(f"w{number}", **env, **SETTINGS)
+            cluster.join(f"w{number}", **(env | SETTINGS))
         while any("Registered to" not in (folder / f"w{number}.log").read_text() for number in range(count)):
             time.sleep(0.1)
         yield "--scheduler", cluster.place

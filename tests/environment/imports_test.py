@@ -56,6 +56,11 @@ class Model:
             from strict import other
         except ValueError:
             pass
+
+if not TYPE_CHECKING:
+    import as_it_runs
+if typing.TYPE_CHECKING:
+    import only_for_types.too
 """
 
 
@@ -84,6 +89,7 @@ def test_imports_are_found_where_they_stand(small: Path) -> None:
         ("sentencepiece", ("sentencepiece_model_pb2",)): (f"{script} 22", False),
         ("transformers.models.gpt2", ()): (f"{script} 27", False),
         ("strict", ("other",)): (f"{script} 33", False),
+        ("as_it_runs", ()): (f"{script} 38", False),
         ("torch", ()): ("conversion/base.py, line 1", True),
         ("rare", ()): ("conversion/some.py, line 2", False),
         ("numpy.typing", ("DTypeLike",)): ("gguf-py/gguf/lazy.py, line 2", True),
