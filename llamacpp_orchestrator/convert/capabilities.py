@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from llamacpp_orchestrator.source import syntax
 from llamacpp_orchestrator.source.tree import SCRIPTS
-from llamacpp_orchestrator.util import syntax
 from llamacpp_orchestrator.util.store import text_of
 
 BASES = ("ModelBase", "TextModel", "Model")

@@ -17,13 +17,13 @@ from packaging.utils import canonicalize_name
 
 from llamacpp_orchestrator.errors import CommandFailed
 from llamacpp_orchestrator.errors import OrchestrateError
+from llamacpp_orchestrator.source import syntax
 from llamacpp_orchestrator.source.tree import SCRIPTS
 from llamacpp_orchestrator.system import diagnose
 from llamacpp_orchestrator.system import interpreter as system_interpreter
 from llamacpp_orchestrator.system import process
 from llamacpp_orchestrator.system.interpreter import Interpreter
 from llamacpp_orchestrator.system.scheduler import Tell
-from llamacpp_orchestrator.util import syntax
 from llamacpp_orchestrator.util.store import text_of
 from llamacpp_orchestrator.util.store import write_atomically
 

@@ -1,4 +1,4 @@
-"""Python source as a syntax tree, read without running it."""
+"""The Python source of a tree as syntax trees, read without running it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llamacpp_orchestrator.util import syntax
+from llamacpp_orchestrator.source import syntax
 
 SOURCE = Path(argparse.__file__).read_bytes()
 
