@@ -35,10 +35,10 @@ def rows(world: World) -> Iterator[Row]:
     shutil.copytree(BUILDS, world.scratch / "cache" / "builds", dirs_exist_ok=True)
     model = folder / "llama"
     size = overhead.write_model(scratch.data(world.scratch) / "tiny-llama", model, LAYERS)
-    job = worlds.write_job(
-        folder, {"source": str(model), "outtype": "bf16", "quantize": TYPES, "verify": "load"}, backend="source"
-    )
-    orchestrate("setup", job, env=env)
+    asked = {"source": str(model), "outtype": "bf16", "verify": "load"}
+    ours("run", worlds.write_job(world.folder("release/first"), asked, backend="source"), env=env)  # with what is made once
+    job = worlds.write_job(folder, asked | {"quantize": TYPES}, backend="source")
+    orchestrate("lock", job, env=env)
     made, by_hand = folder / "dist", folder / "by-hand"
 
     def fresh(place: Path) -> None:
@@ -50,7 +50,6 @@ def rows(world: World) -> Iterator[Row]:
         fresh(made)
         return ours("run", job, env=env)
 
-    mine()  # what is made once, such as the view of the model
     tool = str(next((world.scratch / "cache" / "builds").rglob("llama-quantize*")))
     bare = worlds.by_hand(
         world, [[word.replace("{llama-quantize}", tool) for word in command] for command in worlds.commands(job, env)]
