@@ -49,17 +49,19 @@ def follow(lines: Iterable[bytes], machine: Settings, report: Reporter) -> None:
     ready = frozenset[str]()
     with warm_worker.shelf() as lend:
         for line in lines:
-            asked, known, ready, code = msgspec.json.decode(line, type=Work), ready, frozenset[str](), 0
+            asked, code = msgspec.json.decode(line, type=Work), 0
             try:
-                result = _made(asked, machine, report, lend, known)
+                result = _made(asked, machine, report, lend, ready)
                 code = first(result.errors).exit_code if result.errors else 0
-                ready = frozenset() if code else known | (setup.SHARED & {step.name for step in result.steps})
+                ready |= setup.SHARED & {step.name for step in result.steps}
             except (OrchestrateError, OSError) as error:
                 told = error if isinstance(error, OrchestrateError) else of_system(error)
                 if told is None:
                     raise
                 code = told.exit_code
                 report(Event("", "error", error=told))
+            if code:
+                ready = frozenset()
             report(Event("", OVER, str(code)))
 
 

@@ -74,7 +74,7 @@ def scripts(pinned: PinnedJob, stale: list[Build]) -> list[Path]:
 def steps(pinned: PinnedJob, stale: list[Build], logs: Path, ready: Collection[str] = ()) -> list[Step]:
     """All that must be done to make some outputs, but for the steps that are `ready`."""
     by_name = setup.steps(pinned, logs)
-    steps = [by_name["source"], by_name["environment"]]
+    steps = [by_name[name] for name in setup.LOADED]
     if any(map(pipeline_build.needs_programs, stale)):
         steps += [by_name["binaries"], *_matrices(pinned, stale, logs)]
     if pinned.lock.reference and any(map(pipeline_build.is_compared, stale)):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import pytest
 
 import llamacpp_orchestrator
 from llamacpp_orchestrator.cli import options
@@ -25,7 +25,7 @@ BASE, FIRST, SECOND = "tiny-llama-f16.gguf", "tiny-llama-lora-a-lora-f16.gguf", 
 
 
 def test_a_look_for_all_chains_and_another_after_a_failure(
-    orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path, monkeypatch: pytest.MonkeyPatch
+    orchestrate: Callable[..., Answer], job: Callable[..., Path], data: Path, world: Path
 ) -> None:
     model = {"source": str(data / "tiny-llama"), "outtype": "f16", "loras": [str(data / "lora-a"), str(data / "lora-b")]}
     file = job(model, output="gguf", binaries={"backend": "none"})
@@ -43,12 +43,10 @@ def test_a_look_for_all_chains_and_another_after_a_failure(
             if number == 2:
                 (output / SECOND).unlink()
 
-    def chains() -> list[list[Event]]:
-        ends = [0, *(number + 1 for number, event in enumerate(events) if event.status == OVER)]
-        return [events[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
-
     work.follow(lines(), options.here({"quiet": True}), events.append)
-    looks = [sorted(setup.SHARED & {event.step for event in chain}) for chain in chains()]
-    assert [chain[-1].text for chain in chains()] == ["0", "0", "2", "0"]
+    ends = [0, *(number + 1 for number, event in enumerate(events) if event.status == OVER)]
+    chains = [events[begin:end] for begin, end in itertools.pairwise(ends)]
+    looks = [sorted(setup.SHARED & {event.step for event in chain}) for chain in chains]
+    assert [chain[-1].text for chain in chains] == ["0", "0", "2", "0"]
     assert looks == [["environment", "source"], [], [], ["environment", "source"]]
     assert all((output / name).is_file() for name in (BASE, FIRST, SECOND))
